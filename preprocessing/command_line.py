@@ -1,0 +1,68 @@
+"""What every step's command line shares: the common options, and the one handler of a user's mistakes."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from preprocessing.errors import InputError
+
+DatasetName = Annotated[str, typer.Option("--dataset", help="Name of the data set: its folder under --data.")]
+DataRoot = Annotated[Path, typer.Option("--data", help="Folder that holds the data sets.")]
+ModelsRoot = Annotated[Path, typer.Option("--models", help="Folder that holds the trained networks.")]
+ReportsRoot = Annotated[Path, typer.Option("--reports", help="Folder that holds the evaluation reports.")]
+
+
+def run(command: Callable[..., Any]) -> None:
+    """Run a step's function as a command line; its parameters are the options, its docstring the help.
+
+    A user's mistake (`InputError`, or an option that typer refuses) prints one line and ends with exit status 2; an
+    interruption ends with 130. Anything else is a defect and keeps its traceback.
+    """
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command(context_settings={"help_option_names": ["-h", "--help"]})(command)
+    try:
+        app(standalone_mode=False)
+    except InputError as error:
+        _fail(" ".join(str(error).split()))
+    except typer.Abort:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit's flush stays silent
+        sys.exit(1)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # click's and typer's own refusals of an option
+            _fail(" ".join(error.format_message().split()) + " (see --help)")
+        raise
+
+
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def dataset_folder(data: Path, dataset: str) -> Path:
+    """Return a data set's folder.
+
+    Raises:
+        InputError: the name is not a plain folder name.
+    """
+    if not dataset or dataset != Path(dataset).name or dataset.startswith("."):
+        raise InputError(f"--dataset {dataset!r} is not a plain name, such as fer2013 or ckplus")
+    return data / dataset
+
+
+def progress_bar() -> Progress:
+    """Return a progress bar on standard error; silent where that is no terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

@@ -1,0 +1,136 @@
+"""The CSV contract between the stages: columns, validated reading, atomic writing.
+
+A table is UTF-8 with one header and one row per image. Paths are relative to `data/NAME/`, with `/`. Columns that are
+not named here are carried through untouched. Rows are never dropped: what a stage cannot use keeps its row, with a
+status that says why.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import pandas as pd
+
+from preprocessing.emotions import EMOTIONS, in_class_order
+from preprocessing.errors import InputError
+
+INVENTORY_COLUMNS = [
+    "path", "emotion", "label_source", "subject", "sequence", "frame", "usage", "pixel_hash", "status",
+]  # fmt: skip
+BOX_COLUMNS = ["box_left", "box_top", "box_width", "box_height"]
+# Left and right as the viewer sees them; pixels of the original image.
+LANDMARKS = ["left_eye", "right_eye", "nose", "mouth_left", "mouth_right"]
+LANDMARK_COLUMNS = [f"{point}_{axis}" for point in LANDMARKS for axis in "xy"]
+FACE_COLUMNS = ["face_path", "face_status", "face_count", "face_confidence", *BOX_COLUMNS, *LANDMARK_COLUMNS]
+NUMERIC_COLUMNS = ["face_confidence", *BOX_COLUMNS, *LANDMARK_COLUMNS]  # floats; NaN where there is none
+
+STATUSES = ("ok", "constant", "unreadable")
+FACE_STATUSES = ("found", "whole_image", "not_found")
+SPLITS = ("train", "dev", "test")
+_ALLOWED = {"emotion": ("", *EMOTIONS), "status": STATUSES, "face_status": FACE_STATUSES, "split": ("", *SPLITS)}
+
+# file name -> (columns it must have, step that writes it)
+_FILES = {
+    "inventory.csv": (INVENTORY_COLUMNS, "preprocessing.step1_inventory"),
+    "faces.csv": ([*INVENTORY_COLUMNS, *FACE_COLUMNS], "preprocessing.step2_face_crops"),
+    "split.csv": ([*INVENTORY_COLUMNS, *FACE_COLUMNS, "split"], "preprocessing.step3_split"),
+}
+
+
+def read_table(folder: Path, file_name: str) -> pd.DataFrame:
+    """Read and validate one of a data set's tables.
+
+    Args:
+        folder: The data set's folder, `data/NAME`.
+        file_name: `inventory.csv`, `faces.csv` or `split.csv`.
+
+    Returns:
+        The table; text columns hold strings (empty where nothing is known), `NUMERIC_COLUMNS` and vote counts floats.
+
+    Raises:
+        InputError: there is no such table (the message names the step that writes it), or it breaks the contract.
+    """
+    needed, step = _FILES[file_name]
+    file = folder / file_name
+    if not file.is_file():
+        raise InputError(f"{file} does not exist; run first: python -m {step} --dataset {folder.name}")
+    try:
+        table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8")
+    except (ValueError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} is not a readable CSV table ({_one_line(error)}); write it again: {step}") from error
+    missing = [column for column in needed if column not in table.columns]
+    if missing:
+        raise InputError(f"{file} lacks the columns {', '.join(missing)}; write it again: python -m {step}")
+    for column, allowed in _ALLOWED.items():
+        if column in table.columns and not table[column].isin(allowed).all():
+            wrong = table.loc[~table[column].isin(allowed), column].iloc[0]
+            raise InputError(f"{file}: {column} {wrong!r} is not one of {', '.join(filter(None, allowed))}")
+    for column in ("path", "face_path"):
+        if column in table.columns:
+            for path in table[column]:
+                check_relative(path, file)
+    for column in table.columns:
+        if column in NUMERIC_COLUMNS or column.startswith("votes_"):
+            try:
+                table[column] = pd.to_numeric(table[column].replace("", "nan"))
+            except ValueError as error:
+                raise InputError(f"{file}: column {column} holds a value that is no number ({error})") from error
+    return table
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def check_relative(path: str, file: Path) -> None:
+    """Refuse a path that is absolute or climbs out of the data set's folder.
+
+    Raises:
+        InputError: with the path and the table it stands in.
+    """
+    if PurePosixPath(path).is_absolute() or PureWindowsPath(path).drive or "\\" in path or ".." in path.split("/"):
+        raise InputError(f"{file}: path {path!r} leaves the data folder; paths must be relative to it, with '/'")
+
+
+def write_table(table: pd.DataFrame, file: Path) -> None:
+    """Write a table so that a reader sees all of it or none."""
+    with atomic_file(file) as temporary:
+        table.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n")
+
+
+@contextmanager
+def atomic_file(file: Path) -> Iterator[Path]:
+    """Give a temporary path beside `file` to write to; it takes the name `file` when the block ends without error.
+
+    The temporary name is always the same, so what a killed run leaves behind is overwritten by the next one.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.stem}.part{file.suffix}")
+    try:
+        yield temporary
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def usable(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows with a readable image, a label and, in a table of crops, a face.
+
+    What it gives is valid for Keras's `ImageDataGenerator.flow_from_dataframe(rows, directory=folder,
+    x_col="path" | "face_path", y_col="emotion")`.
+    """
+    keep = (table["status"] == "ok") & (table["emotion"] != "")
+    if "face_status" in table.columns:
+        keep &= table["face_status"].isin(["found", "whole_image"])
+    return table[keep].reset_index(drop=True)
+
+
+def labels_of(table: pd.DataFrame) -> list[str]:
+    """Return the table's emotions in class order."""
+    return in_class_order(set(table["emotion"]) - {""})
+
+
+def digest(table: pd.DataFrame) -> str:
+    """Return a hash of a table's content (SHA-256, 16 hex digits), for caches, cards and unchanged-input checks."""
+    return hashlib.sha256(table.to_csv(index=False, lineterminator="\n").encode()).hexdigest()[:16]
