@@ -40,9 +40,10 @@ def run(command: Callable[..., Any]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit's flush stays silent
         sys.exit(1)
     except Exception as error:
-        if hasattr(error, "format_message"):  # click's and typer's own refusals of an option
-            _fail(" ".join(error.format_message().split()) + " (see --help)")
-        raise
+        format_message = getattr(error, "format_message", None)  # typer's own refusals of an option have it
+        if format_message is None:
+            raise
+        _fail(" ".join(format_message().split()) + " (see --help)")
 
 
 def _fail(message: str) -> None:

@@ -63,9 +63,9 @@ def read_table(folder: Path, file_name: str) -> pd.DataFrame:
     if missing:
         raise InputError(f"{file} lacks the columns {', '.join(missing)}; write it again: python -m {step}")
     for column, allowed in _ALLOWED.items():
-        if column in table.columns and not table[column].isin(allowed).all():
-            wrong = table.loc[~table[column].isin(allowed), column].iloc[0]
-            raise InputError(f"{file}: {column} {wrong!r} is not one of {', '.join(filter(None, allowed))}")
+        wrong = set(table[column]) - set(allowed) if column in table.columns else set()
+        if wrong:
+            raise InputError(f"{file}: {column} {min(wrong)!r} is not one of {', '.join(filter(None, allowed))}")
     for column in ("path", "face_path"):
         if column in table.columns:
             for path in table[column]:
@@ -123,7 +123,7 @@ def usable(table: pd.DataFrame) -> pd.DataFrame:
     keep = (table["status"] == "ok") & (table["emotion"] != "")
     if "face_status" in table.columns:
         keep &= table["face_status"].isin(["found", "whole_image"])
-    return table[keep].reset_index(drop=True)
+    return table.loc[keep].reset_index(drop=True)
 
 
 def labels_of(table: pd.DataFrame) -> list[str]:
