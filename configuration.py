@@ -59,6 +59,8 @@ class Faces:
 class Split:
     """Step 3."""
 
+    strategy: str = "auto"  # `official`, `subject`, `random`, `folds`, or `auto`: the first of these that the data allows
+    copies: str = "keep"  # official splits only: `drop` leaves out training images with a copy in dev or test
     train: float = 0.8  # share of the images
     dev: float = 0.1  # share of the images; the rest is the test split
     folds: int = 10  # number of folds where folds are asked for
@@ -89,7 +91,7 @@ class Fitting:
     """One training run: the network, its optimiser, and when it stops."""
 
     network: str = "vgg"  # a name of `training.models.NETWORKS`
-    epochs: int = 24  # passes over the training split
+    epochs: int = 36  # passes over the training split
     batch_size: int = 128  # images
     optimizer: str = "adamw"  # `adamw`, `adam` or `sgd`
     learning_rate: float = 2e-3  # at the start

@@ -73,7 +73,7 @@ def read_table(folder: Path, file_name: str) -> pd.DataFrame:
     for column in table.columns:
         if column in NUMERIC_COLUMNS or column.startswith("votes_"):
             try:
-                table[column] = pd.to_numeric(table[column].replace("", "nan"))
+                table[column] = pd.to_numeric(table[column].where(table[column] != ""))
             except ValueError as error:
                 raise InputError(f"{file}: column {column} holds a value that is no number ({error})") from error
     return table
@@ -120,10 +120,15 @@ def usable(table: pd.DataFrame) -> pd.DataFrame:
     What it gives is valid for Keras's `ImageDataGenerator.flow_from_dataframe(rows, directory=folder,
     x_col="path" | "face_path", y_col="emotion")`.
     """
+    return table.loc[is_usable(table)].reset_index(drop=True)
+
+
+def is_usable(table: pd.DataFrame) -> pd.Series:
+    """Return, for each row of a table, whether `usable` keeps it."""
     keep = (table["status"] == "ok") & (table["emotion"] != "")
     if "face_status" in table.columns:
         keep &= table["face_status"].isin(["found", "whole_image"])
-    return table.loc[keep].reset_index(drop=True)
+    return keep
 
 
 def labels_of(table: pd.DataFrame) -> list[str]:

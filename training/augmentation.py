@@ -1,0 +1,139 @@
+"""Random changes of training images, as Keras layers in the training graph; none of them is saved with a network."""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from configuration import Augmentation
+
+ops: Any = keras.ops  # Keras does not type what its operations give
+
+
+class RandomAffine(keras.layers.Layer):
+    """Mirror, turn, scale and shift each image by one bilinear sampling; edges are repeated outwards.
+
+    Takes and gives float images, (n, height, width, channels). Outside training it changes nothing.
+
+    Args:
+        flip: Mirror left and right, half of the time.
+        rotation: Degrees, at most, either way.
+        zoom: Share of the size, at most, smaller or larger.
+        shift: Pixels, at most, in each direction.
+        seed: Seed of the random numbers.
+    """
+
+    def __init__(self, flip: bool, rotation: float, zoom: float, shift: float, seed: int):
+        super().__init__(dtype="float32")
+        self.flip, self.rotation, self.zoom, self.shift = flip, rotation, zoom, shift
+        self.random = keras.random.SeedGenerator(seed)
+
+    def call(self, images: Any, training: bool = False) -> Any:
+        """Return the changed images, float32, of the same shape."""
+        if not training:
+            return images
+        n, height, width = ops.shape(images)[0], images.shape[1], images.shape[2]
+
+        def uniform(limit: float) -> Any:
+            return keras.random.uniform((n,), -limit, limit, seed=self.random)
+
+        angle = uniform(self.rotation * np.pi / 180)
+        scale = 1 + uniform(self.zoom)
+        mirror = ops.where(uniform(1.0) < 0, -1.0, 1.0) if self.flip else ops.ones((n,))
+        cosine, sine = scale * ops.cos(angle), scale * ops.sin(angle)
+        # Each output pixel is read at center + matrix (pixel - center) + shift.
+        x, y = (width - 1) / 2, (height - 1) / 2
+        a, b, c, d = cosine * mirror, -sine, sine * mirror, cosine
+        move_x, move_y = x - a * x - b * y + uniform(self.shift), y - c * x - d * y + uniform(self.shift)
+        zero = ops.zeros((n,))
+        transform = ops.stack([a, b, move_x, c, d, move_y, zero, zero], axis=1)
+        return ops.image.affine_transform(images, transform, interpolation="bilinear", fill_mode="nearest")
+
+
+class RandomLight(keras.layers.Layer):
+    """Change each image's contrast (about its mean) and brightness.
+
+    Args:
+        contrast: Share of the contrast, at most, more or less.
+        brightness: Gray levels of 255, at most, more or less.
+        seed: Seed of the random numbers.
+    """
+
+    def __init__(self, contrast: float, brightness: float, seed: int):
+        super().__init__(dtype="float32")
+        self.contrast, self.brightness = contrast, brightness
+        self.random = keras.random.SeedGenerator(seed)
+
+    def call(self, images: Any, training: bool = False) -> Any:
+        """Return the changed images, float32, within 0-255."""
+        if not training:
+            return images
+        shape = (ops.shape(images)[0], 1, 1, 1)
+        factor = keras.random.uniform(shape, 1 - self.contrast, 1 + self.contrast, seed=self.random)
+        offset = keras.random.uniform(shape, -self.brightness, self.brightness, seed=self.random)
+        mean = ops.mean(images, axis=(1, 2, 3), keepdims=True)
+        return ops.clip((images - mean) * factor + mean + offset, 0, 255)
+
+
+class RandomScars(keras.layers.Layer):
+    """Cover small boxes with black, so that no single feature of a face decides.
+
+    Each of `count` boxes is there half of the time, lies anywhere, and is up to `length` x `width` pixels, upright or
+    lying.
+
+    Args:
+        count: Boxes per image, at most.
+        length: Pixels of the longer side, at most.
+        width: Pixels of the shorter side, at most.
+        seed: Seed of the random numbers.
+    """
+
+    def __init__(self, count: int, length: int, width: int, seed: int):
+        super().__init__(dtype="float32")
+        self.count, self.length, self.width = count, length, width
+        self.random = keras.random.SeedGenerator(seed)
+
+    def call(self, images: Any, training: bool = False) -> Any:
+        """Return the scarred images, float32."""
+        if not training:
+            return images
+        shape = (ops.shape(images)[0], 1, 1, self.count)
+
+        def whole_number(low: int, high: Any) -> Any:
+            return low + ops.floor(keras.random.uniform(shape, seed=self.random) * (high - low + 1))
+
+        def yes() -> Any:
+            return keras.random.uniform(shape, seed=self.random) < 0.5
+
+        longer, shorter, lying = whole_number(1, self.length), whole_number(1, self.width), yes()
+        box_height, box_width = ops.where(lying, shorter, longer), ops.where(lying, longer, shorter)
+        height, width = images.shape[1], images.shape[2]
+        top, left = whole_number(0, height - box_height), whole_number(0, width - box_width)
+        rows = ops.reshape(ops.arange(height, dtype="float32"), (1, height, 1, 1))
+        columns = ops.reshape(ops.arange(width, dtype="float32"), (1, 1, width, 1))
+        inside = (rows >= top) & (rows < top + box_height) & (columns >= left) & (columns < left + box_width) & yes()
+        return ops.where(ops.any(inside, axis=-1, keepdims=True), 0.0, images)
+
+
+class ToPixels(keras.layers.Layer):
+    """Round to uint8, 0-255: what the network takes, when serving as when training."""
+
+    def call(self, images: Any) -> Any:
+        """Return uint8 images."""
+        return ops.cast(ops.round(ops.clip(images, 0, 255)), "uint8")
+
+
+def build_augmentation(options: Augmentation, input_shape: tuple[int, int, int], seed: int) -> keras.Model:
+    """Return a model from uint8 images to randomly changed uint8 images, (n, height, width, channels).
+
+    Changes whose strength is zero leave no layer behind.
+    """
+    inputs = keras.Input(input_shape, dtype="uint8")
+    images = keras.layers.Rescaling(1.0, dtype="float32")(inputs)
+    if options.flip or options.rotation or options.zoom or options.shift:
+        images = RandomAffine(options.flip, options.rotation, options.zoom, options.shift, seed)(images)
+    if options.contrast or options.brightness:
+        images = RandomLight(options.contrast, options.brightness, seed + 1)(images)
+    if options.scars:
+        images = RandomScars(options.scars, options.scar_length, options.scar_width, seed + 2)(images)
+    return keras.Model(inputs, ToPixels()(images), name="augmentation")

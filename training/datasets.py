@@ -1,0 +1,187 @@
+"""Table rows to batches: Keras's `flow_from_dataframe`, decoded once and served from memory."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import keras
+import numpy as np
+import pandas as pd
+
+from preprocessing.command_line import progress_bar
+from preprocessing.errors import InputError
+from preprocessing.image_tables import atomic_file, labels_of
+
+CHANNELS = {"grayscale": 1, "rgb": 3}
+MEMORY_LIMIT = 2 << 30  # bytes: larger caches are memory-mapped, not loaded
+KEPT_CACHES = 12  # files: the least recently used beyond these are removed
+
+
+class FaceBatches(keras.utils.PyDataset):
+    """Batches of images and one-hot labels.
+
+    Each epoch's order depends on the seed and the epoch's number alone, so a resumed run sees the same batches as an
+    uninterrupted one.
+
+    Attributes:
+        images: uint8, (n, height, width, channels), 0-255; read-only.
+        labels: int64, (n,): class indices; None with `class_mode=None`.
+        classes: Class names in class order.
+        batch_size: Images per batch; the last batch may be smaller.
+        epoch: Number of the epoch being served; set it before a run is resumed.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray | None,
+        classes: Sequence[str],
+        batch_size: int,
+        class_mode: str | None = "categorical",
+        shuffle: bool = True,
+        seed: int | None = None,
+    ):
+        super().__init__()
+        self.images = images
+        self.labels = labels
+        self.classes = tuple(classes)
+        self.batch_size = batch_size
+        self.epoch = 0
+        self._class_mode = class_mode
+        self._shuffle = shuffle
+        self._seed = seed if seed is not None else int(np.random.default_rng().integers(1 << 31))
+        self._order: tuple[int, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // self.batch_size)
+
+    def __getitem__(self, index: int):
+        chosen = self._epoch_order()[index * self.batch_size : (index + 1) * self.batch_size]
+        images = self.images[chosen]
+        if self.labels is None:
+            return images
+        if self._class_mode == "sparse":
+            return images, self.labels[chosen]
+        return images, np.eye(len(self.classes), dtype=np.float32)[self.labels[chosen]]
+
+    def on_epoch_end(self) -> None:
+        """Go on to the next epoch's order."""
+        self.epoch += 1
+
+    def _epoch_order(self) -> np.ndarray:
+        if self._order is None or (self._shuffle and self._order[0] != self.epoch):
+            order = np.arange(len(self.images))
+            if self._shuffle:
+                np.random.default_rng([self._seed, self.epoch]).shuffle(order)
+            self._order = (self.epoch, order)
+        return self._order[1]
+
+
+def flow_from_dataframe(
+    dataframe: pd.DataFrame,
+    directory: Path,
+    x_col: str = "face_path",
+    y_col: str = "emotion",
+    target_size: tuple[int, int] = (48, 48),
+    color_mode: str = "grayscale",
+    classes: Sequence[str] | None = None,
+    class_mode: str | None = "categorical",
+    batch_size: int = 32,
+    shuffle: bool = True,
+    seed: int | None = None,
+) -> FaceBatches:
+    """Return batches of the table's images; arguments are named as in Keras's `flow_from_dataframe`.
+
+    Unlike Keras's, it decodes every image once, in parallel, into a uint8 cache under `directory/cache` (keyed by the
+    paths and the files' sizes and times); it never resizes, never drops a file in silence, and takes the class order
+    from `classes`, not from the alphabet.
+
+    Args:
+        dataframe: Rows to serve, such as `image_tables.usable(table)` gives.
+        directory: Folder that the paths are relative to.
+        x_col: Column of the paths.
+        y_col: Column of the labels; not read with `class_mode=None`.
+        target_size: (height, width) in pixels that every image must have.
+        color_mode: `grayscale` or `rgb`.
+        classes: Class names in class order; left out, the table's emotions.
+        class_mode: `categorical` (one-hot float32), `sparse` (class indices), or None (images alone).
+        batch_size: Images per batch.
+        shuffle: A new order in every epoch.
+        seed: Seed of that order.
+
+    Raises:
+        InputError: no rows; a file missing, unreadable, or of another size; a label outside `classes`.
+    """
+    if color_mode not in CHANNELS:
+        raise InputError(f"color_mode {color_mode!r} is not one of {', '.join(CHANNELS)}")
+    if class_mode not in ("categorical", "sparse", None):
+        raise InputError(f"class_mode {class_mode!r} is not one of categorical, sparse, None")
+    if not len(dataframe):
+        raise InputError(f"the table for {directory} has no rows to serve; look at its split and status columns")
+    labels = None
+    if class_mode is not None:
+        classes = list(classes) if classes is not None else labels_of(dataframe)
+        codes = pd.Categorical(dataframe[y_col], categories=classes).codes
+        if (codes < 0).any():
+            wrong = dataframe[y_col].iloc[int(np.argmax(codes < 0))]
+            raise InputError(f"label {wrong!r} is not one of the classes {', '.join(classes)}")
+        labels = codes.astype(np.int64)
+    images = _cached_images(list(dataframe[x_col]), Path(directory), target_size, color_mode)
+    return FaceBatches(images, labels, classes or (), batch_size, class_mode, shuffle, seed)
+
+
+def _cached_images(paths: list[str], directory: Path, target_size: tuple[int, int], color_mode: str) -> np.ndarray:
+    """Return the decoded images, from the cache where the same files were decoded before."""
+    key = hashlib.sha256(repr((target_size, color_mode)).encode())
+    for path in paths:
+        try:
+            state = (directory / path).stat()
+        except OSError as error:
+            raise InputError(f"{directory / path} is missing; make the crops again with step2_face_crops") from error
+        key.update(f"{path}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
+    file = directory / "cache" / f"{key.hexdigest()[:16]}.npy"
+    if file.exists():
+        os.utime(file)
+    else:
+        shape = (len(paths), *target_size, CHANNELS[color_mode])
+        with atomic_file(file) as temporary:
+            images = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+            _decode_into(images, paths, directory, color_mode)
+            images.flush()
+            del images  # Windows renames only files that nobody maps
+        for old in sorted(file.parent.glob("*.npy"), key=lambda f: f.stat().st_mtime)[:-KEPT_CACHES]:
+            old.unlink(missing_ok=True)
+    images = np.load(file, mmap_mode="r" if file.stat().st_size > MEMORY_LIMIT else None)
+    images.flags.writeable = False
+    return images
+
+
+def _decode_into(images: np.ndarray, paths: list[str], directory: Path, color_mode: str) -> None:
+    def decode(index: int) -> None:
+        images[index] = read_image(directory / paths[index], images.shape[1:3], color_mode)
+
+    with ThreadPoolExecutor() as pool, progress_bar() as bar:
+        for _ in bar.track(pool.map(decode, range(len(paths))), total=len(paths), description="decoding"):
+            pass
+
+
+def read_image(file: Path, target_size: tuple[int, int], color_mode: str) -> np.ndarray:
+    """Return one image, uint8 (height, width, channels), gray or RGB.
+
+    Raises:
+        InputError: the file cannot be decoded, or has another size than `target_size`.
+    """
+    encoded = np.fromfile(file, np.uint8)  # not cv2.imread, which fails on non-ASCII paths on Windows
+    flag = cv2.IMREAD_GRAYSCALE if color_mode == "grayscale" else cv2.IMREAD_COLOR_RGB
+    image = cv2.imdecode(encoded, flag) if encoded.size else None
+    if image is None:
+        raise InputError(f"{file} is not a readable image; make the crops again with step2_face_crops")
+    if image.shape[:2] != tuple(target_size):
+        raise InputError(
+            f"{file} is {image.shape[1]}x{image.shape[0]} pixels, not {target_size[1]}x{target_size[0]}; "
+            "nothing is resized here: make the crops again with step2_face_crops --size"
+        )
+    return image.reshape(*target_size, CHANNELS[color_mode])

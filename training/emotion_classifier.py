@@ -1,0 +1,166 @@
+"""A saved network and its card: save, load, check, predict.
+
+Two files make a model: `X.keras`, the network, and `X.json`, its card, which says what the network is, how its input
+is cropped, how it was trained, and every score that was measured. Only this file knows what runs the network; Keras
+is imported when the first one is loaded or saved.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from configuration import FACES, Faces
+from preprocessing.emotions import EMOTIONS
+from preprocessing.errors import InputError
+from preprocessing.image_tables import atomic_file
+
+if TYPE_CHECKING:
+    import keras
+
+LARGEST_BATCH = 256  # images given to the network at once
+_NEEDED = {"labels": list, "input_size": int, "channels": int, "align": str, "temperature": (int, float)}
+
+
+def card_path(model_file: Path) -> Path:
+    """Return the path of a network's card."""
+    return model_file.with_suffix(".json")
+
+
+def read_card(model_file: Path) -> dict[str, Any]:
+    """Return a network's card.
+
+    Raises:
+        InputError: there is none, it is no JSON, or a needed entry is missing or of the wrong kind.
+    """
+    file = card_path(model_file)
+    if not file.is_file():
+        raise InputError(f"{model_file} has no card; {file} must lie beside it (training writes both)")
+    try:
+        card = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{file} is not readable JSON ({error}); train again, or restore it") from error
+    for name, kind in _NEEDED.items():
+        if not isinstance(card, dict) or not isinstance(card.get(name), kind):
+            raise InputError(f"{file} lacks a valid {name!r}; train again, or restore the card")
+    if len(card["labels"]) < 2 or set(card["labels"]) - set(EMOTIONS):
+        raise InputError(f"{file}: labels {card['labels']} are not among {', '.join(EMOTIONS)}")
+    if not card["temperature"] > 0:
+        raise InputError(f"{file}: temperature {card['temperature']} must be greater than 0")
+    return card
+
+
+def write_card(card: dict[str, Any], model_file: Path) -> None:
+    """Write a network's card so that a reader sees all of it or none."""
+    with atomic_file(card_path(model_file)) as temporary:
+        temporary.write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def save(network: keras.Model, card: dict[str, Any], model_file: Path) -> None:
+    """Write a network, as an uncompiled float32 copy, and its card.
+
+    A compiled network would drag its optimiser's state along, and a mixed precision would survive the saving.
+    """
+    import keras
+
+    def in_float32(layer: keras.layers.Layer) -> keras.layers.Layer:
+        return layer.__class__.from_config({**layer.get_config(), "dtype": "float32"})
+
+    copy = keras.models.clone_model(network, clone_function=in_float32)
+    copy.set_weights(network.get_weights())
+    _check_fit(copy, card, model_file)
+    with atomic_file(model_file) as temporary:
+        copy.save(temporary)
+    write_card(card, model_file)
+
+
+def _check_fit(network: keras.Model, card: dict[str, Any], model_file: Path) -> None:
+    """Refuse a card that describes another network."""
+    side = card["input_size"]
+    expected = ((None, side, side, card["channels"]), (None, len(card["labels"])))
+    found = (tuple(network.input_shape), tuple(network.output_shape))
+    if found != expected:
+        raise InputError(
+            f"{card_path(model_file)} does not describe {model_file.name}: the card says input and output "
+            f"{expected}, the network has {found}"
+        )
+
+
+class EmotionClassifier:
+    """A trained network with its card.
+
+    Attributes:
+        network: The Keras model.
+        card: What its card says.
+        labels: Class names, in class order.
+        input_size: Side of its square input, pixels.
+        channels: 1 (gray) or 3 (RGB).
+    """
+
+    def __init__(self, network: keras.Model, card: dict[str, Any]):
+        self.network = network
+        self.card = card
+        self.labels: tuple[str, ...] = tuple(card["labels"])
+        self.input_size: int = card["input_size"]
+        self.channels: int = card["channels"]
+
+    @classmethod
+    def load(cls, model_file: Path) -> EmotionClassifier:
+        """Load a network and its card.
+
+        Raises:
+            InputError: a file is missing, is no Keras model, or the two do not belong together.
+        """
+        model_file = Path(model_file)
+        if not model_file.is_file():
+            raise InputError(f"{model_file} does not exist; train one with python -m training.step3_best_model")
+        card = read_card(model_file)
+        if model_file.suffix != ".keras":
+            raise InputError(f"{model_file} is not a .keras file; give the network, its card is found beside it")
+        import keras
+
+        try:
+            network: Any = keras.models.load_model(model_file, compile=False, safe_mode=True)
+        except (ValueError, OSError, TypeError, KeyError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{model_file} is not a usable Keras model ({reason}); train it again") from error
+        _check_fit(network, card, model_file)
+        return cls(network, card)
+
+    @property
+    def faces(self) -> Faces:
+        """The crop options with which this network was trained; crop with these."""
+        return replace(FACES, size=self.input_size, channels=self.channels, align=self.card["align"])
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """Return the calibrated probabilities of each class.
+
+        Args:
+            images: uint8, (n, input_size, input_size, channels), 0-255; n may be 0.
+
+        Returns:
+            float32, (n, classes); rows sum to one.
+
+        Raises:
+            ValueError: another shape or dtype.
+        """
+        shape = (self.input_size, self.input_size, self.channels)
+        if images.dtype != np.uint8 or images.shape[1:] != shape:
+            raise ValueError(f"images must be uint8 (n, {', '.join(map(str, shape))}). Received: {images.dtype} "
+                             f"{images.shape}")  # fmt: skip
+        if not len(images):
+            return np.zeros((0, len(self.labels)), np.float32)
+        batches = [images[i : i + LARGEST_BATCH] for i in range(0, len(images), LARGEST_BATCH)]
+        return np.concatenate([self._predict_batch(batch) for batch in batches])
+
+    def _predict_batch(self, images: np.ndarray) -> np.ndarray:
+        n = len(images)
+        padded = np.zeros((1 << (n - 1).bit_length(), *images.shape[1:]), np.uint8)  # few sizes: each is traced once
+        padded[:n] = images
+        probabilities = np.asarray(self.network.predict_on_batch(padded))[:n]
+        scaled = probabilities.astype(np.float64) ** (1 / self.card["temperature"])
+        return (scaled / scaled.sum(axis=1, keepdims=True)).astype(np.float32)

@@ -1,0 +1,366 @@
+"""Fit a network, written once for every step: compile, callbacks, resume after an interruption, curves, card.
+
+A run has a folder of its own, `models/DATASET/runs/NAME-KEY/`, where KEY stands for the settings and the data. It holds
+`run.json` (both, in full), `history.csv`, `curves.png`, and the weights of the best and the last epoch. An interrupted
+run goes on after its last whole epoch; a finished one is not repeated.
+"""
+
+import csv
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pandas as pd
+
+from configuration import Fitting
+from preprocessing.errors import InputError
+from preprocessing.image_tables import atomic_file, digest, labels_of, usable
+from training import models
+from training.augmentation import build_augmentation
+from training.datasets import FaceBatches, flow_from_dataframe
+from training.emotion_classifier import read_card, save
+
+OPTIMIZERS = ("adamw", "adam", "sgd")
+SCHEDULES = ("cosine", "constant")
+PRECISIONS = ("auto", "float32", "mixed_bfloat16")
+MONITOR = "val_accuracy"  # the best epoch is chosen by this
+
+
+def fit_table(table: pd.DataFrame, folder: Path, model_file: Path, fitting: Fitting, command: str) -> bool:
+    """Train a network on a data set's table, and save its best epoch with its card.
+
+    Args:
+        table: The data set's `split.csv`, as `image_tables.read_table` gives it.
+        folder: The data set's folder.
+        model_file: Where the network goes.
+        fitting: Every setting of the run.
+        command: The command that makes this network again, for its card.
+
+    Returns:
+        False where this very run had been finished before and nothing was done.
+
+    Raises:
+        InputError: the train or dev split has no usable rows, or an emotion has no training image.
+    """
+    rows = usable(table)
+    rows = rows.loc[rows["split"].isin(["train", "dev"])]
+    splits = {name: rows.loc[rows["split"] == name] for name in ("train", "dev")}
+    for name, part in splits.items():
+        if part.empty:
+            raise InputError(f"{folder / 'split.csv'} has no usable {name} images; split again with step3_split")
+    classes = labels_of(rows)
+    missing = [label for label in classes if label not in set(splits["train"]["emotion"])]
+    if missing:
+        raise InputError(f"no training image shows {', '.join(missing)}; split again with step3_split")
+    crops = crop_options(folder)
+    flows = {
+        name: flow_from_dataframe(
+            part,
+            folder,
+            target_size=(crops["size"], crops["size"]),
+            color_mode="grayscale" if crops["channels"] == 1 else "rgb",
+            classes=classes,
+            batch_size=fitting.batch_size,
+            shuffle=name == "train",
+            seed=fitting.seed,
+        )
+        for name, part in splits.items()
+    }
+    counts = ", ".join(f"{len(part)} {name}" for name, part in splits.items())
+    print(f"{folder.name}: {counts} images, {len(classes)} emotions; network {fitting.network}", flush=True)
+    about = {
+        "dataset": folder.name,
+        "split_hash": digest(rows.filter(["path", "pixel_hash", "emotion", "split"])),
+        "align": crops["align"],
+        "command": command,
+    }
+    return fit(flows["train"], flows["dev"], model_file, fitting, about)
+
+
+def crop_options(folder: Path) -> dict[str, Any]:
+    """Return `size`, `channels` and `align` of a data set's crops, as step 2 noted them beside its table."""
+    return json.loads((folder / "faces.json").read_text(encoding="utf-8"))["options"]
+
+
+def fit(train: FaceBatches, dev: FaceBatches, model_file: Path, fitting: Fitting, about: Mapping[str, Any]) -> bool:
+    """Train a network, or go on with an interrupted training, and save its best epoch with its card.
+
+    Args:
+        train: Batches to learn from.
+        dev: Batches to choose the epoch by.
+        model_file: Where the network goes, `X.keras`; the card goes beside it.
+        fitting: Every setting of the run.
+        about: Entries of the card that the caller knows: at least `dataset`, `split_hash` and `align`.
+
+    Returns:
+        False where this very run had been finished before and nothing was done.
+
+    Raises:
+        InputError: a setting that is not accepted.
+    """
+    _check(fitting)
+    settings = {"fitting": asdict(fitting), "labels": list(train.classes), "split_hash": about["split_hash"]}
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    if model_file.is_file() and _run_of(model_file) == key:
+        print(f"unchanged: {model_file} was made by this very run (same settings, same data); nothing to do")
+        return False
+    folder = model_file.parent / "runs" / f"{model_file.stem}-{key}"
+    run = _open_run(folder, settings, lambda: _choose_precision(train, fitting))
+    start = time.monotonic()
+    keras.utils.set_random_seed(fitting.seed)
+    network, trainer = build_trainer(train, replace(fitting, precision=run["precision"]))
+    history = _train(trainer, network, train, dev, folder, fitting)
+    best = max(history, key=lambda row: row[MONITOR])
+    network.load_weights(_weights(folder, "best", best["epoch"]))
+    card = {
+        "labels": list(train.classes),
+        "input_size": train.images.shape[1],
+        "channels": train.images.shape[3],
+        "temperature": 1.0,
+        "unsure_below": 0.0,
+        **about,
+        "run": key,
+        "created": datetime.now(UTC).date().isoformat(),
+        "parameters": network.count_params(),
+        "training_images": len(train.images),
+        "dev_images": len(dev.images),
+        "hyperparameters": asdict(fitting),
+        "precision": run["precision"],
+        "seed": fitting.seed,
+        "epochs_run": len(history),
+        "epoch_chosen": best["epoch"],
+        "chosen_by": "highest accuracy on the dev split, one number per epoch",
+        "versions": {"python": platform.python_version(), "keras": keras.version(), "backend": _backend()},
+        "scores": [],
+    }
+    save(network, card, model_file)
+    print(
+        f"{len(history)} epochs ({time.monotonic() - start:.0f} s in this go), best: epoch {best['epoch']} "
+        f"with dev accuracy {best[MONITOR]:.4f}\nnetwork: {model_file}\ncurves:  {folder / 'curves.png'}"
+    )
+    return True
+
+
+def _check(fitting: Fitting) -> None:
+    for name, accepted in (
+        ("network", models.NETWORKS),
+        ("optimizer", OPTIMIZERS),
+        ("schedule", SCHEDULES),
+        ("precision", PRECISIONS),
+    ):
+        if getattr(fitting, name) not in accepted:
+            raise InputError(f"{name} {getattr(fitting, name)!r} is not one of {', '.join(accepted)}")
+    for name, least in (("epochs", 1), ("batch_size", 1), ("patience", 0), ("seed", 0)):
+        if getattr(fitting, name) < least:
+            raise InputError(f"{name} {getattr(fitting, name)} is too small; the least is {least}")
+    if not 0 < fitting.learning_rate < 10:
+        raise InputError(f"learning rate {fitting.learning_rate} is not between 0 and 10")
+    if not 0 <= fitting.label_smoothing < 1:
+        raise InputError(f"label smoothing {fitting.label_smoothing} is not in 0 to 1")
+
+
+def _backend() -> str:
+    return f"{keras.backend.backend()} {__import__(keras.backend.backend()).__version__}"
+
+
+def _run_of(model_file: Path) -> str | None:
+    """Return the key of the run that made a saved network; None where its card does not tell."""
+    try:
+        return read_card(model_file).get("run")
+    except InputError:
+        return None
+
+
+def _open_run(folder: Path, settings: dict[str, Any], choose_precision: Any) -> dict[str, Any]:
+    """Return what `run.json` says, after writing it where the run is new."""
+    file = folder / "run.json"
+    if not file.is_file():
+        with atomic_file(file) as temporary:
+            temporary.write_text(json.dumps({**settings, "precision": choose_precision()}, indent=2), encoding="utf-8")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def build_trainer(train: FaceBatches, fitting: Fitting) -> tuple[keras.Model, keras.Model]:
+    """Return the network, and the compiled model that trains it: augmentation in front, gone when it is saved.
+
+    Both share their weights. `fitting.precision` must be settled, not `auto`.
+    """
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(fitting.precision)
+    try:
+        shape = train.images.shape[1:]
+        network = models.build(fitting.network, shape, len(train.classes))
+        augmentation = build_augmentation(fitting.augmentation, shape, fitting.seed)
+        inputs = keras.Input(shape, dtype="uint8")
+        trainer = keras.Model(inputs, network(augmentation(inputs)), name="trainer")
+        # TensorFlow's XLA knows no image warp; the other backends always compile.
+        jit_compile: Any = False if keras.backend.backend() == "tensorflow" else "auto"
+        trainer.compile(
+            optimizer=_build_optimizer(fitting, steps=fitting.epochs * len(train)),
+            loss=keras.losses.CategoricalCrossentropy(label_smoothing=fitting.label_smoothing),
+            metrics=["accuracy"],
+            jit_compile=jit_compile,
+        )
+        trainer.optimizer.build(trainer.trainable_variables)  # so that a saved state finds its place before step one
+    finally:
+        keras.config.set_dtype_policy(before)
+    return network, trainer
+
+
+def _build_optimizer(fitting: Fitting, steps: int) -> keras.optimizers.Optimizer:
+    rate: Any = fitting.learning_rate
+    if fitting.schedule == "cosine":
+        rate = keras.optimizers.schedules.CosineDecay(rate, steps)
+    if fitting.optimizer == "adamw":
+        return keras.optimizers.AdamW(rate, weight_decay=fitting.weight_decay)
+    if fitting.optimizer == "adam":
+        return keras.optimizers.Adam(rate)
+    return keras.optimizers.SGD(rate, momentum=fitting.momentum)
+
+
+def _choose_precision(train: FaceBatches, fitting: Fitting, steps: int = 4) -> str:
+    """Return the precision of the run; for `auto` the faster one here, by timing a few steps of each."""
+    if fitting.precision != "auto":
+        return fitting.precision
+    images, labels = train[0]
+    seconds = {}
+    for precision in ("float32", "mixed_bfloat16"):
+        _, trainer = build_trainer(train, replace(fitting, precision=precision))
+        trainer.train_on_batch(images, labels)
+        times = []
+        for _ in range(steps):
+            start = time.perf_counter()
+            trainer.train_on_batch(images, labels)
+            times.append(time.perf_counter() - start)
+        seconds[precision] = float(np.median(times))
+    chosen = min(seconds, key=lambda name: seconds[name])
+    times_text = ", ".join(f"{name} {1000 * value:.0f} ms" for name, value in seconds.items())
+    print(f"precision: {chosen} (one step: {times_text})")
+    return chosen
+
+
+def _train(
+    trainer: keras.Model, network: keras.Model, train: FaceBatches, dev: FaceBatches, folder: Path, fitting: Fitting
+) -> list[dict[str, float]]:
+    """Fit from the last whole epoch on, and return one row of figures per epoch."""
+    keeper = RunKeeper(folder, network, fitting.patience)
+    done = keeper.restore(trainer)
+    if done:
+        print(f"going on after epoch {done} of {fitting.epochs} ({folder})")
+    if done < fitting.epochs and not keeper.out_of_patience():
+        train.epoch = done
+        verbose: Any = 1 if os.isatty(1) else 2  # a bar, or a line per epoch in a log
+        trainer.fit(
+            train,
+            validation_data=dev,
+            epochs=fitting.epochs,
+            initial_epoch=done,
+            callbacks=[keeper],
+            shuffle=False,  # the batches come in their own seeded order
+            verbose=verbose,
+        )
+    draw_curves(keeper.history, folder / "curves.png")
+    return keeper.history
+
+
+def _weights(folder: Path, what: str, epoch: float) -> Path:
+    return folder / f"{what}-{int(epoch):04d}.weights.h5"
+
+
+class RunKeeper(keras.callbacks.Callback):
+    """Keep a run's history, best weights and whole state on disk, so that a kill at any moment costs one epoch at most.
+
+    The order of writing makes it safe: the epoch's best weights, then its line of history, then the state that names
+    the epoch; only then are older files removed. Restoring starts from the newest state and forgets later lines.
+
+    Args:
+        folder: The run's folder.
+        network: The network whose weights are kept as the best.
+        patience: Epochs without a better dev accuracy before training stops; 0: never.
+    """
+
+    def __init__(self, folder: Path, network: keras.Model, patience: int):
+        super().__init__()
+        self.folder = folder
+        self.network = network
+        self.patience = patience
+        self.history: list[dict[str, float]] = []
+
+    def restore(self, trainer: keras.Model) -> int:
+        """Load the newest state into the trainer; return the number of epochs it has done."""
+        for state in sorted(self.folder.glob("state-*.weights.h5"), reverse=True):
+            epoch = int(state.name.split("-")[1].split(".")[0])
+            history = self._read_history(epoch)
+            if len(history) == epoch:
+                trainer.load_weights(state)
+                self.history = history
+                return epoch
+        return 0
+
+    def out_of_patience(self) -> bool:
+        """Tell whether the best epoch lies `patience` epochs back."""
+        return bool(self.patience and self.history) and len(self.history) - self._best() >= self.patience
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Write the finished epoch; `epoch` counts from 0 here, from 1 in the files."""
+        trainer: Any = self.model
+        number = epoch + 1
+        row = {"epoch": number, **{name: float(value) for name, value in (logs or {}).items()}}
+        row["learning_rate"] = float(trainer.optimizer.learning_rate)
+        self.history.append(row)
+        if self._best() == number:
+            self._save(self.network, _weights(self.folder, "best", number))
+        self._write_history()
+        self._save(trainer, _weights(self.folder, "state", number))
+        keep = {_weights(self.folder, "best", self._best()), _weights(self.folder, "state", number)}
+        for old in set(self.folder.glob("*.weights.h5")) - keep:
+            old.unlink()
+        if self.out_of_patience():
+            trainer.stop_training = True
+
+    def _best(self) -> int:
+        return int(max(self.history, key=lambda row: row[MONITOR])["epoch"])
+
+    def _save(self, model: keras.Model, file: Path) -> None:
+        # Keras wants the ending .weights.h5, which a temporary name keeps by going in front.
+        temporary = file.with_name(f".part-{file.name}")
+        model.save_weights(temporary, overwrite=True)
+        temporary.replace(file)
+
+    def _write_history(self) -> None:
+        with atomic_file(self.folder / "history.csv") as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(self.history[0]))
+            writer.writeheader()
+            writer.writerows(self.history)
+
+    def _read_history(self, epochs: int) -> list[dict[str, float]]:
+        file = self.folder / "history.csv"
+        if not file.is_file():
+            return []
+        with file.open(newline="") as lines:
+            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(lines)][:epochs]
+
+
+def draw_curves(history: list[dict[str, float]], file: Path) -> None:
+    """Draw loss and accuracy over the epochs, for the training and the dev split."""
+    from matplotlib.figure import Figure
+
+    epochs = [row["epoch"] for row in history]
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        axes.plot(epochs, [row[name] for row in history], label="train (augmented)")
+        axes.plot(epochs, [row[f"val_{name}"] for row in history], label="dev")
+        axes.set(xlabel="epoch", title=name)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    with atomic_file(file) as temporary:
+        figure.savefig(temporary, dpi=120)

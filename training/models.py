@@ -1,0 +1,93 @@
+"""The networks, as functional Keras models.
+
+Each takes uint8 pixels in 0-255, (n, height, width, channels), gives a float32 softmax, (n, classes), and holds its
+own normalisation. Built-in layers only, so that plain `keras.models.load_model` loads what is saved.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from preprocessing.errors import InputError
+
+
+def build_cifar10(input_shape: tuple[int, int, int], classes: int) -> keras.Model:
+    """Return the CNN of Keras's CIFAR-10 example, the second student project's baseline."""
+    inputs = keras.Input(input_shape, dtype="uint8")
+    x = keras.layers.Rescaling(1 / 255)(inputs)
+    for filters in (32, 64):
+        x = keras.layers.Conv2D(filters, 3, padding="same", activation="relu")(x)
+        x = keras.layers.Conv2D(filters, 3, activation="relu")(x)
+        x = keras.layers.MaxPooling2D()(x)
+        x = keras.layers.Dropout(0.25)(x)
+    x = keras.layers.Flatten()(x)
+    x = keras.layers.Dense(512, activation="relu")(x)
+    x = keras.layers.Dropout(0.5)(x)
+    return keras.Model(inputs, _softmax(x, classes), name="cifar10")
+
+
+def build_project1(input_shape: tuple[int, int, int], classes: int) -> keras.Model:
+    """Return the 32/64/128 network of the first student project, on standardised images."""
+    inputs = keras.Input(input_shape, dtype="uint8")
+    x = _standardize(inputs)
+    for filters in (32, 64, 128):
+        x = keras.layers.Conv2D(filters, 3, padding="same", activation="relu")(x)
+        x = keras.layers.BatchNormalization()(x)
+        x = keras.layers.MaxPooling2D()(x)
+        x = keras.layers.Dropout(0.25)(x)
+    x = keras.layers.Flatten()(x)
+    return keras.Model(inputs, _softmax(x, classes), name="project1")
+
+
+def build_vgg(
+    input_shape: tuple[int, int, int],
+    classes: int,
+    widths: tuple[int, ...] = (32, 64, 128, 256),
+    dropout: float = 0.4,
+) -> keras.Model:
+    """Return a plain VGG-like network: two 3x3 convolutions per width, batch norm, global average pooling."""
+    inputs = keras.Input(input_shape, dtype="uint8")
+    x = _standardize(inputs)
+    for index, filters in enumerate(widths):
+        if index:
+            x = keras.layers.MaxPooling2D()(x)
+        for _ in range(2):
+            x = keras.layers.Conv2D(filters, 3, padding="same", use_bias=False, kernel_initializer="he_normal")(x)
+            x = keras.layers.BatchNormalization()(x)
+            x = keras.layers.Activation("relu")(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    x = keras.layers.Dropout(dropout)(x)
+    return keras.Model(inputs, _softmax(x, classes), name="vgg")
+
+
+NETWORKS: dict[str, Callable[..., keras.Model]] = {
+    "cifar10": build_cifar10,
+    "project1": build_project1,
+    "vgg": build_vgg,
+}
+
+
+def build(network: str, input_shape: tuple[int, int, int], classes: int) -> keras.Model:
+    """Return a new network by its name.
+
+    Raises:
+        InputError: no network has that name, or the images are too small for it.
+    """
+    if network not in NETWORKS:
+        raise InputError(f"no network is called {network!r}; there are {', '.join(NETWORKS)}")
+    if min(input_shape[:2]) < 24:
+        raise InputError(f"images of {input_shape[1]}x{input_shape[0]} pixels are too small; the least is 24x24")
+    return NETWORKS[network](input_shape, classes)
+
+
+def _standardize(inputs: Any) -> Any:
+    """Scale each image to mean 0 and standard deviation 1; the epsilon lets a constant image become all zeros."""
+    x = keras.layers.Rescaling(1 / 255, dtype="float32")(inputs)
+    image_axes: Any = (1, 2, 3)
+    return keras.layers.LayerNormalization(image_axes, center=False, scale=False, epsilon=1e-5, dtype="float32")(x)
+
+
+def _softmax(x: Any, classes: int) -> Any:
+    x = keras.layers.Dense(classes)(x)
+    return keras.layers.Activation("softmax", dtype="float32", name="probabilities")(x)

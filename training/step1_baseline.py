@@ -1,0 +1,44 @@
+"""Train one of the two student projects' networks: the floor that everything later is measured against.
+
+Reads:  data/NAME/split.csv and the crops it names
+Writes: models/NAME/baseline_NETWORK.keras and its card; models/NAME/runs/ (history, curves, states to resume from)
+
+    python -m training.step1_baseline --dataset fer2013 --network project1
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+if not __package__:  # run as a plain file
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import typer
+
+from configuration import BASELINES, PATHS, SAMPLE
+from preprocessing.command_line import DataRoot, DatasetName, ModelsRoot, changed, dataset_folder, run, typed_command
+from preprocessing.errors import InputError
+from preprocessing.image_tables import read_table
+
+
+def main(
+    dataset: DatasetName = SAMPLE.name,
+    data: DataRoot = PATHS.data,
+    models: ModelsRoot = PATHS.models,
+    network: Annotated[str, typer.Option(help=f"Which baseline: {' or '.join(BASELINES)}.")] = "project1",
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training split; else the baseline's own.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the run; else the baseline's own.")] = None,
+) -> None:
+    """Train a student project's network on a data set's training split."""
+    if network not in BASELINES:
+        raise InputError(f"--network {network!r} is not one of {', '.join(BASELINES)}")
+    folder = dataset_folder(data, dataset)
+    table = read_table(folder, "split.csv")  # before Keras is imported, so that a mistake is told at once
+    from training.fitting import fit_table
+
+    model_file = models / dataset / f"baseline_{network}.keras"
+    fit_table(table, folder, model_file, changed(BASELINES[network], epochs=epochs, seed=seed), typed_command())
+
+
+if __name__ == "__main__":
+    run(main)
