@@ -52,6 +52,7 @@ class Faces:
     largest_side: int = 1280  # pixels: a larger picture is searched in a reduced copy; crops come from the full one
     thresholds: tuple[float, float, float] = (0.6, 0.7, 0.7)  # least confidence of mtcnn's three networks, 0-1
     scale_factor: float = 0.709  # ratio between neighbouring sizes of mtcnn's image pyramid
+    crop_side: int = 100  # pixels: a picture with no side longer than this is a face crop already, as in FER2013
     enlarge: int = 4  # times: pictures that are face crops already are enlarged before mtcnn sees them (--detect)
 
 
@@ -59,7 +60,9 @@ class Faces:
 class Split:
     """Step 3."""
 
-    strategy: str = "auto"  # `official`, `subject`, `random`, `folds`, or `auto`: the first of these that the data allows
+    strategy: str = (
+        "auto"  # `official`, `subject`, `random`, `folds`, or `auto`: the first of these that the data allows
+    )
     copies: str = "keep"  # official splits only: `drop` leaves out training images with a copy in dev or test
     train: float = 0.8  # share of the images
     dev: float = 0.1  # share of the images; the rest is the test split
@@ -135,13 +138,6 @@ BASELINES = {
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """How the evaluation runs."""
-
-    batch_size: int = 256  # images
-
-
-@dataclass(frozen=True)
 class Webcam:
     """The realtime program."""
 
@@ -156,5 +152,4 @@ INVENTORY = Inventory()
 FACES = Faces()
 SPLIT = Split()
 BEST = Fitting()
-EVALUATION = Evaluation()
 WEBCAM = Webcam()

@@ -3,18 +3,16 @@
 import os
 import shlex
 import sys
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from preprocessing.errors import InputError
-
-Settings = TypeVar("Settings")
 
 DatasetName = Annotated[str, typer.Option("--dataset", help="Name of the data set: its folder under --data.")]
 DataRoot = Annotated[Path, typer.Option("--data", help="Folder that holds the data sets.")]
@@ -28,7 +26,6 @@ def run(command: Callable[..., Any]) -> None:
     A user's mistake (`InputError`, or an option that typer refuses) prints one line and ends with exit status 2; an
     interruption ends with 130. Anything else is a defect and keeps its traceback.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up notes are not for the user
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command(context_settings={"help_option_names": ["-h", "--help"]})(command)
     try:
@@ -67,16 +64,29 @@ def dataset_folder(data: Path, dataset: str) -> Path:
     return data / dataset
 
 
-def changed(settings: Settings, **options: Any) -> Settings:
-    """Return settings (a frozen dataclass) with those options in place that are not None."""
-    return replace(settings, **{name: value for name, value in options.items() if value is not None})
-
-
 def typed_command() -> str:
     """Return the command that started this program, as one types it from the repository's root."""
     main_spec = sys.modules["__main__"].__spec__
     program = f"-m {main_spec.name}" if main_spec else sys.argv[0]
     return shlex.join(["python", *program.split(), *sys.argv[1:]])
+
+
+@contextmanager
+def quiet_start() -> Iterator[None]:
+    """Silence what native libraries write while they are imported.
+
+    TensorFlow's write notes about CUDA to the file descriptor itself, which a user takes for an error.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def progress_bar() -> Progress:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from configuration import FACES, Faces
+from preprocessing.command_line import quiet_start
 from preprocessing.emotions import EMOTIONS
 from preprocessing.errors import InputError
 from preprocessing.image_tables import atomic_file
@@ -35,8 +36,12 @@ def read_card(model_file: Path) -> dict[str, Any]:
     """Return a network's card.
 
     Raises:
-        InputError: there is none, it is no JSON, or a needed entry is missing or of the wrong kind.
+        InputError: the network or its card is missing, the card is no JSON, or it lacks a needed entry.
     """
+    if model_file.suffix != ".keras":
+        raise InputError(f"{model_file} is not a .keras file; give the network, its card is found beside it")
+    if not model_file.is_file():
+        raise InputError(f"{model_file} does not exist; train one with python -m training.step3_best_model")
     file = card_path(model_file)
     if not file.is_file():
         raise InputError(f"{model_file} has no card; {file} must lie beside it (training writes both)")
@@ -116,13 +121,9 @@ class EmotionClassifier:
             InputError: a file is missing, is no Keras model, or the two do not belong together.
         """
         model_file = Path(model_file)
-        if not model_file.is_file():
-            raise InputError(f"{model_file} does not exist; train one with python -m training.step3_best_model")
         card = read_card(model_file)
-        if model_file.suffix != ".keras":
-            raise InputError(f"{model_file} is not a .keras file; give the network, its card is found beside it")
-        import keras
-
+        with quiet_start():
+            import keras
         try:
             network: Any = keras.models.load_model(model_file, compile=False, safe_mode=True)
         except (ValueError, OSError, TypeError, KeyError) as error:

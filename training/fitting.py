@@ -49,8 +49,9 @@ def fit_table(table: pd.DataFrame, folder: Path, model_file: Path, fitting: Fitt
         False where this very run had been finished before and nothing was done.
 
     Raises:
-        InputError: the train or dev split has no usable rows, or an emotion has no training image.
+        InputError: a setting is not accepted, the train or dev split has no usable rows, or an emotion has no training image.
     """
+    check_settings(fitting)
     rows = usable(table)
     rows = rows.loc[rows["split"].isin(["train", "dev"])]
     splits = {name: rows.loc[rows["split"] == name] for name in ("train", "dev")}
@@ -103,11 +104,7 @@ def fit(train: FaceBatches, dev: FaceBatches, model_file: Path, fitting: Fitting
 
     Returns:
         False where this very run had been finished before and nothing was done.
-
-    Raises:
-        InputError: a setting that is not accepted.
     """
-    _check(fitting)
     settings = {"fitting": asdict(fitting), "labels": list(train.classes), "split_hash": about["split_hash"]}
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     if model_file.is_file() and _run_of(model_file) == key:
@@ -150,7 +147,12 @@ def fit(train: FaceBatches, dev: FaceBatches, model_file: Path, fitting: Fitting
     return True
 
 
-def _check(fitting: Fitting) -> None:
+def check_settings(fitting: Fitting) -> None:
+    """Refuse settings that cannot be used, each by its name.
+
+    Raises:
+        InputError: with the value and what is accepted.
+    """
     for name, accepted in (
         ("network", models.NETWORKS),
         ("optimizer", OPTIMIZERS),

@@ -13,10 +13,20 @@ from typing import Annotated
 if not __package__:  # run as a plain file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from dataclasses import replace
+
 import typer
 
 from configuration import BASELINES, PATHS, SAMPLE
-from preprocessing.command_line import DataRoot, DatasetName, ModelsRoot, changed, dataset_folder, run, typed_command
+from preprocessing.command_line import (
+    DataRoot,
+    DatasetName,
+    ModelsRoot,
+    dataset_folder,
+    quiet_start,
+    run,
+    typed_command,
+)
 from preprocessing.errors import InputError
 from preprocessing.image_tables import read_table
 
@@ -34,10 +44,16 @@ def main(
         raise InputError(f"--network {network!r} is not one of {', '.join(BASELINES)}")
     folder = dataset_folder(data, dataset)
     table = read_table(folder, "split.csv")  # before Keras is imported, so that a mistake is told at once
-    from training.fitting import fit_table
+    with quiet_start():
+        from training.fitting import fit_table
 
     model_file = models / dataset / f"baseline_{network}.keras"
-    fit_table(table, folder, model_file, changed(BASELINES[network], epochs=epochs, seed=seed), typed_command())
+    fitting = BASELINES[network]
+    if epochs is not None:
+        fitting = replace(fitting, epochs=epochs)
+    if seed is not None:
+        fitting = replace(fitting, seed=seed)
+    fit_table(table, folder, model_file, fitting, typed_command())
 
 
 if __name__ == "__main__":

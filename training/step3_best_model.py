@@ -13,10 +13,20 @@ from typing import Annotated
 if not __package__:  # run as a plain file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from dataclasses import replace
+
 import typer
 
 from configuration import BEST, PATHS, SAMPLE
-from preprocessing.command_line import DataRoot, DatasetName, ModelsRoot, changed, dataset_folder, run, typed_command
+from preprocessing.command_line import (
+    DataRoot,
+    DatasetName,
+    ModelsRoot,
+    dataset_folder,
+    quiet_start,
+    run,
+    typed_command,
+)
 from preprocessing.image_tables import read_table
 
 
@@ -34,9 +44,10 @@ def main(
     """Train the best known network on a data set's training split."""
     folder = dataset_folder(data, dataset)
     table = read_table(folder, "split.csv")  # before Keras is imported, so that a mistake is told at once
-    from training.fitting import fit_table
+    with quiet_start():
+        from training.fitting import fit_table
 
-    fitting = changed(
+    fitting = replace(
         BEST, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, precision=precision, seed=seed
     )
     fit_table(table, folder, output or models / dataset / "best.keras", fitting, typed_command())

@@ -1,0 +1,47 @@
+# make demo | test | check | test-system | clean.   PYTHON=python3.12 chooses the interpreter (3.11 or newer).
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test check lint test-system clean
+.DEFAULT_GOAL := demo
+
+# Each stamp file stands for an installation; it is renewed only when its list of requirements changes.
+.venv/runtime: requirements.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
+		{ echo "error: $(PYTHON) is older than 3.11; give a newer one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	@echo "installing into .venv (once; about two minutes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || \
+		{ echo "error: no venv module; on Debian or Ubuntu: sudo apt-get install python3-venv" >&2; exit 2; }
+	@$(PIP) -r requirements.txt
+	@$(BIN)/python -c "import cv2" || \
+		{ echo "error: OpenCV lacks system libraries; on Debian or Ubuntu: sudo apt-get install libgl1 libglib2.0-0" >&2; exit 2; }
+	@touch $@
+
+.venv/dev: requirements-dev.txt .venv/runtime
+	@$(PIP) -r requirements-dev.txt
+	@touch $@
+
+demo: .venv/runtime
+	@$(BIN)/python -m realtime.demo
+
+test: .venv/dev
+	@$(BIN)/python -m pytest -m "not system"
+	@echo "left to 'make test-system': $$($(BIN)/python -m pytest --collect-only -q -m system 2>/dev/null | grep -c '::') tests"
+
+lint: .venv/dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright
+
+check: lint test
+
+# A virtual display, and keys typed into it, for the tests that open windows.
+test-system: .venv/dev
+	@command -v Xvfb >/dev/null && command -v xdotool >/dev/null || { \
+		command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq xvfb xdotool >/dev/null; } || \
+		{ echo "error: these tests need Xvfb and xdotool; on Debian or Ubuntu: sudo apt-get install xvfb xdotool" >&2; exit 2; }
+	@$(BIN)/python -m pytest -m system
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache
