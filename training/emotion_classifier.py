@@ -75,7 +75,8 @@ def save(network: keras.Model, card: dict[str, Any], model_file: Path) -> None:
     def in_float32(layer: keras.layers.Layer) -> keras.layers.Layer:
         return layer.__class__.from_config({**layer.get_config(), "dtype": "float32"})
 
-    copy = keras.models.clone_model(network, clone_function=in_float32)
+    copy = keras.models.clone_model(network, clone_function=in_float32)  # compiled too, if the network is
+    copy = keras.Model(copy.inputs, copy.outputs, name=network.name)
     copy.set_weights(network.get_weights())
     _check_fit(copy, card, model_file)
     with atomic_file(model_file) as temporary:

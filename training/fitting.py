@@ -312,6 +312,13 @@ class RunKeeper(keras.callbacks.Callback):
         """Tell whether the best epoch lies `patience` epochs back."""
         return bool(self.patience and self.history) and len(self.history) - self._best() >= self.patience
 
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Set the random numbers of augmentation and dropout by the epoch: Keras saves no state of theirs."""
+        trainer: Any = self.model
+        for variable in trainer.non_trainable_variables:
+            if variable.path.endswith("seed_generator_state"):
+                variable.assign([variable.numpy()[0], epoch << 20])
+
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Write the finished epoch; `epoch` counts from 0 here, from 1 in the files."""
         trainer: Any = self.model
@@ -349,7 +356,8 @@ class RunKeeper(keras.callbacks.Callback):
         if not file.is_file():
             return []
         with file.open(newline="") as lines:
-            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(lines)][:epochs]
+            rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(lines)]
+        return [{**row, "epoch": int(row["epoch"])} for row in rows[:epochs]]
 
 
 def draw_curves(history: list[dict[str, float]], file: Path) -> None:

@@ -1,0 +1,120 @@
+"""Small synthetic data sets and networks that several test files use."""
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from preprocessing import command_line
+from preprocessing.image_tables import FACE_COLUMNS, INVENTORY_COLUMNS, write_table
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The folder of real data that developers have beside the project; tests that need it skip where it is absent."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"no real data at {SHARED_DATA}")
+    return SHARED_DATA
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a finished step left behind for its user."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def run_step(monkeypatch, capfd) -> Callable[..., Done]:
+    """Run `python -m MODULE ARGS...` inside this process, by its command line: quick, since Keras is loaded once."""
+
+    def run(module: str, *arguments: object) -> Done:
+        main = importlib.import_module(module).main
+        monkeypatch.setattr(sys, "argv", [module, *map(str, arguments)])
+        capfd.readouterr()
+        try:
+            command_line.run(main)
+            status = 0
+        except SystemExit as end:
+            status = int(end.code or 0)
+        return Done(status, *capfd.readouterr())
+
+    return run
+
+
+def striped_image(emotion_index: int, size: int, random: np.random.Generator) -> np.ndarray:
+    """Return a noisy uint8 gray image with one bright bar, whose height tells the class."""
+    image = random.integers(0, 60, (size, size)).astype(np.uint8)
+    top = emotion_index * size // 8
+    image[top : top + size // 8] += 150
+    return image
+
+
+@pytest.fixture
+def make_dataset(tmp_path: Path) -> Callable[..., Path]:
+    """Make a data set folder with crops and a finished split.csv, whose classes are easy to tell apart."""
+
+    def make(
+        emotions: tuple[str, ...] = ("anger", "happiness", "neutral"),
+        per_split: tuple[tuple[str, int], ...] = (("train", 12), ("dev", 4), ("test", 4)),
+        size: int = 24,
+        name: str = "stripes",
+    ) -> Path:
+        folder = tmp_path / "data" / name
+        (folder / "faces").mkdir(parents=True)
+        random = np.random.default_rng(3)
+        rows = []
+        for split, count in per_split:
+            for index, emotion in enumerate(emotions):
+                for number in range(count):
+                    path = f"faces/{split}_{emotion}_{number}.png"
+                    cv2.imwrite(str(folder / path), striped_image(index, size, random))
+                    row = dict.fromkeys([*INVENTORY_COLUMNS, *FACE_COLUMNS], "")
+                    row |= {"path": path, "face_path": path, "emotion": emotion, "pixel_hash": path}
+                    rows.append({**row, "status": "ok", "face_status": "whole_image", "split": split})
+        write_table(pd.DataFrame(rows), folder / "split.csv")
+        crops = {"options": {"size": size, "channels": 1, "align": "landmarks"}}
+        (folder / "faces.json").write_text(json.dumps(crops))
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def tiny_model(tmp_path: Path) -> Callable[..., Path]:
+    """Save an untrained network of a few hundred parameters with its card, and return its path."""
+
+    def make(
+        labels: tuple[str, ...] = ("anger", "happiness", "neutral"), size: int = 24, name: str = "tiny.keras", **card
+    ) -> Path:
+        import keras
+
+        from training.emotion_classifier import save
+
+        keras.utils.set_random_seed(5)
+        inputs = keras.Input((size, size, 1), dtype="uint8")
+        x = keras.layers.Rescaling(1 / 255)(inputs)
+        x = keras.layers.AveragePooling2D(size // 8)(x)
+        x = keras.layers.Flatten()(x)
+        outputs = keras.layers.Dense(len(labels), activation="softmax")(x)
+        file = tmp_path / "models" / name
+        facts = {"labels": list(labels), "input_size": size, "channels": 1, "align": "landmarks", "temperature": 1.0}
+        save(keras.Model(inputs, outputs), {**facts, "unsure_below": 0.0, "scores": [], **card}, file)
+        return file
+
+    return make

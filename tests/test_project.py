@@ -1,0 +1,67 @@
+"""Rules that hold the project together."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+STAGES = ["configuration", "preprocessing", "training", "evaluation", "realtime"]
+MAY_IMPORT = {
+    "configuration": set(),
+    "preprocessing": {"configuration"},
+    "training": {"configuration", "preprocessing"},
+    "evaluation": {"configuration", "preprocessing", "training"},
+    "realtime": {"configuration", "preprocessing", "training"},
+}
+SOURCES = [ROOT / "configuration.py", *(file for stage in STAGES[1:] for file in sorted((ROOT / stage).glob("*.py")))]
+STEPS = sorted(
+    [file for file in SOURCES if file.name.startswith("step")]
+    + [ROOT / "evaluation" / "model_evaluation.py", ROOT / "realtime" / "webcam.py"]
+)
+
+
+def imports_of(file: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module or "")
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_imports_run_one_way(file):
+    stage = file.relative_to(ROOT).parts[0].removesuffix(".py")
+    imported = {name.split(".")[0] for name in imports_of(file)}
+    assert imported & set(STAGES) <= MAY_IMPORT[stage] | {stage}
+    if stage == "training":
+        assert not imported & {"tensorflow", "mtcnn"}
+        assert not imports_of(file) & {"preprocessing.faces", "preprocessing.sample"}
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("configuration", "numpy cv2 pandas keras tensorflow typer"),
+        ("preprocessing.faces", "pandas keras tensorflow mtcnn matplotlib"),
+        ("training.emotion_classifier", "keras tensorflow matplotlib"),
+        ("realtime.webcam", "keras tensorflow mtcnn matplotlib"),
+        ("evaluation.model_evaluation", "keras tensorflow mtcnn"),
+    ],
+)
+def test_importing_is_cheap(module, heavy):
+    code = f"import sys, {module}; print(*(set({heavy.split()}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda file: file.stem)
+def test_every_step_also_runs_as_a_plain_file_from_anywhere(step, tmp_path):
+    done = subprocess.run([sys.executable, step, "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--" in done.stdout and not done.stderr

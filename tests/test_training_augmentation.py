@@ -1,0 +1,90 @@
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+from configuration import NO_AUGMENTATION, SCARS_ONLY, Augmentation
+from training.augmentation import build_augmentation
+
+SHAPE = (48, 48, 1)
+RANDOM = np.random.default_rng(2)
+
+
+def augmented(options: Augmentation, images: np.ndarray, training: bool = True) -> np.ndarray:
+    return np.asarray(build_augmentation(options, SHAPE, seed=1)(images, training=training))
+
+
+def test_changes_nothing_outside_training():
+    images = RANDOM.integers(0, 256, (4, *SHAPE)).astype(np.uint8)
+    np.testing.assert_array_equal(augmented(Augmentation(), images, training=False), images)
+
+
+def test_gives_pixels_that_differ_between_images_and_calls():
+    images = np.repeat(RANDOM.integers(0, 256, (1, *SHAPE)), 4, axis=0).astype(np.uint8)
+    model = build_augmentation(Augmentation(), SHAPE, seed=1)
+    first, second = np.asarray(model(images, training=True)), np.asarray(model(images, training=True))
+    assert first.dtype == np.uint8
+    assert len({image.tobytes() for image in [*first, *second]}) == 8
+
+
+def test_no_augmentation_leaves_training_images_alone():
+    images = RANDOM.integers(0, 256, (4, *SHAPE)).astype(np.uint8)
+    np.testing.assert_array_equal(augmented(NO_AUGMENTATION, images), images)
+
+
+def test_a_scar_is_a_black_box_of_at_most_6x2_pixels_upright_or_lying_possibly_none():
+    results = augmented(replace(SCARS_ONLY, scars=1), np.full((600, *SHAPE), 255, np.uint8))[..., 0]
+    sizes = set()
+    for image in results:
+        assert set(np.unique(image)) <= {0, 255}
+        rows, columns = np.nonzero(image == 0)
+        size = (int(np.ptp(rows)) + 1, int(np.ptp(columns)) + 1) if len(rows) else (0, 0)
+        assert len(rows) == size[0] * size[1]  # a filled box
+        sizes.add(size)
+    boxes = {(height, width) for height in range(1, 7) for width in range(1, 3)}
+    boxes |= {(width, height) for height, width in boxes}
+    assert sizes <= boxes | {(0, 0)} and {(0, 0), (6, 2), (2, 6)} <= sizes
+    assert 0.4 < np.mean([not (image == 0).any() for image in results]) < 0.6
+
+
+def test_two_scars_at_most():
+    results = augmented(SCARS_ONLY, np.full((300, *SHAPE), 255, np.uint8))[..., 0]
+    pieces = [cv2.connectedComponents((image == 0).astype(np.uint8))[0] - 1 for image in results]
+    assert max(pieces) == 2 and min(pieces) == 0
+
+
+def test_a_flip_gives_the_image_or_its_mirror():
+    image = RANDOM.integers(0, 256, SHAPE).astype(np.uint8)
+    results = augmented(replace(NO_AUGMENTATION, flip=True), np.repeat(image[None], 40, axis=0))
+    mirrored = [np.array_equal(result, image[:, ::-1]) for result in results]
+    assert all(mirror or np.array_equal(result, image) for mirror, result in zip(mirrored, results, strict=True))
+    assert 5 < sum(mirrored) < 35
+
+
+def test_turning_and_shifting_move_a_dot_as_far_as_allowed_and_no_farther():
+    def positions(options: Augmentation) -> np.ndarray:
+        """Return where the blob at 16 pixels right of the center goes, relative to the center."""
+        images = np.zeros((200, *SHAPE), np.uint8)
+        images[:, 22:26, 38:42] = 255
+        results = augmented(options, images)[..., 0].astype(float)
+        grid = np.mgrid[:48, :48] - 23.5
+        return np.stack([(results * axis).sum((1, 2)) / results.sum((1, 2)) for axis in grid[::-1]], axis=1)
+
+    turned = positions(replace(NO_AUGMENTATION, rotation=20.0))
+    angles = np.degrees(np.arctan2(turned[:, 1], turned[:, 0]))
+    np.testing.assert_allclose(np.hypot(*turned.T), 16, atol=0.5)
+    assert 15 < np.abs(angles).max() < 20.5 and angles.min() < -10 and angles.max() > 10
+    shifted = positions(replace(NO_AUGMENTATION, shift=4.0)) - [16, 0]
+    assert 3 < np.abs(shifted).max() < 4.2
+    zoomed = positions(replace(NO_AUGMENTATION, zoom=0.2))[:, 0] / 16
+    assert zoomed.min() == pytest.approx(1 / 1.2, abs=0.05) and zoomed.max() == pytest.approx(1 / 0.8, abs=0.08)
+
+
+def test_light_changes_are_one_gain_and_one_offset_per_image():
+    images = RANDOM.integers(100, 150, (50, *SHAPE)).astype(np.uint8)
+    results = augmented(replace(NO_AUGMENTATION, contrast=0.2, brightness=20.0), images)
+    for image, result in zip(images, results, strict=True):
+        gain, offset = np.polyfit(image.ravel().astype(float), result.ravel().astype(float), 1)
+        assert np.abs(gain * image + offset - result).max() <= 1
+        assert 0.78 < gain < 1.22 and abs(result.mean() - image.mean()) < 21

@@ -1,0 +1,93 @@
+import matplotlib.image
+import numpy as np
+import pytest
+
+from preprocessing.errors import InputError
+from preprocessing.image_tables import read_table
+from training import datasets
+from training.datasets import flow_from_dataframe
+
+SIZE = (24, 24)
+
+
+def test_serves_the_files_pixels_and_labels_in_the_class_order_given(make_dataset):
+    folder = make_dataset()
+    table = read_table(folder, "split.csv")
+    classes = ["neutral", "anger", "happiness"]
+    flow = flow_from_dataframe(table, folder, target_size=SIZE, classes=classes, batch_size=7, shuffle=False)
+    batches = [flow[index] for index in range(len(flow))]
+    images = np.concatenate([images for images, _ in batches])
+    labels = np.concatenate([labels for _, labels in batches])
+    assert len(flow) == -(-len(table) // 7) and images.dtype == np.uint8
+    for row, image, label in zip(table.itertuples(), images, labels, strict=True):
+        expected = matplotlib.image.imread(folder / str(row.face_path)) * 255
+        np.testing.assert_array_equal(image[..., 0], expected.round())
+        assert classes[label.argmax()] == row.emotion and label.sum() == 1
+
+
+def test_every_epoch_shows_each_image_once_in_its_own_reproducible_order(make_dataset):
+    folder = make_dataset()
+    table = read_table(folder, "split.csv")
+
+    def epoch_of(number: int) -> list[bytes]:
+        flow = flow_from_dataframe(table, folder, target_size=SIZE, batch_size=5, seed=11)
+        flow.epoch = number
+        return [image.tobytes() for index in range(len(flow)) for image in flow[index][0]]
+
+    first, second = epoch_of(0), epoch_of(1)
+    assert first != second and sorted(first) == sorted(second)
+    assert second == epoch_of(1)
+
+
+def test_decodes_each_file_once_and_again_only_when_it_changed(make_dataset, monkeypatch):
+    folder = make_dataset()
+    table = read_table(folder, "split.csv")
+    before = flow_from_dataframe(table, folder, target_size=SIZE).images
+    decoded = []
+    read_image = datasets.read_image
+    monkeypatch.setattr(datasets, "read_image", lambda *a: decoded.append(a) or read_image(*a))
+    np.testing.assert_array_equal(flow_from_dataframe(table, folder, target_size=SIZE).images, before)
+    assert not decoded
+    file = folder / table["face_path"][0]
+    file.write_bytes((folder / table["face_path"][1]).read_bytes())
+    after = flow_from_dataframe(table, folder, target_size=SIZE).images
+    assert decoded
+    np.testing.assert_array_equal(after[0], before[1])
+
+
+def test_colour_images_come_as_rgb(make_dataset):
+    import cv2
+
+    folder = make_dataset()
+    table = read_table(folder, "split.csv").head(1)
+    red_bgr = np.zeros((24, 24, 3), np.uint8)
+    red_bgr[..., 2] = 200
+    cv2.imwrite(str(folder / table["face_path"][0]), red_bgr)
+    images = flow_from_dataframe(table, folder, target_size=SIZE, color_mode="rgb").images
+    assert images.shape == (1, 24, 24, 3) and images[0, 0, 0].tolist() == [200, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "arguments", "message"),
+    [
+        (lambda file: file.unlink(), {}, "is missing"),
+        (lambda file: file.write_bytes(b"no picture"), {}, "not a readable image"),
+        (lambda file: file.write_bytes(b""), {}, "not a readable image"),
+        (lambda file: None, {"target_size": (48, 48)}, "24x24 pixels, not 48x48"),
+        (lambda file: None, {"classes": ["anger", "fear"]}, "'happiness' is not one of the classes"),
+        (lambda file: None, {"color_mode": "cmyk"}, "'cmyk' is not one of"),
+    ],
+)
+def test_refuses_what_it_cannot_serve(make_dataset, spoil, arguments, message):
+    folder = make_dataset()
+    table = read_table(folder, "split.csv")
+    spoil(folder / table["face_path"][2])
+    with pytest.raises(InputError, match=message):
+        flow_from_dataframe(table, folder, **{"target_size": SIZE, **arguments})
+    assert not list((folder / "cache").glob("*")) if (folder / "cache").exists() else True
+
+
+def test_refuses_an_empty_table(make_dataset):
+    folder = make_dataset()
+    with pytest.raises(InputError, match="no rows"):
+        flow_from_dataframe(read_table(folder, "split.csv").head(0), folder)

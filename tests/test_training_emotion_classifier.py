@@ -1,0 +1,108 @@
+import json
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from preprocessing.errors import InputError
+from training import models
+from training.emotion_classifier import EmotionClassifier, save
+
+CARD = {"labels": ["anger", "neutral"], "input_size": 48, "channels": 1, "align": "box", "temperature": 1.0}
+
+
+def images_of(n: int, size: int = 24) -> np.ndarray:
+    return np.random.default_rng(n).integers(0, 256, (n, size, size, 1)).astype(np.uint8)
+
+
+def test_a_network_trained_in_mixed_precision_is_saved_plain_float32_and_uncompiled(tmp_path):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        network = models.build("vgg", (48, 48, 1), 2)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    network.compile("adam", "categorical_crossentropy")
+    images = images_of(64, 48)
+    network.fit(images, np.eye(2)[np.arange(64) % 2], batch_size=16, epochs=2, verbose="0")
+    save(network, CARD, tmp_path / "network.keras")
+    loaded: Any = keras.models.load_model(tmp_path / "network.keras", safe_mode=True)
+    assert not loaded.compiled
+    assert {layer.dtype_policy.name for layer in loaded.layers} <= {"float32", "uint8"}
+    np.testing.assert_allclose(loaded.predict_on_batch(images), network.predict_on_batch(images), atol=0.05)
+    for ours, theirs in zip(loaded.get_weights(), network.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    parameters = 4 * network.count_params()
+    assert (tmp_path / "network.keras").stat().st_size < 1.2 * parameters + 100_000  # no optimiser state came along
+
+
+def test_predictions_do_not_depend_on_the_batch(tiny_model):
+    classifier = EmotionClassifier.load(tiny_model())
+    images = images_of(300)
+    together = classifier.predict(images)
+    assert together.shape == (300, 3) and together.dtype == np.float32
+    np.testing.assert_allclose(together.sum(axis=1), 1, atol=1e-6)
+    for n in (1, 3, 7):
+        np.testing.assert_allclose(classifier.predict(images[:n]), together[:n], atol=1e-6)
+    assert classifier.predict(images[:0]).shape == (0, 3)
+    network: Any = keras.models.load_model(tiny_model())
+    raw = network.predict(images, verbose=0)
+    np.testing.assert_allclose(together, raw, atol=1e-6)
+
+
+def test_temperature_divides_the_logits(tiny_model):
+    images = images_of(5)
+    plain = EmotionClassifier.load(tiny_model()).predict(images)
+    cooled = EmotionClassifier.load(tiny_model(name="cooled.keras", temperature=2.5)).predict(images)
+    logits = np.log(plain.astype(np.float64)) / 2.5
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(cooled, expected, atol=1e-5)
+    assert np.abs(cooled - plain).max() > 0.01
+
+
+def test_crops_are_made_as_the_card_says(tiny_model):
+    faces = EmotionClassifier.load(tiny_model(align="box")).faces
+    assert (faces.size, faces.channels, faces.align) == (24, 1, "box")
+
+
+@pytest.mark.parametrize("wrong", [images_of(2, 48), images_of(2).astype(np.float32), images_of(2)[..., 0]])
+def test_other_pixels_are_a_programming_error(tiny_model, wrong):
+    with pytest.raises(ValueError, match=r"images must be uint8 \(n, 24, 24, 1\)"):
+        EmotionClassifier.load(tiny_model()).predict(wrong)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": ["anger", "neutral"]}, "does not describe"),
+        ({"input_size": 48}, "does not describe"),
+        ({"labels": ["cat", "dog", "cow"]}, "not among"),
+        ({"temperature": 0}, "temperature"),
+        ({"align": None}, "'align'"),
+    ],
+)
+def test_a_card_that_does_not_fit_is_refused(tiny_model, change, message):
+    file = tiny_model()
+    card = json.loads(file.with_suffix(".json").read_text())
+    file.with_suffix(".json").write_text(json.dumps({**card, **change}))
+    with pytest.raises(InputError, match=message):
+        EmotionClassifier.load(file)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda file: file.unlink(), "does not exist"),
+        (lambda file: file.with_suffix(".json").unlink(), "has no card"),
+        (lambda file: file.with_suffix(".json").write_text("{"), "not readable JSON"),
+        (lambda file: file.with_suffix(".json").write_text("[]"), "lacks a valid"),
+        (lambda file: file.write_bytes(b"PK no zip"), "not a usable Keras model"),
+        (lambda file: file.write_bytes(file.read_bytes()[:3000]), "not a usable Keras model"),
+    ],
+)
+def test_missing_and_broken_files_are_refused_in_one_line(tiny_model, spoil, message):
+    file = tiny_model()
+    spoil(file)
+    with pytest.raises(InputError, match=message) as caught:
+        EmotionClassifier.load(file)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,175 @@
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from configuration import NO_AUGMENTATION, Fitting
+from preprocessing.errors import InputError
+from preprocessing.image_tables import read_table, usable, write_table
+from training import models
+from training.datasets import flow_from_dataframe
+from training.emotion_classifier import EmotionClassifier
+from training.fitting import fit_table
+
+TINY = Fitting(network="tiny", epochs=6, batch_size=8, learning_rate=0.02, precision="float32")
+
+
+@pytest.fixture(autouse=True)
+def tiny_network(monkeypatch):
+    def build_tiny(input_shape, classes):
+        inputs = keras.Input(input_shape, dtype="uint8")
+        x = keras.layers.Rescaling(1 / 255)(inputs)
+        x = keras.layers.AveragePooling2D(3)(x)
+        x = keras.layers.Flatten()(x)
+        x = keras.layers.Dropout(0.2)(x)
+        outputs = keras.layers.Dense(classes, activation="softmax", dtype="float32")(x)
+        return keras.Model(inputs, outputs)
+
+    monkeypatch.setitem(models.NETWORKS, "tiny", build_tiny)
+
+
+def history_of(models_folder: Path) -> list[dict[str, str]]:
+    (file,) = models_folder.glob("runs/*/history.csv")
+    with file.open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def accuracy_on(folder: Path, model_file: Path, split: str) -> float:
+    rows = usable(read_table(folder, "split.csv")).query("split == @split")
+    classifier = EmotionClassifier.load(model_file)
+    flow = flow_from_dataframe(rows, folder, target_size=(24, 24), shuffle=False)
+    prediction = np.array(classifier.labels)[classifier.predict(flow.images).argmax(axis=1)]
+    return float(np.mean(prediction == rows["emotion"].to_numpy()))
+
+
+def fit(folder: Path, model_file: Path, fitting: Fitting = TINY) -> bool:
+    return fit_table(read_table(folder, "split.csv"), folder, model_file, fitting, "python -m some.step")
+
+
+def test_learns_and_leaves_the_best_epoch_with_its_card_curves_and_history(make_dataset, tmp_path):
+    folder, model_file = make_dataset(), tmp_path / "models" / "best.keras"
+    # Little augmentation: the bar's place is the class, and flips alone keep it.
+    assert fit(folder, model_file, Fitting(**{**vars(TINY), "epochs": 12, "augmentation": NO_AUGMENTATION}))
+    assert accuracy_on(folder, model_file, "test") == 1.0
+    card = json.loads(model_file.with_suffix(".json").read_text())
+    history = history_of(tmp_path / "models")
+    best = max(history, key=lambda row: float(row["val_accuracy"]))
+    assert card["epoch_chosen"] == int(best["epoch"]) and card["epochs_run"] == len(history) == 12
+    assert accuracy_on(folder, model_file, "dev") == pytest.approx(float(best["val_accuracy"]))
+    assert card["labels"] == ["anger", "happiness", "neutral"] and card["hyperparameters"]["learning_rate"] == 0.02
+    assert card["command"] == "python -m some.step" and card["dataset"] == folder.name and card["scores"] == []
+    (curves,) = tmp_path.glob("models/runs/*/curves.png")
+    assert curves.stat().st_size > 5000
+    assert float(history[0]["learning_rate"]) > float(history[-1]["learning_rate"]) >= 0  # cosine
+
+
+def test_the_saved_network_holds_no_augmentation(make_dataset, tmp_path):
+    folder, model_file = make_dataset(), tmp_path / "models" / "best.keras"
+    fit(folder, model_file)
+    network: Any = keras.models.load_model(model_file, safe_mode=True)  # custom layers would be refused here
+    assert not [layer.name for layer in network.layers if "random" in layer.name or "augmentation" in layer.name]
+    assert network.count_params() == 8 * 8 * 3 + 3
+
+
+def test_a_finished_run_is_not_repeated_and_other_settings_are_another_run(make_dataset, tmp_path, capsys):
+    folder, model_file = make_dataset(), tmp_path / "models" / "best.keras"
+    assert fit(folder, model_file)
+    written = model_file.stat().st_mtime_ns
+    assert not fit(folder, model_file)
+    assert "nothing to do" in capsys.readouterr().out and model_file.stat().st_mtime_ns == written
+    assert fit(folder, model_file, Fitting(**{**vars(TINY), "seed": 8}))
+    assert len(list(tmp_path.glob("models/runs/*"))) == 2
+
+
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(make_dataset, tmp_path, monkeypatch):
+    folder = make_dataset()
+    fit(folder, tmp_path / "straight" / "best.keras")
+
+    class KilledError(Exception):
+        pass
+
+    save_weights = keras.Model.save_weights
+
+    def save_then_die(model, file, **options):
+        save_weights(model, file, **options)
+        if "state-0003" in Path(file).name:
+            raise KilledError  # between writing the state and giving it its name
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keras.Model, "save_weights", save_then_die)
+        with pytest.raises(KilledError):
+            fit(folder, tmp_path / "resumed" / "best.keras")
+    fit(folder, tmp_path / "resumed" / "best.keras")
+    straight, resumed = history_of(tmp_path / "straight"), history_of(tmp_path / "resumed")
+    assert [row["epoch"] for row in resumed] == [row["epoch"] for row in straight]
+    for ours, theirs in zip(resumed, straight, strict=True):
+        for name in theirs:
+            assert float(ours[name]) == pytest.approx(float(theirs[name]), abs=1e-4), (name, ours["epoch"])
+
+
+def test_stops_when_dev_accuracy_no_longer_grows(make_dataset, tmp_path):
+    folder = make_dataset()
+    patient = Fitting(**{**vars(TINY), "epochs": 60, "patience": 3, "augmentation": NO_AUGMENTATION})
+    fit(folder, tmp_path / "models" / "best.keras", patient)
+    accuracies = [float(row["val_accuracy"]) for row in history_of(tmp_path / "models")]
+    assert len(accuracies) < 60 and len(accuracies) - 1 - int(np.argmax(accuracies)) == 3
+
+
+def test_an_emotion_without_a_training_image_is_named(make_dataset, tmp_path):
+    folder = make_dataset()
+    table = read_table(folder, "split.csv")
+    table.loc[(table["emotion"] == "happiness") & (table["split"] == "train"), "split"] = ""
+    write_table(table, folder / "split.csv")
+    with pytest.raises(InputError, match="no training image shows happiness"):
+        fit(folder, tmp_path / "models" / "best.keras")
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"network": "resnet"},
+        {"optimizer": "lion"},
+        {"schedule": "linear"},
+        {"precision": "int8"},
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"seed": -1},
+        {"learning_rate": 0.0},
+        {"label_smoothing": 1.0},
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused_with_their_value(make_dataset, tmp_path, wrong):
+    with pytest.raises(InputError, match=str(next(iter(wrong.values())))):
+        fit(make_dataset(), tmp_path / "models" / "best.keras", Fitting(**{**vars(TINY), **wrong}))
+
+
+def test_a_training_killed_in_the_middle_goes_on_when_started_again(make_dataset, tmp_path):
+    folder = make_dataset()
+    module = ["-m", "training.step1_baseline", "--dataset", folder.name, "--data", folder.parent, "--epochs", "40"]
+    command = [sys.executable, *map(str, module), "--models", str(tmp_path / "models")]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    runs = tmp_path / "models" / folder.name / "runs"
+    deadline = time.monotonic() + 120
+    while not list(runs.glob("*/state-000[2-9]*")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not list((tmp_path / "models" / folder.name).glob("*.keras"))
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "going on after epoch" in done.stdout
+    history = history_of(tmp_path / "models" / folder.name)
+    assert [int(row["epoch"]) for row in history] == list(range(1, len(history) + 1))
+    EmotionClassifier.load(tmp_path / "models" / folder.name / "baseline_project1.keras")
