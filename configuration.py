@@ -52,6 +52,7 @@ class Faces:
     largest_side: int = 1280  # pixels: a larger picture is searched in a reduced copy; crops come from the full one
     thresholds: tuple[float, float, float] = (0.6, 0.7, 0.7)  # least confidence of mtcnn's three networks, 0-1
     scale_factor: float = 0.709  # ratio between neighbouring sizes of mtcnn's image pyramid
+    detect: bool | None = None  # True: look for faces; False: take pictures whole; None: only those up to `crop_side`
     crop_side: int = 100  # pixels: a picture with no side longer than this is a face crop already, as in FER2013
     enlarge: int = 4  # times: pictures that are face crops already are enlarged before mtcnn sees them (--detect)
 

@@ -1,5 +1,6 @@
 """What every step's command line shares: the common options, and the one handler of a user's mistakes."""
 
+import errno
 import os
 import shlex
 import sys
@@ -14,6 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from preprocessing.errors import InputError
 
+# A full or read-only disk, or a file one may not touch: nothing that a traceback would explain.
+_THE_MACHINES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
 DatasetName = Annotated[str, typer.Option("--dataset", help="Name of the data set: its folder under --data.")]
 DataRoot = Annotated[Path, typer.Option("--data", help="Folder that holds the data sets.")]
 ModelsRoot = Annotated[Path, typer.Option("--models", help="Folder that holds the trained networks.")]
@@ -23,24 +27,26 @@ ReportsRoot = Annotated[Path, typer.Option("--reports", help="Folder that holds 
 def run(command: Callable[..., Any]) -> None:
     """Run a step's function as a command line; its parameters are the options, its docstring the help.
 
-    A user's mistake (`InputError`, or an option that typer refuses) prints one line and ends with exit status 2; an
-    interruption ends with 130. Anything else is a defect and keeps its traceback.
+    A user's mistake (`InputError`, or an option that typer refuses) or a disk that takes no more prints one line and
+    ends with exit status 2; an interruption ends with 130. Anything else is a defect and keeps its traceback.
     """
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command(context_settings={"help_option_names": ["-h", "--help"]})(command)
     try:
-        app(standalone_mode=False)
+        if app(standalone_mode=False) == 130:  # typer gives Ctrl-C back as this value
+            raise KeyboardInterrupt
     except InputError as error:
         _fail(" ".join(str(error).split()))
-    except typer.Abort:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except KeyboardInterrupt:
+    except (typer.Abort, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit's flush stays silent
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in _THE_MACHINES:
+            raise
+        _fail(f"{error.filename or 'a file'}: {error.strerror}; what was written before is kept")
     except Exception as error:
         format_message = getattr(error, "format_message", None)  # typer's own refusals of an option have it
         if format_message is None:

@@ -28,6 +28,12 @@ NUMERIC_COLUMNS = ["face_confidence", *BOX_COLUMNS, *LANDMARK_COLUMNS]  # floats
 STATUSES = ("ok", "constant", "unreadable")
 FACE_STATUSES = ("found", "whole_image", "not_found")
 SPLITS = ("train", "dev", "test")
+# What data sets call their own splits, in small letters -> the split.
+OFFICIAL_SPLITS = {
+    **dict.fromkeys(["train", "training"], "train"),
+    **dict.fromkeys(["dev", "val", "valid", "validation", "publictest"], "dev"),
+    **dict.fromkeys(["test", "testing", "privatetest"], "test"),
+}
 _ALLOWED = {"emotion": ("", *EMOTIONS), "status": STATUSES, "face_status": FACE_STATUSES, "split": ("", *SPLITS)}
 
 # file name -> (columns it must have, step that writes it)

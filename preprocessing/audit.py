@@ -1,0 +1,97 @@
+"""Counting what a table of images holds."""
+
+from typing import Any
+
+import pandas as pd
+
+from preprocessing.emotions import in_class_order
+from preprocessing.image_tables import OFFICIAL_SPLITS
+
+UNLABELLED = "(unlabelled)"
+
+
+def count_images(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Count the images per emotion and per value of `usage` or `split`.
+
+    Returns:
+        One row per emotion, in class order, and one column per value, training first; `all` holds the sums of both.
+    """
+    values = table[column].replace("", "-")
+    counts = pd.crosstab(table["emotion"].replace("", UNLABELLED), values)
+    order = sorted(set(values) - ({"-"} if values.nunique() == 1 else set()), key=_position)
+    all_counts = counts.sum(axis=1)
+    counts = counts.reindex([*in_class_order(set(counts.index)), *({UNLABELLED} & set(counts.index))])[order]
+    counts["all"] = all_counts
+    counts.loc["all"] = counts.sum()
+    return counts.rename_axis(index=None, columns=None)
+
+
+def _position(usage: str) -> tuple[int, str]:
+    names = list(OFFICIAL_SPLITS)
+    return (names.index(usage.lower()) if usage.lower() in names else len(names), usage)
+
+
+def format_counts(counts: pd.DataFrame) -> str:
+    """Return a table of counts as aligned text."""
+    return counts.map("{:,}".format).to_string()
+
+
+def audit(table: pd.DataFrame) -> dict[str, Any]:
+    """Count what is notable about an inventory.
+
+    Returns:
+        rows: Images in the table.
+        unlabelled, constant, unreadable: Images.
+        distinct: Different readable images.
+        copies: Readable images that would be gone if each were kept once.
+        crossing_groups: Groups of copies that lie in more than one of the data set's own splits.
+        crossing_rows: For each of those splits, its images in such a group.
+        conflicting_groups: Groups of copies with more than one label.
+        subjects, sequences, labelled_sequences: How many there are of each; 0 where the data set does not tell.
+        unnamed: Images that FER+ leaves without a name (no face); None where there are no votes.
+    """
+    readable = table[table["pixel_hash"] != ""]
+    groups = readable.groupby("pixel_hash")
+    crossing = readable["pixel_hash"].map(groups["usage"].nunique() > 1)
+    labels = readable[readable["emotion"] != ""].groupby("pixel_hash")["emotion"].nunique()
+    return {
+        "rows": len(table),
+        "unlabelled": int((table["emotion"] == "").sum()),
+        "constant": int((table["status"] == "constant").sum()),
+        "unreadable": int((table["status"] == "unreadable").sum()),
+        "distinct": groups.ngroups,
+        "copies": len(readable) - groups.ngroups,
+        "crossing_groups": readable.loc[crossing, "pixel_hash"].nunique(),
+        "crossing_rows": readable.loc[crossing, "usage"].value_counts(sort=False).to_dict(),
+        "conflicting_groups": int((labels > 1).sum()),
+        "subjects": _distinct(table["subject"]),
+        "sequences": _distinct(table["sequence"]),
+        "labelled_sequences": _distinct(table.loc[table["emotion"] != "", "sequence"]),
+        "unnamed": int((table["ferplus_name"] == "").sum()) if "ferplus_name" in table.columns else None,
+    }
+
+
+def _distinct(names: pd.Series) -> int:
+    return len(set(names) - {""})
+
+
+def format_audit(counts: dict[str, Any]) -> str:
+    """Return an audit as aligned text, one line per count."""
+    per_usage = ", ".join(f"{count:,} of {usage or '-'}" for usage, count in counts["crossing_rows"].items())
+    lines = {
+        "images": f"{counts['rows']:,}",
+        "without a label": f"{counts['unlabelled']:,}",
+        "exact copies": f"{counts['copies']:,} ({counts['distinct']:,} distinct images)",
+        "groups of copies across the data set's own splits": f"{counts['crossing_groups']:,}"
+        + (f" (images: {per_usage})" if per_usage else ""),
+        "groups of copies with conflicting labels": f"{counts['conflicting_groups']:,}",
+        "constant images": f"{counts['constant']:,}",
+        "unreadable files": f"{counts['unreadable']:,}",
+    }
+    if counts["sequences"]:
+        labelled = f"{counts['labelled_sequences']:,} with a label"
+        lines["sequences"] = f"{counts['sequences']:,} ({labelled}) of {counts['subjects']:,} subjects"
+    if counts["unnamed"] is not None:
+        lines["images that FER+ leaves without a name (no face)"] = f"{counts['unnamed']:,}"
+    width = max(map(len, lines))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())

@@ -1,0 +1,287 @@
+"""Recognising and reading raw data sets that are trees of images: CK+ sequences, and folders named by emotion.
+
+A raw table has one row per image: `file` (where the image is now), and the inventory's columns but for those that need
+its pixels.
+"""
+
+import math
+import os
+import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from enum import StrEnum
+from pathlib import Path, PurePosixPath
+
+import pandas as pd
+
+from preprocessing.archives import is_archive
+from preprocessing.command_line import progress_bar
+from preprocessing.emotions import CKPLUS_CODES, EMOTIONS, canonical, find
+from preprocessing.errors import InputError
+from preprocessing.image_tables import OFFICIAL_SPLITS
+from preprocessing.raw_images import image_status, pixel_hash, read_image
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm", ".gif", ".jp2", ".avif")
+ACCEPTED = (
+    "accepted are fer2013.csv, icml_face_data.csv, folders named by emotion (also below train/ and test/), "
+    "CK+ (cohn-kanade-images with Emotion) and CK+48, each also in a .zip or .tar.gz"
+)
+
+_CKPLUS_IMAGE = re.compile(r"(?:.*/)?(?P<subject>S\d+)/(?P<take>\d+)/(?P=subject)_(?P=take)_(?P<frame>\d+)\.\w+")
+_CKPLUS_EMOTION = re.compile(r"(?:.*/)?(?P<subject>S\d+)/(?P<take>\d+)/(?P=subject)_(?P=take)_\d+_emotion\.txt")
+_CKPLUS48_IMAGE = re.compile(r"(?P<subject>S\d+)_(?P<take>\d+)_(?P<frame>\d+)")
+_FER2013_IMAGE = re.compile(r"(?P<usage>Training|PublicTest|PrivateTest)_\d+")  # as Kaggle's image folders name them
+
+
+class Kind(StrEnum):
+    """What a download turned out to be; the text is shown to the user."""
+
+    FER2013 = "FER2013 table"
+    CKPLUS = "CK+ sequences"
+    FOLDERS = "folders named by emotion"
+
+
+def recognise(files: dict[str, Path]) -> Kind | None:
+    """Return what a download's files are; None where it does not show before the archives among them are unpacked."""
+    if find_fer2013_csv(files):
+        return Kind.FER2013
+    images = _images(files)
+    if any(_CKPLUS_IMAGE.fullmatch(name) for name in images):
+        labels_may_be_packed = any(map(is_archive, files)) and not any(map(_CKPLUS_EMOTION.fullmatch, files))
+        return None if labels_may_be_packed else Kind.CKPLUS
+    return Kind.FOLDERS if images else None
+
+
+def find_fer2013_csv(files: dict[str, Path]) -> Path | None:
+    """Return the FER2013 table among a download's files, which may be the only file under any name."""
+    by_name = {PurePosixPath(name).name.lower(): file for name, file in files.items()}
+    only = list(files.values()) if len(files) == 1 and next(iter(by_name)).endswith(".csv") else [None]
+    return by_name.get("fer2013.csv") or by_name.get("icml_face_data.csv") or only[0]
+
+
+def _images(files: dict[str, Path]) -> dict[str, Path]:
+    return {name: file for name, file in files.items() if name.lower().endswith(IMAGE_SUFFIXES)}
+
+
+def read_folders(files: dict[str, Path]) -> pd.DataFrame:
+    """Read images that lie in folders named by emotion.
+
+    The data set's own split is the folder above (`train/angry/1.jpg`), or stands in the file's name where Kaggle's
+    FER2013 folders put it (`test/angry/PrivateTest_88305.jpg`). Subject and sequence are known where the files are
+    named as in CK+48 (`S010_004_00000017.png`).
+
+    Raises:
+        InputError: an image lies in a folder that names no emotion.
+    """
+    rows = []
+    for name, file in _images(files).items():
+        path = PurePosixPath(name)
+        emotion = find(path.parent.name)
+        if emotion is None:
+            where = f"folder {path.parent.name!r} names no emotion" if path.parent.name else "it lies in no folder"
+            raise InputError(f"image {name}: {where}; accepted folders are {', '.join(EMOTIONS)} and common spellings")
+        sequence = _CKPLUS48_IMAGE.fullmatch(path.stem)
+        in_name, above = _FER2013_IMAGE.fullmatch(path.stem), path.parent.parent.name
+        usage = in_name["usage"] if in_name else above if above.lower() in OFFICIAL_SPLITS else ""
+        rows.append(
+            {"file": file, "path": f"images/{name}", "emotion": emotion, "label_source": "dataset", "usage": usage}
+            | _sequence_columns(sequence)
+        )
+    return pd.DataFrame(rows)
+
+
+def _sequence_columns(match: re.Match | None) -> dict[str, str]:
+    if match is None:
+        return dict.fromkeys(["subject", "sequence", "frame"], "")
+    subject, take, frame = match["subject"], match["take"], match["frame"]
+    return {"subject": subject, "sequence": f"{subject}/{take}", "frame": str(int(frame))}
+
+
+def read_ckplus(files: dict[str, Path]) -> pd.DataFrame:
+    """Read every frame of CK+'s sequences, each with the label of its sequence (see `choose_frames`).
+
+    Returns:
+        The raw table, sorted by sequence and frame; the emotion is empty for sequences without a label.
+
+    Raises:
+        InputError: an emotion file holds no code 0-7, or contradicts another one, or its sequence has no images.
+    """
+    labels: dict[str, str] = {}
+    for name, file in files.items():
+        match = _CKPLUS_EMOTION.fullmatch(name)
+        if match:
+            sequence, emotion = f"{match['subject']}/{match['take']}", _read_code(file, name)
+            if labels.setdefault(sequence, emotion) != emotion:
+                raise InputError(f"{name} says {emotion}, another file of this sequence {labels[sequence]}; keep one")
+    rows = []
+    for name, file in _images(files).items():
+        match = _CKPLUS_IMAGE.fullmatch(name)
+        if match:
+            columns = _sequence_columns(match)
+            emotion = labels.get(columns["sequence"], "")
+            path = f"images/{columns['sequence']}/{file.name}"
+            source = "dataset" if emotion else ""
+            rows.append({"file": file, "path": path, "emotion": emotion, "label_source": source, "usage": ""} | columns)
+    table = pd.DataFrame(rows).drop_duplicates("path")  # given twice: unpacked, and in an archive beside it
+    table = table.sort_values(["sequence", "frame"], key=_in_order, ignore_index=True)
+    without_images = sorted(set(labels) - set(table["sequence"]))
+    if without_images:
+        raise InputError(
+            f"sequence {without_images[0]} has an emotion file but no images ({len(without_images)} such sequences); "
+            "unpack all of extended-cohn-kanade-images.zip"
+        )
+    return table
+
+
+def _in_order(column: pd.Series) -> pd.Series:
+    return column.astype(int) if column.name == "frame" else column
+
+
+def _read_code(file: Path, name: str) -> str:
+    """Return the emotion of a CK+ emotion file, which holds a code such as `   3.0000000e+00`."""
+    text = file.read_text(encoding="ascii", errors="replace").strip()
+    try:
+        code = float(text)
+    except ValueError:
+        code = math.nan
+    if code not in range(len(CKPLUS_CODES)):
+        raise InputError(f"{name} holds {text[:40]!r}; accepted are the codes 0-7, such as 3.0000000e+00")
+    return CKPLUS_CODES[int(code)]
+
+
+def parse_frames(frames: str) -> int | None:
+    """Return how many last frames of a sequence `peak` or `last:K` keeps; None for `all`.
+
+    Raises:
+        InputError: neither of them.
+    """
+    match = re.fullmatch(r"last:([1-9]\d*)", frames)
+    if match is None and frames not in ("peak", "all"):
+        raise InputError(f"--frames {frames!r} is not peak, all or last:K (K the number of frames, such as last:3)")
+    return int(match[1]) if match else 1 if frames == "peak" else None
+
+
+def choose_frames(table: pd.DataFrame, frames: str, neutral_first: bool) -> pd.DataFrame:
+    """Choose the frames of each sequence, which runs from neutral to the peak of its expression.
+
+    `peak` keeps the last frame, `last:K` the last K; they carry the sequence's label. `all` keeps every frame, with the
+    label on the last one only, because nobody has said where between neutral and peak the expression begins.
+
+    Args:
+        table: Every frame, sorted, each with its sequence's label.
+        frames: `peak`, `last:K` or `all`.
+        neutral_first: Whether the first frame of each labelled sequence is kept too, labelled neutral; a sequence of a
+            single frame has none.
+
+    Raises:
+        InputError: `frames` is none of these.
+    """
+    last = parse_frames(frames)
+    groups = table.groupby("sequence")
+    from_end = groups.cumcount(ascending=False)
+    first = (groups.cumcount() == 0) & (from_end > 0) & (table["emotion"] != "") & neutral_first
+    keep = (from_end < (last or len(table))) | first
+    table = table.copy()
+    table.loc[from_end >= (last or 1), ["emotion", "label_source"]] = ""
+    table.loc[first, ["emotion", "label_source"]] = ["neutral", "first_frame"]
+    return table[keep].reset_index(drop=True)
+
+
+def add_labels(table: pd.DataFrame, labels_file: Path) -> pd.DataFrame:
+    """Give a person's labels to images that have none.
+
+    Args:
+        table: A raw table.
+        labels_file: CSV with the columns `sequence` (such as `S005/001`) or `path` (as in inventory.csv), `emotion`,
+            and optionally `annotator`.
+
+    Returns:
+        The table; labels that are new have the `label_source` `manual`, or `manual:ANNOTATOR`.
+
+    Raises:
+        InputError: the file is no such table, names what is not there, or contradicts itself or the data set.
+    """
+    labels = _read_labels(labels_file)
+    key = "sequence" if "sequence" in labels.columns else "path"
+    absent = labels.loc[~labels[key].isin(set(table[key]) - {""}), key]
+    if len(absent):
+        raise InputError(f"{labels_file}: {key} {absent.iloc[0]!r} is not in the data set")
+    labels = labels.set_index(key)
+    new = table[key].map(labels["emotion"]).fillna("")
+    conflict = (new != "") & (table["emotion"] != "") & (table["emotion"] != new)
+    if conflict.any():
+        row = table[conflict].iloc[0]
+        raise InputError(
+            f"{labels_file}: {key} {row[key]} is {row['emotion']} in the data set already, "
+            f"not {new[conflict].iloc[0]}; remove that line"
+        )
+    added = (new != "") & (table["emotion"] == "")
+    table = table.copy()
+    table.loc[added, "label_source"] = table.loc[added, key].map(labels["label_source"])
+    table.loc[added, "emotion"] = new[added]
+    return table
+
+
+def _read_labels(labels_file: Path) -> pd.DataFrame:
+    """Return `sequence` or `path`, `emotion` and `label_source`, one row per sequence or path."""
+    if not labels_file.is_file():
+        raise InputError(f"--labels {labels_file} does not exist")
+    try:
+        labels = pd.read_csv(labels_file, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise InputError(f"{labels_file} is not a readable CSV table ({error})") from error
+    keys = [key for key in ("sequence", "path") if key in labels.columns]
+    if len(keys) != 1 or "emotion" not in labels.columns:
+        raise InputError(
+            f"{labels_file} has the columns {', '.join(labels.columns)}; needed are emotion, and either sequence "
+            "(such as S005/001) or path"
+        )
+    try:
+        labels["emotion"] = labels["emotion"].map(canonical)
+    except InputError as error:
+        raise InputError(f"{labels_file}: {error}") from error
+    groups = labels.groupby(keys[0])
+    disputed = groups["emotion"].nunique() > 1
+    if disputed.any():
+        raise InputError(f"{labels_file}: {keys[0]} {disputed.idxmax()!r} has two labels; keep one")
+    annotators = groups["annotator"].agg(_join) if "annotator" in labels.columns else ""
+    labels = groups["emotion"].first().to_frame()
+    return labels.assign(label_source="manual" + annotators).reset_index()
+
+
+def _join(annotators: pd.Series) -> str:
+    names = "+".join(sorted(set(annotators) - {""}))
+    return names and f":{names}"
+
+
+def link_images(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """Hard-link a raw table's images, or copy them where links cannot be made, and look at their pixels.
+
+    Args:
+        table: A raw table.
+        folder: What the column `path` is relative to.
+
+    Returns:
+        The table without `file`, with `pixel_hash` (empty for an unreadable file) and `status`.
+    """
+
+    def link(row: tuple[Path, str]) -> tuple[str, str]:
+        file, path = row
+        _link_or_copy(file, folder / path)
+        image = read_image(file)
+        return ("", "unreadable") if image is None else (pixel_hash(image), image_status(image))
+
+    for parent in {(folder / path).parent for path in table["path"]}:
+        parent.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor() as pool, progress_bar() as progress:
+        rows = pool.map(link, zip(table["file"], table["path"], strict=True))
+        looked_at = list(progress.track(rows, total=len(table), description="images"))
+    hashes, statuses = zip(*looked_at, strict=True)
+    return table.drop(columns="file").assign(pixel_hash=hashes, status=statuses)
+
+
+def _link_or_copy(file: Path, target: Path) -> None:
+    try:
+        os.link(file.resolve(), target)
+    except OSError:  # another disk, or a file system without hard links
+        shutil.copyfile(file, target)

@@ -1,0 +1,32 @@
+"""What is known of an image by its pixels alone: whether it can be read, is constant, is a copy of another."""
+
+import hashlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+
+def read_image(file: Path) -> np.ndarray | None:
+    """Return a file's pixels as they are stored (gray, BGR or BGRA), or None where they cannot be decoded."""
+    data = np.fromfile(file, dtype=np.uint8)  # cv2.imread cannot open every path on Windows
+    try:
+        return cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    except cv2.error:  # a header that promises more pixels than OpenCV accepts
+        return None
+
+
+def silence_decoder() -> None:
+    """Keep OpenCV from printing a line of its own for every file that it cannot decode."""
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+def pixel_hash(image: np.ndarray) -> str:
+    """Return a hash of an image's shape and pixels (16 hex digits), which exact copies share."""
+    head = f"{image.shape} {image.dtype}".encode()
+    return hashlib.blake2b(head + np.ascontiguousarray(image).tobytes(), digest_size=8).hexdigest()
+
+
+def image_status(image: np.ndarray) -> str:
+    """Return `constant` where all pixels of an image are equal, else `ok`."""
+    return "constant" if (image == image[0, 0]).all() else "ok"

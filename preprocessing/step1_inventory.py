@@ -1,0 +1,210 @@
+"""List a raw data set's images with all that is known of each, and bring the images together in one folder.
+
+Reads:   a download: fer2013.csv, icml_face_data.csv, folders named by emotion, CK+ or CK+48; also in a .zip or .tar.gz
+Writes:  data/NAME/inventory.csv and data/NAME/images/ (hard links where possible)
+
+    python -m preprocessing.step1_inventory --dataset NAME --source FILE_OR_FOLDER
+
+Without any option it makes the embedded sample data set. The download itself is never changed. Nothing is left out:
+what cannot be read, is constant or has no label stays in the table with its status, and is counted in the audit.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+if not __package__:  # run as a plain file
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import hashlib
+import json
+from dataclasses import asdict
+
+import pandas as pd
+import typer
+
+from configuration import INVENTORY, PATHS, SAMPLE, Sample
+from preprocessing.archives import list_files, scratch_folder, unpack_all
+from preprocessing.audit import audit, count_images, format_audit, format_counts
+from preprocessing.command_line import DataRoot, DatasetName, dataset_folder, run
+from preprocessing.errors import InputError
+from preprocessing.fer2013 import read_votes, write_images
+from preprocessing.image_tables import INVENTORY_COLUMNS, atomic_file, check_relative, read_table, write_table
+from preprocessing.raw_datasets import (
+    ACCEPTED,
+    Kind,
+    add_labels,
+    choose_frames,
+    find_fer2013_csv,
+    link_images,
+    parse_frames,
+    read_ckplus,
+    read_folders,
+    recognise,
+)
+from preprocessing.raw_images import silence_decoder
+
+
+def write_inventory(
+    folder: Path,
+    source: Path,
+    *,
+    votes: Path | None = None,
+    labels: Path | None = None,
+    neutral_first: bool = False,
+    frames: str = "peak",
+) -> Kind | None:
+    """Write `inventory.csv` and `images/`, unless they are there already for the same files and options.
+
+    Everything is made beside the data set's folder and moved there when it is complete, so that a refused or killed
+    run leaves an earlier inventory as it was.
+
+    Args:
+        folder: The data set's folder, `data/NAME`.
+        source: The download: a file, an archive or a folder.
+        votes: FER+'s `fer2013new.csv`, for a FER2013 table.
+        labels: A person's labels, for images without one; see `raw_datasets.add_labels`.
+        neutral_first: CK+: also take each labelled sequence's first frame, as neutral.
+        frames: CK+: `peak`, `last:K` or `all`; see `raw_datasets.choose_frames`.
+
+    Returns:
+        What the source turned out to be; None where there was nothing to do.
+
+    Raises:
+        InputError: the source, or an option, cannot be used.
+    """
+    _check_place(folder, source)
+    parse_frames(frames)
+    files = list_files(source)
+    made_from = {
+        "source": _fingerprint(files),
+        "votes": votes and _fingerprint({votes.name: _existing("--votes", votes)}),
+        "labels": labels and _fingerprint({labels.name: _existing("--labels", labels)}),
+        "neutral_first": neutral_first,
+        "frames": frames,
+    }
+    if _is_made_from(folder, made_from):
+        return None
+    with scratch_folder(folder.with_name(f".{folder.name}.part")) as part:
+        kind = recognise(files)
+        if kind is None:
+            files = unpack_all(files, part / "unpacked")
+            kind = recognise(files)
+        if kind is None:
+            raise InputError(f"--source {source}: no known data set; {ACCEPTED}")
+        if votes and kind is not Kind.FER2013:
+            raise InputError(f"--votes is for a FER2013 table; {source} holds {kind}")
+        if (neutral_first or frames != "peak") and kind is not Kind.CKPLUS:
+            raise InputError(f"--neutral-first and --frames are for CK+ sequences; {source} holds {kind}")
+        if csv_file := find_fer2013_csv(files):
+            table = write_images(csv_file, part / "images")
+            table = table.join(read_votes(votes, table["usage"])) if votes else table
+        else:
+            table = read_ckplus(files) if kind is Kind.CKPLUS else read_folders(files)
+        table = add_labels(table, labels) if labels else table
+        table = choose_frames(table, frames, neutral_first) if kind is Kind.CKPLUS else table
+        for path in table["path"]:
+            check_relative(path, source)
+        table = table if kind is Kind.FER2013 else link_images(table, part)
+        _publish(table, made_from, part, folder)
+    return kind
+
+
+def _check_place(folder: Path, source: Path) -> None:
+    """Refuse a source that this step would read and write at once."""
+    inside, place = source.resolve(), folder.resolve()
+    if inside in (place, *place.parents) or inside.is_relative_to(place / "images"):
+        raise InputError(
+            f"--source {source} holds what this step writes ({folder}); keep the download in its own folder"
+        )
+
+
+def _existing(option: str, file: Path) -> Path:
+    if not file.is_file():
+        raise InputError(f"{option} {file} does not exist; give a CSV file")
+    return file
+
+
+def _fingerprint(files: dict[str, Path]) -> str:
+    """Return a hash of files' names, sizes and times of last change (16 hex digits)."""
+    stats = [(name, file.stat().st_size, file.stat().st_mtime_ns) for name, file in files.items()]
+    return hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16]
+
+
+def _is_made_from(folder: Path, made_from: dict[str, Any]) -> bool:
+    record = folder / "inventory.json"
+    complete = (folder / "inventory.csv").is_file() and (folder / "images").is_dir() and record.is_file()
+    return complete and json.loads(record.read_text("utf-8")) == made_from
+
+
+def _publish(table: pd.DataFrame, made_from: dict[str, Any], part: Path, folder: Path) -> None:
+    """Put the finished images and table in the place of earlier ones, by renaming alone.
+
+    The record goes first and comes back last: a run killed in between is done again by the next one.
+    """
+    others = [column for column in table.columns if column not in INVENTORY_COLUMNS]
+    write_table(table[[*INVENTORY_COLUMNS, *others]], part / "inventory.csv")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "inventory.json").unlink(missing_ok=True)
+    if (folder / "images").exists():
+        (folder / "images").rename(part / "replaced")
+    (part / "images").rename(folder / "images")
+    (part / "inventory.csv").replace(folder / "inventory.csv")
+    with atomic_file(folder / "inventory.json") as temporary:
+        temporary.write_text(json.dumps(made_from), "utf-8")
+
+
+def write_sample(raw: Path, sample: Sample = SAMPLE) -> None:
+    """Write the embedded sample data set's raw form, unless it is there already as these settings make it."""
+    from preprocessing import sample as maker  # loads matplotlib and the face detector, which no other source needs
+
+    made_from = json.dumps(asdict(sample)) + hashlib.sha256(Path(maker.__file__).read_bytes()).hexdigest()
+    record = raw / ".made_from"
+    if record.is_file() and record.read_text("utf-8") == made_from:
+        return
+    with scratch_folder(raw.with_name(f".{raw.name}.part")) as part:
+        maker.write_raw(part / "raw", sample)
+        (part / "raw" / record.name).write_text(made_from, "utf-8")
+        if raw.exists():
+            raw.rename(part / "replaced")
+        (part / "raw").rename(raw)
+
+
+def main(
+    dataset: DatasetName = SAMPLE.name,
+    source: Annotated[Path | None, typer.Option(help="The download: a file, an archive or a folder.")] = None,
+    votes: Annotated[Path | None, typer.Option(help="FER+'s fer2013new.csv, for a FER2013 table.")] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="CSV with labels for unlabelled images: sequence or path, emotion, annotator (optional)."),
+    ] = None,
+    neutral_first: Annotated[
+        bool, typer.Option("--neutral-first", help="CK+: also take each labelled sequence's first frame, as neutral.")
+    ] = INVENTORY.neutral_first,
+    frames: Annotated[
+        str, typer.Option(help="CK+ frames of a sequence: peak (the last one), last:K (the last K), or all.")
+    ] = INVENTORY.frames,
+    data: DataRoot = PATHS.data,
+) -> None:
+    """Step 1: list a raw data set's images (data/NAME/inventory.csv, data/NAME/images/) and print an audit."""
+    folder = dataset_folder(data, dataset)
+    if source is None:
+        if dataset != SAMPLE.name:
+            raise InputError(f"--dataset {dataset} needs --source FILE_OR_FOLDER; {ACCEPTED}")
+        source = folder / "raw"
+        write_sample(source)
+    silence_decoder()  # unreadable files are counted below
+    kind = write_inventory(folder, source, votes=votes, labels=labels, neutral_first=neutral_first, frames=frames)
+    file = folder / "inventory.csv"
+    if kind is None:
+        print(f"unchanged: {file} was made from the same files with the same options; nothing to do")
+        return
+    table = read_table(folder, file.name)
+    print(f"recognised: {kind}")
+    print(format_counts(count_images(table, "usage")))
+    print(format_audit(audit(table)))
+    print(f"wrote {file}")
+
+
+if __name__ == "__main__":
+    run(main)

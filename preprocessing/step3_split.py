@@ -1,0 +1,328 @@
+"""Decide which images train a network, which choose between networks, and which test it.
+
+Reads:   data/NAME/faces.csv
+Writes:  data/NAME/split.csv (every row of faces.csv, with the column `split`, and `fold` where folds are asked for)
+
+    python -m preprocessing.step3_split --dataset NAME
+
+Strategies: `official` keeps the data set's own splits. `subject` puts nobody into two splits. `random` ignores who
+is in the pictures. `folds` gives K folds, by subject where the data has subjects; its column `split` makes fold 0 the
+test split, fold 1 the dev split and the rest the training split. `auto` is official where the data set has splits of
+its own, else subject where it has subjects, else random. All but `official` keep exact copies of an image together and
+keep the emotions' shares alike. Rows that cannot be used (no label or face, constant, unreadable) get an empty `split`.
+"""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+if not __package__:  # run as a plain file
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import json
+
+import numpy as np
+import pandas as pd
+import typer
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from configuration import PATHS, SAMPLE, SPLIT
+from preprocessing.audit import count_images, format_counts
+from preprocessing.command_line import DataRoot, DatasetName, dataset_folder, run
+from preprocessing.errors import InputError
+from preprocessing.image_tables import (
+    OFFICIAL_SPLITS,
+    SPLITS,
+    atomic_file,
+    digest,
+    is_usable,
+    labels_of,
+    read_table,
+    write_table,
+)
+
+
+class Strategy(StrEnum):
+    """How images are divided."""
+
+    AUTO = "auto"
+    OFFICIAL = "official"
+    SUBJECT = "subject"
+    RANDOM = "random"
+    FOLDS = "folds"
+
+
+class Copies(StrEnum):
+    """What becomes of training images with an exact copy in another official split."""
+
+    KEEP = "keep"
+    DROP = "drop"
+
+
+def split_table(
+    table: pd.DataFrame,
+    strategy: Strategy,
+    *,
+    folds: int = SPLIT.folds,
+    train: float = SPLIT.train,
+    dev: float = SPLIT.dev,
+    copies: Copies = Copies.KEEP,
+    seed: int = SPLIT.seed,
+) -> pd.DataFrame:
+    """Divide a table of crops.
+
+    Args:
+        table: `faces.csv`.
+        strategy: How; what `AUTO` means for a table tells `choose_strategy`.
+        folds: Number of folds, for `FOLDS`.
+        train: Share of the images, for `SUBJECT` and `RANDOM`.
+        dev: Share of the images; the rest is the test split. For `OFFICIAL`, see `hold_out_dev`.
+        copies: For `OFFICIAL`.
+        seed: The same seed and table give the same split on every machine.
+
+    Returns:
+        All rows with the column `split`; `OFFICIAL` adds `crossing_copy` (`true` where an exact copy lies in another
+        split), `FOLDS` adds `fold` (`0` ... `K-1`).
+
+    Raises:
+        InputError: the data does not allow it, or an emotion would have no training image.
+    """
+    table = table.drop(columns=["split", "fold", "crossing_copy"], errors="ignore")
+    rows = table[is_usable(table)]
+    if rows.empty:
+        raise InputError("no image can be used (readable, with a label and a face): there is nothing to split")
+    strategy = choose_strategy(table) if strategy is Strategy.AUTO else strategy
+    columns = pd.DataFrame(index=rows.index)
+    if strategy is Strategy.OFFICIAL:
+        columns["split"] = hold_out_dev(rows, official_splits(rows), dev, seed)
+        columns["crossing_copy"] = crossing_copies(rows["pixel_hash"], columns["split"])
+        if copies is Copies.DROP:
+            columns.loc[columns["crossing_copy"] & (columns["split"] == "train"), "split"] = ""
+        columns["crossing_copy"] = columns["crossing_copy"].map({True: "true", False: "false"})
+    elif strategy is Strategy.FOLDS:
+        if folds < 3:
+            raise InputError(f"--folds {folds}: at least 3 are needed, for test, dev and training")
+        by_subject = bool((rows["subject"] != "").all())
+        columns["fold"] = allocate(rows["emotion"], group_rows(rows, by_subject), [1] * folds, seed)
+        columns["split"] = columns["fold"].map({0: "test", 1: "dev"}).fillna("train")
+        columns["fold"] = columns["fold"].astype(str)
+    else:
+        groups = group_rows(rows, strategy is Strategy.SUBJECT)
+        number = allocate(rows["emotion"], groups, _shares(train, dev), seed)
+        columns["split"] = pd.Series(number, index=rows.index).map(dict(enumerate(SPLITS)))
+    trained = set(rows.loc[columns["split"] == "train", "emotion"])
+    untrained = [emotion for emotion in labels_of(rows) if emotion not in trained]
+    if untrained:
+        raise InputError(
+            f"no training image would be left for {', '.join(untrained)} (strategy {strategy}); use another --strategy "
+            "or --seed, or add such images"
+        )
+    return table.join(columns).fillna(dict.fromkeys(columns, ""))
+
+
+def choose_strategy(table: pd.DataFrame) -> Strategy:
+    """Return what `auto` means for a table: its own splits where it has them, else by subject, else random."""
+    rows = table[is_usable(table)]
+    if set(rows["usage"].str.lower()) <= set(OFFICIAL_SPLITS):
+        return Strategy.OFFICIAL
+    return Strategy.SUBJECT if (rows["subject"] != "").all() else Strategy.RANDOM
+
+
+def official_splits(rows: pd.DataFrame) -> pd.Series:
+    """Return each row's split as the data set publishes it.
+
+    Raises:
+        InputError: a row has no usage, or an unknown one.
+    """
+    unknown = sorted(set(rows["usage"]) - {usage for usage in rows["usage"] if usage.lower() in OFFICIAL_SPLITS})
+    if unknown:
+        raise InputError(
+            f"strategy official: images of usage {unknown[0]!r} belong to no split; known are "
+            f"{', '.join(OFFICIAL_SPLITS)}; use another --strategy"
+        )
+    return rows["usage"].str.lower().map(OFFICIAL_SPLITS)
+
+
+def hold_out_dev(rows: pd.DataFrame, splits: pd.Series, dev: float, seed: int) -> pd.Series:
+    """Return the splits with a dev part, which training needs to choose its epoch by.
+
+    Where the data set publishes none, such as plain `train/` and `test/` folders, a share `dev` of the training images
+    is taken, copies (and people, where all are known) kept together. The test images stay as published.
+    """
+    training = splits == "train"
+    if (splits == "dev").any() or not training.any():
+        return splits
+    part = rows[training]
+    groups = group_rows(part, by_subject=bool((part["subject"] != "").all()))
+    held_out = allocate(part["emotion"], groups, _shares(1 - dev, dev), seed) == 1
+    return splits.where(~splits.index.isin(part.index[held_out]), "dev")
+
+
+def crossing_copies(pixel_hashes: pd.Series, splits: pd.Series) -> pd.Series:
+    """Return, for each row, whether an exact copy of it lies in another split."""
+    return splits.groupby(pixel_hashes).transform("nunique") > 1
+
+
+def group_rows(rows: pd.DataFrame, by_subject: bool) -> np.ndarray:
+    """Number the groups of rows that must stay together: copies and, if asked for, all of one subject's images.
+
+    Subjects who share a copy become one group, so that neither the copy nor the subject is in two splits.
+
+    Returns:
+        int array (rows,): group numbers in order of first appearance.
+
+    Raises:
+        InputError: by subject, but an image has none.
+    """
+    if by_subject and (rows["subject"] == "").any():
+        nameless = int((rows["subject"] == "").sum())
+        raise InputError(f"strategy subject: {nameless:,} usable images have no subject; use --strategy random")
+    subjects, _ = pd.factorize(rows["subject"] if by_subject else rows["pixel_hash"])
+    copies, _ = pd.factorize(rows["pixel_hash"])
+    first_copy = subjects.max() + 1  # the graph's nodes: the subjects, then the distinct images
+    size = first_copy + copies.max() + 1
+    edges = coo_array((np.ones(len(rows)), (subjects, first_copy + copies)), shape=(size, size))
+    _, component = connected_components(edges, directed=False)
+    return pd.factorize(component[subjects])[0]
+
+
+def _shares(train: float, dev: float) -> list[int]:
+    """Return the three splits' shares in thousandths.
+
+    Raises:
+        InputError: shares that are none.
+    """
+    if not (train > 0 and dev >= 0 and train + dev <= 1):
+        raise InputError(f"--train {train} --dev {dev}: shares lie in 0-1, train above 0, and sum to at most 1")
+    return [round(1000 * train), round(1000 * dev), 1000 - round(1000 * train) - round(1000 * dev)]
+
+
+def allocate(emotions: pd.Series, groups: np.ndarray, shares: list[int], seed: int) -> np.ndarray:
+    """Put whole groups into parts so that every part has its share of every emotion, as nearly as the groups allow.
+
+    The largest groups go first, each to the part where it lessens most the squared distance to the wanted numbers,
+    relative to the emotion's frequency; equally large groups come in random order. All arithmetic is on integers and
+    numpy's legacy generator is frozen, so the result is the same on every machine.
+
+    Args:
+        emotions: Each row's emotion.
+        groups: int array (rows,): each row's group, numbered from 0.
+        shares: Each part's share of the images, in any unit.
+        seed: For the random order.
+
+    Returns:
+        int array (rows,): the number of each row's part; no part with a share is empty.
+
+    Raises:
+        InputError: fewer groups than parts.
+    """
+    codes, names = pd.factorize(emotions)
+    counts = np.zeros((groups.max() + 1, len(names)), np.int64)  # images per group and emotion
+    np.add.at(counts, (groups, codes), 1)
+    share = np.array(shares, np.int64)
+    if len(counts) < np.count_nonzero(share):
+        raise InputError(
+            f"{len(counts)} groups (subjects, or distinct images) cannot fill {np.count_nonzero(share)} parts; "
+            "use fewer folds, or another --strategy"
+        )
+    order = np.random.RandomState(seed).permutation(len(counts))
+    order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
+    weight = 10**9 // counts.sum(axis=0)  # an image of a rare emotion weighs more
+    excess = -share[:, None] * counts.sum(axis=0)  # images in each part beyond those wanted, times the sum of shares
+    empty = share > 0
+    part_of_group = np.empty(len(counts), np.int64)
+    for done, group in enumerate(order):
+        count = counts[group] * share.sum()
+        cost = (count * (2 * excess + count) // share.sum() * weight).sum(axis=1)
+        must_fill = len(order) - done <= np.count_nonzero(empty)
+        candidates = np.flatnonzero(empty if must_fill else share > 0)
+        part = candidates[np.argmin(cost[candidates])]
+        part_of_group[group] = part
+        excess[part] += count
+        empty[part] = False
+    return part_of_group[groups]
+
+
+def write_split(folder: Path, strategy: Strategy, **options) -> bool:
+    """Write `split.csv` from `faces.csv`, unless it is there already for the same faces and options.
+
+    Args:
+        folder: The data set's folder, `data/NAME`.
+        strategy: As for `split_table`.
+        **options: As for `split_table`.
+
+    Returns:
+        Whether there was anything to do.
+
+    Raises:
+        InputError: as `split_table`; then nothing is written.
+    """
+    faces = read_table(folder, "faces.csv")
+    made_from = {"faces": digest(faces), "strategy": strategy, **options}
+    record = folder / "split.json"
+    if (folder / "split.csv").is_file() and record.is_file() and json.loads(record.read_text("utf-8")) == made_from:
+        return False
+    table = split_table(faces, strategy, **options)
+    record.unlink(missing_ok=True)
+    write_table(table, folder / "split.csv")
+    with atomic_file(record) as temporary:
+        temporary.write_text(json.dumps(made_from), "utf-8")
+    return True
+
+
+def describe(table: pd.DataFrame, strategy: Strategy) -> str:
+    """Return in words how a table was split: the strategy, what was left out, and the images per emotion and split."""
+    strategy = choose_strategy(table) if strategy is Strategy.AUTO else strategy
+    inside = table["split"] != ""
+    lines = [format_counts(count_images(table[inside], "split")), f"strategy: {strategy}"]
+    reasons = {
+        "unreadable": table["status"] == "unreadable",
+        "constant": table["status"] == "constant",
+        "without a label": table["emotion"] == "",
+        "without a face": table["face_status"] == "not_found",
+        "copies of dev or test images": is_usable(table) & ~inside,
+    }
+    left_out = [f"{reason.sum():,} {name}" for name, reason in reasons.items() if reason.any()]
+    lines.append(f"left out: {(~inside).sum():,} images" + (f" ({', '.join(left_out)})" if left_out else ""))
+    if strategy is Strategy.OFFICIAL:
+        if "dev" not in set(table.loc[inside, "usage"].str.lower().map(OFFICIAL_SPLITS)):
+            lines.append("the data set publishes no dev split: the dev images were taken from its training images")
+        crossing = int((table["crossing_copy"] == "true").sum())
+        lines.append(f"images with an exact copy in another split: {crossing:,} (column crossing_copy)")
+    if strategy is Strategy.FOLDS:
+        kind = "subject" if (table.loc[inside, "subject"] != "").all() else "groups of copies: the data has no subjects"
+        lines.append(f"folds by {kind}; column split: fold 0 is test, fold 1 dev, the others train")
+    return "\n".join(lines)
+
+
+def main(
+    dataset: DatasetName = SAMPLE.name,
+    data: DataRoot = PATHS.data,
+    strategy: Annotated[Strategy, typer.Option(help="How images are divided; see above.")] = Strategy(SPLIT.strategy),
+    folds: Annotated[int, typer.Option(help="Number of folds, for --strategy folds.")] = SPLIT.folds,
+    train: Annotated[float, typer.Option(help="Training share of the images, 0-1; not for official.")] = SPLIT.train,
+    dev: Annotated[float, typer.Option(help="Dev share of the images, 0-1; the rest is the test split.")] = SPLIT.dev,
+    copies: Annotated[
+        Copies, typer.Option(help="official only: drop leaves out training images with a copy in dev or test.")
+    ] = Copies(SPLIT.copies),
+    seed: Annotated[int, typer.Option(help="The same seed gives the same split on every machine.")] = SPLIT.seed,
+) -> None:
+    """Step 3: divide the face crops into training, dev and test images (data/NAME/split.csv).
+
+    official keeps the data set's own splits (where it has no dev split, dev comes out of training); subject puts
+    nobody into two splits; random ignores who is in the pictures; folds makes K folds, by subject where there are
+    subjects; auto is the first of official, subject and random that the data allows.
+    """
+    folder = dataset_folder(data, dataset)
+    file = folder / "split.csv"
+    if not write_split(folder, strategy, folds=folds, train=train, dev=dev, copies=copies, seed=seed):
+        print(f"unchanged: {file} was made from the same faces with the same options; nothing to do")
+        return
+    print(describe(read_table(folder, file.name), strategy))
+    print(f"wrote {file}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,282 @@
+import sys
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from preprocessing import step3_split
+from preprocessing.command_line import run
+from preprocessing.errors import InputError
+from preprocessing.image_tables import FACE_COLUMNS, INVENTORY_COLUMNS, read_table, usable, write_table
+from preprocessing.step3_split import Copies, Strategy, allocate, choose_strategy, group_rows, split_table
+
+EMOTIONS = ["anger", "happiness", "neutral"]
+
+
+def faces(rows: int = 120, *, subjects: int = 0, usages: tuple[str, ...] = (), copies: int = 0) -> pd.DataFrame:
+    """A table of crops: emotions in turn, subjects and usages at random, the last images copies of the first."""
+    random = np.random.default_rng(0)
+    table = pd.DataFrame("", index=range(rows), columns=[*INVENTORY_COLUMNS, *FACE_COLUMNS])
+    table["path"] = table["face_path"] = [f"images/{row:03d}.png" for row in range(rows)]
+    table["emotion"] = [EMOTIONS[row % 3] for row in range(rows)]
+    table["status"], table["face_status"] = "ok", "found"
+    table["pixel_hash"] = [f"{row % (rows - copies):04x}" for row in range(rows)]
+    table["subject"] = [f"S{n:03d}" for n in random.integers(0, subjects, rows)] if subjects else ""
+    table["usage"] = random.choice(usages, rows, p=[0.8, 0.1, 0.1]) if usages else ""
+    return table
+
+
+FER2013 = ("Training", "PublicTest", "PrivateTest")
+
+
+def shares(table: pd.DataFrame) -> dict[str, float]:
+    return {str(split): share for split, share in table["split"].value_counts(normalize=True).items()}
+
+
+def crossing(table: pd.DataFrame, column: str, part: str = "split") -> list[str]:
+    """Return, by plain loops, the values of a column that lie in more than one split."""
+    places: dict[str, set[str]] = {}
+    for row in table.to_dict("records"):
+        if row[part]:
+            places.setdefault(row[column], set()).add(row[part])
+    return [value for value, parts in places.items() if len(parts) > 1]
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        (faces(usages=FER2013, subjects=5), Strategy.OFFICIAL),
+        (faces(usages=("train", "validation", "test")), Strategy.OFFICIAL),
+        (faces(subjects=5), Strategy.SUBJECT),
+        (faces(), Strategy.RANDOM),
+        (faces(usages=("Training", "PublicTest", "")), Strategy.RANDOM),
+    ],
+)
+def test_auto_is_the_first_strategy_that_the_data_allows(table, expected):
+    assert choose_strategy(table) is expected
+    pd.testing.assert_frame_equal(split_table(table, Strategy.AUTO), split_table(table, expected))
+
+
+@pytest.mark.parametrize("usages", [FER2013, ("train", "val", "test"), ("training", "Validation", "testing")])
+def test_official_keeps_the_published_split(usages):
+    table = split_table(faces(usages=usages), Strategy.OFFICIAL)
+    expected = dict(zip(usages, ("train", "dev", "test"), strict=True))
+    assert table["split"].tolist() == [expected[usage] for usage in table["usage"]]
+
+
+def test_official_flags_the_copies_that_cross():
+    table = split_table(faces(usages=FER2013, copies=40), Strategy.OFFICIAL)
+    flagged = set(table.loc[table["crossing_copy"] == "true", "pixel_hash"])
+    assert flagged == set(crossing(table, "pixel_hash"))
+    assert set(table.loc[table["pixel_hash"].isin(flagged), "crossing_copy"]) == {"true"}
+    assert 0 < len(flagged) < 40
+
+
+def test_dropping_copies_takes_the_training_side_out_and_nothing_else():
+    kept = split_table(faces(usages=FER2013, copies=40), Strategy.OFFICIAL)
+    dropped = split_table(faces(usages=FER2013, copies=40), Strategy.OFFICIAL, copies=Copies.DROP)
+    gone = kept["split"] != dropped["split"]
+    assert gone.equals((kept["split"] == "train") & (kept["crossing_copy"] == "true"))
+    assert set(dropped.loc[gone, "split"]) == {""}
+    trained = set(dropped.loc[dropped["split"] == "train", "pixel_hash"])
+    assert not trained & set(dropped.loc[dropped["split"].isin(["dev", "test"]), "pixel_hash"])
+
+
+def test_random_keeps_shares_and_emotions_alike_and_copies_together():
+    table = split_table(faces(600, copies=100), Strategy.RANDOM)
+    assert crossing(table, "pixel_hash") == []
+    assert shares(table) == pytest.approx({"train": 0.8, "dev": 0.1, "test": 0.1}, abs=0.01)
+    for emotion in EMOTIONS:
+        of_emotion = table[table["emotion"] == emotion]
+        assert shares(of_emotion) == pytest.approx({"train": 0.8, "dev": 0.1, "test": 0.1}, abs=0.01)
+
+
+def test_shares_can_be_chosen():
+    table = split_table(faces(600), Strategy.RANDOM, train=0.5, dev=0.5)
+    assert shares(table) == pytest.approx({"train": 0.5, "dev": 0.5}, abs=0.01)
+
+
+@pytest.mark.parametrize("subjects", [3, 8, 40])
+def test_subject_puts_nobody_into_two_splits(subjects):
+    table = split_table(faces(300, subjects=subjects, copies=0), Strategy.SUBJECT)
+    assert crossing(table, "subject") == []
+    assert set(table["split"]) == {"train", "dev", "test"}
+    if subjects == 40:
+        for emotion in EMOTIONS:
+            of_emotion = table[table["emotion"] == emotion]
+            assert shares(of_emotion) == pytest.approx({"train": 0.8, "dev": 0.1, "test": 0.1}, abs=0.04)
+
+
+def test_subjects_who_share_a_copy_stay_together():
+    table = faces(300, subjects=40, copies=10)
+    split = split_table(table, Strategy.SUBJECT)
+    assert crossing(split, "subject") == []
+    assert crossing(split, "pixel_hash") == []
+    groups = group_rows(table, by_subject=True)
+    assert len(set(groups)) < 40
+    first, copy = table.index[table["pixel_hash"] == "0000"]
+    assert table["subject"][first] != table["subject"][copy]
+    assert groups[first] == groups[copy]
+
+
+@pytest.mark.parametrize("subjects", [0, 30])
+def test_folds_hold_each_image_once_and_no_subject_or_copy_twice(subjects):
+    table = split_table(faces(300, subjects=subjects, copies=3), Strategy.FOLDS, folds=5)
+    assert set(table["fold"]) == set("01234")
+    assert crossing(table, "pixel_hash", "fold") == []
+    assert not subjects or crossing(table, "subject", "fold") == []
+    assert max(Counter(table["fold"]).values()) <= 1.35 * min(Counter(table["fold"]).values())
+    splits = table.groupby("fold")["split"].unique().map(list).to_dict()
+    assert splits == {"0": ["test"], "1": ["dev"], "2": ["train"], "3": ["train"], "4": ["train"]}
+
+
+def test_unusable_rows_are_carried_without_a_split():
+    table = faces(usages=FER2013)
+    table["gender"] = "f"
+    table.loc[0, "status"], table.loc[1, "emotion"], table.loc[2, "face_status"] = "constant", "", "not_found"
+    for strategy in (Strategy.OFFICIAL, Strategy.RANDOM, Strategy.FOLDS):
+        split = split_table(table, strategy)
+        pd.testing.assert_frame_equal(split[table.columns], table)
+        assert split["split"].eq("").tolist() == [True] * 3 + [False] * 117
+
+
+@pytest.mark.parametrize("strategy", [Strategy.RANDOM, Strategy.SUBJECT, Strategy.FOLDS])
+def test_the_same_seed_gives_the_same_split_and_another_seed_another(strategy):
+    table = faces(300, subjects=40)
+    first = split_table(table, strategy, seed=1)
+    pd.testing.assert_frame_equal(first, split_table(table, strategy, seed=1))
+    assert not first["split"].equals(split_table(table, strategy, seed=2)["split"])
+
+
+def test_the_split_does_not_depend_on_what_the_hashes_are():
+    table = faces(300, subjects=40, copies=10)
+    renamed = table.assign(pixel_hash=[name[::-1] + "x" for name in table["pixel_hash"]])
+    assert split_table(table, Strategy.SUBJECT)["split"].equals(split_table(renamed, Strategy.SUBJECT)["split"])
+
+
+def test_the_split_of_a_known_table_is_the_same_on_every_machine():
+    table = faces(20)
+    table["subject"] = [f"S{row % 7}" for row in range(20)]
+    by_subject = split_table(table, Strategy.SUBJECT, seed=7).groupby("subject")["split"].first()
+    assert by_subject.to_dict() == {
+        "S0": "train", "S1": "train", "S2": "train", "S3": "train", "S4": "dev", "S5": "train", "S6": "test",
+    }  # fmt: skip
+
+
+def test_a_rare_emotion_is_spread_like_the_others():
+    emotions = pd.Series(["anger"] * 1000 + ["disgust"] * 10)
+    parts = allocate(emotions, np.arange(1010), [8, 1, 1], seed=3)
+    assert np.bincount(parts[1000:], minlength=3).tolist() == [8, 1, 1]
+    assert np.bincount(parts, minlength=3).tolist() == [808, 101, 101]
+
+
+@pytest.mark.parametrize(
+    ("table", "options", "said"),
+    [
+        (faces(subjects=2), {"strategy": Strategy.SUBJECT}, "2 groups"),
+        (faces(subjects=8), {"strategy": Strategy.FOLDS, "folds": 9}, "8 groups"),
+        (faces(subjects=8), {"strategy": Strategy.FOLDS, "folds": 2}, "at least 3"),
+        (faces(), {"strategy": Strategy.SUBJECT}, "120 usable images have no subject"),
+        (faces(), {"strategy": Strategy.OFFICIAL}, "usage ''"),
+        (faces().assign(usage="holdout"), {"strategy": Strategy.OFFICIAL}, "'holdout'"),
+        (faces(), {"strategy": Strategy.RANDOM, "train": 0.9, "dev": 0.2}, "sum to at most 1"),
+        (faces().assign(status="unreadable"), {"strategy": Strategy.AUTO}, "nothing to split"),
+    ],
+)
+def test_what_the_data_does_not_allow_is_refused(table, options, said):
+    with pytest.raises(InputError, match=said):
+        split_table(table, **options)
+
+
+def run_here(monkeypatch, *arguments: object) -> int | str | None:
+    """Run the step's command line in this process and return its exit status."""
+    monkeypatch.setattr(sys, "argv", ["step3_split", *map(str, arguments)])
+    try:
+        run(step3_split.main)
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+def test_an_emotion_without_a_training_image_is_named_and_nothing_is_written(tmp_path, monkeypatch, capsys):
+    table = faces(usages=FER2013)
+    table.loc[table["emotion"] == "happiness", "usage"] = "PublicTest"
+    write_table(table, tmp_path / "x" / "faces.csv")
+    assert run_here(monkeypatch, "--dataset", "x", "--data", tmp_path) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: no training image would be left for happiness ")
+    assert error.count("\n") == 1
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["faces.csv"]
+
+
+@pytest.mark.parametrize("existing", [True, False])
+def test_without_crops_the_step_to_run_first_is_named(tmp_path, monkeypatch, capsys, existing):
+    if existing:
+        (tmp_path / "x").mkdir()
+    assert run_here(monkeypatch, "--dataset", "x", "--data", tmp_path) == 2
+    assert "python -m preprocessing.step2_face_crops --dataset x" in capsys.readouterr().err
+
+
+def test_the_second_run_on_unchanged_crops_does_nothing_and_says_so(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "x" / "faces.csv"
+    write_table(faces(subjects=20), file)
+    arguments = ["--dataset", "x", "--data", tmp_path]
+    assert run_here(monkeypatch, *arguments) == 0
+    first, written = capsys.readouterr().out, (tmp_path / "x" / "split.csv").stat().st_mtime_ns
+    assert "strategy: subject" in first
+    assert run_here(monkeypatch, *arguments) == 0
+    assert capsys.readouterr().out.startswith("unchanged: ")
+    assert (tmp_path / "x" / "split.csv").stat().st_mtime_ns == written
+    assert run_here(monkeypatch, *arguments, "--seed", 8) == 0
+    assert "wrote" in capsys.readouterr().out
+    write_table(faces(subjects=21), file)
+    assert run_here(monkeypatch, *arguments, "--seed", 8) == 0
+    assert "wrote" in capsys.readouterr().out
+
+
+def test_the_command_prints_images_per_emotion_and_split(tmp_path, monkeypatch, capsys):
+    table = faces(usages=FER2013, copies=40)
+    table.loc[:4, "status"] = "constant"
+    write_table(table, tmp_path / "x" / "faces.csv")
+    run_here(monkeypatch, "--dataset", "x", "--data", tmp_path, "--copies", "drop")
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    split = read_table(tmp_path / "x", "split.csv")
+    happy = [sum((split["emotion"] == "happiness") & (split["split"] == name)) for name in ("train", "dev", "test")]
+    assert "train dev test all" in lines
+    assert f"happiness {' '.join(map(str, happy))} {sum(happy)}" in lines
+    dropped = int((split["split"] == "").sum()) - 5
+    assert f"left out: {dropped + 5} images (5 constant, {dropped} copies of dev or test images)" in lines
+
+
+def test_usable_rows_of_a_split_feed_keras_own_generator(tmp_path):
+    import cv2
+    import tensorflow as tf
+
+    folder = tmp_path / "x"
+    (folder / "images").mkdir(parents=True)
+    table = faces(30)
+    for row, path in enumerate(table["face_path"]):
+        cv2.imwrite(str(folder / path), np.full((48, 48), row, np.uint8))
+    write_table(table, folder / "faces.csv")
+    step3_split.write_split(folder, Strategy.RANDOM)
+    rows = usable(read_table(folder, "split.csv"))
+    train = rows[rows["split"] == "train"]
+    batches = tf.keras.preprocessing.image.ImageDataGenerator().flow_from_dataframe(
+        train, directory=folder, x_col="face_path", y_col="emotion", target_size=(48, 48), color_mode="grayscale",
+        shuffle=False, batch_size=64,
+    )  # fmt: skip
+    images, _ = next(batches)
+    assert images[:, 0, 0, 0].tolist() == [int(path[-7:-4]) for path in train["path"]]
+    assert list(batches.class_indices) == EMOTIONS
+
+
+def test_official_without_a_dev_part_takes_one_from_the_training_images_and_leaves_test_alone():
+    table = faces(300, usages=("train", "test", "test"), copies=60)
+    split = split_table(table, Strategy.OFFICIAL, dev=0.1)
+    published_test = table["usage"] == "test"
+    assert (split.loc[published_test, "split"] == "test").all()
+    training = split[~published_test]
+    assert shares(training)["dev"] == pytest.approx(0.1, abs=0.03) and set(training["split"]) == {"train", "dev"}
+    assert not crossing(training, "pixel_hash")
+    assert set(training.loc[training["split"] == "dev", "emotion"]) == set(EMOTIONS)
