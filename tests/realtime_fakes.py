@@ -1,0 +1,72 @@
+"""A detector and a classifier that answer at once, without a network, and videos to read."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg reads it once, with the first video
+
+import cv2
+import numpy as np
+
+from configuration import FACES, Faces
+from preprocessing.faces import Face
+from realtime.recognition import Recognition, Result
+from realtime.sources import Frame
+
+LABELS = ("anger", "happiness", "neutral")
+FACE = Face(20.0, 16.0, 24.0, 30.0, 0.99)
+
+
+class FakeDetector:
+    """Finds the same faces in every picture and remembers the pictures."""
+
+    def __init__(self, *faces: Face):
+        self.faces = list(faces)
+        self.seen: list[np.ndarray] = []
+
+    def detect(self, image_rgb: np.ndarray) -> list[Face]:
+        self.seen.append(image_rgb)
+        return self.faces
+
+
+class FakeClassifier:
+    """Finds the first face of a batch happy with 0.7, the others angry with 0.6, and remembers the batches."""
+
+    labels = LABELS
+
+    def __init__(self, faces: Faces = FACES):
+        self.faces = faces
+        self.batches: list[np.ndarray] = []
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        self.batches.append(images)
+        rows = [[0.1, 0.7, 0.2], *[[0.6, 0.3, 0.1]] * (len(images) - 1)]
+        return np.array(rows[: len(images)], np.float32).reshape(-1, 3)
+
+
+def recognition(face: Face = FACE, label: str = "happiness", probability: float = 0.7) -> Recognition:
+    rest = (1 - probability) / (len(LABELS) - 1)
+    return Recognition(face, {name: probability if name == label else rest for name in dict.fromkeys([*LABELS, label])})
+
+
+def result(image_bgr: np.ndarray, *recognitions: Recognition, index: int = 0, time: float = 0.0) -> Result:
+    return Result(Frame(image_bgr, index, time, "clip.mp4"), list(recognitions))
+
+
+def write_video(file: Path, frames: int = 12, fps: float = 10.0, size: tuple[int, int] = (96, 64)) -> Path:
+    """Write a video whose frames grow brighter; noise keeps the file from being tiny."""
+    noise = np.random.default_rng(7)
+    writer = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*"mp4v"), fps, size)
+    for index in range(frames):
+        writer.write(noise.integers(0, 40 + 200 * index // frames, (size[1], size[0], 3), np.uint8))
+    writer.release()
+    return file
+
+
+def read_video(file: Path) -> tuple[list[np.ndarray], float]:
+    """Return a video's frames and its frames per second."""
+    capture, frames = cv2.VideoCapture(str(file)), []
+    fps = capture.get(cv2.CAP_PROP_FPS)
+    while (answer := capture.read())[0]:
+        frames.append(answer[1])
+    return frames, fps

@@ -1,0 +1,113 @@
+import csv
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+from realtime_fakes import FACE, LABELS, read_video, recognition, result, write_video
+
+from preprocessing.errors import InputError
+from realtime.recording import Log, PictureRecording, VideoRecording, check_target, letterbox
+
+
+def flat(value, size=(96, 64)):
+    return np.full((size[1], size[0], 3), value, np.uint8)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov", ".avi"])
+def test_a_video_has_every_frame_at_the_given_rate(tmp_path, suffix):
+    file = tmp_path / f"out{suffix}"
+    recording = VideoRecording(file, (96, 64), 29.97)
+    for index in range(20):
+        recording.write(result(flat(0), time=index / 29.97), flat(10 * index))
+    recording.close()
+    frames, fps = read_video(file)
+    assert fps == pytest.approx(29.97, abs=0.01)
+    assert [frame.shape for frame in frames] == [(64, 96, 3)] * 20
+    assert [frame.mean() for frame in frames] == pytest.approx([10 * index for index in range(20)], abs=4)
+
+
+def test_a_frame_is_shown_until_the_time_of_the_next(tmp_path):
+    file = tmp_path / "out.mp4"
+    recording = VideoRecording(file, (96, 64), 10.0)
+    for time, value in ((0.0, 0), (0.1, 100), (0.5, 200), (0.52, 250)):
+        recording.write(result(flat(0), time=time), flat(value))
+    recording.close()
+    values = [frame.mean() for frame in read_video(file)[0]]
+    assert values == pytest.approx([0, 100, 100, 100, 100, 200], abs=4)
+
+
+def test_frames_of_another_size_are_fitted_into_the_first_ones(tmp_path):
+    file = tmp_path / "out.mp4"
+    recording = VideoRecording(file, (96, 64), 10.0)
+    for index, size in enumerate([(96, 64), (64, 96), (960, 640), (31, 7), (96, 64)]):
+        recording.write(result(flat(0), time=index / 10), flat(200, size))
+    recording.close()
+    frames, _ = read_video(file)
+    assert [frame.shape for frame in frames] == [(64, 96, 3)] * 5
+    assert frames[1][:, :20].mean() < 5 and frames[1][:, 40:56].mean() == pytest.approx(200, abs=4)
+    assert frames[2].mean() == pytest.approx(200, abs=4)
+
+
+def test_letterbox_keeps_the_proportions_and_centres_the_image():
+    fitted = letterbox(flat(200, (40, 80)), (100, 60))
+    assert fitted.shape == (60, 100, 3)
+    columns = np.flatnonzero(fitted[30, :, 0])
+    assert (columns[0], columns[-1]) == (35, 64)
+    assert (fitted[:, 35:65] == 200).all()
+
+
+def test_the_log_has_a_row_per_face_and_is_on_the_disk_at_once(tmp_path):
+    file = tmp_path / "out.csv"
+    log = Log(file, LABELS)
+    second = replace(FACE, left=-3.25, top=7.0)
+    log.write(result(flat(0), recognition(), recognition(second, "anger", 0.5), index=4, time=0.16), flat(0))
+    log.write(result(flat(0), index=5, time=0.2), flat(0))
+    with file.open(newline="", encoding="utf-8") as stream:  # while the log is still open
+        rows = list(csv.DictReader(stream))
+    log.close()
+    assert [(row["time"], row["frame"], row["name"], row["face"]) for row in rows] == [
+        ("0.160", "4", "clip.mp4", "1"),
+        ("0.160", "4", "clip.mp4", "2"),
+    ]
+    assert [rows[1][f"box_{side}"] for side in ("left", "top", "width", "height")] == ["-3.2", "7.0", "24.0", "30.0"]
+    assert [(row["label"], float(row["probability"])) for row in rows] == [("happiness", 0.7), ("anger", 0.5)]
+    assert [float(rows[0][f"p_{label}"]) for label in LABELS] == pytest.approx([0.15, 0.7, 0.15])
+
+
+def test_a_picture_is_written_as_it_is_drawn(tmp_path):
+    file = tmp_path / "out.png"
+    PictureRecording(file).write(result(flat(0)), flat(77))
+    np.testing.assert_array_equal(cv2.imread(str(file)), flat(77))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("out.txt", r"must end in \.mp4"),
+        ("out", r"must end in \.mp4"),
+        ("nowhere/out.mp4", "nowhere does not exist"),
+        ("folder.mp4", "cannot be written"),
+        ("source.mp4", "is the source itself"),
+        ("link.mp4", "is the source itself"),
+    ],
+)
+def test_a_target_that_cannot_be_written_is_refused(tmp_path, name, message):
+    source = write_video(tmp_path / "source.mp4", frames=2)
+    (tmp_path / "link.mp4").symlink_to(source)
+    (tmp_path / "folder.mp4").mkdir()
+    before = source.read_bytes()
+    with pytest.raises(InputError, match=message):
+        check_target("--record", tmp_path / name, (".mp4",), str(source))
+    assert source.read_bytes() == before
+
+
+def test_a_video_that_opencv_cannot_write_is_refused_and_leaves_nothing(tmp_path):
+    with pytest.raises(InputError, match="cannot be written as a video of 1x1 pixels"):
+        VideoRecording(tmp_path / "out.mp4", (1, 1), 25.0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_log_that_cannot_be_opened_is_refused(tmp_path):
+    with pytest.raises(InputError, match="cannot be written"):
+        Log(tmp_path / "nowhere" / "out.csv", LABELS)

@@ -1,0 +1,248 @@
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from realtime_fakes import FACE, FakeClassifier, FakeDetector, read_video, write_video
+
+from preprocessing.command_line import run
+from realtime import webcam
+from realtime.sources import open_source
+from realtime.webcam import watch
+
+TESTS = Path(__file__).parent
+
+
+def rows_of(file):
+    with file.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_a_video_is_watched_to_its_end_and_all_of_it_is_kept(tmp_path, capsys):
+    source = open_source(str(write_video(tmp_path / "clip.mp4", frames=12, fps=10)))
+    video, log = tmp_path / "out.mp4", tmp_path / "out.csv"
+    tally = watch(source, FakeDetector(FACE, FACE), FakeClassifier(), video, log)
+    frames, fps = read_video(video)
+    assert (len(frames), fps, frames[0].shape) == (12, 10, (64, 96, 3))
+    rows = rows_of(log)
+    assert [(row["frame"], row["face"]) for row in rows] == [(str(i), face) for i in range(12) for face in "12"]
+    assert [float(row["time"]) for row in rows[::2]] == pytest.approx([i / 10 for i in range(12)])
+    assert (tally.frames, tally.faces) == (12, 24)
+    summary = capsys.readouterr().out
+    assert summary.startswith("clip.mp4: frames: 12, faces: 24, ")
+    assert summary.endswith(f"; wrote {video}, {log}\n")
+
+
+def test_without_a_face_the_video_is_kept_and_the_log_has_its_header(tmp_path):
+    source = open_source(str(write_video(tmp_path / "clip.mp4", frames=5)))
+    tally = watch(source, FakeDetector(), FakeClassifier(), tmp_path / "out.mp4", tmp_path / "out.csv")
+    assert (tally.frames, tally.faces) == (5, 0)
+    assert len(read_video(tmp_path / "out.mp4")[0]) == 5
+    header = (
+        "time,frame,name,face,box_left,box_top,box_width,box_height,label,probability,p_anger,p_happiness,p_neutral"
+    )
+    assert (tmp_path / "out.csv").read_text() == header + "\n"
+
+
+def test_a_picture_can_be_recorded_as_a_picture(tmp_path):
+    cv2.imwrite(str(tmp_path / "me.png"), np.zeros((64, 96, 3), np.uint8))
+    watch(open_source(str(tmp_path / "me.png")), FakeDetector(FACE), FakeClassifier(), tmp_path / "out.png")
+    annotated = cv2.imread(str(tmp_path / "out.png"))
+    assert annotated is not None and annotated.shape == (64, 96, 3) and annotated.any()
+
+
+class FakeWindow:
+    """Stands for OpenCV's window functions: a key is pressed, or the window closed, at the n-th frame."""
+
+    def __init__(self, monkeypatch, key=-1, closed_by_button=False, at=3):
+        self.shown, self.key, self.closed_by_button, self.at = 0, key, closed_by_button, at
+        for name in ("namedWindow", "resizeWindow", "destroyAllWindows"):
+            monkeypatch.setattr(cv2, name, lambda *_: None)
+        monkeypatch.setattr(cv2, "imshow", self.show)
+        monkeypatch.setattr(cv2, "waitKey", lambda _: self.key if self.shown >= self.at else -1)
+        monkeypatch.setattr(
+            cv2, "getWindowProperty", lambda *_: 0.0 if self.closed_by_button and self.shown >= self.at else 1.0
+        )
+
+    def show(self, _, image_bgr):
+        self.shown += 1
+
+
+@pytest.mark.parametrize(
+    "end", [{"key": ord("q")}, {"key": ord("Q")}, {"key": 27}, {"key": 0x100000 + ord("q")}, {"closed_by_button": True}]
+)
+def test_the_window_ends_the_program_and_what_was_seen_is_kept(tmp_path, monkeypatch, end):
+    FakeWindow(monkeypatch, **end)
+    source = open_source(str(write_video(tmp_path / "clip.mp4", frames=12, fps=240)))
+    tally = watch(source, FakeDetector(FACE), FakeClassifier(), tmp_path / "out.mp4", tmp_path / "out.csv", show=True)
+    assert tally.frames == 3
+    assert len(read_video(tmp_path / "out.mp4")[0]) == len(rows_of(tmp_path / "out.csv")) == 3
+
+
+def test_a_still_picture_waits_for_a_key(tmp_path, monkeypatch):
+    window = FakeWindow(monkeypatch)
+    keys = iter([-1, -1, -1, ord("x"), -1, ord("x")])
+    monkeypatch.setattr(cv2, "waitKey", lambda _: next(keys))
+    for name in ("a.png", "b.png"):
+        cv2.imwrite(str(tmp_path / name), np.zeros((64, 96, 3), np.uint8))
+    watch(open_source(str(tmp_path)), FakeDetector(FACE), FakeClassifier(), show=True)
+    assert window.shown == 2
+    assert list(keys) == []
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Run the command line within this process, with a detector and a classifier that answer at once."""
+    from training.emotion_classifier import EmotionClassifier
+
+    def start(*arguments):
+        monkeypatch.setattr(sys, "argv", ["webcam", *map(str, arguments)])
+        run(webcam.main)
+
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.setattr(webcam, "build_detector", lambda *_: FakeDetector(FACE))
+    monkeypatch.setattr(EmotionClassifier, "load", lambda _: FakeClassifier())
+    yield start
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere there is always a display")
+def test_without_a_display_it_says_so_and_goes_on(tmp_path, command, capsys):
+    command("--source", write_video(tmp_path / "clip.mp4", frames=4), "--log", tmp_path / "out.csv")
+    printed = capsys.readouterr()
+    assert printed.err == "no display here: going on without a window\n"
+    assert printed.out.startswith("clip.mp4: frames: 4, faces: 4, ")
+    assert len(rows_of(tmp_path / "out.csv")) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--source", "987"], "camera 987 gives no picture"),
+        (["--source", "missing.mp4"], "missing.mp4 does not exist"),
+        (["--source", "letter.mp4"], "letter.mp4 is no video"),
+        (["--source", "nothing"], "nothing holds no readable picture"),
+        (["--source", "clip.mp4", "--record", "clip.mp4"], "is the source itself"),
+        (["--source", "clip.mp4", "--record", "out.png"], "must end in .mp4"),
+        (["--source", "clip.mp4", "--record", "nowhere/out.mp4"], "nowhere does not exist"),
+        (["--source", "clip.mp4", "--log", "out.jpg"], "must end in .csv"),
+        (["--source", "clip.mp4", "--smallest-face", "big"], "--smallest-face"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line_and_nothing_is_written(
+    tmp_path, command, capfd, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    write_video(Path("clip.mp4"), frames=3)
+    Path("letter.mp4").write_text("Dear camera,\n" * 100)
+    Path("nothing").mkdir()
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as end:
+        command(*arguments, "--no-window")
+    printed = capfd.readouterr()
+    assert end.value.code == 2
+    assert printed.out == ""
+    assert len(printed.err.splitlines()) == 1 and message in printed.err
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("clip.mp4", "none.keras does not exist"),
+        ("letter.mp4", "letter.mp4 is no video"),
+        ("987", "camera 987 gives no picture"),
+    ],
+)
+def test_opencv_and_ffmpeg_add_no_lines_to_ours(tmp_path, run_step, source, message):
+    write_video(tmp_path / "clip.mp4", frames=3)
+    (tmp_path / "letter.mp4").write_text("Dear camera,\n" * 100)
+    path = source if source.isdigit() else tmp_path / source
+    arguments = ["--source", path, "--no-window", "--model", tmp_path / "none.keras", "--log", tmp_path / "out.csv"]
+    ended = run_step("realtime.webcam", *arguments)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert len(ended.stderr.splitlines()) == 1 and message in ended.stderr
+    assert not (tmp_path / "out.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "status"), [("camera", 1), ("video", 0)], ids=["a lost camera ends with 1", "a broken video with 0"]
+)
+def test_what_ends_too_early_is_told_and_kept(tmp_path, command, capsys, monkeypatch, source, status):
+    whole = write_video(tmp_path / "whole.avi", frames=60)
+    cut = tmp_path / "cut.avi"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 3])
+    arguments = ["--source", "0" if source == "camera" else cut, "--record", tmp_path / "out.mp4", "--no-window"]
+    code = 0
+    with monkeypatch.context() as patches:
+        if source == "camera":
+            capture = cv2.VideoCapture(str(cut))
+            patches.setattr(cv2, "VideoCapture", lambda *_: capture)
+        try:
+            command(*arguments)
+        except SystemExit as end:
+            code = end.code
+    assert code == status
+    error = capsys.readouterr().err
+    assert ("camera 0 gives no more frames" if source == "camera" else "the file seems damaged") in error
+    assert read_video(tmp_path / "out.mp4")[0]
+
+
+CHILD = """
+import sys, time
+sys.path[:0] = [{root!r}, {tests!r}]
+from preprocessing.command_line import run
+from realtime import webcam
+from realtime_fakes import FACE, FakeClassifier, FakeDetector
+from training.emotion_classifier import EmotionClassifier
+
+class StuckDetector(FakeDetector):
+    def detect(self, image_rgb):
+        if len(self.seen) == 5:
+            time.sleep(120)
+        return super().detect(image_rgb)
+
+webcam.build_detector = lambda *_: StuckDetector(FACE)
+EmotionClassifier.load = lambda _: FakeClassifier()
+run(webcam.main)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_in_mid_run_leaves_a_playable_video_and_a_whole_log(tmp_path, number, status):
+    clip = write_video(tmp_path / "clip.mp4", frames=30)
+    video, log = tmp_path / "out.mp4", tmp_path / "out.csv"
+    code = CHILD.format(root=str(TESTS.parent), tests=str(TESTS))
+    arguments = ["--source", str(clip), "--record", str(video), "--log", str(log), "--no-window"]
+    child = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 60
+        while not (log.exists() and len(rows_of(log)) == 5):  # then the child is stuck in its sixth frame
+            assert child.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        os.kill(child.pid, number)
+        printed, _ = child.communicate(timeout=30)
+    finally:
+        child.kill()
+        child.wait()
+    assert child.returncode == status
+    assert printed.decode().startswith("clip.mp4: frames: 5, faces: 5, ")
+    assert len(read_video(video)[0]) == 5
+    assert len(rows_of(log)) == 5
+
+
+@pytest.mark.parametrize("module", ["realtime.webcam", "realtime.demo"])
+def test_importing_costs_little(module):
+    code = (
+        f"import {module}, sys; print(*{{'tensorflow', 'keras', 'pandas', 'matplotlib', 'mtcnn'}} & set(sys.modules))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=TESTS.parent, capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == []
