@@ -49,7 +49,8 @@ def fit_table(table: pd.DataFrame, folder: Path, model_file: Path, fitting: Fitt
         False where this very run had been finished before and nothing was done.
 
     Raises:
-        InputError: a setting is not accepted, the train or dev split has no usable rows, or an emotion has no training image.
+        InputError: a setting is not accepted, the train or dev split has no usable rows, or an emotion has no
+            training image.
     """
     check_settings(fitting)
     rows = usable(table)
