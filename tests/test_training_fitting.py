@@ -68,6 +68,7 @@ def test_learns_and_leaves_the_best_epoch_with_its_card_curves_and_history(make_
     assert accuracy_on(folder, model_file, "dev") == pytest.approx(float(best["val_accuracy"]))
     assert card["labels"] == ["anger", "happiness", "neutral"] and card["hyperparameters"]["learning_rate"] == 0.02
     assert card["command"] == "python -m some.step" and card["dataset"] == folder.name and card["scores"] == []
+    assert any("bias by any of these is not measured" in line and "race" in line for line in card["caveats"])
     (curves,) = tmp_path.glob("models/runs/*/curves.png")
     assert curves.stat().st_size > 5000
     assert float(history[0]["learning_rate"]) > float(history[-1]["learning_rate"]) >= 0  # cosine
