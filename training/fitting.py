@@ -93,7 +93,7 @@ def caveats(rows: pd.DataFrame, channels: int) -> list[str]:
     """Return what whoever uses a network must know of the data it learnt from; the card says it."""
     lines = ["It names what a face looks like, not what a person feels; do not use it to decide about people."]
     if set(rows["usage"]) <= {"Training", "PublicTest", "PrivateTest"}:
-        lines.append("FER2013 holds small gray images found on the web, with noisy labels; it is for research use only.")
+        lines.append("FER2013 holds small gray web images with noisy labels; it is for research use only.")
     if channels == 1:
         lines.append("It sees gray: colour, such as of the skin, was neither used nor examined.")
     unknown = [name for name in ("gender", "race", "age") if name not in rows.columns]
