@@ -1,6 +1,8 @@
 """Listing the files of a download: a file, a folder or an archive, also with archives inside."""
 
 import lzma
+import os
+import re
 import shutil
 import tarfile
 import zipfile
@@ -25,14 +27,33 @@ def list_files(source: Path) -> dict[str, Path]:
     """Return a download's files, by their path inside it (with `/`), sorted by that path; litter is left out.
 
     Raises:
-        InputError: there is no such file or folder.
+        InputError: there is no such file or folder, or a file's name cannot stand in a table.
     """
     if source.is_file():
         return {source.name: source}
     if not source.is_dir():
         raise InputError(f"--source {source} does not exist; give the downloaded file or folder")
-    found = {file.relative_to(source).as_posix(): file for file in source.rglob("*") if file.is_file()}
+    found = {file.relative_to(source).as_posix(): file for file in _walk(source) if file.is_file()}
+    for name in found:
+        if re.search("[\r\ud800-\udfff]", name):  # surrogates are bytes that are no UTF-8
+            raise InputError(f"--source {source}: the file name {name!r} is no plain UTF-8 text; rename the file")
     return {name: found[name] for name in sorted(found) if not _is_litter(name)}
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yield what is no folder below a folder, also behind links to folders, each folder once: links may form a loop."""
+
+    def refuse(error: OSError) -> None:
+        raise error  # a subfolder that may not be read must not go unnoticed
+
+    seen = set()
+    for place, subfolders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        subfolders.sort()
+        if os.path.realpath(place) in seen:
+            subfolders.clear()
+        else:
+            seen.add(os.path.realpath(place))
+            yield from (Path(place, name) for name in names)
 
 
 def _is_litter(name: str) -> bool:
@@ -47,19 +68,21 @@ def unpack_all(files: dict[str, Path], scratch: Path) -> dict[str, Path]:
         scratch: An empty folder, or none yet, to unpack into.
 
     Returns:
-        The files, with each archive's files in its place: under the archive's name without its suffix where there are
-        several files, so that those of two archives stay apart.
+        The files, with each archive's files in its place: under the archive's name where there are several files, so
+        that those of two archives stay apart (without its suffix, unless two differ by that alone).
 
     Raises:
         InputError: an archive is damaged, encrypted, or has a file that climbs out of its folder.
     """
     for depth in ("outer", "inner"):
         unpacked: dict[str, Path] = {}
+        stems = [_stem(name) for name in files if is_archive(name)]
         for number, (name, file) in enumerate(files.items()):
             if is_archive(name):
                 folder = scratch / depth / str(number)
                 unpack(file, folder, name)
-                prefix = f"{_stem(name)}/" if len(files) > 1 else ""
+                stem = _stem(name) if stems.count(_stem(name)) == 1 else name
+                prefix = f"{stem}/" if len(files) > 1 else ""
                 unpacked |= {prefix + inner: path for inner, path in list_files(folder).items()}
             else:
                 unpacked[name] = file
@@ -120,6 +143,11 @@ def _members(archive: Path, name: str) -> Iterator[tuple[str, IO[bytes]]]:
                 stream = packed.extractfile(member) if member.isfile() else None
                 if stream is not None:
                     yield member.name, stream
+            # tarfile takes a damaged or cut header for the end, which really is a block of zeros.
+            if packed.fileobj is not None:
+                packed.fileobj.seek(packed.offset)
+                if packed.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                    raise tarfile.ReadError("it has no end")
 
 
 @contextmanager

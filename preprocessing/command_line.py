@@ -15,8 +15,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from preprocessing.errors import InputError
 
-# A full or read-only disk, or a file one may not touch: nothing that a traceback would explain.
-_THE_MACHINES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+# A full or read-only disk, a file one may not touch, a name that is too long, a file where a folder is needed or the
+# other way round: nothing that a traceback would explain.
+_THE_MACHINES = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
+)
 
 DatasetName = Annotated[str, typer.Option("--dataset", help="Name of the data set: its folder under --data.")]
 DataRoot = Annotated[Path, typer.Option("--data", help="Folder that holds the data sets.")]

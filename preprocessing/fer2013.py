@@ -53,7 +53,7 @@ def _read_chunks(csv_file: Path) -> Iterator[pd.DataFrame]:
                 chunk.columns = [str(name).strip().lower() for name in chunk.columns]
                 if "pixels" not in chunk.columns:
                     raise InputError(
-                        f"{csv_file} has no column 'pixels' (its columns: {', '.join(chunk.columns)}); "
+                        f"{csv_file} has no column 'pixels' (its columns: {', '.join(chunk.columns)[:200]}); "
                         "accepted are fer2013.csv and icml_face_data.csv"
                     )
                 yield chunk
@@ -96,14 +96,14 @@ def _place(csv_file: Path, row: int) -> str:
 def _emotion(code: str, csv_file: Path, row: int) -> str:
     code = code.strip()
     if code and code not in map(str, range(len(FER2013_CODES))):
-        raise InputError(f"{_place(csv_file, row)} has emotion {code!r}; accepted are the codes 0-6, or none")
+        raise InputError(f"{_place(csv_file, row)} has emotion {code[:40]!r}; accepted are the codes 0-6, or none")
     return FER2013_CODES[int(code)] if code else ""
 
 
 def _usage(usage: str, csv_file: Path, row: int) -> str:
     usage = usage.strip()
     if usage and usage not in USAGES:
-        raise InputError(f"{_place(csv_file, row)} has Usage {usage!r}; accepted are {', '.join(USAGES)}, or none")
+        raise InputError(f"{_place(csv_file, row)} has Usage {usage[:40]!r}; accepted are {', '.join(USAGES)}, or none")
     return usage
 
 
@@ -115,7 +115,7 @@ def _image(text: str, csv_file: Path, row: int) -> np.ndarray:
             values = np.fromstring(text, dtype=np.int64, sep=" ")
     except (ValueError, DeprecationWarning) as error:
         wrong = next((word for word in text.split() if not word.isdecimal()), "")
-        raise InputError(f"{_place(csv_file, row)} has the pixel {wrong!r}; pixels are numbers 0-255") from error
+        raise InputError(f"{_place(csv_file, row)} has the pixel {wrong[:40]!r}; pixels are numbers 0-255") from error
     if values.size != SIDE * SIDE:
         raise InputError(f"{_place(csv_file, row)} has {values.size:,} pixels, not {SIDE * SIDE:,}; download it again")
     if values.min() < 0 or values.max() > 255:

@@ -85,6 +85,31 @@ def read_table(folder: Path, file_name: str) -> pd.DataFrame:
     return table
 
 
+def is_made_from(folder: Path, file_name: str, origin: str) -> bool:
+    """Return whether one of a data set's tables is there, valid, and made from what `origin` says.
+
+    An invalid table counts as none: its reader tells the user to run the step again, which must then write it.
+    """
+    record = _record(folder, file_name)
+    if not record.is_file() or record.read_text("utf-8", errors="replace").strip() != origin:
+        return False
+    try:
+        read_table(folder, file_name)
+    except InputError:
+        return False
+    return True
+
+
+def write_origin(folder: Path, file_name: str, origin: str) -> None:
+    """Note what a table was made from, one line of JSON, for `is_made_from`; call it when the table is complete."""
+    with atomic_file(_record(folder, file_name)) as temporary:
+        temporary.write_text(origin + "\n", encoding="utf-8")
+
+
+def _record(folder: Path, file_name: str) -> Path:
+    return (folder / file_name).with_suffix(".json")
+
+
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 

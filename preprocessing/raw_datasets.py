@@ -8,9 +8,11 @@ import math
 import os
 import re
 import shutil
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 import pandas as pd
 
@@ -133,6 +135,19 @@ def read_ckplus(files: dict[str, Path]) -> pd.DataFrame:
     return table
 
 
+def print_unused(files: dict[str, Path], table: pd.DataFrame) -> None:
+    """Print how many of a download's files do not enter its table; text files go without saying.
+
+    An archive beside unpacked images is one of them: it may hold the same images, or others.
+    """
+    used = set(table["file"])
+    unused = [PurePosixPath(name).suffix.lower() for name, file in files.items() if file not in used]
+    kinds = Counter(suffix or "no ending" for suffix in unused if suffix != ".txt")
+    if kinds:
+        counts = ", ".join(f"{kinds[kind]:,} {kind}" for kind in sorted(kinds))
+        print(f"not used: {kinds.total():,} of the source's files ({counts})")
+
+
 def _in_order(column: pd.Series) -> pd.Series:
     return column.astype(int) if column.name == "frame" else column
 
@@ -187,13 +202,15 @@ def choose_frames(table: pd.DataFrame, frames: str, neutral_first: bool) -> pd.D
     return table[keep].reset_index(drop=True)
 
 
-def add_labels(table: pd.DataFrame, labels_file: Path) -> pd.DataFrame:
+def add_labels(table: pd.DataFrame, labels_file: Path, key: Literal["sequence", "path"]) -> pd.DataFrame:
     """Give a person's labels to images that have none.
 
     Args:
         table: A raw table.
         labels_file: CSV with the columns `sequence` (such as `S005/001`) or `path` (as in inventory.csv), `emotion`,
             and optionally `annotator`.
+        key: Which of the two is wanted; a file with the other one changes nothing. A sequence's label is given before
+            its frames are chosen (they say which of them show it), an image's afterwards.
 
     Returns:
         The table; labels that are new have the `label_source` `manual`, or `manual:ANNOTATOR`.
@@ -202,10 +219,12 @@ def add_labels(table: pd.DataFrame, labels_file: Path) -> pd.DataFrame:
         InputError: the file is no such table, names what is not there, or contradicts itself or the data set.
     """
     labels = _read_labels(labels_file)
-    key = "sequence" if "sequence" in labels.columns else "path"
+    if key not in labels.columns:
+        return table
     absent = labels.loc[~labels[key].isin(set(table[key]) - {""}), key]
+    hint = ", or --frames leaves it out" if key == "path" else ""
     if len(absent):
-        raise InputError(f"{labels_file}: {key} {absent.iloc[0]!r} is not in the data set")
+        raise InputError(f"{labels_file}: {key} {absent.iloc[0]!r} is not in the data set{hint}")
     labels = labels.set_index(key)
     new = table[key].map(labels["emotion"]).fillna("")
     conflict = (new != "") & (table["emotion"] != "") & (table["emotion"] != new)

@@ -11,7 +11,7 @@ what cannot be read, is constant or has no label stays in the table with its sta
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 if not __package__:  # run as a plain file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -29,7 +29,14 @@ from preprocessing.audit import audit, count_images, format_audit, format_counts
 from preprocessing.command_line import DataRoot, DatasetName, dataset_folder, run
 from preprocessing.errors import InputError
 from preprocessing.fer2013 import read_votes, write_images
-from preprocessing.image_tables import INVENTORY_COLUMNS, atomic_file, check_relative, read_table, write_table
+from preprocessing.image_tables import (
+    INVENTORY_COLUMNS,
+    check_relative,
+    is_made_from,
+    read_table,
+    write_origin,
+    write_table,
+)
 from preprocessing.raw_datasets import (
     ACCEPTED,
     Kind,
@@ -38,6 +45,7 @@ from preprocessing.raw_datasets import (
     find_fer2013_csv,
     link_images,
     parse_frames,
+    print_unused,
     read_ckplus,
     read_folders,
     recognise,
@@ -76,14 +84,15 @@ def write_inventory(
     _check_place(folder, source)
     parse_frames(frames)
     files = list_files(source)
-    made_from = {
+    origin = {
         "source": _fingerprint(files),
         "votes": votes and _fingerprint({votes.name: _existing("--votes", votes)}),
         "labels": labels and _fingerprint({labels.name: _existing("--labels", labels)}),
         "neutral_first": neutral_first,
         "frames": frames,
     }
-    if _is_made_from(folder, made_from):
+    made_from = json.dumps(origin)
+    if (folder / "images").is_dir() and is_made_from(folder, "inventory.csv", made_from):
         return None
     with scratch_folder(folder.with_name(f".{folder.name}.part")) as part:
         kind = recognise(files)
@@ -101,8 +110,10 @@ def write_inventory(
             table = table.join(read_votes(votes, table["usage"])) if votes else table
         else:
             table = read_ckplus(files) if kind is Kind.CKPLUS else read_folders(files)
-        table = add_labels(table, labels) if labels else table
+            print_unused(files, table)
+        table = add_labels(table, labels, "sequence") if labels else table
         table = choose_frames(table, frames, neutral_first) if kind is Kind.CKPLUS else table
+        table = add_labels(table, labels, "path") if labels else table
         for path in table["path"]:
             check_relative(path, source)
         table = table if kind is Kind.FER2013 else link_images(table, part)
@@ -131,13 +142,7 @@ def _fingerprint(files: dict[str, Path]) -> str:
     return hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16]
 
 
-def _is_made_from(folder: Path, made_from: dict[str, Any]) -> bool:
-    record = folder / "inventory.json"
-    complete = (folder / "inventory.csv").is_file() and (folder / "images").is_dir() and record.is_file()
-    return complete and json.loads(record.read_text("utf-8")) == made_from
-
-
-def _publish(table: pd.DataFrame, made_from: dict[str, Any], part: Path, folder: Path) -> None:
+def _publish(table: pd.DataFrame, made_from: str, part: Path, folder: Path) -> None:
     """Put the finished images and table in the place of earlier ones, by renaming alone.
 
     The record goes first and comes back last: a run killed in between is done again by the next one.
@@ -150,8 +155,7 @@ def _publish(table: pd.DataFrame, made_from: dict[str, Any], part: Path, folder:
         (folder / "images").rename(part / "replaced")
     (part / "images").rename(folder / "images")
     (part / "inventory.csv").replace(folder / "inventory.csv")
-    with atomic_file(folder / "inventory.json") as temporary:
-        temporary.write_text(json.dumps(made_from), "utf-8")
+    write_origin(folder, "inventory.csv", made_from)
 
 
 def write_sample(raw: Path, sample: Sample = SAMPLE) -> None:
@@ -162,6 +166,8 @@ def write_sample(raw: Path, sample: Sample = SAMPLE) -> None:
     record = raw / ".made_from"
     if record.is_file() and record.read_text("utf-8") == made_from:
         return
+    if raw.exists() and not record.is_file():
+        raise InputError(f"{raw} is where the sample goes, but holds something else; move it, or give it as --source")
     with scratch_folder(raw.with_name(f".{raw.name}.part")) as part:
         maker.write_raw(part / "raw", sample)
         (part / "raw" / record.name).write_text(made_from, "utf-8")

@@ -41,7 +41,9 @@ from preprocessing.image_tables import (
     NUMERIC_COLUMNS,
     atomic_file,
     digest,
+    is_made_from,
     read_table,
+    write_origin,
     write_table,
 )
 
@@ -71,8 +73,7 @@ def write_face_crops(folder: Path, options: Faces = FACES) -> pd.DataFrame:
         **_crop_all(folder, inventory, options, origin)
     )
     write_table(table, folder / "faces.csv")
-    with atomic_file(folder / "faces.json") as temporary:
-        temporary.write_text(origin + "\n", encoding="utf-8")
+    write_origin(folder, "faces.csv", origin)
     _journal(folder).unlink()
     return table
 
@@ -84,8 +85,7 @@ def _origin(inventory: pd.DataFrame, options: Faces) -> str:
 
 
 def _is_done(folder: Path, origin: str) -> bool:
-    made = folder / "faces.json"
-    if not made.is_file() or made.read_text(encoding="utf-8").strip() != origin or not (folder / "faces.csv").is_file():
+    if not is_made_from(folder, "faces.csv", origin):
         return False
     paths = read_table(folder, "faces.csv")["face_path"]
     return all((folder / path).is_file() for path in paths if path)
@@ -180,12 +180,9 @@ def _open_journal(folder: Path, origin: str) -> Iterator[tuple[list[Row], Callab
     file = _journal(folder)
     rows = _read_journal(file, origin)
     if rows is None:
-        for old in (
-            folder / "faces.csv",
-            folder / "faces.json",
-            file,
-        ):  # the journal before the crops that it vouches for
-            old.unlink(missing_ok=True)
+        for name in ("split.csv", "split.json", "faces.csv", "faces.json"):  # they name the crops that go
+            (folder / name).unlink(missing_ok=True)
+        file.unlink(missing_ok=True)  # before the crops that it vouches for
         shutil.rmtree(folder / "faces", ignore_errors=True)
         rows = []
     with atomic_file(file) as temporary:  # without the line that a kill may have cut
@@ -202,7 +199,7 @@ def _open_journal(folder: Path, origin: str) -> Iterator[tuple[list[Row], Callab
 
 def _read_journal(file: Path, origin: str) -> list[Row] | None:
     """Return a journal's finished rows; None where there is no journal of this origin."""
-    first, *lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else [""]
+    first, *lines = (file.read_text(encoding="utf-8") if file.is_file() else "").split("\n")
     if first != origin:
         return None
     rows = []

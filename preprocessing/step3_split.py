@@ -35,11 +35,12 @@ from preprocessing.errors import InputError
 from preprocessing.image_tables import (
     OFFICIAL_SPLITS,
     SPLITS,
-    atomic_file,
     digest,
+    is_made_from,
     is_usable,
     labels_of,
     read_table,
+    write_origin,
     write_table,
 )
 
@@ -257,19 +258,30 @@ def write_split(folder: Path, strategy: Strategy, **options) -> bool:
         Whether there was anything to do.
 
     Raises:
-        InputError: as `split_table`; then nothing is written.
+        InputError: as `split_table`, or the inventory has changed since the faces were cut; then nothing is written.
     """
     faces = read_table(folder, "faces.csv")
-    made_from = {"faces": digest(faces), "strategy": strategy, **options}
-    record = folder / "split.json"
-    if (folder / "split.csv").is_file() and record.is_file() and json.loads(record.read_text("utf-8")) == made_from:
+    _check_current(folder)
+    made_from = json.dumps({"faces": digest(faces), "strategy": strategy, **options})
+    if is_made_from(folder, "split.csv", made_from):
         return False
     table = split_table(faces, strategy, **options)
-    record.unlink(missing_ok=True)
+    (folder / "split.json").unlink(missing_ok=True)
     write_table(table, folder / "split.csv")
-    with atomic_file(record) as temporary:
-        temporary.write_text(json.dumps(made_from), "utf-8")
+    write_origin(folder, "split.csv", made_from)
     return True
+
+
+def _check_current(folder: Path) -> None:
+    """Refuse crops of another inventory than the one that is there now."""
+    record = folder / "faces.json"
+    if not record.is_file() or not (folder / "inventory.csv").is_file():
+        return
+    if json.loads(record.read_text("utf-8")).get("inventory") != digest(read_table(folder, "inventory.csv")):
+        raise InputError(
+            f"{folder / 'faces.csv'} was made from another inventory.csv than the present one; run first: "
+            f"python -m preprocessing.step2_face_crops --dataset {folder.name}"
+        )
 
 
 def describe(table: pd.DataFrame, strategy: Strategy) -> str:
@@ -284,7 +296,11 @@ def describe(table: pd.DataFrame, strategy: Strategy) -> str:
         "without a face": table["face_status"] == "not_found",
         "copies of dev or test images": is_usable(table) & ~inside,
     }
-    left_out = [f"{reason.sum():,} {name}" for name, reason in reasons.items() if reason.any()]
+    left_out, unexplained = [], ~inside
+    for name, reason in reasons.items():  # an image counts once, by the first reason
+        if (unexplained & reason).any():
+            left_out.append(f"{(unexplained & reason).sum():,} {name}")
+        unexplained &= ~reason
     lines.append(f"left out: {(~inside).sum():,} images" + (f" ({', '.join(left_out)})" if left_out else ""))
     if strategy is Strategy.OFFICIAL:
         if "dev" not in set(table.loc[inside, "usage"].str.lower().map(OFFICIAL_SPLITS)):
@@ -307,7 +323,9 @@ def main(
     copies: Annotated[
         Copies, typer.Option(help="official only: drop leaves out training images with a copy in dev or test.")
     ] = Copies(SPLIT.copies),
-    seed: Annotated[int, typer.Option(help="The same seed gives the same split on every machine.")] = SPLIT.seed,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="The same seed gives the same split on every machine.")
+    ] = SPLIT.seed,
 ) -> None:
     """Step 3: divide the face crops into training, dev and test images (data/NAME/split.csv).
 

@@ -27,6 +27,9 @@ def ends(monkeypatch, capsys, error: BaseException) -> tuple[int, str]:
         (InputError("a file\n  is missing"), 2, "error: a file is missing\n"),
         (OSError(errno.ENOSPC, "No space left on device", "out.csv"), 2, "error: out.csv: No space left on device;"),
         (PermissionError(errno.EACCES, "Permission denied", "data"), 2, "error: data: Permission denied;"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "data/x"), 2, "error: data/x: Not a directory;"),
+        (FileExistsError(errno.EEXIST, "File exists", "data/x"), 2, "error: data/x: File exists;"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "data"), 2, "error: data: File name too long;"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )

@@ -281,6 +281,29 @@ def test_litter_is_ignored_and_other_formats_are_read(tmp_path):
     assert set(table["status"]) == {"ok"}
 
 
+def test_links_to_folders_are_followed_and_loops_end(tmp_path):
+    write_image(tmp_path / "elsewhere" / "1.png", random_gray(1))
+    write_image(tmp_path / "tree" / "sad" / "2.png", random_gray(2))
+    try:
+        (tmp_path / "tree" / "happy").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+        (tmp_path / "tree" / "sad" / "loop").symlink_to(tmp_path / "tree", target_is_directory=True)
+    except OSError:
+        pytest.skip("links cannot be made here")
+    assert inventory(tmp_path / "data" / "x", tmp_path / "tree")["path"].tolist() == [
+        "images/happy/1.png",
+        "images/sad/2.png",
+    ]
+
+
+def test_files_that_do_not_enter_the_table_are_counted(tmp_path, capsys):
+    tree = write_kaggle_folders(tmp_path / "tree")
+    zip_folder(tree / "train", tree / "more.zip")
+    for name in ("a.heic", "b.HEIC", "about.txt"):
+        write_bytes(tree / name, b"x")
+    write_inventory(tmp_path / "data" / "x", tree)
+    assert capsys.readouterr().out == "not used: 3 of the source's files (2 .heic, 1 .zip)\n"
+
+
 def test_unreadable_and_constant_files_keep_their_row(tmp_path):
     write_kaggle_folders(tmp_path / "tree")
     whole = (tmp_path / "tree" / "train" / "angry" / "a.png").read_bytes()
@@ -411,6 +434,16 @@ def test_manual_labels_by_path_and_without_annotator(tmp_path):
     assert table["label_source"].tolist() == ["", "manual"]
 
 
+def test_a_manual_label_by_path_reaches_a_frame_that_is_not_the_peak(tmp_path):
+    root = write_ckplus(tmp_path / "ck", {"S005/002": (3, None)})
+    path = "images/S005/002/S005_002_00000002.png"
+    labels = write_csv(tmp_path / "labels.csv", [(path, "fear")], "path,emotion")
+    table = inventory(tmp_path / "data" / "all", root, labels=labels, frames="all")
+    assert table["emotion"].tolist() == ["", "fear", ""]
+    with pytest.raises(InputError, match="--frames leaves it out"):
+        write_inventory(tmp_path / "data" / "peak", root, labels=labels)
+
+
 @pytest.mark.parametrize(
     ("header", "row", "said"),
     [
@@ -436,6 +469,22 @@ def fer2013_with(row: tuple, header: str = "emotion,pixels,Usage"):
     return lambda folder: write_csv(folder / "fer2013.csv", [*fer2013_rows()[:1], row], header)
 
 
+def tar_cut_after(blocks: int, then: bytes = b""):
+    """Make a tar file of two images (a header and a block each) that ends, or goes on otherwise, after some blocks."""
+
+    def make(folder: Path) -> Path:
+        with tarfile.open(folder / "a.tar", "w", format=tarfile.USTAR_FORMAT) as packed:
+            for name in ("angry/1.png", "happy/2.png"):
+                member, content = tarfile.TarInfo(name), cv2.imencode(".png", random_gray(0, 12))[1].tobytes()
+                member.size = len(content)
+                packed.addfile(member, io.BytesIO(content))
+        whole = (folder / "a.tar").read_bytes()
+        assert whole[1024 + 257 :].startswith(b"ustar")
+        return write_bytes(folder / "a.tar", whole[: blocks * 512] + then + whole[blocks * 512 + 512 :] * bool(then))
+
+    return make
+
+
 def truncated(pack, name: str):
     def make(folder: Path) -> Path:
         whole = pack(write_kaggle_folders(folder / "tree"), folder / name).read_bytes()
@@ -445,10 +494,11 @@ def truncated(pack, name: str):
     return make
 
 
-def zip_with(name: str):
+def zip_with(*names: str):
     def make(folder: Path) -> Path:
         with zipfile.ZipFile(folder / "a.zip", "w") as packed:
-            packed.writestr(name, b"x")
+            for name in names:
+                packed.writestr(name, b"x")
         return folder / "a.zip"
 
     return make
@@ -466,6 +516,18 @@ def damaged_zip(folder: Path) -> Path:
     content[120] ^= 255
     file.write_bytes(content)
     return file
+
+
+def tree_with_file_name(name: bytes):
+    def make(folder: Path) -> Path:
+        tree = write_kaggle_folders(folder / "tree")
+        try:
+            next(tree.rglob("*.png")).rename(os.fsdecode(os.fsencode(tree) + b"/" + name))
+        except OSError:
+            pytest.skip("this file system takes no such name")
+        return tree
+
+    return make
 
 
 def tree_with(name: str):
@@ -493,6 +555,16 @@ REFUSED = {
     "unknown Usage": (fer2013_with((1, SQUARE, "Practice")), "'Practice'"),
     "truncated table": (lambda folder: cut(write_csv(folder / "fer2013.csv", fer2013_rows()[:2])), "row 1"),
     "no table at all": (lambda folder: write_bytes(folder / "fer2013.csv", bytes(range(256))), "not a readable CSV"),
+    "a pixel without end": (fer2013_with((0, "x" * 9999, "Training")), "the pixel '" + 40 * "x" + "'"),
+    "columns without names": (
+        lambda folder: write_csv(folder / "fer2013.csv", [(1,)], "x" * 9999),
+        "columns: " + 200 * "x" + ")",
+    ),
+    "tar cut between files": (tar_cut_after(2), "a.tar is damaged"),
+    "tar with a damaged header": (tar_cut_after(2, b"x" * 512), "a.tar is damaged"),
+    "file name in Latin-1": (tree_with_file_name(b"train/\xe9.png"), "rename the file"),
+    "file name with a carriage return": (tree_with_file_name(b"train/a\rb.png"), "rename the file"),
+    "zip with a file where a folder is": (zip_with("angry/1.png", "angry"), "angry"),
     "truncated zip": (truncated(zip_folder, "a.zip"), "a.zip is damaged"),
     "truncated tar.gz": (truncated(tar_folder, "a.tar.gz"), "a.tar.gz is damaged"),
     "truncated zip inside": (truncated(zip_in_zip, "b.zip"), "b.zip is damaged"),
@@ -595,6 +667,16 @@ def test_the_second_run_on_unchanged_input_does_nothing_and_says_so(tmp_path, mo
     assert {name: (tmp_path / "data" / name).stat().st_mtime_ns for name in all_files(tmp_path / "data")} == before
 
 
+@pytest.mark.parametrize(
+    ("name", "content"), [("inventory.csv", "path,emotion\n1.png,grumpy\n"), ("inventory.json", "{")]
+)
+def test_a_damaged_table_or_record_is_written_again(tmp_path, name, content):
+    folder, source = tmp_path / "data" / "x", write_csv(tmp_path / "fer2013.csv", fer2013_rows())
+    table = inventory(folder, source)
+    (folder / name).write_text(content)
+    pd.testing.assert_frame_equal(inventory(folder, source), table)
+
+
 def test_changed_input_and_changed_options_replace_images_and_table(tmp_path):
     folder, root = tmp_path / "data" / "ck", write_ckplus(tmp_path / "ck", CKPLUS)
     assert len(inventory(folder, root, frames="all")) == 16
@@ -649,7 +731,7 @@ def test_a_run_killed_while_writing_images_shows_nothing_and_starts_again_cleanl
 
 @needs_sigkill
 @pytest.mark.parametrize(
-    ("module", "name"), [("preprocessing.fer2013", "write_png"), ("preprocessing.step1_inventory", "atomic_file")]
+    ("module", "name"), [("preprocessing.fer2013", "write_png"), ("preprocessing.step1_inventory", "write_origin")]
 )
 def test_a_run_killed_over_an_earlier_inventory_is_done_again(tmp_path, module, name):
     folder, source = tmp_path / "data" / "x", write_csv(tmp_path / "fer2013.csv", fer2013_rows())
@@ -784,6 +866,13 @@ def test_without_options_the_sample_is_made_once_and_inventoried_as_ckplus(tmp_p
     assert {name: (tmp_path / name).stat().st_mtime_ns for name in all_files(tmp_path)} == before
 
 
+def test_the_sample_takes_no_folder_of_other_things(tmp_path, monkeypatch, capsys):
+    write_image(tmp_path / SAMPLE.name / "raw" / "mine.png", random_gray(0))
+    assert run_here(monkeypatch, "--data", tmp_path) == 2
+    assert "holds something else" in capsys.readouterr().err
+    assert (tmp_path / SAMPLE.name / "raw" / "mine.png").is_file()
+
+
 def test_usable_rows_feed_keras_own_generator(tmp_path):
     import tensorflow as tf
 
@@ -798,3 +887,13 @@ def test_usable_rows_feed_keras_own_generator(tmp_path):
     assert sorted(batches.class_indices) == sorted(set(rows["emotion"]))
     np.testing.assert_array_equal(images[1, :, :, 0], random_gray(1))
     assert one_hot[1].argmax() == batches.class_indices["happiness"]
+
+
+def test_archives_that_differ_by_their_ending_alone_stay_apart(tmp_path):
+    both = tmp_path / "both"
+    both.mkdir()
+    for seed, pack in enumerate((zip_folder, tar_folder)):
+        write_image(tmp_path / str(seed) / "happy" / "1.png", random_gray(seed, 12))
+        pack(tmp_path / str(seed), both / ("a.zip" if pack is zip_folder else "a.tar.gz"))
+    table = inventory(tmp_path / "data" / "both", both)
+    assert table["path"].nunique() == table["pixel_hash"].nunique() == 2

@@ -204,6 +204,28 @@ def test_changed_input_makes_all_crops_again(crops_folder, change):
     assert json.loads((crops_folder / "faces.json").read_text())["options"]["size"] == options.size
 
 
+def test_a_split_of_crops_that_go_goes_too(crops_folder):
+    write_face_crops(crops_folder)
+    for name in ("split.csv", "split.json"):
+        (crops_folder / name).write_text("of the earlier crops")
+    write_face_crops(crops_folder)
+    assert (crops_folder / "split.csv").exists()
+    write_face_crops(crops_folder, replace(FACES, size=32))
+    assert not list(crops_folder.glob("split.*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("faces.csv", "path,emotion\n1.png,grumpy\n"), ("faces.json", "{"), ("faces.part.jsonl", "")]
+)
+def test_a_damaged_table_or_record_is_written_again(crops_folder, name, content):
+    table = write_face_crops(crops_folder)
+    if name == "faces.part.jsonl":  # it is only read where there is no finished table
+        (crops_folder / "faces.json").unlink()
+    (crops_folder / name).write_text(content)
+    pd.testing.assert_frame_equal(write_face_crops(crops_folder), table)
+    assert json.loads((crops_folder / "faces.json").read_text())["options"]["size"] == FACES.size
+
+
 def test_an_interrupted_run_goes_on_where_it_was(crops_folder, monkeypatch, capsys):
     expected = write_face_crops(crops_folder)
     (crops_folder / "faces.json").unlink()

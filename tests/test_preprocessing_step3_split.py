@@ -1,3 +1,4 @@
+import json
 import sys
 from collections import Counter
 
@@ -8,7 +9,7 @@ import pytest
 from preprocessing import step3_split
 from preprocessing.command_line import run
 from preprocessing.errors import InputError
-from preprocessing.image_tables import FACE_COLUMNS, INVENTORY_COLUMNS, read_table, usable, write_table
+from preprocessing.image_tables import FACE_COLUMNS, INVENTORY_COLUMNS, digest, read_table, usable, write_table
 from preprocessing.step3_split import Copies, Strategy, allocate, choose_strategy, group_rows, split_table
 
 EMOTIONS = ["anger", "happiness", "neutral"]
@@ -233,6 +234,43 @@ def test_the_second_run_on_unchanged_crops_does_nothing_and_says_so(tmp_path, mo
     write_table(faces(subjects=21), file)
     assert run_here(monkeypatch, *arguments, "--seed", 8) == 0
     assert "wrote" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "content"), [("split.csv", "path,emotion\n1.png,grumpy\n"), ("split.json", "{")])
+def test_a_damaged_table_or_record_is_written_again(tmp_path, monkeypatch, name, content):
+    write_table(faces(), tmp_path / "x" / "faces.csv")
+    assert run_here(monkeypatch, "--dataset", "x", "--data", tmp_path) == 0
+    split = read_table(tmp_path / "x", "split.csv")
+    (tmp_path / "x" / name).write_text(content)
+    assert run_here(monkeypatch, "--dataset", "x", "--data", tmp_path) == 0
+    pd.testing.assert_frame_equal(read_table(tmp_path / "x", "split.csv"), split)
+
+
+def test_crops_of_an_earlier_inventory_are_refused(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "x"
+    write_table(faces(60), folder / "faces.csv")
+    write_table(faces(60)[INVENTORY_COLUMNS], folder / "inventory.csv")
+    (folder / "faces.json").write_text(json.dumps({"inventory": digest(read_table(folder, "inventory.csv"))}))
+    assert run_here(monkeypatch, "--dataset", "x", "--data", tmp_path) == 0
+    write_table(faces(80)[INVENTORY_COLUMNS], folder / "inventory.csv")
+    assert run_here(monkeypatch, "--dataset", "x", "--data", tmp_path) == 2
+    assert "run first: python -m preprocessing.step2_face_crops --dataset x" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_is_none_is_refused(tmp_path, monkeypatch, capsys, seed):
+    write_table(faces(), tmp_path / "x" / "faces.csv")
+    assert run_here(monkeypatch, "--dataset", "x", "--data", tmp_path, "--seed", seed) == 2
+    assert "--seed" in capsys.readouterr().err
+
+
+def test_an_image_that_is_left_out_counts_once(tmp_path, monkeypatch, capsys):
+    table = faces()
+    table.loc[:1, ["status", "face_status"]] = ["unreadable", "not_found"]
+    table.loc[2, "face_status"] = "not_found"
+    write_table(table, tmp_path / "x" / "faces.csv")
+    run_here(monkeypatch, "--dataset", "x", "--data", tmp_path)
+    assert "left out: 3 images (2 unreadable, 1 without a face)" in capsys.readouterr().out
 
 
 def test_the_command_prints_images_per_emotion_and_split(tmp_path, monkeypatch, capsys):
