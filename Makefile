@@ -27,7 +27,7 @@ demo: .venv/runtime
 
 test: .venv/dev
 	@$(BIN)/python -m pytest -m "not system"
-	@echo "left to 'make test-system': $$($(BIN)/python -m pytest --collect-only -q -m system 2>/dev/null | grep -c '::') tests"
+	@echo "left to 'make test-system': $$($(BIN)/python -m pytest --collect-only -q -o addopts= -m system 2>/dev/null | grep -c '::') tests"
 
 lint: .venv/dev
 	@$(BIN)/ruff check .

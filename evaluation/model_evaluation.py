@@ -26,8 +26,11 @@ from preprocessing.command_line import DataRoot, DatasetName, ModelsRoot, Report
 from preprocessing.emotions import LabelRule, relate
 from preprocessing.errors import InputError
 from preprocessing.image_tables import SPLITS, atomic_file, digest, labels_of, read_table, usable, write_table
-from training.emotion_classifier import EmotionClassifier, read_card, write_card
+from training.emotion_classifier import EmotionClassifier, crop_options, read_card, write_card
 
+REPORT_FILES = (
+    "metrics.json", "classification_report.txt", "confusion_matrix.csv", "confusion_matrix.png", "predictions.csv",
+)  # fmt: skip
 PROTOCOL = "one network, one crop per face, no test-time averaging, no extra labels"
 
 
@@ -92,7 +95,13 @@ def evaluate(
     """
     card = read_card(model_file)  # before Keras is imported, so that a mistake is told at once
     rule = relate(card["labels"], labels_of(usable(table)))
-    inputs = {"model": _file_hash(model_file), "card": _card_hash(card), "rows": digest(rows), "split": split}
+    inputs = {
+        "model": _file_hash(model_file),
+        "card": _card_hash(card),
+        "rows": digest(rows),
+        "crops": crop_options(folder),
+        "split": split,
+    }
     earlier = _earlier_metrics(report, inputs)
     if earlier:
         _print_summary(earlier, report)
@@ -101,6 +110,8 @@ def evaluate(
     classifier = EmotionClassifier.load(model_file)
     scored = rows.loc[rows["emotion"].isin(rule.labels)]
     notes = [*notes, *_notes(classifier, folder, split, rule, len(rows) - len(scored))]
+    if absent := [label for label in rule.labels if label not in set(scored["emotion"])]:
+        notes.append(f"no image shows {', '.join(absent)}: balanced accuracy and macro F1 are over the other emotions")
     probabilities = _predict(classifier, folder, scored, rule)
     metrics = {
         "dataset": folder.name,
@@ -130,9 +141,9 @@ def _notes(classifier: EmotionClassifier, folder: Path, split: str, rule: LabelR
         notes.append("NOT A HELD-OUT SCORE: the model was trained on this split")
     if card.get("dataset") == SAMPLE.name or folder.name == SAMPLE.name:
         notes.append("the sample is one portrait, warped: no score on it means anything")
-    crops = json.loads((folder / "faces.json").read_text(encoding="utf-8"))["options"]
-    if crops["align"] != classifier.faces.align:
-        notes.append(f"crops are aligned by {crops['align']}, the model was trained on {classifier.faces.align}")
+    align = crop_options(folder)["align"]
+    if align != classifier.faces.align:
+        notes.append(f"crops are aligned by {align}, the model was trained on {classifier.faces.align}")
     return notes
 
 
@@ -182,8 +193,8 @@ def _print_summary(metrics: dict[str, Any], report: Path) -> None:
         f"n = {metrics['n']}  accuracy {metrics['accuracy']:.4f}  balanced accuracy {metrics['balanced_accuracy']:.4f}"
         f"  macro F1 {metrics['macro_f1']:.4f}\nreport: {report}"
     )
-    for file in sorted(report.iterdir()):
-        print(f"  {file.name}")
+    for name in REPORT_FILES:
+        print(f"  {name}")
 
 
 def _file_hash(file: Path) -> str:
@@ -197,10 +208,14 @@ def _card_hash(card: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _earlier_metrics(report: Path, inputs: dict[str, str]) -> dict[str, Any] | None:
-    """Return the metrics of an earlier evaluation of the same model on the same rows."""
-    file = report / "metrics.json"
-    metrics = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+def _earlier_metrics(report: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the metrics of an earlier evaluation of the same model on the same rows, if its report is whole."""
+    if not all((report / name).is_file() for name in REPORT_FILES):
+        return None
+    try:
+        metrics = json.loads((report / "metrics.json").read_text(encoding="utf-8"))
+    except ValueError:
+        return None
     return metrics if metrics.get("inputs") == inputs else None
 
 

@@ -7,12 +7,16 @@ Writes: reports/demo/picture.png, the annotated portrait; expressions.png, six a
     python -m realtime.demo
 """
 
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
+
+if not __package__:  # run as a plain file
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 import typer

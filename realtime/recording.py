@@ -2,7 +2,9 @@
 
 import csv
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +17,7 @@ from realtime.sources import Source
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
+RESERVE = 16 << 20  # bytes left free on the disk: OpenCV does not tell of a full one, and a video ends with its index
 
 
 class Output(Protocol):
@@ -42,7 +45,9 @@ def check_target(option: str, file: Path, suffixes: Sequence[str], source: str) 
         raise InputError(f"{option} {file}: the folder {file.parent} does not exist; make it, or give another file")
     if file.is_dir() or not os.access(existing, os.W_OK):
         raise InputError(f"{option} {file} cannot be written; give a file where you may write")
-    if file.exists() and Path(source).exists() and file.samefile(source):
+    origin = Path(source)
+    read = [origin, *origin.iterdir()] if origin.is_dir() and file.suffix.lower() in PICTURE_SUFFIXES else [origin]
+    if file.exists() and any(other.exists() and file.samefile(other) for other in read):
         raise InputError(f"{option} {file} is the source itself, which would be lost; give another file")
 
 
@@ -74,7 +79,8 @@ class VideoRecording:
     """
 
     def __init__(self, file: Path, size: tuple[int, int], fps: float):
-        self._size, self._fps = size, fps
+        self._file, self._size, self._fps = file, size, fps
+        self._check_space()
         self._count = 0
         self._shown_bgr: np.ndarray | None = None
         self._writer = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*"mp4v"), fps, size)
@@ -83,13 +89,25 @@ class VideoRecording:
                              "check that the folder may be written to, or give another file")  # fmt: skip
 
     def write(self, result: Result, drawn_bgr: np.ndarray) -> None:
-        """Add a frame at its time; before it, its predecessor as often as the time between them asks for."""
+        """Add a frame at its time; before it, its predecessor as often as the time between them asks for.
+
+        Raises:
+            InputError: the disk is full.
+        """
+        self._check_space()
         due = round(result.frame.time * self._fps)
         while self._shown_bgr is not None and self._count < due:
             self._add(self._shown_bgr)
         self._shown_bgr = letterbox(drawn_bgr, self._size)
         if self._count <= due:
             self._add(self._shown_bgr)
+
+    def _check_space(self) -> None:
+        if shutil.disk_usage(self._file.parent).free < RESERVE:
+            raise InputError(
+                f"--record {self._file}: less than {RESERVE >> 20} MB are free on its disk; what was recorded is kept, "
+                "make room or give another file"
+            )
 
     def _add(self, image_bgr: np.ndarray) -> None:
         self._writer.write(image_bgr)
@@ -130,10 +148,9 @@ class Log:
     """
 
     def __init__(self, file: Path, labels: Sequence[str]):
-        try:
+        self._name = f"--log {file}"
+        with _told(self._name):
             self._file = file.open("w", newline="", encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"--log {file} cannot be written ({error.strerror}); give another file") from error
         self._labels = labels
         self._rows = csv.writer(self._file, lineterminator="\n")
         box = ["box_left", "box_top", "box_width", "box_height"]
@@ -141,21 +158,39 @@ class Log:
         self._rows.writerow(["time", "frame", "name", "face", *box, "label", "probability", *probabilities])
 
     def write(self, result: Result, drawn_bgr: np.ndarray) -> None:
-        """Add a row for each face of a frame."""
-        frame = result.frame
+        """Add a row for each face of a frame.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        frame, rows = result.frame, []
         for number, recognition in enumerate(result.recognitions, start=1):
             face = recognition.face
             box = [round(value, 1) for value in (face.left, face.top, face.width, face.height)]
             by_label = [recognition.probabilities[label] for label in self._labels]
             probabilities = [f"{p:.5f}" for p in (recognition.probability, *by_label)]
-            self._rows.writerow(
-                [f"{frame.time:.3f}", frame.index, frame.name, number, *box, recognition.label, *probabilities]
-            )
-        self._file.flush()
+            rows.append([f"{frame.time:.3f}", frame.index, frame.name, number, *box, recognition.label, *probabilities])
+        with _told(self._name):
+            self._rows.writerows(rows)
+            self._file.flush()
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file.
+
+        Raises:
+            InputError: what was left to write cannot be written.
+        """
+        with _told(self._name):
+            self._file.close()
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Tell in one line that the system refuses to write."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{what} cannot be written ({error.strerror}); give another file") from error
 
 
 def letterbox(image_bgr: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -178,7 +213,7 @@ def write_picture(file: Path, image_bgr: np.ndarray) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    try:
-        file.write_bytes(cv2.imencode(file.suffix, image_bgr)[1].tobytes())  # cv2.imwrite fails without a word
-    except OSError as error:
-        raise InputError(f"{file} cannot be written ({error.strerror}); give another file") from error
+    from preprocessing.image_tables import atomic_file  # late, as pandas comes with it
+
+    with _told(str(file)), atomic_file(file) as temporary:
+        temporary.write_bytes(cv2.imencode(file.suffix, image_bgr)[1].tobytes())  # cv2.imwrite fails without a word

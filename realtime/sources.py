@@ -129,11 +129,11 @@ def open_source(source: str) -> Source:
     if "://" in source:
         return _open_stream(source)
     path = Path(source)
-    if path.is_dir():
+    if source and path.is_dir():  # an empty name, such as of an unset variable, would be the current folder
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURE_SUFFIXES and file.is_file())
         return Pictures(files, str(path))
     if not path.is_file():
-        raise InputError(f"--source {source} does not exist; {_ACCEPTED}")
+        raise InputError(f"--source {source or repr(source)} does not exist; {_ACCEPTED}")
     if path.suffix.lower() in PICTURE_SUFFIXES:
         return Pictures([path], str(path))
     return _open_video(path)

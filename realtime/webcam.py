@@ -47,7 +47,7 @@ def main(
 ) -> None:
     """Name the expression on every face of a source. In the window, q or Esc quits."""
     silence_opencv()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # an exception: what is open is closed
+    end_on_signals()
     with closing(open_source(source)) as frames:
         if record:
             check_target("--record", record, suffixes_for(frames), source)
@@ -70,6 +70,14 @@ def silence_opencv() -> None:
     """Keep OpenCV and FFmpeg from adding their own lines to ours. Has effect before the first video is opened."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+def end_on_signals() -> None:
+    """Let SIGTERM, and SIGHUP (its terminal was closed), end the program by an exception: what is open is closed."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number and signal.getsignal(number) != signal.SIG_IGN:  # nohup asks to go on
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
 
 
 @dataclass
@@ -134,9 +142,11 @@ def watch(
                 if window and window.closed:
                     break
         finally:
-            opened.close()
-            wrote = ", ".join(str(file) for file in (record, log) if file)
-            print(f"{source.name}: {tally}; " + (f"wrote {wrote}" if wrote else "kept nothing (--record, --log)"))
+            try:
+                opened.close()
+            finally:  # also where a file cannot be finished
+                wrote = ", ".join(str(file) for file in (record, log) if file and file.exists())
+                print(f"{source.name}: {tally}; " + (f"wrote {wrote}" if wrote else "kept nothing (--record, --log)"))
     return tally
 
 

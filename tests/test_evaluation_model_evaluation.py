@@ -108,3 +108,36 @@ def test_mistakes_end_in_one_line_and_status_2(evaluate, make_dataset, tiny_mode
     write_table(table, folder / "split.csv")
     assert refused(evaluate(folder=folder, model=model)[0], "leaves the data folder")
     assert not (tmp_path / "reports").exists()
+
+
+@pytest.mark.parametrize("name", ["predictions.csv", "classification_report.txt", "metrics.json"])
+def test_a_report_that_lost_a_file_is_made_again(evaluate, name):
+    _, folder, model, report = evaluate()
+    (report / name).unlink()
+    again = evaluate(folder=folder, model=model)[0]
+    assert again.returncode == 0 and "unchanged" not in again.stdout and (report / name).is_file()
+    (report / "metrics.json").write_text("{")
+    assert "unchanged" not in evaluate(folder=folder, model=model)[0].stdout
+
+
+def test_other_crops_of_the_same_rows_are_evaluated_anew(evaluate):
+    _, folder, model, _ = evaluate()
+    crops = json.loads((folder / "faces.json").read_text())
+    crops["options"]["align"] = "box"
+    (folder / "faces.json").write_text(json.dumps(crops))
+    again = evaluate(folder=folder, model=model)[0]
+    assert "unchanged" not in again.stdout and "crops are aligned by box" in again.stdout
+    (folder / "faces.json").unlink()
+    assert refused(evaluate(folder=folder, model=model)[0], "faces.json", "step2_face_crops")
+
+
+def test_an_emotion_that_the_split_does_not_show_is_named_beside_the_scores(evaluate, make_dataset):
+    folder = make_dataset()
+    table = read_table(folder, "split.csv")
+    table.loc[(table["emotion"] == "neutral") & (table["split"] == "test"), "split"] = "train"
+    write_table(table, folder / "split.csv")
+    done, _, _, report = evaluate(folder=folder)
+    assert "no image shows neutral" in done.stdout
+    metrics = json.loads((report / "metrics.json").read_text())
+    recalls = [metrics["per_emotion"][label]["recall"] for label in ("anger", "happiness")]
+    assert metrics["balanced_accuracy"] == pytest.approx(np.mean(recalls))

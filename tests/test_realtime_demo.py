@@ -1,4 +1,7 @@
 import csv
+import subprocess
+import sys
+from pathlib import Path
 
 import cv2
 import pytest
@@ -6,6 +9,7 @@ from realtime_fakes import FakeClassifier, FakeDetector, read_video
 
 from configuration import SAMPLE
 from preprocessing.faces import Face
+from realtime import demo
 from realtime.demo import demonstrate, describe_scores
 
 
@@ -47,3 +51,10 @@ def test_without_a_face_in_the_portrait_it_fails_and_writes_nothing(tmp_path):
 )
 def test_the_cards_scores_are_told_in_words(card, words):
     assert describe_scores(card) == words
+
+
+def test_runs_as_a_plain_file_from_anywhere(tmp_path):
+    program = Path(demo.__file__)
+    command = [sys.executable, str(program), "--model", "none.keras"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (2, "") and "none.keras does not exist" in ended.stderr

@@ -1,5 +1,8 @@
 import csv
+import errno
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -7,7 +10,7 @@ import pytest
 from realtime_fakes import FACE, LABELS, read_video, recognition, result, write_video
 
 from preprocessing.errors import InputError
-from realtime.recording import Log, PictureRecording, VideoRecording, check_target, letterbox
+from realtime.recording import Log, PictureRecording, VideoRecording, check_target, letterbox, write_picture
 
 
 def flat(value, size=(96, 64)):
@@ -106,6 +109,56 @@ def test_a_video_that_opencv_cannot_write_is_refused_and_leaves_nothing(tmp_path
     with pytest.raises(InputError, match="cannot be written as a video of 1x1 pixels"):
         VideoRecording(tmp_path / "out.mp4", (1, 1), 25.0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_of_the_source_folder_is_not_written_over(tmp_path):
+    (tmp_path / "me.png").write_bytes(b"a picture")
+    with pytest.raises(InputError, match="is the source itself"):
+        check_target("--record", tmp_path / "me.png", (".png",), str(tmp_path))
+    check_target("--record", tmp_path / "you.png", (".png",), str(tmp_path))
+    (tmp_path / "log.csv").touch()
+    check_target("--log", tmp_path / "log.csv", (".csv",), str(tmp_path))
+
+
+def test_a_video_ends_while_the_disk_has_room_for_its_index(tmp_path, monkeypatch):
+    file = tmp_path / "out.mp4"
+    recording = VideoRecording(file, (96, 64), 10.0)
+    for index in range(5):
+        recording.write(result(flat(0), time=index / 10), flat(100))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(InputError, match=r"out\.mp4: less than 16 MB are free"):
+        recording.write(result(flat(0), time=0.5), flat(100))
+    recording.close()
+    assert len(read_video(file)[0]) == 5
+    with pytest.raises(InputError, match="free"):
+        VideoRecording(tmp_path / "other.mp4", (96, 64), 10.0)
+    assert not (tmp_path / "other.mp4").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a file that is always full")
+def test_a_log_on_a_full_disk_is_told_of_when_written_and_when_closed():
+    log = Log(Path("/dev/full"), LABELS)
+    with pytest.raises(InputError, match=r"--log /dev/full cannot be written \(No space left"):
+        log.write(result(flat(0), recognition()), flat(0))
+    with pytest.raises(InputError, match="No space left"):
+        log.close()
+
+
+def test_a_picture_that_cannot_be_finished_leaves_the_earlier_one(tmp_path, monkeypatch):
+    file = tmp_path / "out.png"
+    write_picture(file, flat(9))
+    earlier = file.read_bytes()
+
+    def fill_the_disk(self, data):
+        with self.open("wb") as stream:
+            stream.write(data[:10])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fill_the_disk)
+    with pytest.raises(InputError, match=r"out\.png cannot be written \(No space left"):
+        write_picture(file, flat(200))
+    assert [each.read_bytes() for each in tmp_path.iterdir()] == [earlier]
 
 
 def test_a_log_that_cannot_be_opened_is_refused(tmp_path):

@@ -81,6 +81,13 @@ def test_a_folder_without_pictures_is_refused(tmp_path):
         open_source(str(tmp_path))
 
 
+def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch):
+    write_png(tmp_path / "me.png", 9)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="--source '' does not exist"):
+        open_source("")
+
+
 @pytest.mark.parametrize("source", ["987", "/dev/video987"])
 def test_without_a_camera_the_message_names_the_remedy(source):
     with pytest.raises(InputError, match=r"camera 987 gives no picture; plug one in.*--source"):

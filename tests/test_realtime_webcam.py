@@ -109,7 +109,9 @@ def command(monkeypatch):
     monkeypatch.setattr(webcam, "build_detector", lambda *_: FakeDetector(FACE))
     monkeypatch.setattr(EmotionClassifier, "load", lambda _: FakeClassifier())
     yield start
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere there is always a display")
@@ -216,8 +218,8 @@ run(webcam.main)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_in_mid_run_leaves_a_playable_video_and_a_whole_log(tmp_path, number, status):
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 129)])
+def test_a_signal_in_mid_run_leaves_a_playable_video_and_a_whole_log(tmp_path, name, status):
     clip = write_video(tmp_path / "clip.mp4", frames=30)
     video, log = tmp_path / "out.mp4", tmp_path / "out.csv"
     code = CHILD.format(root=str(TESTS.parent), tests=str(TESTS))
@@ -228,7 +230,7 @@ def test_a_signal_in_mid_run_leaves_a_playable_video_and_a_whole_log(tmp_path, n
         while not (log.exists() and len(rows_of(log)) == 5):  # then the child is stuck in its sixth frame
             assert child.poll() is None and time.monotonic() < deadline
             time.sleep(0.02)
-        os.kill(child.pid, number)
+        os.kill(child.pid, getattr(signal, name))
         printed, _ = child.communicate(timeout=30)
     finally:
         child.kill()
@@ -246,3 +248,11 @@ def test_importing_costs_little(module):
     )
     ended = subprocess.run([sys.executable, "-c", code], cwd=TESTS.parent, capture_output=True, text=True, check=True)
     assert ended.stdout.split() == []
+
+
+def test_what_was_done_is_told_also_where_a_file_cannot_be_finished(tmp_path, capsys, monkeypatch):
+    source = open_source(str(write_video(tmp_path / "clip.mp4", frames=3)))
+    monkeypatch.setattr(webcam.Log, "close", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        watch(source, FakeDetector(FACE), FakeClassifier(), log=tmp_path / "out.csv")
+    assert capsys.readouterr().out.startswith("clip.mp4: frames: 3, faces: 3, ")

@@ -1,4 +1,5 @@
 import json
+import zipfile
 from typing import Any
 
 import keras
@@ -76,8 +77,13 @@ def test_other_pixels_are_a_programming_error(tiny_model, wrong):
     [
         ({"labels": ["anger", "neutral"]}, "does not describe"),
         ({"input_size": 48}, "does not describe"),
-        ({"labels": ["cat", "dog", "cow"]}, "not among"),
+        ({"labels": ["cat", "dog", "cow"]}, r"among anger"),
+        ({"labels": [["anger"], "happiness", "neutral"]}, "not two or more"),
+        ({"labels": ["anger", "anger", "neutral"]}, "each once"),
         ({"temperature": 0}, "temperature"),
+        ({"temperature": float("inf")}, "temperature"),
+        ({"temperature": 1e-9}, "temperature"),
+        ({"scores": "good"}, "scores"),
         ({"align": None}, "'align'"),
     ],
 )
@@ -89,6 +95,15 @@ def test_a_card_that_does_not_fit_is_refused(tiny_model, change, message):
         EmotionClassifier.load(file)
 
 
+def spoil_the_weights(file):
+    """Change a byte within the zip's longest member, as a bad disk does."""
+    content = bytearray(file.read_bytes())
+    with zipfile.ZipFile(file) as archive:
+        longest = max(archive.infolist(), key=lambda member: member.compress_size)
+    content[longest.header_offset + longest.compress_size // 2] ^= 255
+    file.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -96,6 +111,7 @@ def test_a_card_that_does_not_fit_is_refused(tiny_model, change, message):
         (lambda file: file.with_suffix(".json").unlink(), "has no card"),
         (lambda file: file.with_suffix(".json").write_text("{"), "not readable JSON"),
         (lambda file: file.with_suffix(".json").write_text("[]"), "lacks a valid"),
+        (lambda file: spoil_the_weights(file), "not a usable Keras model"),
         (lambda file: file.write_bytes(b"PK no zip"), "not a usable Keras model"),
         (lambda file: file.write_bytes(file.read_bytes()[:3000]), "not a usable Keras model"),
     ],
@@ -106,3 +122,12 @@ def test_missing_and_broken_files_are_refused_in_one_line(tiny_model, spoil, mes
     with pytest.raises(InputError, match=message) as caught:
         EmotionClassifier.load(file)
     assert "\n" not in str(caught.value)
+
+
+def test_a_kill_while_saving_leaves_no_earlier_card_beside_the_new_network(tiny_model, monkeypatch):
+    file = tiny_model()
+    monkeypatch.setattr("training.emotion_classifier.write_card", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        tiny_model(labels=("fear", "anger", "disgust"))
+    with pytest.raises(InputError, match="has no card"):
+        EmotionClassifier.load(file)

@@ -145,7 +145,9 @@ def test_an_emotion_without_a_training_image_is_named(make_dataset, tmp_path):
         {"precision": "int8"},
         {"epochs": 0},
         {"batch_size": 0},
+        {"epochs": 4096},
         {"seed": -1},
+        {"seed": 1 << 32},
         {"learning_rate": 0.0},
         {"label_smoothing": 1.0},
     ],
@@ -174,3 +176,61 @@ def test_a_training_killed_in_the_middle_goes_on_when_started_again(make_dataset
     history = history_of(tmp_path / "models" / folder.name)
     assert [int(row["epoch"]) for row in history] == list(range(1, len(history) + 1))
     EmotionClassifier.load(tmp_path / "models" / folder.name / "baseline_project1.keras")
+
+
+@pytest.mark.parametrize("name", ["best.h5", "best", "folder.keras"])
+def test_a_name_that_no_network_can_be_saved_under_is_refused_before_the_training(make_dataset, tmp_path, name):
+    (tmp_path / "models" / "folder.keras").mkdir(parents=True)
+    with pytest.raises(InputError, match=rf"{name} is not the name of a \.keras file"):
+        fit(make_dataset(), tmp_path / "models" / name)
+    assert [file.name for file in (tmp_path / "models").iterdir()] == ["folder.keras"]
+
+
+def test_one_emotion_alone_is_refused(make_dataset, tmp_path):
+    with pytest.raises(InputError, match="shows anger; at least two"):
+        fit(make_dataset(emotions=("anger",)), tmp_path / "models" / "best.keras")
+
+
+def test_a_training_that_diverges_says_so_and_saves_nothing(make_dataset, tmp_path, monkeypatch):
+    def build_diverging(input_shape, classes):
+        inputs = keras.Input(input_shape, dtype="uint8")
+        x = keras.layers.Flatten()(keras.layers.Rescaling(1e30)(inputs))
+        return keras.Model(inputs, keras.layers.Dense(classes, activation="softmax", dtype="float32")(x))
+
+    monkeypatch.setitem(models.NETWORKS, "diverging", build_diverging)
+    wild = Fitting(network="diverging", epochs=2, optimizer="sgd", learning_rate=9.0, precision="float32")
+    with pytest.raises(InputError, match=r"diverged.*smaller learning rate"):
+        fit(make_dataset(), tmp_path / "models" / "best.keras", wild)
+    assert not list((tmp_path / "models").glob("*.keras"))
+
+
+@pytest.mark.parametrize("change", [{"align": "box"}, {"detect": True}])
+def test_other_crops_of_the_same_split_are_trained_on_anew(make_dataset, tmp_path, capsys, change):
+    folder, model_file = make_dataset(), tmp_path / "models" / "best.keras"
+    fit(folder, model_file)
+    crops = json.loads((folder / "faces.json").read_text())
+    crops["options"] |= change
+    (folder / "faces.json").write_text(json.dumps(crops))
+    capsys.readouterr()
+    assert fit(folder, model_file)
+    assert "going on" not in (printed := capsys.readouterr().out) and "Epoch 1/6" in printed
+    assert json.loads(model_file.with_suffix(".json").read_text())["crops"] == crops["options"]
+    assert not fit(folder, model_file)
+
+
+def test_crops_of_another_size_do_not_meet_the_weights_of_the_earlier_run(make_dataset, tmp_path):
+    model_file = tmp_path / "models" / "best.keras"
+    fit(make_dataset(), model_file)
+    assert fit(make_dataset(size=48, name="larger"), model_file)
+    assert EmotionClassifier.load(model_file).input_size == 48
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"options": {"size": 24}}'])
+def test_crops_of_unknown_making_are_refused(make_dataset, tmp_path, content):
+    folder = make_dataset()
+    if content is None:
+        (folder / "faces.json").unlink()
+    else:
+        (folder / "faces.json").write_text(content)
+    with pytest.raises(InputError, match=r"faces\.json, which says how the crops were made.*step2_face_crops"):
+        fit(folder, tmp_path / "models" / "best.keras")

@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import keras
@@ -147,11 +148,11 @@ def _cached_images(paths: list[str], directory: Path, target_size: tuple[int, in
         os.utime(file)
     else:
         shape = (len(paths), *target_size, CHANNELS[color_mode])
-        with atomic_file(file) as temporary:
-            images = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-            _decode_into(images, paths, directory, color_mode)
-            images.flush()
-            del images  # Windows renames only files that nobody maps
+        with atomic_file(file) as temporary, temporary.open("wb") as stream:
+            # Not into a memory map: on a full disk, writing to one kills the process.
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(stream, header)
+            _write_decoded(stream, [directory / path for path in paths], target_size, color_mode)
         for old in sorted(file.parent.glob("*.npy"), key=lambda f: f.stat().st_mtime)[:-KEPT_CACHES]:
             old.unlink(missing_ok=True)
     images = np.load(file, mmap_mode="r" if file.stat().st_size > MEMORY_LIMIT else None)
@@ -159,13 +160,13 @@ def _cached_images(paths: list[str], directory: Path, target_size: tuple[int, in
     return images
 
 
-def _decode_into(images: np.ndarray, paths: list[str], directory: Path, color_mode: str) -> None:
-    def decode(index: int) -> None:
-        images[index] = read_image(directory / paths[index], images.shape[1:3], color_mode)
+def _write_decoded(stream: BinaryIO, files: list[Path], target_size: tuple[int, int], color_mode: str) -> None:
+    def decode(file: Path) -> bytes:
+        return read_image(file, target_size, color_mode).tobytes()
 
     with ThreadPoolExecutor() as pool, progress_bar() as bar:
-        for _ in bar.track(pool.map(decode, range(len(paths))), total=len(paths), description="decoding"):
-            pass
+        for pixels in bar.track(pool.map(decode, files), total=len(files), description="decoding"):
+            stream.write(pixels)
 
 
 def read_image(file: Path, target_size: tuple[int, int], color_mode: str) -> np.ndarray:

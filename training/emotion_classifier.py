@@ -8,6 +8,7 @@ is imported when the first one is loaded or saved.
 from __future__ import annotations
 
 import json
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ import numpy as np
 
 from configuration import FACES, Faces
 from preprocessing.command_line import quiet_start
-from preprocessing.emotions import EMOTIONS
+from preprocessing.emotions import EMOTIONS, in_class_order
 from preprocessing.errors import InputError
 from preprocessing.image_tables import atomic_file
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import keras
 
 LARGEST_BATCH = 256  # images given to the network at once
+TEMPERATURES = (0.01, 100.0)  # least and most that a card may say: beyond, every answer is certain or none is
 _NEEDED = {"labels": list, "input_size": int, "channels": int, "align": str, "temperature": (int, float)}
 
 
@@ -52,11 +54,32 @@ def read_card(model_file: Path) -> dict[str, Any]:
     for name, kind in _NEEDED.items():
         if not isinstance(card, dict) or not isinstance(card.get(name), kind):
             raise InputError(f"{file} lacks a valid {name!r}; train again, or restore the card")
-    if len(card["labels"]) < 2 or set(card["labels"]) - set(EMOTIONS):
-        raise InputError(f"{file}: labels {card['labels']} are not among {', '.join(EMOTIONS)}")
-    if not card["temperature"] > 0:
-        raise InputError(f"{file}: temperature {card['temperature']} must be greater than 0")
+    labels = card["labels"]
+    if len(labels) < 2 or not all(label in EMOTIONS for label in labels) or len(in_class_order(labels)) < len(labels):
+        raise InputError(f"{file}: labels {labels} are not two or more, each once, among {', '.join(EMOTIONS)}")
+    if not TEMPERATURES[0] <= card["temperature"] <= TEMPERATURES[1]:
+        raise InputError(f"{file}: temperature {card['temperature']} is not in {TEMPERATURES[0]} to {TEMPERATURES[1]}")
+    if not isinstance(card.get("scores", []), list):
+        raise InputError(f"{file}: scores {card['scores']!r} is no list; train again, or restore the card")
     return card
+
+
+def crop_options(folder: Path) -> dict[str, Any]:
+    """Return how a data set's crops were made, as step 2 noted it beside its table: `size`, `channels`, `align`, ...
+
+    Raises:
+        InputError: step 2 left no such note.
+    """
+    file = folder / "faces.json"
+    try:
+        options = json.loads(file.read_text(encoding="utf-8"))["options"]
+        _ = options["size"], options["channels"], options["align"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{file}, which says how the crops were made, is missing or damaged; run first: "
+            f"python -m preprocessing.step2_face_crops --dataset {folder.name}"
+        ) from error
+    return options
 
 
 def write_card(card: dict[str, Any], model_file: Path) -> None:
@@ -81,6 +104,7 @@ def save(network: keras.Model, card: dict[str, Any], model_file: Path) -> None:
     _check_fit(copy, card, model_file)
     with atomic_file(model_file) as temporary:
         copy.save(temporary)
+        card_path(model_file).unlink(missing_ok=True)  # a kill here must not leave an earlier network's card beside it
     write_card(card, model_file)
 
 
@@ -127,8 +151,8 @@ class EmotionClassifier:
             import keras
         try:
             network: Any = keras.models.load_model(model_file, compile=False, safe_mode=True)
-        except (ValueError, OSError, TypeError, KeyError) as error:
-            reason = str(error).splitlines()[0]
+        except (ValueError, OSError, TypeError, KeyError, zipfile.BadZipFile) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise InputError(f"{model_file} is not a usable Keras model ({reason}); train it again") from error
         _check_fit(network, card, model_file)
         return cls(network, card)

@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +27,7 @@ from preprocessing.image_tables import atomic_file, digest, labels_of, usable
 from training import models
 from training.augmentation import build_augmentation
 from training.datasets import FaceBatches, flow_from_dataframe
-from training.emotion_classifier import read_card, save
+from training.emotion_classifier import crop_options, read_card, save
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "constant")
@@ -49,10 +49,12 @@ def fit_table(table: pd.DataFrame, folder: Path, model_file: Path, fitting: Fitt
         False where this very run had been finished before and nothing was done.
 
     Raises:
-        InputError: a setting is not accepted, the train or dev split has no usable rows, or an emotion has no
-            training image.
+        InputError: a setting or the file's name is not accepted, the train or dev split has no usable rows, there
+            are fewer than two emotions, or one of them has no training image.
     """
     check_settings(fitting)
+    if model_file.suffix != ".keras" or model_file.is_dir():
+        raise InputError(f"--output {model_file} is not the name of a .keras file; the card goes beside it as .json")
     rows = usable(table)
     rows = rows.loc[rows["split"].isin(["train", "dev"])]
     splits = {name: rows.loc[rows["split"] == name] for name in ("train", "dev")}
@@ -60,6 +62,8 @@ def fit_table(table: pd.DataFrame, folder: Path, model_file: Path, fitting: Fitt
         if part.empty:
             raise InputError(f"{folder / 'split.csv'} has no usable {name} images; split again with step3_split")
     classes = labels_of(rows)
+    if len(classes) < 2:
+        raise InputError(f"all of {folder / 'split.csv'} shows {classes[0]}; at least two emotions are needed")
     missing = [label for label in classes if label not in set(splits["train"]["emotion"])]
     if missing:
         raise InputError(f"no training image shows {', '.join(missing)}; split again with step3_split")
@@ -83,6 +87,7 @@ def fit_table(table: pd.DataFrame, folder: Path, model_file: Path, fitting: Fitt
         "dataset": folder.name,
         "split_hash": digest(rows.filter(["path", "pixel_hash", "emotion", "split"])),
         "align": crops["align"],
+        "crops": crops,
         "command": command,
         "caveats": caveats(rows, crops["channels"]),
     }
@@ -102,11 +107,6 @@ def caveats(rows: pd.DataFrame, channels: int) -> list[str]:
     return lines
 
 
-def crop_options(folder: Path) -> dict[str, Any]:
-    """Return `size`, `channels` and `align` of a data set's crops, as step 2 noted them beside its table."""
-    return json.loads((folder / "faces.json").read_text(encoding="utf-8"))["options"]
-
-
 def fit(train: FaceBatches, dev: FaceBatches, model_file: Path, fitting: Fitting, about: Mapping[str, Any]) -> bool:
     """Train a network, or go on with an interrupted training, and save its best epoch with its card.
 
@@ -115,14 +115,22 @@ def fit(train: FaceBatches, dev: FaceBatches, model_file: Path, fitting: Fitting
         dev: Batches to choose the epoch by.
         model_file: Where the network goes, `X.keras`; the card goes beside it.
         fitting: Every setting of the run.
-        about: Entries of the card that the caller knows: at least `dataset`, `split_hash` and `align`.
+        about: Entries of the card that the caller knows: at least `dataset`, `split_hash`, `align` and `crops`.
 
     Returns:
         False where this very run had been finished before and nothing was done.
+
+    Raises:
+        InputError: the training diverged.
     """
-    settings = {"fitting": asdict(fitting), "labels": list(train.classes), "split_hash": about["split_hash"]}
+    settings = {
+        "fitting": asdict(fitting),
+        "labels": list(train.classes),
+        "split_hash": about["split_hash"],
+        "crops": about["crops"],
+    }
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    if model_file.is_file() and _run_of(model_file) == key:
+    if _is_made_by(model_file, key):
         print(f"unchanged: {model_file} was made by this very run (same settings, same data); nothing to do")
         return False
     folder = model_file.parent / "runs" / f"{model_file.stem}-{key}"
@@ -132,6 +140,8 @@ def fit(train: FaceBatches, dev: FaceBatches, model_file: Path, fitting: Fitting
     network, trainer = build_trainer(train, replace(fitting, precision=run["precision"]))
     history = _train(trainer, network, train, dev, folder, fitting)
     best = max(history, key=lambda row: row[MONITOR])
+    if not np.isfinite(best["val_loss"]):
+        raise InputError(f"the training diverged (see {folder / 'history.csv'}); give a smaller learning rate")
     network.load_weights(_weights(folder, "best", best["epoch"]))
     card = {
         "labels": list(train.classes),
@@ -176,9 +186,14 @@ def check_settings(fitting: Fitting) -> None:
     ):
         if getattr(fitting, name) not in accepted:
             raise InputError(f"{name} {getattr(fitting, name)!r} is not one of {', '.join(accepted)}")
-    for name, least in (("epochs", 1), ("batch_size", 1), ("patience", 0), ("seed", 0)):
-        if getattr(fitting, name) < least:
-            raise InputError(f"{name} {getattr(fitting, name)} is too small; the least is {least}")
+    for name, least, most in (
+        ("epochs", 1, 4095),  # see RunKeeper.on_epoch_begin
+        ("batch_size", 1, 1 << 31),
+        ("patience", 0, 1 << 31),
+        ("seed", 0, (1 << 31) - 1),
+    ):
+        if not least <= getattr(fitting, name) <= most:
+            raise InputError(f"{name} {getattr(fitting, name)} is not in {least} to {most}")
     if not 0 < fitting.learning_rate < 10:
         raise InputError(f"learning rate {fitting.learning_rate} is not between 0 and 10")
     if not 0 <= fitting.label_smoothing < 1:
@@ -189,15 +204,15 @@ def _backend() -> str:
     return f"{keras.backend.backend()} {__import__(keras.backend.backend()).__version__}"
 
 
-def _run_of(model_file: Path) -> str | None:
-    """Return the key of the run that made a saved network; None where its card does not tell."""
+def _is_made_by(model_file: Path, key: str) -> bool:
+    """Return whether a saved network's card says that it was made by this run."""
     try:
-        return read_card(model_file).get("run")
+        return read_card(model_file).get("run") == key
     except InputError:
-        return None
+        return False
 
 
-def _open_run(folder: Path, settings: dict[str, Any], choose_precision: Any) -> dict[str, Any]:
+def _open_run(folder: Path, settings: dict[str, Any], choose_precision: Callable[[], str]) -> dict[str, Any]:
     """Return what `run.json` says, after writing it where the run is new."""
     file = folder / "run.json"
     if not file.is_file():
