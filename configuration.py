@@ -17,6 +17,7 @@ class Paths:
     data: Path = ROOT / "data"  # tables and images: data/NAME/{inventory,faces,split}.csv
     models: Path = ROOT / "models"  # networks: models/NAME/*.keras; the released ones at the top
     reports: Path = ROOT / "reports"  # evaluations: reports/NAME/MODEL/
+    converted: Path = ROOT / "models" / "converted"  # networks converted for LiteRT, remade when they are missing
     pretrained: Path = ROOT / "models" / "pretrained.keras"  # the released network, which the webcam uses
 
 

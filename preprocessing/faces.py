@@ -7,18 +7,21 @@ Importing this module is cheap: what runs the networks is loaded with the first 
 knows what that is.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
 
 from configuration import FACES, Faces
-from preprocessing.command_line import quiet_start
 from preprocessing.errors import InputError
+from preprocessing.litert import Network, converted
 
 DETECTORS = ("mtcnn", "haar")
 ALIGNMENTS = ("landmarks", "box")
@@ -39,6 +42,9 @@ HAAR_VOTES = 5  # windows that must agree for a face
 # mtcnn's box, as shares of the side of the cascade's square, which has the same centre: median of 150 faces that both
 # found in photographs and videos. The cascade's square itself frames a face as FER2013 does (0.99 of its side).
 HAAR_WIDTH, HAAR_HEIGHT = 0.80, 1.04
+MOST_THREADS = 4  # cores: more than these gain nothing on one picture
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)  # patches that R-Net and O-Net take at once
+ENOUGH = 0.9  # pixels of a pyramid level for each pixel of a patch, at least
 ALIKE = 0.8  # faces of at least this share of the largest one's area count as equally large
 
 
@@ -127,19 +133,23 @@ def read_image_rgb(file: Path) -> np.ndarray:
 
 
 class FaceDetector:
-    """mtcnn: finds faces and their five landmarks.
+    """mtcnn: finds faces and their five landmarks, and follows known faces.
 
     Args:
         options: Smallest face, thresholds, pyramid and size of the searched copy.
+        threads: Cores used at once for one picture; None: all, up to four. The faces found do not depend on it.
 
     Raises:
         InputError: options that cannot be used.
     """
 
-    def __init__(self, options: Faces = FACES):
+    def __init__(self, options: Faces = FACES, threads: int | None = None):
         check_options(options)
         self.options = options
-        self._networks = _load_networks()
+        files = _network_files()
+        count = threads or min(os.cpu_count() or 1, MOST_THREADS)
+        self._workers = [_Networks(*files) for _ in range(count)]  # an interpreter serves one thread
+        self._pool = ThreadPoolExecutor(count - 1) if count > 1 else None
 
     def detect(self, image_rgb: np.ndarray) -> list[Face]:
         """Find the faces of a picture.
@@ -157,99 +167,162 @@ class FaceDetector:
         """
         picture_rgb, scale = _reduce(_as_rgb(image_rgb), self.options.largest_side)
         smallest = max(self.options.smallest_face * scale, CELL)
-        boxes = self._propose(picture_rgb, smallest)
-        boxes = self._refine(picture_rgb, boxes)
-        boxes, scores, points = self._finish(picture_rgb, boxes)
+        height, width = picture_rgb.shape[:2]
+        levels = _Pyramid(picture_rgb, pyramid(width, height, smallest, self.options.scale_factor))
+        boxes = self._refine(levels, self._propose(levels))
+        boxes, scores, points = self._finish(levels, boxes)
         return [
             _face(box / scale, score, (point / scale - 0.5).astype(np.float32))  # edge coordinates to pixel centres
             for box, score, point in zip(boxes, scores, points, strict=True)
         ]
 
-    def _propose(self, picture_rgb: np.ndarray, smallest: float) -> np.ndarray:
+    def detect_batch(self, images_rgb: Iterable[np.ndarray]) -> list[list[Face]]:
+        """Find the faces of several pictures, of any sizes; each has its own list, as `detect` gives it."""
+        return [self.detect(image_rgb) for image_rgb in images_rgb]
+
+    def follow(self, image_rgb: np.ndarray, faces: Sequence[Face]) -> list[Face]:
+        """Find known faces again in the next picture, by O-Net alone: hundreds of times faster than a search.
+
+        Args:
+            image_rgb: As for `detect`.
+            faces: Where the faces were in the picture before.
+
+        Returns:
+            One face for each, in the same order. Where a face has gone, its confidence is low: take those below
+            `options.thresholds[2]` as lost.
+        """
+        if not faces:
+            return []
+        picture_rgb = _as_rgb(image_rgb)
+        boxes = _squares(np.array([(f.left, f.top, f.left + f.width, f.top + f.height) for f in faces], np.float32))
+        patches_rgb = np.concatenate([_patch(picture_rgb, box, 48) for box in boxes])
+        return [
+            _face(box, score, (point - 0.5).astype(np.float32))
+            for box, score, point in zip(*self._look(boxes, patches_rgb), strict=True)
+        ]
+
+    def _propose(self, levels: "_Pyramid") -> np.ndarray:
         """Return P-Net's square candidates over the pyramid, (n, 4) left, top, right, bottom."""
-        found = [(np.empty((0, 4)), np.empty(0))]
-        for width, height in pyramid(picture_rgb.shape[1], picture_rgb.shape[0], smallest, self.options.scale_factor):
-            level_rgb = cv2.resize(picture_rgb, (width, height), interpolation=cv2.INTER_AREA)
-            offsets, scores = self._networks.propose(_normalise(level_rgb))
-            rows, columns = np.nonzero(scores > self.options.thresholds[0])
-            cells = STRIDE * np.stack([columns, rows, columns, rows], axis=-1) + [0, 0, CELL, CELL]
-            boxes = cells + offsets[rows, columns] * CELL
-            boxes = boxes * (np.array(picture_rgb.shape[1::-1] * 2) / (width, height, width, height))
-            scores = scores[rows, columns]
-            kept = suppress(boxes, scores, PROPOSAL_OVERLAP)
-            found.append((boxes[kept], scores[kept]))
+        found = [(np.empty((0, 4), np.float32), np.empty(0, np.float32))]
+        outputs = self._spread(_Networks.propose, levels.searched)
+        for level_rgb, (offsets, scores) in zip(levels.searched, outputs, strict=True):
+            flat = scores.ravel()
+            hits = np.flatnonzero(flat > self.options.thresholds[0])
+            if not hits.size:
+                continue
+            rows, columns = np.divmod(hits, scores.shape[1])
+            corners = STRIDE * np.stack([columns, rows, columns, rows], axis=-1).astype(np.float32)
+            corners[:, 2:] += CELL
+            boxes = (corners + offsets.reshape(-1, 4)[hits] * CELL) * levels.to_picture(level_rgb)
+            kept = suppress(boxes, flat[hits], PROPOSAL_OVERLAP)
+            found.append((boxes[kept], flat[hits][kept]))
         boxes, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
         return _squares(boxes[suppress(boxes, scores, OVERLAP)])
 
-    def _refine(self, picture_rgb: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    def _refine(self, levels: "_Pyramid", boxes: np.ndarray) -> np.ndarray:
         """Return the squares that R-Net keeps, moved to where it sees the faces."""
         if not len(boxes):
             return boxes
-        offsets, scores = self._networks.refine(_patches(picture_rgb, boxes, 24))
+        offsets, scores = self._in_batches(_Networks.refine, levels.patches(boxes, 24))
         good = scores > self.options.thresholds[1]
         boxes, scores = _moved(boxes, offsets)[good], scores[good]
         return _squares(boxes[suppress(boxes, scores, OVERLAP)])
 
-    def _finish(self, picture_rgb: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _finish(self, levels: "_Pyramid", boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return O-Net's boxes (n, 4), scores (n,) and landmarks (n, 5, 2), all in edge coordinates, best first."""
         if not len(boxes):
             return boxes, np.empty(0), np.empty((0, 5, 2))
-        offsets, points, scores = self._networks.finish(_patches(picture_rgb, boxes, 48))
-        points = boxes[:, None, :2] + points * (boxes[:, None, 2:] - boxes[:, None, :2])
+        boxes, scores, points = self._look(boxes, levels.patches(boxes, 48))
         good = scores > self.options.thresholds[2]
-        boxes, scores, points = _moved(boxes, offsets)[good], scores[good], points[good]
+        boxes, scores, points = boxes[good], scores[good], points[good]
         kept = suppress(boxes, scores, OVERLAP, of_smaller=True)
         return boxes[kept], scores[kept], points[kept]
 
+    def _look(self, boxes: np.ndarray, patches_rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return what O-Net sees in squares: boxes, scores and landmarks, for each of them."""
+        offsets, points, scores = self._in_batches(_Networks.finish, patches_rgb)
+        points = boxes[:, None, :2] + points * (boxes[:, None, 2:] - boxes[:, None, :2])
+        return _moved(boxes, offsets), scores, points
+
+    def _in_batches(self, run: Callable[..., tuple[np.ndarray, ...]], patches_rgb: np.ndarray) -> list[np.ndarray]:
+        """Run a network on any number of patches, in batches of a few sizes, the last one filled up."""
+        batches = [
+            patches_rgb[start : start + BATCH_SIZES[-1]] for start in range(0, len(patches_rgb), BATCH_SIZES[-1])
+        ]
+        sizes = [len(batch) for batch in batches]
+        filled = next(size for size in BATCH_SIZES if size >= sizes[-1])
+        batches[-1] = np.concatenate([batches[-1], np.zeros((filled - sizes[-1], *patches_rgb.shape[1:]), np.uint8)])
+        parts = zip(*self._spread(run, batches), strict=True)
+        return [np.concatenate(part)[: len(patches_rgb)] for part in parts]
+
+    def _spread(self, run: Callable[..., Any], arrays: list[np.ndarray]) -> list[Any]:
+        """Run a network on each array, the largest arrays first, each on the thread that has least to do."""
+        shares: list[list[int]] = [[] for _ in self._workers]
+        load = [0] * len(shares)
+        for index in sorted(range(len(arrays)), key=lambda index: -arrays[index].size):
+            worker = load.index(min(load))
+            shares[worker].append(index)
+            load[worker] += arrays[index].size
+        results: dict[int, Any] = {}
+
+        def work(worker: int) -> None:
+            for index in shares[worker]:
+                results[index] = run(self._workers[worker], arrays[index])
+
+        waiting = [self._pool.submit(work, n) for n in range(1, len(shares)) if shares[n]] if self._pool else []
+        work(0)
+        for other in waiting:
+            other.result()
+        return [results[index] for index in range(len(arrays))]
+
 
 @lru_cache(maxsize=1)
-def _load_networks() -> "_Networks":
-    return _Networks()
+def _network_files() -> list[Path]:
+    return [converted(name, [_weights(name)], partial(_build_network, name)) for name in ("pnet", "rnet", "onet")]
 
 
 class _Networks:
-    """mtcnn's P-Net, R-Net and O-Net: float32 arrays in, float32 arrays out. Alone knows what runs them."""
+    """mtcnn's P-Net, R-Net and O-Net: uint8 RGB in, float32 arrays out. Alone knows what runs them."""
 
-    def __init__(self):
-        with quiet_start():  # imported here and not above, for it takes seconds
-            import keras
-            import mtcnn
-            import tensorflow as tf
-            from mtcnn.stages import StageONet, StagePNet, StageRNet
+    def __init__(self, pnet: Path, rnet: Path, onet: Path):
+        self._pnet, self._rnet, self._onet = Network(pnet), Network(rnet), Network(onet)
 
-            if keras.config.backend() != "tensorflow":
-                raise InputError(f"KERAS_BACKEND={keras.config.backend()} runs no mtcnn; unset it to look for faces")
-            # Absolute: given a bare name, mtcnn looks in the current directory first and unpickles what it finds there.
-            weights = Path(mtcnn.__file__).resolve().parent / "assets" / "weights"
-            models = [
-                stage(weights=str(weights / name)).model
-                for stage, name in ((StagePNet, "pnet.lz4"), (StageRNet, "rnet.lz4"), (StageONet, "onet.lz4"))
-            ]
-
-        def compiled(model) -> Callable[[np.ndarray], list[np.ndarray]]:
-            @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32)])  # one graph for all sizes
-            def run(batch):
-                with tf.device("CPU:0"):  # the same numbers on every machine
-                    return model(batch, training=False)
-
-            return lambda batch: [output.numpy() for output in run(batch)]
-
-        self._pnet, self._rnet, self._onet = map(compiled, models)
-
-    def propose(self, level: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def propose(self, level_rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """P-Net on a picture (h, w, 3): offsets (h', w', 4) in cells and face scores (h', w')."""
-        offsets, classes = self._pnet(level[None])
+        classes, offsets = self._pnet(level_rgb[None])
         return offsets[0], classes[0, ..., 1]
 
-    def refine(self, patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def refine(self, patches_rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """R-Net on (n, 24, 24, 3): offsets (n, 4) in box sides and face scores (n,)."""
-        offsets, classes = self._rnet(patches)
+        classes, offsets = self._rnet(patches_rgb)
         return offsets, classes[:, 1]
 
-    def finish(self, patches: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def finish(self, patches_rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """O-Net on (n, 48, 48, 3): offsets (n, 4), landmarks (n, 5, 2) in box sides, face scores (n,)."""
-        offsets, points, classes = self._onet(patches)
+        classes, offsets, points = self._onet(patches_rgb)
         return offsets, np.stack([points[:, :5], points[:, 5:]], axis=-1), classes[:, 1]
+
+
+def _weights(name: str) -> Path:
+    """Return the installed weights of one of mtcnn's networks, found without importing mtcnn and with it TensorFlow.
+
+    The path is absolute: given a bare name, mtcnn looks in the current directory first and unpickles what it finds.
+    """
+    package = find_spec("mtcnn")
+    if package is None or package.origin is None:
+        raise InputError("the package mtcnn is not installed; install what requirements.txt lists")
+    return Path(package.origin).resolve().parent / "assets" / "weights" / f"{name}.lz4"
+
+
+def _build_network(name: str) -> Any:
+    """Return one of mtcnn's networks as a Keras model that takes uint8 pixels."""
+    import keras
+    from mtcnn.stages import StageONet, StagePNet, StageRNet
+
+    stage, side = {"pnet": (StagePNet, None), "rnet": (StageRNet, 24), "onet": (StageONet, 48)}[name]
+    pixels = keras.Input((side, side, 3), dtype="uint8")
+    scaled_pixels = keras.layers.Rescaling(1 / 128, offset=-127.5 / 128)(pixels)  # as mtcnn was trained
+    return keras.Model(pixels, stage(weights=str(_weights(name))).model(scaled_pixels))
 
 
 def pyramid(width: int, height: int, smallest_face: float, scale_factor: float) -> list[tuple[int, int]]:
@@ -264,6 +337,65 @@ def pyramid(width: int, height: int, smallest_face: float, scale_factor: float) 
         sizes.append((round(width * scale), round(height * scale)))
         scale *= scale_factor
     return sizes
+
+
+class _Pyramid:
+    """A picture at ever smaller sizes, each made from the one before: some to be searched, some to take patches from.
+
+    Args:
+        picture_rgb: uint8 (h, w, 3).
+        sizes: (width, height) of the sizes to be searched, the largest first.
+        least: Scale that the last size may have at least, where none is searched.
+    """
+
+    def __init__(self, picture_rgb: np.ndarray, sizes: Sequence[tuple[int, int]] = (), least: float = 1.0):
+        width = picture_rgb.shape[1]
+        self._all = [picture_rgb]
+        first = sizes[0][0] if sizes else least * width
+        while min(self._all[-1].shape[:2]) >= 2 and self._all[-1].shape[1] >= 2 * first:
+            half = (self._all[-1].shape[1] // 2, self._all[-1].shape[0] // 2)
+            self._all.append(cv2.resize(self._all[-1], half, interpolation=cv2.INTER_AREA))
+        for size in sizes:
+            method = cv2.INTER_AREA if size[0] <= self._all[-1].shape[1] else cv2.INTER_LINEAR
+            self._all.append(cv2.resize(self._all[-1], size, interpolation=method))
+        self.searched = self._all[len(self._all) - len(sizes) :]
+        self._scales = np.array([level.shape[1] / width for level in self._all])
+
+    def to_picture(self, level_rgb: np.ndarray) -> np.ndarray:
+        """Return the factors (x, y, x, y) from a level's pixels to the picture's, float32."""
+        height, width = self._all[0].shape[:2]
+        return np.array([width / level_rgb.shape[1], height / level_rgb.shape[0]] * 2, np.float32)
+
+    def patches(self, boxes: np.ndarray, side: int) -> np.ndarray:
+        """Return square boxes cut out and resized, uint8 (n, side, side, 3); mid-gray outside the picture.
+
+        Each is taken from the smallest level that still has a pixel for each of the patch's, so nothing aliases.
+        """
+        patches_rgb = np.empty((len(boxes), side, side, 3), np.uint8)
+        wanted = side / (boxes[:, 2] - boxes[:, 0])
+        chosen = (self._scales[None] >= ENOUGH * wanted[:, None]).sum(axis=1).clip(1) - 1  # scales fall
+        steps = (np.arange(side, dtype=np.float32) + 0.5) / side
+        for number in np.unique(chosen):
+            level_rgb = self._all[number]
+            members = np.flatnonzero(chosen == number)
+            squares = (boxes[members] / self.to_picture(level_rgb)).astype(np.float32)
+            x, y = (squares[:, [axis]] + (squares[:, [axis + 2]] - squares[:, [axis]]) * steps - 0.5 for axis in (0, 1))
+            shape = (len(members), side, side)
+            map_x = np.broadcast_to(x[:, None, :], shape).reshape(-1, side)
+            map_y = np.broadcast_to(y[:, :, None], shape).reshape(-1, side)
+            patches_rgb[members] = cv2.remap(
+                level_rgb, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=(128,) * 3
+            ).reshape(*shape, 3)
+        return patches_rgb
+
+
+def _patch(picture_rgb: np.ndarray, box: np.ndarray, side: int) -> np.ndarray:
+    """Return one square cut out of a picture as `_Pyramid.patches` does, at the cost of the square alone."""
+    height, width = picture_rgb.shape[:2]
+    left, top = np.floor(box[:2]).astype(int).clip(0, (width - 1, height - 1))
+    right, bottom = np.ceil(box[2:]).astype(int).clip((left + 1, top + 1), (width, height))
+    levels = _Pyramid(picture_rgb[top:bottom, left:right], least=ENOUGH * side / (box[2] - box[0]))
+    return levels.patches((box - [left, top, left, top])[None], side)
 
 
 def suppress(boxes: np.ndarray, scores: np.ndarray, overlap: float, of_smaller: bool = False) -> np.ndarray:
@@ -318,20 +450,6 @@ def _reduce(image_rgb: np.ndarray, largest_side: int) -> tuple[np.ndarray, float
         return image_rgb, 1.0
     size = max(round(width * scale), 1), max(round(height * scale), 1)
     return cv2.resize(image_rgb, size, interpolation=cv2.INTER_AREA), scale
-
-
-def _normalise(image: np.ndarray) -> np.ndarray:
-    """Return uint8 pixels as the float32 that mtcnn's networks were trained on, about -1 to 1."""
-    return (image.astype(np.float32) - 127.5) / 128
-
-
-def _patches(picture_rgb: np.ndarray, boxes: np.ndarray, side: int) -> np.ndarray:
-    """Return square boxes cut out and resized, normalised (n, side, side, 3); mid-gray outside the picture."""
-    patches = np.empty((len(boxes), side, side, 3), np.uint8)
-    for patch, (left, top, right, _) in zip(patches, boxes, strict=True):
-        matrix = _square_to(left, top, right - left, side)
-        patch[:] = _sample(picture_rgb, matrix, side, cv2.BORDER_CONSTANT)
-    return _normalise(patches)
 
 
 def _moved(boxes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
