@@ -25,7 +25,8 @@ from configuration import PATHS, SAMPLE
 from preprocessing.command_line import DataRoot, DatasetName, ModelsRoot, ReportsRoot, dataset_folder, run
 from preprocessing.emotions import LabelRule, relate
 from preprocessing.errors import InputError
-from preprocessing.image_tables import SPLITS, atomic_file, digest, labels_of, read_table, usable, write_table
+from preprocessing.files import atomic_file
+from preprocessing.image_tables import SPLITS, digest, labels_of, read_table, usable, write_table
 from training.emotion_classifier import EmotionClassifier, crop_options, read_card, write_card
 
 REPORT_FILES = (

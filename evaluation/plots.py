@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from preprocessing.image_tables import atomic_file
+from preprocessing.files import atomic_file
 
 
 def draw_confusion(matrix: pd.DataFrame, title: str, file: Path) -> None:

@@ -4,8 +4,7 @@ import errno
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -79,24 +78,6 @@ def typed_command() -> str:
     main_spec = sys.modules["__main__"].__spec__
     program = f"-m {main_spec.name}" if main_spec else sys.argv[0]
     return shlex.join(["python", *program.split(), *sys.argv[1:]])
-
-
-@contextmanager
-def quiet_start() -> Iterator[None]:
-    """Silence what native libraries write while they are imported.
-
-    TensorFlow's write notes about CUDA to the file descriptor itself, which a user takes for an error.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def progress_bar() -> Progress:

@@ -8,13 +8,13 @@ knows what that is.
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -42,9 +42,13 @@ HAAR_VOTES = 5  # windows that must agree for a face
 # mtcnn's box, as shares of the side of the cascade's square, which has the same centre: median of 150 faces that both
 # found in photographs and videos. The cascade's square itself frames a face as FER2013 does (0.99 of its side).
 HAAR_WIDTH, HAAR_HEIGHT = 0.80, 1.04
+STRIP_PIXELS = 24_000  # pixels that P-Net sees at once, about
+GRID = 16  # pixels: the sides of what P-Net sees are multiples of this, as far as they vary
 MOST_THREADS = 4  # cores: more than these gain nothing on one picture
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)  # patches that R-Net and O-Net take at once
 ENOUGH = 0.9  # pixels of a pyramid level for each pixel of a patch, at least
+LARGEST = 32766  # pixels: OpenCV's limit for the sides of a picture that is warped
+FINEST = 4096  # pixels: side at most of what a crop is averaged down from
 ALIKE = 0.8  # faces of at least this share of the largest one's area count as equally large
 
 
@@ -190,11 +194,14 @@ class FaceDetector:
         Returns:
             One face for each, in the same order. Where a face has gone, its confidence is low: take those below
             `options.thresholds[2]` as lost.
+
+        Raises:
+            ValueError: the array is no such picture, or a face no place in one.
         """
         if not faces:
             return []
         picture_rgb = _as_rgb(image_rgb)
-        boxes = _squares(np.array([(f.left, f.top, f.left + f.width, f.top + f.height) for f in faces], np.float32))
+        boxes = _squares(np.array([_edges(face) for face in faces], np.float32))
         patches_rgb = np.concatenate([_patch(picture_rgb, box, 48) for box in boxes])
         return [
             _face(box, score, (point - 0.5).astype(np.float32))
@@ -203,21 +210,30 @@ class FaceDetector:
 
     def _propose(self, levels: "_Pyramid") -> np.ndarray:
         """Return P-Net's square candidates over the pyramid, (n, 4) left, top, right, bottom."""
-        found = [(np.empty((0, 4), np.float32), np.empty(0, np.float32))]
-        outputs = self._spread(_Networks.propose, levels.searched)
-        for level_rgb, (offsets, scores) in zip(levels.searched, outputs, strict=True):
-            flat = scores.ravel()
-            hits = np.flatnonzero(flat > self.options.thresholds[0])
-            if not hits.size:
-                continue
-            rows, columns = np.divmod(hits, scores.shape[1])
-            corners = STRIDE * np.stack([columns, rows, columns, rows], axis=-1).astype(np.float32)
-            corners[:, 2:] += CELL
-            boxes = (corners + offsets.reshape(-1, 4)[hits] * CELL) * levels.to_picture(level_rgb)
-            kept = suppress(boxes, flat[hits], PROPOSAL_OVERLAP)
-            found.append((boxes[kept], flat[hits][kept]))
-        boxes, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        return _squares(boxes[suppress(boxes, scores, OVERLAP)])
+        strips = [(number, strip) for number, level_rgb in enumerate(levels.searched) for strip in _strips(level_rgb)]
+        outputs = self._spread(_Networks.propose, [strip.pixels_rgb for _, strip in strips])
+        candidates: list[list[np.ndarray]] = [[] for _ in levels.searched]
+        for (number, strip), (offsets, scores) in zip(strips, outputs, strict=True):
+            inside = np.s_[: strip.rows, : strip.columns]
+            candidates[number].append(self._candidates(offsets[inside], scores[inside], strip.top))
+        found = [np.empty((0, 5), np.float32)]
+        for level_rgb, parts in zip(levels.searched, candidates, strict=True):
+            boxes = np.concatenate(parts)
+            boxes[:, :4] *= levels.to_picture(level_rgb)
+            found.append(boxes[suppress(boxes[:, :4], boxes[:, 4], PROPOSAL_OVERLAP)])
+        boxes = np.concatenate(found)
+        return _squares(boxes[suppress(boxes[:, :4], boxes[:, 4], OVERLAP), :4])
+
+    def _candidates(self, offsets: np.ndarray, scores: np.ndarray, top: int) -> np.ndarray:
+        """Return what P-Net takes for faces in a strip that begins at a level's row `top`: (n, 5) box and score."""
+        rows, columns = np.nonzero(scores > self.options.thresholds[0])
+        boxes = np.empty((len(rows), 5), np.float32)
+        boxes[:, 0] = boxes[:, 2] = STRIDE * columns
+        boxes[:, 1] = boxes[:, 3] = STRIDE * rows + top
+        boxes[:, 2:4] += CELL
+        boxes[:, :4] += offsets[rows, columns] * CELL
+        boxes[:, 4] = scores[rows, columns]
+        return boxes
 
     def _refine(self, levels: "_Pyramid", boxes: np.ndarray) -> np.ndarray:
         """Return the squares that R-Net keeps, moved to where it sees the faces."""
@@ -339,6 +355,35 @@ def pyramid(width: int, height: int, smallest_face: float, scale_factor: float) 
     return sizes
 
 
+class _Strip(NamedTuple):
+    """A part of a pyramid level, as P-Net sees it: its first row, and how many rows and columns of cells count."""
+
+    top: int
+    pixels_rgb: np.ndarray
+    rows: int
+    columns: int
+
+
+def _strips(level_rgb: np.ndarray) -> Iterator[_Strip]:
+    """Yield a level in strips: P-Net sees all of it, in little memory and on all threads.
+
+    Strips are filled up to a grid, so that pictures of many sizes need few shapes; cells that reach into the filling
+    do not count.
+    """
+    height, width = level_rgb.shape[:2]
+    padded = -(-width // GRID) * GRID
+    step = STRIDE * max(STRIP_PIXELS // (STRIDE * padded), 8)
+    whole = step + CELL - STRIDE  # the next strip begins one stride after this one's last cell
+    tops = range(0, height - CELL + 1, step)
+    last = min(-(-(height - tops[-1]) // GRID) * GRID, whole)
+    below = max(0, tops[-1] + last - height)
+    level_rgb = cv2.copyMakeBorder(level_rgb, 0, below, 0, padded - width, cv2.BORDER_CONSTANT, value=(128,) * 3)
+    for top in tops:
+        pixels_rgb = level_rgb[top : top + (last if top == tops[-1] else whole)]
+        rows = min((height - top - CELL) // STRIDE + 1, step // STRIDE)
+        yield _Strip(top, pixels_rgb, rows, (width - CELL) // STRIDE + 1)
+
+
 class _Pyramid:
     """A picture at ever smaller sizes, each made from the one before: some to be searched, some to take patches from.
 
@@ -426,16 +471,17 @@ def suppress(boxes: np.ndarray, scores: np.ndarray, overlap: float, of_smaller: 
 
 def _as_rgb(image_rgb: np.ndarray) -> np.ndarray:
     """Return the picture as contiguous uint8 (h, w, 3); the only check of what callers hand over."""
-    shape = image_rgb.shape
+    shape, dtype = (getattr(image_rgb, name, None) for name in ("shape", "dtype"))
     if (
-        image_rgb.dtype != np.uint8
-        or len(shape) not in (2, 3)
-        or 0 in shape
+        not isinstance(image_rgb, np.ndarray)
+        or dtype != np.uint8
+        or len(shape := image_rgb.shape) not in (2, 3)
+        or not 1 <= min(shape[:2]) <= max(shape[:2]) <= LARGEST
         or (len(shape) == 3 and shape[2] not in (1, 3))
     ):
         raise ValueError(
-            f"a picture must be uint8 (h, w, 3) RGB or (h, w) gray, 0-255, without transparency. "
-            f"Received: {image_rgb.dtype} {shape}"
+            "a picture must be uint8 (h, w, 3) RGB or (h, w) gray, 0-255, without transparency, its sides 1 to "
+            f"{LARGEST} pixels. Received: {type(image_rgb).__name__} {dtype} {shape}"
         )
     if len(shape) == 2 or shape[2] == 1:
         return cv2.cvtColor(image_rgb, cv2.COLOR_GRAY2RGB)
@@ -461,6 +507,14 @@ def _squares(boxes: np.ndarray) -> np.ndarray:
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     half = np.max(boxes[:, 2:] - boxes[:, :2], axis=1, keepdims=True).clip(1) / 2
     return np.hstack([centres - half, centres + half])
+
+
+def _edges(face: Face) -> tuple[float, float, float, float]:
+    """Return left, top, right and bottom of a face that a caller hands over; the only check of its box."""
+    edges = face.left, face.top, face.left + face.width, face.top + face.height
+    if not all(abs(edge) < 1e6 for edge in edges):  # beyond it float32 no longer tells pixels apart; also refuses NaN
+        raise ValueError(f"a face must lie within a million pixels. Received: {face}")
+    return edges
 
 
 def _face(box: np.ndarray, confidence: float, points: np.ndarray) -> Face:
@@ -568,7 +622,7 @@ def network_input(image_rgb: np.ndarray, face: Face | None, options: Faces = FAC
         uint8 (size, size, channels), 0-255. A gray picture of that size with `face=None` keeps its very pixels.
 
     Raises:
-        ValueError: the array is no such picture.
+        ValueError: the array is no such picture, or the face no place in one.
         InputError: options that cannot be used.
     """
     check_options(options)
@@ -594,6 +648,9 @@ def _whole(image_rgb: np.ndarray, size: int) -> np.ndarray:
 
 def _alignment(face: Face, options: Faces) -> np.ndarray:
     """Return the (2, 3) transform from the picture's pixels to the crop's."""
+    _, top, _, bottom = _edges(face)
+    if bottom <= top:
+        raise ValueError(f"a face must have a height. Received: {face}")
     side = BOX_SIDE * face.height
     upright = _square_to(face.left + (face.width - side) / 2, face.top + (face.height - side) / 2, side, options.size)
     if options.align == "box" or face.landmarks is None:
@@ -639,7 +696,7 @@ def _sample(image_rgb: np.ndarray, matrix: np.ndarray, size: int, border: int) -
     A face larger than the crop is first drawn at a multiple of the size at which no pixel is skipped, then averaged
     down: drawn at once, it would alias.
     """
-    times = max(1, int(np.ceil(1 / _scale(matrix))))
+    times = max(1, min(int(np.ceil(1 / _scale(matrix))), FINEST // size))
     finer = matrix * times
     finer[:, 2] += (times - 1) / 2  # pixel centres: a pixel of the crop spans `times` of the finer ones
     crop_rgb = cv2.warpAffine(

@@ -6,14 +6,13 @@ status that says why.
 """
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import pandas as pd
 
 from preprocessing.emotions import EMOTIONS, in_class_order
 from preprocessing.errors import InputError
+from preprocessing.files import atomic_file
 
 INVENTORY_COLUMNS = [
     "path", "emotion", "label_source", "subject", "sequence", "frame", "usage", "pixel_hash", "status",
@@ -128,21 +127,6 @@ def write_table(table: pd.DataFrame, file: Path) -> None:
     """Write a table so that a reader sees all of it or none."""
     with atomic_file(file) as temporary:
         table.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n")
-
-
-@contextmanager
-def atomic_file(file: Path) -> Iterator[Path]:
-    """Give a temporary path beside `file` to write to; it takes the name `file` when the block ends without error.
-
-    The temporary name is always the same, so what a killed run leaves behind is overwritten by the next one.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.stem}.part{file.suffix}")
-    try:
-        yield temporary
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def usable(table: pd.DataFrame) -> pd.DataFrame:

@@ -4,23 +4,28 @@ The saved Keras weights stay the only source of truth. A converted network is a 
 of what it was made from, so another version of the source is another file.
 """
 
+import atexit
 import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from secrets import token_hex
+from shutil import rmtree
 from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
 
 from configuration import PATHS
-from preprocessing.command_line import quiet_start
 from preprocessing.errors import InputError
-from preprocessing.image_tables import atomic_file
+from preprocessing.files import atomic_file
+from preprocessing.quiet import quiet_start
 
 REVISION = 1  # raise it when a conversion changes, so that files of the old kind are not used
-KEPT_PIXELS = 1_500_000  # input pixels: interpreters of the least recent shapes go beyond this sum
+KEPT_PIXELS = 500_000  # input pixels: interpreters of the least recent shapes go beyond this sum
 
 
 class Network:
@@ -88,14 +93,17 @@ def converted(name: str, sources: Iterable[Path], build: Callable[[], Any], fold
     for source in sources:
         key.update(source.read_bytes())
     file = folder / f"{name}-{key.hexdigest()[:16]}.tflite"
-    if file.is_file():
+    if _is_sound(file):
         return file
     with quiet_start():  # TensorFlow is imported here, and takes seconds
-        import keras
+        backend = os.environ.get("KERAS_BACKEND")
+        if backend in (None, "", "tensorflow"):  # others need not be installed to be refused
+            import keras
 
-        if keras.backend.backend() != "tensorflow":
+            backend = keras.backend.backend()
+        if backend != "tensorflow":
             raise InputError(
-                f"the network {name} is not converted yet, and KERAS_BACKEND={keras.backend.backend()} cannot do it; "
+                f"the network {name} is not converted yet, and KERAS_BACKEND={backend} cannot do it; "
                 "run once without KERAS_BACKEND"
             )
         model = build()
@@ -105,7 +113,33 @@ def converted(name: str, sources: Iterable[Path], build: Callable[[], Any], fold
         except OSError:
             writable = False
         if not writable:
-            file = Path(mkdtemp(prefix="converted-")) / file.name
-        with atomic_file(file) as temporary:
+            file = _temporary_folder() / file.name
+        own = file.with_stem(f"{file.stem}.{token_hex(4)}")  # others may convert it at the same time
+        with atomic_file(own) as temporary:
             model.export(str(temporary), format="litert", verbose=False)
+        own.replace(file)
     return file
+
+
+def _is_sound(file: Path) -> bool:
+    """Tell whether there is such a file and LiteRT can open it; one that was cut short is converted anew."""
+    if not file.is_file():
+        return False
+    from ai_edge_litert.interpreter import Interpreter
+
+    with quiet_start():  # the first interpreter of a process tells how it runs
+        try:
+            interpreter = Interpreter(str(file))
+        except (OSError, ValueError):
+            return False
+        with suppress(RuntimeError):  # a network for pictures of any size cannot be prepared before it sees one
+            interpreter.allocate_tensors()
+    return True
+
+
+@cache
+def _temporary_folder() -> Path:
+    """Return a folder that goes when this process ends."""
+    folder = mkdtemp(prefix="converted-")
+    atexit.register(rmtree, folder, ignore_errors=True)
+    return Path(folder)

@@ -7,20 +7,27 @@ Writes: data/NAME/faces/**/*.png, data/NAME/faces.csv, data/NAME/faces.json (wha
 
 A picture with no side above 100 pixels (`crop_side`) is a face already and is taken whole; in the others mtcnn looks
 for faces and the largest one is aligned by its five points. `--detect` looks for a face in the small ones too, in an
-enlarged copy, and takes those whole in which it finds none; `--no-detect` takes every picture whole. A killed run goes
-on where it was; a run on unchanged input has nothing to do.
+enlarged copy, and takes those whole in which it finds none; `--no-detect` takes every picture whole. Where faces are
+looked for in many pictures, one process per core does it. A killed run goes on where it was; a run on unchanged input
+has nothing to do.
 """
 
 import hashlib
 import json
+import multiprocessing
+import os
 import shutil
+import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
-from functools import cache
+from functools import cache, lru_cache, partial
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from threading import Thread, current_thread, main_thread
+from typing import Annotated, Any, NamedTuple
 
 if not __package__:  # run as a plain file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -34,12 +41,12 @@ from configuration import FACES, PATHS, SAMPLE, Faces
 from preprocessing import faces
 from preprocessing.command_line import DataRoot, DatasetName, dataset_folder, progress_bar, run
 from preprocessing.errors import InputError
+from preprocessing.files import atomic_file
 from preprocessing.image_tables import (
     BOX_COLUMNS,
     FACE_COLUMNS,
     LANDMARK_COLUMNS,
     NUMERIC_COLUMNS,
-    atomic_file,
     digest,
     is_made_from,
     read_table,
@@ -47,7 +54,19 @@ from preprocessing.image_tables import (
     write_table,
 )
 
+FEW = 32  # pictures: for no more than these, starting workers takes longer than they save
+MOST_WORKERS = 61  # processes: Windows waits for no more at once
+HANDED = 4  # pictures that a worker takes at a time; a run that is stopped ends when those taken are done
+
 Row = dict[str, Any]  # face columns of one picture; those left out are empty
+
+
+class Picture(NamedTuple):
+    """A picture to crop: where it is, where its crop goes, and whether step 1 could read it."""
+
+    path: str
+    face_path: str
+    readable: bool
 
 
 def write_face_crops(folder: Path, options: Faces = FACES) -> pd.DataFrame:
@@ -93,21 +112,98 @@ def _is_done(folder: Path, origin: str) -> bool:
 
 def _crop_all(folder: Path, inventory: pd.DataFrame, options: Faces, origin: str) -> dict[str, list]:
     """Make the crops that are not there yet and return the face columns of all rows."""
-    detector = cache(lambda: faces.FaceDetector(options))  # TensorFlow is only loaded where a picture needs it
-    crop_files = face_paths(inventory["path"])
+    is_readable = inventory["status"] != "unreadable"
+    pictures = list(map(Picture, inventory["path"], face_paths(inventory["path"]), is_readable))
     with _open_journal(folder, origin) as (rows, append), progress_bar() as bar:
         if rows:
-            print(f"going on after {len(rows)} of {len(inventory)} pictures")
-        task = bar.add_task("face crops", total=len(inventory), completed=len(rows))
-        for index in range(len(rows), len(inventory)):
-            path, crop_file = inventory["path"][index], crop_files[index]
-            readable = inventory["status"][index] != "unreadable"
-            append(crop_face(folder, path, crop_file, options, detector) if readable else {"face_status": "not_found"})
-            bar.advance(task)
+            print(f"going on after {len(rows)} of {len(pictures)} pictures")
+        task = bar.add_task("face crops", total=len(pictures), completed=len(rows))
+        with closing(_crops(folder, pictures[len(rows) :], options)) as new_rows:
+            for row in new_rows:
+                append(row)
+                bar.advance(task)
     return {
         column: [row.get(column, np.nan if column in NUMERIC_COLUMNS else "") for row in rows]
         for column in FACE_COLUMNS
     }
+
+
+def _crops(folder: Path, pictures: list[Picture], options: Faces) -> Generator[Row, None, None]:
+    """Crop pictures and give their rows, in order: here, and from the second face search on, where many are left, by
+    one process per core.
+
+    Pictures taken whole are soon done, without workers and without a detector. The first search converts the networks
+    where they are not there yet, so that no two workers do.
+    """
+    detector = cache(lambda: faces.FaceDetector(options))
+    processes = min(os.cpu_count() or 1, MOST_WORKERS)
+    for number, picture in enumerate(pictures):
+        searches = detector.cache_info().currsize > 0
+        if searches and processes > 1 and len(pictures) - number > FEW:
+            yield from _crops_by_workers(folder, pictures[number:], options, processes)
+            return
+        yield _crop(folder, picture, options, detector)
+
+
+def _crops_by_workers(folder: Path, pictures: list[Picture], options: Faces, processes: int) -> Iterator[Row]:
+    """Crop pictures in worker processes and give their rows, in order. Only names and rows pass between processes.
+
+    Raises:
+        InputError: a worker was killed.
+    """
+    spawn = multiprocessing.get_context("spawn")  # the same everywhere, and safe beside threads
+    pool = ProcessPoolExecutor(processes, spawn, _start_worker)
+    try:
+        with _ignored_interruptions():  # the workers start here
+            rows = pool.map(partial(_crop_in_worker, folder, options), pictures, chunksize=HANDED)
+        yield from rows
+    except BrokenProcessPool as error:
+        raise InputError(
+            "a worker process ended early, perhaps for want of memory; run the same command again to go on where it was"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _ignored_interruptions() -> Iterator[None]:
+    """Ignore Ctrl-C, also in processes started meanwhile: the main process gets it too, and then ends its workers."""
+    if current_thread() is not main_thread():  # where Python sets no signal handlers
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Windows hands none down
+    cv2.setNumThreads(1)
+    Thread(target=_end_with_the_main_process, daemon=True).start()
+
+
+def _end_with_the_main_process() -> None:
+    main_process = multiprocessing.parent_process()
+    assert main_process is not None
+    main_process.join()
+    os._exit(1)  # it was killed: nobody takes the rows
+
+
+def _crop_in_worker(folder: Path, options: Faces, picture: Picture) -> Row:
+    return _crop(folder, picture, options, partial(_worker_detector, options))
+
+
+@lru_cache(maxsize=1)
+def _worker_detector(options: Faces) -> faces.Detector:
+    return faces.FaceDetector(options, threads=1)
+
+
+def _crop(folder: Path, picture: Picture, options: Faces, detector: Callable[[], faces.Detector]) -> Row:
+    if not picture.readable:
+        return {"face_status": "not_found"}
+    return crop_face(folder, picture.path, picture.face_path, options, detector)
 
 
 def face_paths(paths: pd.Series) -> list[str]:

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from preprocessing.errors import InputError
+from preprocessing.files import atomic_file
 from realtime.recognition import Result
 from realtime.sources import Source
 
@@ -213,7 +214,5 @@ def write_picture(file: Path, image_bgr: np.ndarray) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    from preprocessing.image_tables import atomic_file  # late, as pandas comes with it
-
     with _told(str(file)), atomic_file(file) as temporary:
         temporary.write_bytes(cv2.imencode(file.suffix, image_bgr)[1].tobytes())  # cv2.imwrite fails without a word

@@ -1,7 +1,9 @@
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,11 @@ import joblib
 import matplotlib
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from configuration import FACES, ROOT
+from configuration import FACES, ROOT, Faces
+from preprocessing import faces as faces_module
 from preprocessing.errors import InputError
 from preprocessing.faces import (
     TEMPLATE,
@@ -44,6 +49,13 @@ def detector() -> FaceDetector:
     return FaceDetector()
 
 
+@pytest.fixture(scope="module")
+def stock() -> Any:
+    from mtcnn import MTCNN
+
+    return MTCNN()
+
+
 def box_of(face: Face) -> np.ndarray:
     return np.array([face.left, face.top, face.width, face.height])
 
@@ -63,8 +75,10 @@ def intersection_over_union(a, b) -> float:
 # ---------------------------------------------------------------- detection
 
 
-@pytest.mark.parametrize("smallest_face", [20, 40, 80, 120, 200])
-def test_the_face_is_found_whatever_the_smallest_face(portrait_rgb, smallest_face):
+@pytest.mark.parametrize("smallest_face", [20, 24, 28, 40, 100, 200])
+def test_the_face_is_found_whatever_the_smallest_face(portrait_rgb, stock, smallest_face):
+    if smallest_face >= 28:  # 220 pixels tall
+        assert stock.detect_faces(portrait_rgb, min_face_size=smallest_face) == []
     faces = FaceDetector(replace(FACES, smallest_face=smallest_face)).detect(portrait_rgb)
     assert len(faces) == 1 and faces[0].confidence > 0.9
     np.testing.assert_allclose(points_of(faces[0]), PORTRAIT_LANDMARKS, atol=8)
@@ -74,10 +88,7 @@ def test_no_face_is_looked_for_above_the_size_of_the_picture(portrait_rgb):
     assert FaceDetector(replace(FACES, smallest_face=700)).detect(portrait_rgb) == []
 
 
-def test_faces_agree_with_stock_mtcnn(portrait_rgb, shared_data):
-    from mtcnn import MTCNN
-
-    stock: Any = MTCNN()
+def test_faces_agree_with_stock_mtcnn(portrait_rgb, stock, shared_data):
     ours = FaceDetector(replace(FACES, smallest_face=20))
     distances = []
     for image_rgb in (portrait_rgb, read_image_rgb(shared_data / "photos" / "multiface.jpg")):
@@ -164,25 +175,44 @@ def test_an_unknown_detector_is_refused():
         build_detector("yolo")
 
 
-def test_importing_is_cheap_and_weights_in_the_current_folder_are_not_opened(tmp_path):
+def test_weights_in_the_current_folder_are_not_opened(portrait_rgb, tmp_path, monkeypatch):
     class Trap:
         def __reduce__(self):
             return Path.touch, (tmp_path / "sprung",)
 
     for name in ("pnet.lz4", "rnet.lz4", "onet.lz4"):
         joblib.dump(Trap(), tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(faces_module, "converted", partial(faces_module.converted, folder=cache))
+    monkeypatch.setattr(faces_module, "_network_files", faces_module._network_files.__wrapped__)
+    assert len(FaceDetector().detect(portrait_rgb)) == 1
+    assert len(list(cache.iterdir())) == 3
+    assert not (tmp_path / "sprung").exists()
+
+    from mtcnn.stages import StagePNet
+
+    with pytest.raises(TypeError):
+        StagePNet()
+    assert (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("backend", [None, "torch"])  # torch: not even installed
+def test_faces_are_found_without_tensorflow(tmp_path, detector, backend):
     program = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 from typing import Any
 from preprocessing import faces
-assert not {{"tensorflow", "keras", "mtcnn"}} & set(sys.modules), "a heavy import"
+heavy = {{"tensorflow", "keras", "mtcnn"}}
+assert not heavy & set(sys.modules) and "ai_edge_litert" not in sys.modules, "importing is not cheap"
 print(len(faces.FaceDetector().detect(faces.read_image_rgb(Path({str(PORTRAIT)!r})))), "face")
+assert not heavy & set(sys.modules), "a heavy import"
 """
-    run = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
-    assert run.stdout == "1 face\n", run.stderr
-    assert not (tmp_path / "sprung").exists()
+    environment = os.environ | ({"KERAS_BACKEND": backend} if backend else {})
+    run = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.stdout == "1 face\n" and run.returncode == 0, run.stderr
 
 
 @pytest.mark.parametrize("smallest_face", [12, 20, 24, 33, 100, 480, 481])
@@ -206,6 +236,211 @@ def test_suppression_keeps_the_best_of_overlapping_boxes():
     assert suppress(boxes, scores, 0.7, of_smaller=True).tolist() == [1, 2]  # 3 lies within 1
     assert suppress(boxes, scores, 0.95).tolist() == [1, 0, 2, 3]
     assert suppress(boxes[:0], scores[:0], 0.5).size == 0
+
+
+def test_what_stock_mtcnn_takes_for_no_face_or_ignores_is_refused(portrait_rgb, stock, detector, tmp_path):
+    assert stock.detect_faces(str(tmp_path / "missing.png")) == []
+    with pytest.raises(InputError, match="missing"):
+        read_image_rgb(tmp_path / "missing.png")
+    with pytest.raises(ValueError, match="Received: str"):
+        detector.detect("missing.png")  # pyright: ignore[reportArgumentType]
+
+    assert stock.detect_faces(portrait_rgb / 255) == []
+    with pytest.raises(ValueError, match=r"must be uint8 .* Received: ndarray float64"):
+        detector.detect(portrait_rgb / 255)
+
+    assert len(stock.detect_faces(portrait_rgb, min_fase_size=300)) == 1
+    with pytest.raises(TypeError, match="smalest_face"):
+        Faces(smalest_face=300)  # pyright: ignore[reportCallIssue]
+
+
+def test_a_face_is_ready_for_json_where_stocks_is_not(portrait_rgb, stock, detector):
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        json.dumps(stock.detect_faces(portrait_rgb)[0]["keypoints"])
+    json.dumps(points_of(detector.detect(portrait_rgb)[0]).tolist())
+
+
+# ---------------------------------------------------------------- batches and threads
+
+
+def facts_of(faces: list[Face]) -> list:
+    return [(*box_of(face), face.confidence, *points_of(face).ravel()) for face in faces]
+
+
+def test_a_batch_of_different_sizes_gives_what_single_pictures_give(portrait_rgb, stock, detector):
+    blank_rgb = np.zeros((300, 700, 3), np.uint8)
+    small = cv2.cvtColor(portrait_rgb[:400, :420:2], cv2.COLOR_RGB2GRAY)
+    noise_rgb = np.random.default_rng(5).integers(0, 256, (90, 1400, 3)).astype(np.uint8)
+    pictures = [blank_rgb, portrait_rgb, noise_rgb, portrait_rgb[:400], portrait_rgb[:9, :9], small, portrait_rgb]
+    alone = [facts_of(detector.detect(picture)) for picture in pictures]
+    assert [len(faces) for faces in alone] == [0, 1, 0, 1, 0, 1, 1]
+    assert [facts_of(faces) for faces in detector.detect_batch(pictures)] == alone
+    assert [facts_of(faces) for faces in detector.detect_batch(iter(pictures[::-1]))] == alone[::-1]
+    assert detector.detect_batch([]) == []
+
+    nothing, (moved,) = stock.detect_faces([blank_rgb, portrait_rgb])
+    assert nothing == [] and intersection_over_union(moved["box"], alone[1][0][:4]) < 0.7
+
+
+def test_faces_do_not_depend_on_the_number_of_threads(portrait_rgb):
+    tiled_rgb = np.vstack([np.hstack([portrait_rgb, portrait_rgb[:, ::-1]])] * 2)[::2, ::2]
+    options = replace(FACES, smallest_face=20, thresholds=(0.3, 0.2, 0.1))  # many patches, so that they are shared
+    first, *others = (facts_of(FaceDetector(options, threads).detect(tiled_rgb)) for threads in (1, 2, 3))
+    assert len(first) >= 4 and all(other == first for other in others)
+
+
+@pytest.mark.parametrize("shape", [(600, 512), (211, 509), (600, 171)])
+def test_faces_do_not_depend_on_the_strips_in_which_a_picture_is_searched(portrait_rgb, monkeypatch, shape):
+    picture_rgb = cv2.resize(portrait_rgb, shape[::-1], interpolation=cv2.INTER_AREA)
+    detector = FaceDetector(replace(FACES, smallest_face=20, thresholds=(0.3, 0.2, 0.1)))
+    found = []
+    for pixels in (10**9, 40_000, 3_000):
+        monkeypatch.setattr(faces_module, "STRIP_PIXELS", pixels)
+        found.append(facts_of(detector.detect(picture_rgb)))
+    assert len(found[0]) >= 1
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], atol=1e-2)
+
+
+# ---------------------------------------------------------------- following
+
+
+@pytest.mark.parametrize("scale", [0.95, 1.0, 1.05])
+@pytest.mark.parametrize("shift", [(0, 0), (-0.05, 0), (0, -0.05), (0.05, 0.05)])
+def test_a_followed_face_is_where_a_search_finds_it(portrait_rgb, detector, scale, shift):
+    (face,) = detector.detect(portrait_rgb)
+    centre_x, centre_y = face.left + face.width / 2, face.top + face.height / 2
+    moved = [shift[0] * face.width + (1 - scale) * centre_x, shift[1] * face.height + (1 - scale) * centre_y]
+    matrix = np.array([[scale, 0, moved[0]], [0, scale, moved[1]]])
+    next_rgb = cv2.warpAffine(portrait_rgb, matrix, portrait_rgb.shape[1::-1])
+    (fresh,), (followed,) = detector.detect(next_rgb), detector.follow(next_rgb, [face])
+    assert followed.confidence > 0.95
+    assert intersection_over_union(box_of(fresh), box_of(followed)) >= 0.8
+    assert np.abs(points_of(fresh) - points_of(followed)).max() <= 0.03 * fresh.height
+
+
+def test_several_faces_are_followed_in_their_order(portrait_rgb, detector):
+    pair_rgb = np.hstack([portrait_rgb, portrait_rgb[:, ::-1]])
+    faces = detector.detect(pair_rgb)
+    assert len(faces) == 2
+    for known in (faces, faces[::-1], faces * 40):  # 80: more than a batch
+        followed = detector.follow(pair_rgb, known)
+        assert len(followed) == len(known)
+        for before, after in zip(known, followed, strict=True):
+            assert intersection_over_union(box_of(before), box_of(after)) > 0.8
+    assert detector.follow(pair_rgb, []) == []
+
+
+def test_a_face_that_has_gone_is_told_by_its_confidence(portrait_rgb, detector):
+    known = detector.detect(portrait_rgb)
+    noise_rgb = np.random.default_rng(6).integers(0, 256, portrait_rgb.shape).astype(np.uint8)
+    for empty_rgb in (np.zeros_like(portrait_rgb), np.full_like(portrait_rgb, 255), noise_rgb, portrait_rgb[::-1]):
+        (lost,) = detector.follow(empty_rgb, known)
+        assert lost.confidence < FACES.thresholds[2]
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        (-30, -30, 100, 120), (450, 500, 200, 250), (-900, 40, 50, 60), (5000, 5000, 50, 60), (200, 200, 1, 1),
+        (511, 599, 1, 1), (200, 200, 0, 0), (200, 200, 0.01, 300), (200, 200, 300, 1), (-5e4, -5e4, 1e5, 1e5),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("crop", [(600, 512), (1, 1), (600, 2), (3, 512)])
+def test_boxes_of_any_place_and_size_can_be_followed(portrait_rgb, detector, box, crop):
+    height, width = crop
+    (face,) = detector.follow(portrait_rgb[:height, :width], [Face(*box, confidence=0.9)])
+    assert np.isfinite(box_of(face)).all() and np.isfinite(points_of(face)).all() and 0 <= face.confidence <= 1
+    if box[3] > 0:
+        assert network_input(portrait_rgb[:height, :width], Face(*box, confidence=0.9)).shape == (48, 48, 1)
+
+
+@pytest.mark.parametrize("box", [(float("nan"), 0, 9, 9), (0, 0, 9, float("inf")), (1e30, 0, 9, 9), (0, 0, 1e12, 1e12)])
+def test_boxes_that_are_no_place_in_a_picture_are_refused(portrait_rgb, detector, box):
+    for use in (lambda image, face: detector.follow(image, [face]), network_input):
+        with pytest.raises(ValueError, match="Received: Face"):
+            use(portrait_rgb, Face(*box, confidence=0.9))
+    with pytest.raises(ValueError, match="height"):
+        network_input(portrait_rgb, Face(10, 10, 9, 0, 0.9))
+
+
+# ---------------------------------------------------------------- any input
+
+
+SIDES = st.integers(1, 150) | st.sampled_from([1, 12, 30, 40, 320])
+LARGE = st.sampled_from([(150, 128), (151, 900), (333, 200), (4000, 30), (30, 4000), (1, 4000), (4000, 1)])
+SHAPES = st.tuples(SIDES, SIDES) | LARGE
+CHANNELS = st.sampled_from([(), (1,), (3,)])
+LAYOUTS = st.sampled_from(
+    ["contiguous", "read-only", "mirrored", "upside down", "BGR view", "columns first", "strided"]
+)
+
+
+def laid_out(image: np.ndarray, layout: str) -> np.ndarray:
+    """Return the same picture as a view or copy of another memory layout."""
+    if layout == "strided":
+        wide = np.full((2 * image.shape[0], 3 * image.shape[1], *image.shape[2:]), 77, np.uint8)
+        wide[::2, ::3] = image
+        return wide[::2, ::3]
+    if layout == "columns first":
+        return np.asfortranarray(image)
+    axis = {"mirrored": 1, "upside down": 0, "BGR view": image.ndim - 1}.get(layout)
+    other = image.copy() if axis is None else np.flip(np.ascontiguousarray(np.flip(image, axis)), axis)
+    other.flags.writeable = layout != "read-only"
+    return other
+
+
+@settings(max_examples=80, deadline=None, derandomize=True, database=None)
+@given(shape=SHAPES, channels=CHANNELS, layout=LAYOUTS, seed=st.integers(0, 99), with_face=st.booleans())
+def test_every_picture_is_searched_followed_and_cropped_whatever_its_shape_and_layout(
+    portrait_rgb, detector, shape, channels, layout, seed, with_face
+):
+    image = np.random.default_rng(seed).integers(0, 60, (*shape, 3)).astype(np.uint8)
+    portrait_rgb = cv2.resize(portrait_rgb, (128, 150), interpolation=cv2.INTER_AREA)
+    with_face = with_face and shape[0] >= 150 and shape[1] >= 128
+    if with_face:
+        image[:150, :128] = portrait_rgb
+    if channels != (3,):
+        image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).reshape(*shape, *channels)
+    other = laid_out(image, layout)
+    np.testing.assert_array_equal(other, image)
+    faces = detector.detect(other)
+    assert facts_of(faces) == facts_of(detector.detect(image))
+    assert len(faces) == with_face
+    known = [*faces, Face(5, 5, 80, 100, 0.9)]
+    assert facts_of(detector.follow(other, known)) == facts_of(detector.follow(image, known))
+    for face in (None, *known):
+        crop = network_input(other, face)
+        assert crop.shape == (48, 48, 1) and crop.dtype == np.uint8
+        np.testing.assert_array_equal(crop, network_input(image, face))
+    np.testing.assert_array_equal(other, image)  # nobody writes to a caller's picture
+
+
+NO_SHAPES = st.sampled_from([(), (7,), (0, 9), (9, 0, 3), (9, 9, 0), (9, 9, 2), (9, 9, 4), (9, 9, 5), (2, 9, 9, 3)])
+NO_PICTURES = st.one_of(
+    st.builds(np.zeros, NO_SHAPES, st.just(np.uint8)),
+    st.builds(
+        np.full, SHAPES, st.sampled_from([0.0, 0.5, 255.0, np.nan, np.inf]), st.sampled_from(["f2", "f4", "f8", "c8"])
+    ),
+    st.builds(np.zeros, SHAPES, st.sampled_from(["i1", "u2", "i4", "i8", "?", "O", "U3"])),
+    st.sampled_from([None, "picture.png", Path("picture.png"), b"", [[1, 2], [3, 4]], 7]),
+    st.builds(np.zeros, st.sampled_from([(1, 40_000), (40_000, 2, 3)]), st.just(np.uint8)),
+)
+
+
+@settings(max_examples=120, deadline=None, derandomize=True, database=None)
+@given(image=NO_PICTURES)
+def test_whatever_is_no_picture_is_refused_in_one_line(detector, image):
+    face = Face(5, 5, 80, 100, 0.9)
+    for use in (
+        detector.detect,
+        lambda image: detector.detect_batch([image]),
+        lambda image: detector.follow(image, [face]),
+        lambda image: network_input(image, face),
+        lambda image: network_input(image, None),
+    ):
+        with pytest.raises(ValueError, match=r"^a picture must be [^\n]* Received: [^\n]*$"):
+            use(image)
 
 
 def test_the_cascades_faces_are_framed_as_mtcnns(portrait_rgb, detector):

@@ -1,7 +1,10 @@
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +57,46 @@ def faces_folder(tmp_path_factory) -> Path:
     write_image(folder / "images" / "empty.png", noise(0, 240, 320))
     frames = sorted(file.relative_to(folder).as_posix() for file in raw.rglob("*.png"))[:3]
     return write_inventory(folder, [*frames, "images/empty.png"], emotion="fear")
+
+
+@pytest.fixture
+def many_folder(tmp_path, faces_folder) -> Path:
+    """A data set of 150 pictures: face, face, face, no face, face crop, no picture, and again."""
+    folder = tmp_path / "data" / "many"
+    kinds = [faces_folder / path for path in read_table(faces_folder, "inventory.csv")["path"]]
+    write_image(folder / "small.png", noise(0, 48, 48))
+    (folder / "broken.png").write_bytes(b"no picture")
+    kinds += [folder / "small.png", folder / "broken.png"]
+    paths = [f"images/{number:03}.png" for number in range(150)]
+    (folder / "images").mkdir()
+    for number, path in enumerate(paths):
+        os.link(kinds[number % len(kinds)], folder / path)
+    return write_inventory(folder, paths)
+
+
+@pytest.fixture
+def cropped_here(monkeypatch) -> list[str]:
+    """The paths of the pictures that are cropped in this process, not by a worker, of a machine with two cores."""
+    paths = []
+    crop_face = step2_face_crops.crop_face
+
+    def crop_and_note(folder, path, *arguments):
+        paths.append(path)
+        return crop_face(folder, path, *arguments)
+
+    monkeypatch.setattr(step2_face_crops, "crop_face", crop_and_note)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    return paths
+
+
+def command_for(folder: Path) -> list[str]:
+    module = "preprocessing.step2_face_crops"
+    return [sys.executable, "-m", module, "--dataset", folder.name, "--data", str(folder.parent)]
+
+
+def wait_for_rows(journal: Path, count: int, process: subprocess.Popen) -> None:
+    while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > count):
+        time.sleep(0.005)
 
 
 def times_below(folder: Path) -> dict[Path, int]:
@@ -280,11 +323,10 @@ def test_a_killed_run_resumes_without_doing_finished_pictures_again(tmp_path):
     for path in paths[1:]:
         os.link(folder / paths[0], folder / path)
     write_inventory(folder, paths)
-    command = [sys.executable, "-m", "preprocessing.step2_face_crops", "--dataset", "many", "--data", folder.parent]
+    command = command_for(folder)
     journal = folder / "faces.part.jsonl"
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-    while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > 100):
-        time.sleep(0.005)
+    wait_for_rows(journal, 100, process)
     process.kill()
     assert process.wait() != 0, "it ended before it could be killed"
     assert not (folder / "faces.csv").exists()
@@ -298,6 +340,99 @@ def test_a_killed_run_resumes_without_doing_finished_pictures_again(tmp_path):
     table = read_table(folder, "faces.csv")
     assert list(table["path"]) == paths and set(table["face_status"]) == {"whole_image"}
     assert len(list((folder / "faces").iterdir())) == 6_000
+
+
+# ---------------------------------------------------------------- worker processes
+
+
+def test_workers_make_the_same_rows_and_crops_in_the_same_order(many_folder, cropped_here, monkeypatch):
+    by_workers = write_face_crops(many_folder)
+    assert cropped_here == ["images/000.png"]  # the first search is made here, the others by workers
+    crops = {file: file.read_bytes() for file in (many_folder / "faces").iterdir()}
+    (many_folder / "faces.json").unlink()
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    alone = write_face_crops(many_folder)
+    assert cropped_here[1:] == list(alone["path"])
+    pd.testing.assert_frame_equal(by_workers, alone)
+    assert crops == {file: file.read_bytes() for file in (many_folder / "faces").iterdir()}
+    statuses = ["found", "found", "found", "not_found", "whole_image", "not_found"]
+    assert list(alone["face_status"]) == statuses * 25
+    assert list(alone["face_count"]) == ["1", "1", "1", "0", "", ""] * 25
+
+
+def test_few_searches_and_pictures_taken_whole_need_no_workers(many_folder, cropped_here):
+    paths = list(read_table(many_folder, "inventory.csv")["path"])
+    write_face_crops(many_folder, replace(FACES, detect=False))
+    assert cropped_here == paths
+    cropped_here.clear()
+    write_inventory(many_folder, paths[:30])
+    write_face_crops(many_folder)
+    assert cropped_here == paths[:30]
+
+
+def test_a_run_with_workers_that_is_killed_leaves_none_and_resumes(many_folder):
+    journal = many_folder / "faces.part.jsonl"
+    process = subprocess.Popen(command_for(many_folder), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_for_rows(journal, 20, process)
+    process.kill()
+    process.communicate(timeout=30)  # workers hold its standard output too: this ends when they have
+    assert process.returncode != 0, "it ended before it could be killed"
+    finished = journal.read_bytes().count(b"\n") - 1
+    before = {file: file.stat().st_mtime_ns for file in sorted((many_folder / "faces").iterdir())[: finished // 2]}
+
+    run = subprocess.run(command_for(many_folder), cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert f"going on after {finished} of 150" in run.stdout
+    assert before == {file: file.stat().st_mtime_ns for file in before}
+    assert list(read_table(many_folder, "faces.csv")["face_status"] == "found") == ([True] * 3 + [False] * 3) * 25
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no process groups to interrupt")
+def test_ctrl_c_ends_a_run_with_workers_in_one_line(many_folder):
+    process = subprocess.Popen(
+        command_for(many_folder),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for_rows(many_folder / "faces.part.jsonl", 20, process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors.endswith("interrupted\n") and "Traceback" not in errors
+
+
+def test_a_worker_that_is_killed_ends_the_run_in_one_line_and_the_next_run_goes_on(many_folder, monkeypatch, capsys):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+
+    def kill_a_worker():
+        while not (workers := multiprocessing.active_children()):
+            time.sleep(0.005)
+        workers[0].kill()
+
+    killer = threading.Thread(target=kill_a_worker)
+    killer.start()
+    with pytest.raises(InputError, match="run the same command again"):
+        write_face_crops(many_folder)
+    killer.join()
+    assert not multiprocessing.active_children()
+    assert len(write_face_crops(many_folder)) == 150
+    assert "going on after" in capsys.readouterr().out
+
+
+def test_a_crop_that_a_worker_cannot_write_ends_the_run_in_one_line(many_folder, run_step, cropped_here):
+    paths = list(read_table(many_folder, "inventory.csv")["path"])
+    (many_folder / "images" / "000.png").rename(many_folder / "images" / "000.jpg")
+    (many_folder / "images" / "000.png").mkdir()  # its crop would lie inside of another one
+    (many_folder / "images" / "061.png").rename(many_folder / "images" / "000.png" / "061.png")
+    paths[0], paths[61] = "images/000.jpg", "images/000.png/061.png"
+    write_inventory(many_folder, paths)
+    run = run_step("preprocessing.step2_face_crops", "--dataset", "many", "--data", many_folder.parent)
+    assert run.returncode == 2 and cropped_here == paths[:1]
+    last = run.stderr.splitlines()[-1]
+    assert last.startswith("error: ") and "000.png" in last and "Traceback" not in run.stderr
 
 
 # ---------------------------------------------------------------- refusals

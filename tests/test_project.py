@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-STAGES = ["configuration", "preprocessing", "training", "evaluation", "realtime"]
+STAGES = ["configuration", "preprocessing", "training", "evaluation", "realtime", "benchmarks"]
 MAY_IMPORT = {
     "configuration": set(),
     "preprocessing": {"configuration"},
     "training": {"configuration", "preprocessing"},
     "evaluation": {"configuration", "preprocessing", "training"},
     "realtime": {"configuration", "preprocessing", "training"},
+    "benchmarks": {"configuration", "preprocessing", "training", "evaluation", "realtime"},
 }
 SOURCES = [ROOT / "configuration.py", *(file for stage in STAGES[1:] for file in sorted((ROOT / stage).glob("*.py")))]
 STEPS = sorted(

@@ -14,7 +14,8 @@ import pandas as pd
 
 from preprocessing.command_line import progress_bar
 from preprocessing.errors import InputError
-from preprocessing.image_tables import atomic_file, labels_of
+from preprocessing.files import atomic_file
+from preprocessing.image_tables import labels_of
 
 CHANNELS = {"grayscale": 1, "rgb": 3}
 MEMORY_LIMIT = 2 << 30  # bytes: larger caches are memory-mapped, not loaded

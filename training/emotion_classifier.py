@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from configuration import FACES, Faces
-from preprocessing.command_line import quiet_start
 from preprocessing.emotions import EMOTIONS, in_class_order
 from preprocessing.errors import InputError
-from preprocessing.image_tables import atomic_file
+from preprocessing.files import atomic_file
+from preprocessing.quiet import quiet_start
 
 if TYPE_CHECKING:
     import keras

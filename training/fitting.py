@@ -23,7 +23,8 @@ import pandas as pd
 
 from configuration import Fitting
 from preprocessing.errors import InputError
-from preprocessing.image_tables import atomic_file, digest, labels_of, usable
+from preprocessing.files import atomic_file
+from preprocessing.image_tables import digest, labels_of, usable
 from training import models
 from training.augmentation import build_augmentation
 from training.datasets import FaceBatches, flow_from_dataframe

@@ -23,12 +23,12 @@ from preprocessing.command_line import (
     DatasetName,
     ModelsRoot,
     dataset_folder,
-    quiet_start,
     run,
     typed_command,
 )
 from preprocessing.errors import InputError
 from preprocessing.image_tables import read_table
+from preprocessing.quiet import quiet_start
 
 
 def main(
