@@ -7,11 +7,19 @@ import cv2
 import numpy as np
 
 
-def read_image(file: Path) -> np.ndarray | None:
-    """Return a file's pixels as they are stored (gray, BGR or BGRA), or None where they cannot be decoded."""
+def read_image(file: Path, flags: int = cv2.IMREAD_UNCHANGED) -> np.ndarray | None:
+    """Return a file's pixels, or None where they cannot be decoded.
+
+    Args:
+        file: The image file.
+        flags: OpenCV's `IMREAD_...`; left out, pixels come as they are stored (gray, BGR or BGRA).
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
     data = np.fromfile(file, dtype=np.uint8)  # cv2.imread cannot open every path on Windows
     try:
-        return cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+        return cv2.imdecode(data, flags) if data.size else None
     except cv2.error:  # a header that promises more pixels than OpenCV accepts
         return None
 

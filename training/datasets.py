@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import pandas as pd
 
+from preprocessing import raw_images
 from preprocessing.command_line import progress_bar
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_file
@@ -176,9 +177,7 @@ def read_image(file: Path, target_size: tuple[int, int], color_mode: str) -> np.
     Raises:
         InputError: the file cannot be decoded, or has another size than `target_size`.
     """
-    encoded = np.fromfile(file, np.uint8)  # not cv2.imread, which fails on non-ASCII paths on Windows
-    flag = cv2.IMREAD_GRAYSCALE if color_mode == "grayscale" else cv2.IMREAD_COLOR_RGB
-    image = cv2.imdecode(encoded, flag) if encoded.size else None
+    image = raw_images.read_image(file, cv2.IMREAD_GRAYSCALE if color_mode == "grayscale" else cv2.IMREAD_COLOR_RGB)
     if image is None:
         raise InputError(f"{file} is not a readable image; make the crops again with step2_face_crops")
     if image.shape[:2] != tuple(target_size):
