@@ -36,11 +36,14 @@ lint: .venv/dev
 
 check: lint test
 
-# A virtual display, and keys typed into it, for the tests that open windows.
+# A virtual display, and keys typed into it, for the tests that open windows; a browser for those that open pages.
 test-system: .venv/dev
 	@command -v Xvfb >/dev/null && command -v xdotool >/dev/null || { \
 		command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq xvfb xdotool >/dev/null; } || \
 		{ echo "error: these tests need Xvfb and xdotool; on Debian or Ubuntu: sudo apt-get install xvfb xdotool" >&2; exit 2; }
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || { \
+		command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq chromium chromium-driver >/dev/null; } || \
+		{ echo "error: these tests need Chromium and its driver; on Debian or Ubuntu: sudo apt-get install chromium chromium-driver" >&2; exit 2; }
 	@$(BIN)/python -m pytest -m system
 
 clean:

@@ -19,6 +19,7 @@ class Paths:
     reports: Path = ROOT / "reports"  # evaluations: reports/NAME/MODEL/
     converted: Path = ROOT / "models" / "converted"  # networks converted for LiteRT, remade when they are missing
     pretrained: Path = ROOT / "models" / "pretrained.keras"  # the released network, which the webcam uses
+    captures: Path = ROOT / "reports" / "webcam"  # what the webcam's keys write: snapshots and recordings
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class Augmentation:
     scars: int = 2  # black boxes per image, at most; possibly none
     scar_length: int = 6  # pixels: longer side of a scar, at most
     scar_width: int = 2  # pixels: shorter side of a scar, at most
+    cover: int = 0  # pixels: side of one larger black box, at most, over half of the images; 0: none
 
 
 NO_AUGMENTATION = Augmentation(False, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
@@ -96,14 +98,22 @@ class Fitting:
     """One training run: the network, its optimiser, and when it stops."""
 
     network: str = "vgg"  # a name of `training.models.NETWORKS`
+    widths: tuple[int, ...] = (32, 64, 128, 256)  # filters of each stage; images are halved between stages (vgg only)
+    convolutions: int = 2  # per stage (vgg only)
+    dropout: float = 0.4  # share of the last features left out, 0-1 (vgg only)
+    targets: str = "labels"  # `labels`: the data set's own; `votes`: the crowd's votes as a distribution
+    balance: str = ""  # `emotion`, a column such as `gender`, or `gender+emotion`: images weigh so that it is balanced
     epochs: int = 36  # passes over the training split
     batch_size: int = 128  # images
     optimizer: str = "adamw"  # `adamw`, `adam` or `sgd`
-    learning_rate: float = 2e-3  # at the start
+    learning_rate: float = 2e-3  # at the start, after the warm-up
     schedule: str = "cosine"  # `cosine` (down to zero at the last epoch) or `constant`
+    warm_up: int = 0  # epochs in which the learning rate grows from zero
+    beta_1: float = 0.9  # adam and adamw: share of the earlier mean gradient that each step keeps
+    beta_2: float = 0.999  # adam and adamw: the same of the squared gradient
     weight_decay: float = 1e-2  # adamw only
     momentum: float = 0.0  # sgd only
-    label_smoothing: float = 0.1  # 0-1
+    label_smoothing: float = 0.1  # 0-1; of labels only: votes are soft already
     patience: int = 0  # epochs without a better dev accuracy before the run stops; 0: never
     precision: str = "auto"  # `float32`, `mixed_bfloat16`, or `auto`: the faster one here, measured at the start
     seed: int = 7
@@ -140,12 +150,143 @@ BASELINES = {
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """The evaluation of a trained network."""
+
+    resamples: int = 1000  # bootstrap resamples behind each interval
+    quick_resamples: int = 200  # the same with --quick
+    level: float = 0.95  # share of repetitions in which an interval is to hold the true value
+    bins: int = 15  # bins of the reliability diagram and the calibration error, of equal width
+    folds: int = 5  # parts of a cross-fitted temperature: fitted to all but one, measured on that one
+    wanted_accuracy: float = 0.8  # 0-1: share of the answers that should be right when the model may abstain
+    least_coverage: float = 0.5  # 0-1: share of the images that must still get an answer
+    few_images: int = 100  # an emotion with fewer images gets a warning beside its figures
+    few_subjects: int = 20  # with fewer people, intervals are too narrow and are said to be
+    gallery: int = 4  # examples of each kind of failure and emotion
+    pairs: int = 6  # confused pairs of emotions told in words
+    seed: int = 7
+
+
+@dataclass(frozen=True)
+class Covers:
+    """How faces are covered in the evaluation, and how often. Lengths are pixels of a crop of 48."""
+
+    images: int = 500  # of the split, drawn with the seed
+    quick_images: int = 60  # the same with --quick
+    scars: tuple[int, ...] = (2, 4, 8, 16)  # black boxes of 6 x 2 pixels
+    boxes: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)  # share of the area
+    blur: tuple[float, ...] = (0.5, 1.0, 1.5, 2.5)  # pixels: standard deviation
+    noise: tuple[float, ...] = (10, 20, 40)  # gray levels: standard deviation
+    darkness: tuple[float, ...] = (0.5, 0.8, 0.9, 0.95)  # share of the light that is lost
+    jpeg: tuple[int, ...] = (50, 20, 10, 5)  # quality, 1-100
+    resolution: tuple[int, ...] = (24, 16, 12)  # pixels: side to which the face is shrunk
+    resamples: int = Evaluation.resamples  # bootstrap resamples behind each interval
+    seed: int = Evaluation.seed
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The comparison of groups of people in the evaluation."""
+
+    smallest: int = 30  # images: a group of fewer is named, not scored
+    smallest_emotion: int = 10  # images of an emotion: with fewer in a group, its rates are not compared
+    most: int = 40  # groups: a column with more than these is refused
+    resamples: int = Evaluation.resamples  # bootstrap resamples behind each interval
+    permutations: int = 4000  # shuffles for every p-value
+    alarm: float = 0.05  # adjusted p-value below which a difference is reported as one
+    skin_tones: int = 4000  # images, drawn with the seed, whose skin tone is estimated
+    seed: int = Evaluation.seed
+
+
+@dataclass(frozen=True)
+class Wild:
+    """The evaluation of detector and classifier together, on whole pictures."""
+
+    failures: int = 12  # pictures shown, missed faces first
+    resamples: int = Evaluation.resamples  # bootstrap resamples behind each interval
+    seed: int = Evaluation.seed
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The search for better settings: its budget, then what it searches, from the least to the most."""
+
+    trials: int = 60  # of the whole study: all processes and restarts together
+    epochs: int = 18  # passes of one trial, at most
+    first_check: int = 2  # epochs after which a trial may be pruned at the earliest
+    reduction: int = 3  # at each check the best 1 / reduction of the trials go on
+    train_images: int = 0  # images that a trial learns from, drawn once for all trials; 0: all
+    timeout: float = 0.0  # minutes after which this process starts no further trial; 0: never
+    attempts: int = 3  # how often settings are tried whose process died
+    heartbeat: int = 60  # seconds between signs of life in a database; after three without one a trial is dead
+    seed: int = 7
+    learning_rate: tuple[float, float] = (3e-4, 1e-2)  # by its logarithm
+    schedules: tuple[str, ...] = ("cosine", "constant")
+    warm_up: tuple[int, int] = (0, 3)  # epochs
+    beta_1: tuple[float, float] = (0.8, 0.95)
+    beta_2: tuple[float, ...] = (0.95, 0.98, 0.99, 0.999)  # these values
+    weight_decay: tuple[float, float] = (1e-4, 1e-1)  # by its logarithm
+    batch_sizes: tuple[int, ...] = (64, 128, 256)  # images
+    width: tuple[int, int, int] = (16, 48, 8)  # filters of the first stage, and their step; the others in ratio
+    parameters: int = 2_400_000  # of the network, at most: a larger one is pruned before its first epoch
+    convolutions: tuple[int, int] = (1, 3)  # per stage
+    dropout: tuple[float, float] = (0.0, 0.6)
+    label_smoothing: tuple[float, float] = (0.0, 0.2)
+    augmentation: tuple[float, float] = (0.0, 1.5)  # times the configured turning, scaling, shifting and light
+    scars: tuple[int, int] = (0, 4)  # times the configured size of the scars; 0: none
+
+
+@dataclass(frozen=True)
 class Webcam:
     """The realtime program."""
 
     source: str = "0"  # a camera number, a video, an image, a folder or a stream address
     detector: str = "mtcnn"  # `mtcnn`, or `haar`: OpenCV's frontal cascade
     fallback_fps: float = 25.0  # frames per second, where the source does not tell
+    bars_face: float = 0.075  # share of the picture's shorter side: smaller faces are drawn without bars
+    bars_crowd: float = (
+        4.0  # faces: where there are more, only larger faces have bars, twice as large for twice as many
+    )
+    status_step: float = 0.25  # seconds between two values of the status line
+    past_seconds: float = 10.0  # what a face showed this long is drawn below its bars
+    past_step: float = 0.05  # seconds between two values of it
+    past_gap: float = 1.0  # seconds: a face that shows nothing new for longer was not seen
+    probe_seconds: float = 10.0  # --doctor waits this long for a camera's answer
+    note_seconds: float = 4.0  # a note in the window, such as where a snapshot lies, stays this long
+    hidden_before: float = 0.5  # seconds: --anonymous also hides the place where a face is found this much later
+    hidden_after: float = 1.0  # seconds: and where one was lost this long ago
+    hidden_margin: float = 0.3  # share of a face's box that is hidden around it on every side
+    hidden_cells: int = 5  # a hidden area is drawn in this many by this many plain cells
+    hidden_frames: int = 90  # frames at most that are held back to look ahead
+    span_gap: float = 0.5  # seconds: an expression goes on although its face is not found for as long
+    summary_faces: int = 40  # faces at most that a summary shows, those seen longest
+    animation_width: int = 400  # pixels at most of a recording as .webp or .gif
+    animation_fps: float = 8.0  # frames per second of it
+    animation_seconds: float = 30.0  # longest: it is kept in memory until it ends
+    animation_quality: int = 60  # 1-100, .webp only
+    wait: float = 30.0  # seconds for which a camera or stream that disappeared is waited for
+    stall: float = 3.0  # seconds without a frame after which a camera or stream is said to stall
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """Which face is which, from frame to frame."""
+
+    search_every: float = 0.13  # seconds: the whole picture is searched for faces; in between they are followed
+    look_every: float = 0.03  # seconds: a face that was lost is looked for around its last place
+    lost_below: float = 0.8  # confidence, 0-1, below which a followed face is lost
+    remember: float = 1.0  # seconds: a face hidden for no longer keeps its number
+    cut: float = 45.0  # gray levels of 255: mean change between two frames that is another scene, searched at once
+
+
+@dataclass(frozen=True)
+class Calm:
+    """How the labels of a face are steadied over time. `--raw` does without."""
+
+    smoothing: float = 0.3  # seconds: time constant of the average over a face's probabilities
+    margin: float = 0.1  # another emotion must be this much more probable before the label changes
+    unsure_margin: float = 0.05  # above `unsure_below` before an unsure face is named, so that it does not flicker
+    newcomer: float = 3.0  # times: both margins of a face just seen; they shrink to normal within `smoothing`
 
 
 PATHS = Paths()
@@ -154,4 +295,12 @@ INVENTORY = Inventory()
 FACES = Faces()
 SPLIT = Split()
 BEST = Fitting()
+TUNING = Tuning()
+SAMPLE_TUNING = Tuning(trials=4, epochs=3, first_check=1)  # the sample shows that it runs, not what is best
+EVALUATION = Evaluation()
+COVERS = Covers()
+GROUPS = Groups()
+WILD = Wild()
 WEBCAM = Webcam()
+TRACKING = Tracking()
+CALM = Calm()

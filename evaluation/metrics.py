@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import csr_array
 from sklearn import metrics
 
+from evaluation.intervals import Statistic
 from preprocessing.emotions import LabelRule
 
 NOTHING_FOUND: Any = 0.0  # precision of an emotion that is never predicted
@@ -57,3 +59,97 @@ def classification_report(truth: Sequence[str], prediction: Sequence[str], label
     return str(
         metrics.classification_report(truth, prediction, labels=list(labels), digits=3, zero_division=NOTHING_FOUND)
     )
+
+
+def in_top(probabilities: np.ndarray, truth: np.ndarray, k: int) -> np.ndarray:
+    """Return whether the true class is among the k likeliest, bool (n,).
+
+    A class as likely as the true one stands before it, so that a model that gives everything the same is not rewarded.
+
+    Args:
+        probabilities: (n, classes).
+        truth: True classes, int (n,).
+        k: 1 or more.
+    """
+    own = probabilities[np.arange(len(truth)), truth]
+    return (probabilities >= own[:, None]).sum(axis=1) <= k
+
+
+def roc_auc(probabilities: np.ndarray, truth: np.ndarray, labels: Sequence[str]) -> dict[str, float]:
+    """Return each emotion's area under the ROC curve, one against the rest; NaN where one of the two is missing."""
+    areas = {}
+    for index, label in enumerate(labels):
+        present = truth == index
+        both = present.any() and not present.all()
+        areas[label] = float(metrics.roc_auc_score(present, probabilities[:, index])) if both else float("nan")
+    return areas
+
+
+def score_statistic(probabilities: np.ndarray, truth: np.ndarray, labels: Sequence[str]) -> Statistic:
+    """Return the scores of `scores`, top-2 accuracy, ROC AUC and Brier score as a function of the images' weights.
+
+    It computes them for many resamples at once. Names: `accuracy`, `balanced_accuracy`, `macro_f1`, `top2_accuracy`,
+    `roc_auc` (mean over emotions), `brier`, and per emotion `precision/EMOTION`, `recall/...`, `f1/...`, `roc_auc/...`.
+
+    Args:
+        probabilities: (n, labels); rows sum to one.
+        truth: True labels, int (n,).
+        labels: Names in class order.
+    """
+    k, n = len(labels), len(truth)
+    predicted = probabilities.argmax(axis=1)
+    cell = csr_array((np.ones(n), (np.arange(n), truth * k + predicted)), shape=(n, k * k))
+    own = probabilities[np.arange(n), truth]
+    means = np.stack([in_top(probabilities, truth, 2), (probabilities**2).sum(axis=1) - 2 * own + 1], axis=1)
+    areas = {label: _auc_statistic(probabilities[:, index], truth == index) for index, label in enumerate(labels)}
+
+    def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
+        matrices = np.asarray(weights @ cell).reshape(-1, k, k)
+        total = weights.sum(axis=1)
+        hits = matrices.diagonal(axis1=1, axis2=2)
+        support, answers = matrices.sum(axis=2), matrices.sum(axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            recall = hits / support
+            precision = np.where(answers > 0, hits / answers, NOTHING_FOUND)
+            f1 = np.where(support > 0, 2 * hits / (support + answers), np.nan)
+        area = np.stack([areas[label](weights) for label in labels], axis=1)
+        top2, squared = ((weights @ means) / total[:, None]).T
+        values = {
+            "accuracy": hits.sum(axis=1) / total,
+            "balanced_accuracy": _mean_of_known(recall),
+            "macro_f1": _mean_of_known(f1),
+            "top2_accuracy": top2,
+            "roc_auc": _mean_of_known(area),
+            "brier": squared,
+        }
+        for index, label in enumerate(labels):
+            values |= {f"precision/{label}": precision[:, index], f"recall/{label}": recall[:, index]}
+            values |= {f"f1/{label}": f1[:, index], f"roc_auc/{label}": area[:, index]}
+        return values
+
+    return statistic
+
+
+def _mean_of_known(values: np.ndarray) -> np.ndarray:
+    """Return each row's mean over what is no NaN; NaN where all is."""
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, values, 0).sum(axis=1) / known.sum(axis=1)
+
+
+def _auc_statistic(score: np.ndarray, positive: np.ndarray):
+    """Return the area under the ROC curve as a function of weights: P(positive above negative) + P(equal) / 2."""
+    order = np.argsort(score, kind="stable")
+    starts = np.flatnonzero(np.append(True, np.diff(score[order]) != 0))  # equal scores are one step of the curve
+    is_positive = positive[order]
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        ordered = weights[:, order]
+        all_of_step = np.add.reduceat(ordered, starts, axis=1)
+        positives = np.add.reduceat(ordered * is_positive, starts, axis=1)
+        negatives = all_of_step - positives
+        below = negatives.cumsum(axis=1) - negatives / 2
+        with np.errstate(invalid="ignore"):
+            return (positives * below).sum(axis=1) / (positives.sum(axis=1) * negatives.sum(axis=1))
+
+    return statistic

@@ -1,9 +1,11 @@
-"""Say how good a trained network is on a split that it did not learn from.
+"""Say how good trained networks are on a split that they did not learn from, and what the scores are worth.
 
-Reads:  a network and its card; data/NAME/split.csv and the crops it names
-Writes: reports/NAME/MODEL/: metrics.json, classification_report.txt, confusion_matrix.csv and .png, predictions.csv
+Reads:  networks and their cards; data/NAME/split.csv and the crops it names
+Writes: reports/NAME/MODEL/: report.html, metrics.json, predictions.csv, classification_report.txt, and each figure as
+        PNG with its numbers as CSV; of several models also reports/NAME/comparison-A-B/
 
     python -m evaluation.model_evaluation --dataset fer2013 --model models/fer2013/best.keras --split test
+    python -m evaluation.model_evaluation --dataset fer2013 --model A.keras --model B.keras
 """
 
 import sys
@@ -15,24 +17,80 @@ if not __package__:  # run as a plain file
 
 import hashlib
 import json
+import platform
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
-import numpy as np
 import pandas as pd
 import typer
 
-from configuration import PATHS, SAMPLE
-from preprocessing.command_line import DataRoot, DatasetName, ModelsRoot, ReportsRoot, dataset_folder, run
-from preprocessing.emotions import LabelRule, relate
+from configuration import COVERS, EVALUATION, FACES, GROUPS, PATHS, SAMPLE, WILD, Covers, Evaluation, Groups, Wild
+from preprocessing.command_line import (
+    DataRoot,
+    DatasetName,
+    ModelsRoot,
+    ReportsRoot,
+    dataset_folder,
+    progress_bar,
+    run,
+    typed_command,
+)
+from preprocessing.crowd_votes import MAJORITY, labelled_by_majority
+from preprocessing.emotions import relate
 from preprocessing.errors import InputError
-from preprocessing.files import atomic_file
+from preprocessing.faces import build_detector
+from preprocessing.files import fingerprint
 from preprocessing.image_tables import SPLITS, digest, labels_of, read_table, usable, write_table
 from training.emotion_classifier import EmotionClassifier, crop_options, read_card, write_card
 
-REPORT_FILES = (
-    "metrics.json", "classification_report.txt", "confusion_matrix.csv", "confusion_matrix.png", "predictions.csv",
-)  # fmt: skip
-PROTOCOL = "one network, one crop per face, no test-time averaging, no extra labels"
+TRUTHS = ("labels", "majority")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is evaluated, for every model alike.
+
+    Attributes:
+        folder: The data set's folder.
+        table: All of its `split.csv`.
+        rows: The usable rows of the split.
+        split: Its name.
+        notes: What a reader must know of that choice.
+        options: Every knob.
+        quick: Leave out what takes long.
+        show_faces: Pictures of people may stand in the report.
+        grouped_by: Columns whose groups are compared.
+        pictures: Whole pictures to score with the detector, beside the split.
+    """
+
+    folder: Path
+    table: pd.DataFrame
+    rows: pd.DataFrame
+    split: str
+    notes: list[str]
+    options: Evaluation
+    quick: bool
+    show_faces: bool
+    grouped_by: list[str]
+    pictures: Path | None
+
+    @property
+    def covers(self) -> Covers:
+        """How faces are covered."""
+        images = COVERS.quick_images if self.quick else COVERS.images
+        return replace(COVERS, images=images, resamples=self.options.resamples, seed=self.options.seed)
+
+    @property
+    def groups(self) -> Groups:
+        """How groups are compared."""
+        return replace(GROUPS, resamples=self.options.resamples, seed=self.options.seed)
+
+    @property
+    def wild(self) -> Wild:
+        """How whole pictures are scored."""
+        return replace(WILD, resamples=self.options.resamples, seed=self.options.seed)
 
 
 def main(
@@ -40,20 +98,121 @@ def main(
     data: DataRoot = PATHS.data,
     models: ModelsRoot = PATHS.models,
     reports: ReportsRoot = PATHS.reports,
-    model: Annotated[Path | None, typer.Option(help="The network; left out: MODELS/DATASET/best.keras.")] = None,
+    model: Annotated[
+        list[Path] | None, typer.Option(help="A network; repeat to compare. Left out: MODELS/DATASET/best.keras.")
+    ] = None,
     split: Annotated[str | None, typer.Option(help=f"{', '.join(SPLITS)}; left out: test, or dev without one.")] = None,
+    wanted_accuracy: Annotated[
+        float, typer.Option(help="Share of the answers, 0-1, that should be right when the model may abstain.")
+    ] = EVALUATION.wanted_accuracy,
+    resamples: Annotated[
+        int, typer.Option(min=20, max=100_000, help="Bootstrap resamples behind each interval.")
+    ] = EVALUATION.resamples,
+    seed: Annotated[int, typer.Option(min=0, help="Of resamples and folds.")] = EVALUATION.seed,
+    truth: Annotated[
+        str | None,
+        typer.Option(
+            help="labels: the data set's own; majority: the crowd's, where more than half agree. Left out: what the "
+            "models were trained on."
+        ),
+    ] = None,
+    groups: Annotated[
+        list[str] | None, typer.Option(help="Column whose groups are compared, such as gender; repeat for several.")
+    ] = None,
+    group_table: Annotated[
+        Path | None, typer.Option(help="CSV with more columns for --groups, joined by its column path.")
+    ] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Whole pictures in folders named by emotion, to score with the detector.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Seconds: rough intervals, no gallery, few covered faces.")
+    ] = False,
+    no_faces: Annotated[bool, typer.Option("--no-faces", help="Leave pictures of people out of the report.")] = False,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="First fit temperature and threshold on dev, into the model's card.")
+    ] = False,
     update_card: Annotated[bool, typer.Option("--update-card", help="Write the scores into the model's card.")] = False,
 ) -> None:
-    """Evaluate a trained network on a held-out split."""
+    """Evaluate trained networks on a held-out split, and compare them."""
+    if not 0 < wanted_accuracy < 1:
+        raise InputError(f"--wanted-accuracy {wanted_accuracy} is not between 0 and 1, such as 0.8 for 80 %")
     folder = dataset_folder(data, dataset)
     table = read_table(folder, "split.csv")
-    model_file = model or models / dataset / "best.keras"
+    named = model_names(model or [models / dataset / "best.keras"])
+    cards = [read_card(model_file) for model_file in named.values()]  # before Keras is imported: a mistake is told now
+    if truth_of(truth, cards) == "majority":
+        table = labelled_by_majority(table)
+    if group_table:
+        from evaluation.groups import join_group_table  # imports matplotlib and fairlearn, as all the parts do
+
+        table = join_group_table(table, group_table)
     rows, split, notes = rows_of_split(table, split, folder)
-    report = reports / dataset / model_file.stem
-    metrics = evaluate(model_file, folder, table, rows, split, notes, report)
-    if update_card:
-        update_scores(model_file, metrics)
-        print(f"scores written into {model_file.with_suffix('.json')}")
+    options = replace(EVALUATION, wanted_accuracy=wanted_accuracy, resamples=resamples, seed=seed)
+    if quick:
+        options = replace(options, resamples=min(resamples, EVALUATION.quick_resamples))
+    if groups:
+        from evaluation.groups import check_columns
+
+        check_columns(rows, groups)
+    if pictures:
+        check_pictures(pictures, cards)
+    task = Task(folder, table, rows, split, notes, options, quick, not no_faces, groups or [], pictures)
+    if calibrate:
+        dev_rows, dev, _ = rows_of_split(table, "dev", folder)
+        for name, model_file in named.items():
+            calibrate_card(replace(task, rows=dev_rows, split=dev), name, model_file)
+    for name, model_file in named.items():
+        metrics = evaluate(task, name, model_file, reports / dataset / name)
+        if update_card:
+            update_scores(model_file, metrics)
+            print(f"scores written into {model_file.with_suffix('.json')}")
+    if len(named) > 1:
+        compare_models(task, named, reports / dataset / f"comparison-{'-'.join(named)}")
+
+
+def truth_of(asked: str | None, cards: list[dict[str, Any]]) -> str:
+    """Return what the models are scored against: what was asked for, or else what all of them were trained on.
+
+    Raises:
+        InputError: something else was asked for.
+    """
+    if asked is None:
+        return "majority" if all(card.get("targets") == "votes" for card in cards) else "labels"
+    if asked not in TRUTHS:
+        raise InputError(f"--truth {asked!r} is not one of {', '.join(TRUTHS)}")
+    return asked
+
+
+def check_pictures(pictures: Path, cards: list[dict[str, Any]]) -> None:
+    """Refuse pictures that cannot be scored, before anything else takes its time.
+
+    Raises:
+        InputError: no folder of labelled pictures, or no rule relates their labels to a model's.
+    """
+    from evaluation.in_the_wild import labelled_pictures
+
+    labels = labels_of(labelled_pictures(pictures)[0])
+    for card in cards:
+        relate(card["labels"], labels)
+
+
+def model_names(files: list[Path]) -> dict[str, Path]:
+    """Return what the reports call each network: its file's name, with its folder's where two are named alike.
+
+    Raises:
+        InputError: the same network twice, or two that cannot be told apart.
+    """
+    alike = Counter(file.stem for file in files)
+    named = {}
+    for file in files:
+        name = f"{file.resolve().parent.name}-{file.stem}" if alike[file.stem] > 1 else file.stem
+        if name in named:
+            raise InputError(
+                f"--model {file} and {named[name]} would share one report ({name}); give each once, or rename"
+            )
+        named[name] = file
+    return named
 
 
 def rows_of_split(table: pd.DataFrame, split: str | None, folder: Path) -> tuple[pd.DataFrame, str, list[str]]:
@@ -77,16 +236,14 @@ def rows_of_split(table: pd.DataFrame, split: str | None, folder: Path) -> tuple
     return chosen, split, notes
 
 
-def evaluate(
-    model_file: Path,
-    folder: Path,
-    table: pd.DataFrame,
-    rows: pd.DataFrame,
-    split: str,
-    notes: list[str],
-    report: Path,
-) -> dict[str, Any]:
-    """Evaluate a network on rows of a data set's table, and write the report.
+def evaluate(task: Task, name: str, model_file: Path, report: Path) -> dict[str, Any]:
+    """Evaluate a network and write its report, unless it is there already for the same inputs.
+
+    Args:
+        task: What it is evaluated on.
+        name: What the report calls it.
+        model_file: The network.
+        report: The report's folder.
 
     Returns:
         What `metrics.json` holds.
@@ -94,95 +251,224 @@ def evaluate(
     Raises:
         InputError: the model cannot be used, or no rule relates its labels to the data's.
     """
-    card = read_card(model_file)  # before Keras is imported, so that a mistake is told at once
-    rule = relate(card["labels"], labels_of(usable(table)))
-    inputs = {
-        "model": _file_hash(model_file),
-        "card": _card_hash(card),
-        "rows": digest(rows),
-        "crops": crop_options(folder),
-        "split": split,
-    }
-    earlier = _earlier_metrics(report, inputs)
-    if earlier:
+    from evaluation.answers import ask, label_rule
+    from evaluation.honesty import banner, protocol
+    from evaluation.performance import measure
+    from evaluation.report import clear, read_report, write_report
+
+    label_rule(model_file, task.table)
+    inputs = _inputs(task, model_file)
+    if earlier := read_report(report, inputs):
         _print_summary(earlier, report)
-        print("unchanged: same model, same rows; the report was kept and nothing was done")
+        print("unchanged: same model, same rows, same options; the report was kept and nothing was done")
         return earlier
-    classifier = EmotionClassifier.load(model_file)
-    scored = rows.loc[rows["emotion"].isin(rule.labels)]
-    notes = [*notes, *_notes(classifier, folder, split, rule, len(rows) - len(scored))]
-    if absent := [label for label in rule.labels if label not in set(scored["emotion"])]:
-        notes.append(f"no image shows {', '.join(absent)}: balanced accuracy and macro F1 are over the other emotions")
-    probabilities = _predict(classifier, folder, scored, rule)
+    answers = ask(model_file, name, task.folder, task.table, task.rows, task.split)
+    clear(report)
+    _write_predictions(answers, report)
+    parts = parts_of_report(task, answers, report)
+    with progress_bar() as bar:
+        sections = [part() for part in bar.track(parts, description=f"evaluating {name}")]
+    sections = [section for section in sections if section]
+    measured = measure(answers)
+    performance = next(section for section in sections if section.name == "performance").values
     metrics = {
-        "dataset": folder.name,
-        "split": split,
+        "dataset": task.folder.name,
+        "split": task.split,
         "model": model_file.name,
-        "protocol": PROTOCOL,
-        "labels": list(rule.labels),
-        "label_rule": rule.text,
-        "left_out": len(rows) - len(scored),
-        "notes": notes,
-        **_write_report(scored, probabilities, rule, f"{model_file.stem} on {folder.name}, {split}", report),
+        "protocol": protocol(answers),
+        "labels": list(answers.labels),
+        "label_rule": answers.rule.text,
+        "left_out": answers.left_out,
+        "held_out": not answers.trained_on,
+        "banner": banner(answers),
+        "notes": [warning for section in sections for warning in section.warnings],
+        "n": len(answers.rows),
+        **{score: measured[score] for score in ("accuracy", "balanced_accuracy", "macro_f1")},
+        "accuracy_interval": performance["intervals"]["accuracy"],
+        "per_emotion": {
+            label: {figure: measured[f"{figure}/{label}"] for figure in ("precision", "recall", "f1")}
+            for label in answers.labels
+        },
         "inputs": inputs,
     }
-    with atomic_file(report / "metrics.json") as temporary:  # last: it vouches for the other files
-        temporary.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    metrics = write_report(report, _page(task, answers, performance, inputs), sections, metrics, task.show_faces)
     _print_summary(metrics, report)
     return metrics
 
 
-def _notes(classifier: EmotionClassifier, folder: Path, split: str, rule: LabelRule, left_out: int) -> list[str]:
-    """Return what a reader must know to read the figures rightly."""
-    card = classifier.card
-    notes = []
-    if rule.text:
-        notes.append(f"labels: {rule.text}" + (f" ({left_out} images)" if left_out else ""))
-    if card.get("dataset") == folder.name and split == "train":
-        notes.append("NOT A HELD-OUT SCORE: the model was trained on this split")
-    if card.get("dataset") == SAMPLE.name or folder.name == SAMPLE.name:
-        notes.append("the sample is one portrait, warped: no score on it means anything")
-    align = crop_options(folder)["align"]
-    if align != classifier.faces.align:
-        notes.append(f"crops are aligned by {align}, the model was trained on {classifier.faces.align}")
-    return notes
+def parts_of_report(task: Task, answers: Any, report: Path) -> list[Callable[[], Any]]:
+    """Return the parts of a model's report in their order: each gives a `Section`, or None where it does not apply.
+
+    A further part is one more line here.
+    """
+    from evaluation.confidence import how_sure
+    from evaluation.crowd import against_the_crowd
+    from evaluation.failures import how_it_fails
+    from evaluation.groups import audit_groups
+    from evaluation.honesty import how_honest
+    from evaluation.in_the_wild import in_the_wild
+    from evaluation.performance import how_good
+    from evaluation.skin_tone import skin_tones
+
+    options, prediction = task.options, answers.prediction.tolist()
+    parts = [
+        lambda: how_good(answers, report, options),
+        lambda: against_the_crowd(answers, options),
+        lambda: how_honest(answers, task.folder, task.table, task.notes, options),
+        lambda: how_sure(answers, report, options),
+        lambda: how_it_fails(answers, report, options, gallery=task.show_faces and not task.quick),
+        lambda: covered(task, [answers], report),
+    ]
+    if task.grouped_by:
+        parts.append(
+            lambda: audit_groups(
+                answers.rows, prediction, answers.labels, task.grouped_by, report, task.groups, answers.heading
+            )
+        )
+    else:
+        parts.append(
+            lambda: skin_tones(
+                answers.rows, prediction, answers.labels, task.folder, report, task.groups, answers.heading
+            )
+        )
+    if task.pictures:
+        pictures, classifier = task.pictures, EmotionClassifier.load_litert(answers.model_file)
+        detector = build_detector("mtcnn", classifier.faces)
+        parts.append(lambda: in_the_wild(classifier, detector, pictures, report, task.wild))
+    return parts
 
 
-def _predict(classifier: EmotionClassifier, folder: Path, rows: pd.DataFrame, rule: LabelRule) -> np.ndarray:
+def covered(task: Task, models: list[Any], report: Path) -> Any:
+    """Return how accuracy falls as faces are covered, for models that have their labels in common."""
+    from evaluation.covered_faces import Candidate, covered_faces
     from evaluation.metrics import apply_rule
-    from training.datasets import flow_from_dataframe
 
-    batches = flow_from_dataframe(
-        rows,
-        folder,
-        target_size=(classifier.input_size, classifier.input_size),
-        color_mode="grayscale" if classifier.channels == 1 else "rgb",
-        class_mode=None,
-        shuffle=False,
+    def candidate(answers: Any) -> Candidate:
+        classifier = EmotionClassifier.load(answers.model_file)
+        return Candidate(lambda images: apply_rule(classifier.predict(images), answers.rule), answers.card)
+
+    first = models[0]
+    crops = replace(FACES, **{name: crop_options(task.folder)[name] for name in ("size", "channels", "align")})
+    titles = [answers.heading for answers in models]  # each says so where a model was trained on the split
+    candidates = {answers.name: candidate(answers) for answers in models}
+    return covered_faces(
+        candidates, first.rows, first.images, first.labels, crops, report, task.covers, "\n".join(titles)
     )
-    return apply_rule(classifier.predict(batches.images), rule)
 
 
-def _write_report(
-    rows: pd.DataFrame, probabilities: np.ndarray, rule: LabelRule, title: str, report: Path
-) -> dict[str, Any]:
-    """Write every file but `metrics.json`, and return the scores."""
-    from evaluation.metrics import classification_report, confusion, predicted_labels, scores
-    from evaluation.plots import draw_confusion
+def calibrate_card(task: Task, name: str, model_file: Path) -> None:
+    """Fit a model's temperature and threshold on the task's rows, and write both into its card.
 
-    truth = rows["emotion"].tolist()
-    prediction = predicted_labels(probabilities, rule.labels).tolist()
-    (report / "metrics.json").unlink(missing_ok=True)
-    predictions = pd.DataFrame({"path": rows["path"].tolist(), "truth": truth, "prediction": prediction})
-    for index, label in enumerate(rule.labels):
-        predictions[f"p_{label}"] = probabilities[:, index].round(6)
+    Raises:
+        InputError: the model cannot be used, or the rows do not tell how sure it may be.
+    """
+    from evaluation.answers import ask
+    from evaluation.confidence import fit_calibration
+
+    answers = ask(model_file, name, task.folder, task.table, task.rows, task.split)
+    fitted = fit_calibration(answers, task.options)
+    fitted["calibration"]["truth"] = MAJORITY if answers.by_crowd else "the data set's own labels"
+    write_card({**read_card(model_file), **fitted}, model_file)
+    how = fitted["calibration"]
+    print(
+        f"{name}: temperature {fitted['temperature']}, unsure below {fitted['unsure_below']}, fitted on "
+        f"{how['dataset']}'s {how['split']} split (n = {how['n']:,}); calibration error {how['ece_before']:.1%} before "
+        f"and {how['ece_after']:.1%} after, measured on other folds; {how['accuracy_of_answers']:.1%} right of "
+        f"{how['coverage']:.1%} answered; written into {model_file.with_suffix('.json')}"
+    )
+
+
+def compare_models(task: Task, named: dict[str, Path], report: Path) -> None:
+    """Compare networks on the same images and write the comparison, unless it is there for the same inputs.
+
+    Raises:
+        InputError: the models have too few emotions in common.
+    """
+    from evaluation.answers import ask
+    from evaluation.comparison import compare, on_common_labels
+    from evaluation.report import Page, clear, read_report, write_report
+
+    inputs = {name: _inputs(task, model_file) for name, model_file in named.items()}
+    metrics = read_report(report, inputs)
+    if metrics is None:
+        models = [
+            ask(model_file, name, task.folder, task.table, task.rows, task.split) for name, model_file in named.items()
+        ]
+        clear(report)
+        section = compare(models, report, task.options)
+        sections = [section]
+        models = on_common_labels(models)
+        sections.append(covered(task, models, report))
+        if task.grouped_by:
+            sections += balances(task, models)
+        page = Page(
+            title=" against ".join(named),
+            subtitle=f"{task.folder.name}, {task.split} split",
+            banner=section.values["banner"],
+            tiles=[],
+            made_by=_made_by() | {"models": ", ".join(f"{n}: SHA-256 {inputs[n]['model']}…" for n in named)},
+        )
+        facts = {"dataset": task.folder.name, "split": task.split, "notes": section.warnings, "inputs": inputs}
+        told = {"sentences": section.sentences}
+        metrics = write_report(report, page, sections, facts | told, task.show_faces)
+    print("\n".join(metrics["sentences"][:-1]))
+    print(f"comparison: {report / 'report.html'}")
+
+
+def balances(task: Task, models: list[Any]) -> list[Any]:
+    """Return, for each model after the first, what changed for the groups since the first."""
+    from evaluation.mitigation import before_and_after
+
+    first, *others = models
+    sections = []
+    for other in others:
+        found = before_and_after(
+            first.rows,
+            first.prediction.tolist(),
+            other.prediction.tolist(),
+            (first.name, other.name),
+            first.labels,
+            task.grouped_by,
+            task.groups,
+        )
+        sections.append(replace(found, name=f"{found.name}_{other.name}"))
+    return sections
+
+
+def _made_by() -> dict[str, str]:
+    return {"command": typed_command(), "with": f"Python {platform.python_version()}"}
+
+
+def _page(task: Task, answers: Any, performance: dict[str, Any], inputs: dict[str, Any]) -> Any:
+    from evaluation.honesty import banner
+    from evaluation.performance import HEADLINE, format_interval, format_score
+    from evaluation.report import Page, Tile
+
+    tiles = [
+        Tile(text.split(" (")[0], format_score(name, performance["scores"][name]),
+             f"95 %: {format_interval(name, tuple(performance['intervals'][name]))}")
+        for name, text in HEADLINE.items()
+    ]  # fmt: skip
+    return Page(
+        title=f"{answers.name} on {answers.dataset}",
+        subtitle=f"{answers.split} split, {len(answers.rows):,} images, {len(answers.labels)} emotions",
+        banner=banner(answers),
+        tiles=tiles,
+        made_by=_made_by()
+        | {
+            "model": f"{answers.model_file.name}, SHA-256 {inputs['model']}…",
+            "rows": f"SHA-256 {inputs['rows']}…",
+        },
+    )
+
+
+def _write_predictions(answers: Any, report: Path) -> None:
+    predictions = pd.DataFrame(
+        {"path": answers.rows["path"], "truth": answers.rows["emotion"], "prediction": answers.prediction}
+    )
+    for index, label in enumerate(answers.labels):
+        predictions[f"p_{label}"] = answers.probabilities[:, index].round(6)
     write_table(predictions, report / "predictions.csv")
-    matrix = confusion(truth, prediction, rule.labels)
-    write_table(matrix.reset_index(), report / "confusion_matrix.csv")
-    draw_confusion(matrix, f"{title} (n = {len(truth)})", report / "confusion_matrix.png")
-    with atomic_file(report / "classification_report.txt") as temporary:
-        temporary.write_text(classification_report(truth, prediction, rule.labels), encoding="utf-8")
-    return scores(truth, prediction, rule.labels)
 
 
 def _print_summary(metrics: dict[str, Any], report: Path) -> None:
@@ -190,12 +476,44 @@ def _print_summary(metrics: dict[str, Any], report: Path) -> None:
     for note in metrics["notes"]:
         print(f"  ! {note}")
     print((report / "classification_report.txt").read_text(encoding="utf-8"))
+    low, high = metrics["accuracy_interval"]
     print(
-        f"n = {metrics['n']}  accuracy {metrics['accuracy']:.4f}  balanced accuracy {metrics['balanced_accuracy']:.4f}"
-        f"  macro F1 {metrics['macro_f1']:.4f}\nreport: {report}"
+        f"n = {metrics['n']}  accuracy {metrics['accuracy']:.4f} ({EVALUATION.level:.0%} interval {low:.4f} to "
+        f"{high:.4f})  balanced accuracy {metrics['balanced_accuracy']:.4f}  macro F1 {metrics['macro_f1']:.4f}\n"
+        f"report: {report / 'report.html'}"
     )
-    for name in REPORT_FILES:
-        print(f"  {name}")
+
+
+def _inputs(task: Task, model_file: Path) -> dict[str, Any]:
+    """Return what a report was made from; the same again means the same report."""
+    card = {name: value for name, value in read_card(model_file).items() if name != "scores"}  # written by ourselves
+    inputs = {
+        "model": _file_hash(model_file),
+        "card": hashlib.sha256(json.dumps(card, sort_keys=True).encode()).hexdigest()[:16],
+        "rows": digest(task.rows),
+        "table": digest(task.table.filter(["pixel_hash", "subject", "emotion", "status", "split"])),
+        "crops": crop_options(task.folder),
+        "split": task.split,
+        "notes": task.notes,
+        "options": asdict(task.options),
+        "quick": task.quick,
+        "show_faces": task.show_faces,
+        "covers": asdict(task.covers),
+        "groups": [task.grouped_by, asdict(task.groups)],
+        "pictures": task.pictures and [str(task.pictures), _pictures_hash(task.pictures), asdict(task.wild)],
+        "code": _code_hash(),
+    }
+    return json.loads(json.dumps(inputs))  # tuples become the lists that a report's file gives back
+
+
+def _pictures_hash(folder: Path) -> str:
+    return fingerprint({str(file): file for file in sorted(folder.rglob("*")) if file.is_file()})
+
+
+def _code_hash() -> str:
+    """Return a hash of this package, so that a newer version makes its own report."""
+    files = sorted(file for file in Path(__file__).parent.iterdir() if file.suffix in (".py", ".html"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def _file_hash(file: Path) -> str:
@@ -203,28 +521,12 @@ def _file_hash(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
 
 
-def _card_hash(card: dict[str, Any]) -> str:
-    """Return a hash of the card without its scores, which the evaluation itself writes."""
-    content = {name: value for name, value in card.items() if name != "scores"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _earlier_metrics(report: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the metrics of an earlier evaluation of the same model on the same rows, if its report is whole."""
-    if not all((report / name).is_file() for name in REPORT_FILES):
-        return None
-    try:
-        metrics = json.loads((report / "metrics.json").read_text(encoding="utf-8"))
-    except ValueError:
-        return None
-    return metrics if metrics.get("inputs") == inputs else None
-
-
 def update_scores(model_file: Path, metrics: dict[str, Any]) -> None:
     """Write an evaluation's scores into the model's card, in place of earlier ones on the same data and protocol."""
     card = read_card(model_file)
     score = {name: metrics[name] for name in ("dataset", "split", "protocol", "label_rule", "n")}
     score |= {name: round(metrics[name], 4) for name in ("accuracy", "balanced_accuracy", "macro_f1")}
+    score["accuracy_interval"] = [round(limit, 4) for limit in metrics["accuracy_interval"]]
     score["measured"] = datetime.now(UTC).date().isoformat()
     same = ("dataset", "split", "protocol")
     kept = [old for old in card.get("scores", []) if any(old.get(name) != score[name] for name in same)]

@@ -142,15 +142,18 @@ class FaceDetector:
     Args:
         options: Smallest face, thresholds, pyramid and size of the searched copy.
         threads: Cores used at once for one picture; None: all, up to four. The faces found do not depend on it.
+        networks: Where the converted networks are, as `network_files` told another process; None: look, or convert.
 
     Raises:
         InputError: options that cannot be used.
     """
 
-    def __init__(self, options: Faces = FACES, threads: int | None = None):
+    def __init__(
+        self, options: Faces = FACES, threads: int | None = None, networks: tuple[Path, Path, Path] | None = None
+    ):
         check_options(options)
         self.options = options
-        files = _network_files()
+        files = networks or network_files()
         count = threads or min(os.cpu_count() or 1, MOST_THREADS)
         self._workers = [_Networks(*files) for _ in range(count)]  # an interpreter serves one thread
         self._pool = ThreadPoolExecutor(count - 1) if count > 1 else None
@@ -251,7 +254,7 @@ class FaceDetector:
         boxes, scores, points = self._look(boxes, levels.patches(boxes, 48))
         good = scores > self.options.thresholds[2]
         boxes, scores, points = boxes[good], scores[good], points[good]
-        kept = suppress(boxes, scores, OVERLAP, of_smaller=True)
+        kept = suppress_inner(boxes, scores, OVERLAP)
         return boxes[kept], scores[kept], points[kept]
 
     def _look(self, boxes: np.ndarray, patches_rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -261,13 +264,13 @@ class FaceDetector:
         return _moved(boxes, offsets), scores, points
 
     def _in_batches(self, run: Callable[..., tuple[np.ndarray, ...]], patches_rgb: np.ndarray) -> list[np.ndarray]:
-        """Run a network on any number of patches, in batches of a few sizes, the last one filled up."""
-        batches = [
-            patches_rgb[start : start + BATCH_SIZES[-1]] for start in range(0, len(patches_rgb), BATCH_SIZES[-1])
-        ]
-        sizes = [len(batch) for batch in batches]
-        filled = next(size for size in BATCH_SIZES if size >= sizes[-1])
-        batches[-1] = np.concatenate([batches[-1], np.zeros((filled - sizes[-1], *patches_rgb.shape[1:]), np.uint8)])
+        """Run a network on any number of patches, in batches of a few sizes for all threads, the last one filled up."""
+        share = -(-len(patches_rgb) // len(self._workers))
+        size = max(size for size in BATCH_SIZES if size <= share)
+        batches = [patches_rgb[start : start + size] for start in range(0, len(patches_rgb), size)]
+        rest = len(batches[-1])
+        filled = next(size for size in BATCH_SIZES if size >= rest)
+        batches[-1] = np.concatenate([batches[-1], np.zeros((filled - rest, *patches_rgb.shape[1:]), np.uint8)])
         parts = zip(*self._spread(run, batches), strict=True)
         return [np.concatenate(part)[: len(patches_rgb)] for part in parts]
 
@@ -293,8 +296,16 @@ class FaceDetector:
 
 
 @lru_cache(maxsize=1)
-def _network_files() -> list[Path]:
-    return [converted(name, [_weights(name)], partial(_build_network, name)) for name in ("pnet", "rnet", "onet")]
+def network_files() -> tuple[Path, Path, Path]:
+    """Return the converted P-Net, R-Net and O-Net, converting them where that has not been done before.
+
+    Raises:
+        InputError: mtcnn is not installed, or they must be converted but Keras does not run on TensorFlow.
+    """
+    pnet, rnet, onet = (
+        converted(name, [_weights(name)], partial(_build_network, name)) for name in ("pnet", "rnet", "onet")
+    )
+    return pnet, rnet, onet
 
 
 class _Networks:
@@ -443,29 +454,31 @@ def _patch(picture_rgb: np.ndarray, box: np.ndarray, side: int) -> np.ndarray:
     return levels.patches((box - [left, top, left, top])[None], side)
 
 
-def suppress(boxes: np.ndarray, scores: np.ndarray, overlap: float, of_smaller: bool = False) -> np.ndarray:
+def suppress(boxes: np.ndarray, scores: np.ndarray, overlap: float) -> np.ndarray:
     """Greedy non-maximum suppression.
 
     Args:
         boxes: (n, 4) left, top, right, bottom.
         scores: (n,)
-        overlap: A box goes where more than this share of it is covered by a better one.
-        of_smaller: The share is intersection over the smaller box, instead of intersection over union.
+        overlap: A box goes where its intersection over union with a better one is larger.
 
     Returns:
         Indices of the boxes kept, the best one first.
     """
+    corners_and_sizes: Any = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+    confidences: Any = scores
+    return np.array(cv2.dnn.NMSBoxes(corners_and_sizes, confidences, 0.0, overlap), dtype=int)
+
+
+def suppress_inner(boxes: np.ndarray, scores: np.ndarray, overlap: float) -> np.ndarray:
+    """Return what `suppress` does, by the intersection over the smaller box: of two in one another, the better."""
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    order = np.argsort(-scores, kind="stable")
-    kept = []
-    while order.size:
-        best, order = order[0], order[1:]
-        kept.append(best)
-        sides = np.minimum(boxes[best, 2:], boxes[order, 2:]) - np.maximum(boxes[best, :2], boxes[order, :2])
+    kept: list[int] = []
+    for candidate in np.argsort(-scores, kind="stable"):
+        sides = np.minimum(boxes[candidate, 2:], boxes[kept, 2:]) - np.maximum(boxes[candidate, :2], boxes[kept, :2])
         shared = np.prod(np.maximum(sides, 0), axis=1)
-        smaller = np.minimum(areas[best], areas[order])
-        whole = smaller if of_smaller else areas[best] + areas[order] - shared
-        order = order[shared <= overlap * whole]
+        if (shared <= overlap * np.minimum(areas[candidate], areas[kept])).all():
+            kept.append(int(candidate))
     return np.array(kept, dtype=int)
 
 
@@ -634,6 +647,22 @@ def network_input(image_rgb: np.ndarray, face: Face | None, options: Faces = FAC
     if options.channels == 3:
         return crop_rgb
     return cv2.cvtColor(crop_rgb, cv2.COLOR_RGB2GRAY)[:, :, None]
+
+
+def landmarks_in_crop(face: Face | None, options: Faces = FACES) -> np.ndarray:
+    """Return where a face's landmarks lie in the crop that `network_input` makes of it.
+
+    Args:
+        face: As for `network_input`; of None, or one without landmarks, nothing is known but `TEMPLATE`.
+        options: Size and alignment.
+
+    Returns:
+        (5, 2) float32, x and y (of pixel centres), in the order of `image_tables.LANDMARKS`; they may lie outside.
+    """
+    if face is None or face.landmarks is None:
+        return TEMPLATE * options.size - 0.5
+    matrix = _alignment(face, options)
+    return (face.landmarks @ matrix[:, :2].T + matrix[:, 2]).astype(np.float32)
 
 
 def _whole(image_rgb: np.ndarray, size: int) -> np.ndarray:

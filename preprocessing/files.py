@@ -1,6 +1,8 @@
-"""Writing files so that a reader sees all of one or none; cheap to import."""
+"""Writing files so that a reader sees all of one or none, and telling whether files changed; cheap to import."""
 
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,3 +20,9 @@ def atomic_file(file: Path) -> Iterator[Path]:
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def fingerprint(files: Mapping[str, Path]) -> str:
+    """Return a hash of files' names, sizes and times of last change (16 hex digits)."""
+    stats = [(name, file.stat().st_size, file.stat().st_mtime_ns) for name, file in files.items()]
+    return hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16]

@@ -6,7 +6,9 @@ status that says why.
 """
 
 import hashlib
+import json
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 import pandas as pd
 
@@ -105,6 +107,14 @@ def write_origin(folder: Path, file_name: str, origin: str) -> None:
         temporary.write_text(origin + "\n", encoding="utf-8")
 
 
+def read_origin(folder: Path, file_name: str) -> dict[str, Any]:
+    """Return what a table was made from, as `write_origin` noted it; empty where that is not known."""
+    try:
+        return dict(json.loads(_record(folder, file_name).read_text("utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return {}
+
+
 def _record(folder: Path, file_name: str) -> Path:
     return (folder / file_name).with_suffix(".json")
 
@@ -140,10 +150,15 @@ def usable(table: pd.DataFrame) -> pd.DataFrame:
 
 def is_usable(table: pd.DataFrame) -> pd.Series:
     """Return, for each row of a table, whether `usable` keeps it."""
-    keep = (table["status"] == "ok") & (table["emotion"] != "")
+    return is_seen(table) & (table["emotion"] != "")
+
+
+def is_seen(table: pd.DataFrame) -> pd.Series:
+    """Return, for each row of a table, whether its image can be read and, in a table of crops, has a face."""
+    seen = table["status"] == "ok"
     if "face_status" in table.columns:
-        keep &= table["face_status"].isin(["found", "whole_image"])
-    return keep
+        seen &= table["face_status"].isin(["found", "whole_image"])
+    return seen
 
 
 def labels_of(table: pd.DataFrame) -> list[str]:
@@ -154,3 +169,9 @@ def labels_of(table: pd.DataFrame) -> list[str]:
 def digest(table: pd.DataFrame) -> str:
     """Return a hash of a table's content (SHA-256, 16 hex digits), for caches, cards and unchanged-input checks."""
     return hashlib.sha256(table.to_csv(index=False, lineterminator="\n").encode()).hexdigest()[:16]
+
+
+def split_hash(table: pd.DataFrame) -> str:
+    """Return a hash of what a data set's training and dev images are, by which a card names them."""
+    rows = usable(table)
+    return digest(rows.loc[rows["split"].isin(["train", "dev"]), ["path", "pixel_hash", "emotion", "split"]])

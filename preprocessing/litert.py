@@ -56,6 +56,15 @@ class Network:
         interpreter.invoke()
         return [interpreter.get_tensor(output) for output in outputs]
 
+    def shapes(self) -> tuple[tuple[int | None, ...], tuple[int | None, ...]]:
+        """Return the shapes of the input and of the first output, None for a size that may vary."""
+        from ai_edge_litert.interpreter import Interpreter
+
+        interpreter = Interpreter(str(self._file))
+        ends = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+        given, returned = (tuple(int(n) if n >= 0 else None for n in end["shape_signature"]) for end in ends)
+        return given, returned
+
     def _prepared(self, shape: tuple[int, ...]) -> Any:
         if shape in self._by_shape:
             self._by_shape.move_to_end(shape)

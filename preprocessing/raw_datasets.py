@@ -16,11 +16,12 @@ from typing import Literal
 
 import pandas as pd
 
-from preprocessing.archives import is_archive
+from preprocessing.archives import is_archive, unpack_all
 from preprocessing.command_line import progress_bar
-from preprocessing.emotions import CKPLUS_CODES, EMOTIONS, canonical, find
+from preprocessing.emotions import CKPLUS_CODES, EMOTIONS, find
 from preprocessing.errors import InputError
 from preprocessing.image_tables import OFFICIAL_SPLITS
+from preprocessing.label_store import UNSURE
 from preprocessing.raw_images import image_status, pixel_hash, read_image
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm", ".gif", ".jp2", ".avif")
@@ -52,6 +53,26 @@ def recognise(files: dict[str, Path]) -> Kind | None:
         labels_may_be_packed = any(map(is_archive, files)) and not any(map(_CKPLUS_EMOTION.fullmatch, files))
         return None if labels_may_be_packed else Kind.CKPLUS
     return Kind.FOLDERS if images else None
+
+
+def open_download(files: dict[str, Path], scratch: Path, source: Path) -> tuple[dict[str, Path], Kind]:
+    """Return a download's files and what they are; archives among them are unpacked where it does not show before.
+
+    Args:
+        files: As `archives.list_files` returns them.
+        scratch: An empty folder, or none yet, to unpack into.
+        source: The download, for messages.
+
+    Raises:
+        InputError: an archive cannot be unpacked, or the files are no known data set.
+    """
+    kind = recognise(files)
+    if kind is None:
+        files = unpack_all(files, scratch)
+        kind = recognise(files)
+    if kind is None:
+        raise InputError(f"--source {source}: no known data set; {ACCEPTED}")
+    return files, kind
 
 
 def find_fer2013_csv(files: dict[str, Path]) -> Path | None:
@@ -202,75 +223,62 @@ def choose_frames(table: pd.DataFrame, frames: str, neutral_first: bool) -> pd.D
     return table[keep].reset_index(drop=True)
 
 
-def add_labels(table: pd.DataFrame, labels_file: Path, key: Literal["sequence", "path"]) -> pd.DataFrame:
-    """Give a person's labels to images that have none.
+def add_labels(table: pd.DataFrame, labels: pd.DataFrame, key: Literal["sequence", "path"]) -> pd.DataFrame:
+    """Give people's labels to images that have none, and print how many.
+
+    What several people labelled gets a label where all who are sure say the same.
 
     Args:
         table: A raw table.
-        labels_file: CSV with the columns `sequence` (such as `S005/001`) or `path` (as in inventory.csv), `emotion`,
-            and optionally `annotator`.
-        key: Which of the two is wanted; a file with the other one changes nothing. A sequence's label is given before
-            its frames are chosen (they say which of them show it), an image's afterwards.
+        labels: As `label_store.read_labels` returns them.
+        key: Which of the labels are wanted. A sequence's label is given before its frames are chosen (they say which of
+            them show it), an image's afterwards.
 
     Returns:
-        The table; labels that are new have the `label_source` `manual`, or `manual:ANNOTATOR`.
+        The table; labels that are new have the `label_source` `manual`, or `manual:ANNOTATOR`, or `manual:ANN+BOB`.
 
     Raises:
-        InputError: the file is no such table, names what is not there, or contradicts itself or the data set.
+        InputError: a label names what is not there, or contradicts the data set.
     """
-    labels = _read_labels(labels_file)
-    if key not in labels.columns:
+    labels = labels[labels["key"] == key]
+    if labels.empty:
         return table
-    absent = labels.loc[~labels[key].isin(set(table[key]) - {""}), key]
-    hint = ", or --frames leaves it out" if key == "path" else ""
+    absent = labels[~labels["name"].isin(set(table[key]) - {""})]
     if len(absent):
-        raise InputError(f"{labels_file}: {key} {absent.iloc[0]!r} is not in the data set{hint}")
-    labels = labels.set_index(key)
-    new = table[key].map(labels["emotion"]).fillna("")
-    conflict = (new != "") & (table["emotion"] != "") & (table["emotion"] != new)
-    if conflict.any():
-        row = table[conflict].iloc[0]
+        row, hint = absent.iloc[0], ", or --frames leaves it out" if key == "path" else ""
+        raise InputError(f"{row['file']}: {key} {row['name']!r} is not in the data set{hint}; remove its lines")
+    sure = labels[labels["emotion"] != UNSURE]
+    labelled = table[table["emotion"] != ""].drop_duplicates(key).set_index(key)
+    sure = sure.assign(already=sure["name"].map(labelled["emotion"]).fillna(""))
+    conflict = sure[(sure["already"] != "") & (sure["already"] != sure["emotion"])]
+    if len(conflict):
+        row = conflict.iloc[0]
         raise InputError(
-            f"{labels_file}: {key} {row[key]} is {row['emotion']} in the data set already, "
-            f"not {new[conflict].iloc[0]}; remove that line"
+            f"{row['file']}: {key} {row['name']} is {row['already']} in the data set already, not {row['emotion']}; "
+            "remove that line"
         )
-    added = (new != "") & (table["emotion"] == "")
+    new = (
+        sure[sure["already"] == ""]
+        .groupby("name")
+        .agg(emotion=("emotion", "first"), opinions=("emotion", "nunique"), source=("annotator", _label_source))
+    )
+    disputed = new.index[new["opinions"] > 1]
+    new = new.drop(index=disputed)
+    unsure = set(labels["name"]) - set(sure["name"])
+    print(f"labelled by hand: {len(new):,} ({key}); left without a label: nobody is sure of {len(unsure):,}")
+    if len(disputed):
+        named = ", ".join(disputed[:5]) + ", ..." * (len(disputed) > 5)
+        print(f"left without a label: annotators disagree about {len(disputed):,} ({named}); settle them on the page")
+    added = table[key].isin(new.index)
     table = table.copy()
-    table.loc[added, "label_source"] = table.loc[added, key].map(labels["label_source"])
-    table.loc[added, "emotion"] = new[added]
+    table.loc[added, "emotion"] = table.loc[added, key].map(new["emotion"])
+    table.loc[added, "label_source"] = table.loc[added, key].map(new["source"])
     return table
 
 
-def _read_labels(labels_file: Path) -> pd.DataFrame:
-    """Return `sequence` or `path`, `emotion` and `label_source`, one row per sequence or path."""
-    if not labels_file.is_file():
-        raise InputError(f"--labels {labels_file} does not exist")
-    try:
-        labels = pd.read_csv(labels_file, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise InputError(f"{labels_file} is not a readable CSV table ({error})") from error
-    keys = [key for key in ("sequence", "path") if key in labels.columns]
-    if len(keys) != 1 or "emotion" not in labels.columns:
-        raise InputError(
-            f"{labels_file} has the columns {', '.join(labels.columns)}; needed are emotion, and either sequence "
-            "(such as S005/001) or path"
-        )
-    try:
-        labels["emotion"] = labels["emotion"].map(canonical)
-    except InputError as error:
-        raise InputError(f"{labels_file}: {error}") from error
-    groups = labels.groupby(keys[0])
-    disputed = groups["emotion"].nunique() > 1
-    if disputed.any():
-        raise InputError(f"{labels_file}: {keys[0]} {disputed.idxmax()!r} has two labels; keep one")
-    annotators = groups["annotator"].agg(_join) if "annotator" in labels.columns else ""
-    labels = groups["emotion"].first().to_frame()
-    return labels.assign(label_source="manual" + annotators).reset_index()
-
-
-def _join(annotators: pd.Series) -> str:
+def _label_source(annotators: pd.Series) -> str:
     names = "+".join(sorted(set(annotators) - {""}))
-    return names and f":{names}"
+    return f"manual:{names}" if names else "manual"
 
 
 def link_images(table: pd.DataFrame, folder: Path) -> pd.DataFrame:

@@ -24,11 +24,12 @@ import pandas as pd
 import typer
 
 from configuration import INVENTORY, PATHS, SAMPLE, Sample
-from preprocessing.archives import list_files, scratch_folder, unpack_all
+from preprocessing.archives import list_files, scratch_folder
 from preprocessing.audit import audit, count_images, format_audit, format_counts
 from preprocessing.command_line import DataRoot, DatasetName, dataset_folder, run
 from preprocessing.errors import InputError
 from preprocessing.fer2013 import read_votes, write_images
+from preprocessing.files import fingerprint
 from preprocessing.image_tables import (
     INVENTORY_COLUMNS,
     check_relative,
@@ -37,6 +38,7 @@ from preprocessing.image_tables import (
     write_origin,
     write_table,
 )
+from preprocessing.label_store import label_files, read_labels
 from preprocessing.raw_datasets import (
     ACCEPTED,
     Kind,
@@ -44,11 +46,11 @@ from preprocessing.raw_datasets import (
     choose_frames,
     find_fer2013_csv,
     link_images,
+    open_download,
     parse_frames,
     print_unused,
     read_ckplus,
     read_folders,
-    recognise,
 )
 from preprocessing.raw_images import silence_decoder
 
@@ -71,7 +73,7 @@ def write_inventory(
         folder: The data set's folder, `data/NAME`.
         source: The download: a file, an archive or a folder.
         votes: FER+'s `fer2013new.csv`, for a FER2013 table.
-        labels: A person's labels, for images without one; see `raw_datasets.add_labels`.
+        labels: People's labels, for images without one: a CSV file or a folder of them; see `label_store.read_labels`.
         neutral_first: CK+: also take each labelled sequence's first frame, as neutral.
         frames: CK+: `peak`, `last:K` or `all`; see `raw_datasets.choose_frames`.
 
@@ -85,9 +87,10 @@ def write_inventory(
     parse_frames(frames)
     files = list_files(source)
     origin = {
-        "source": _fingerprint(files),
-        "votes": votes and _fingerprint({votes.name: _existing("--votes", votes)}),
-        "labels": labels and _fingerprint({labels.name: _existing("--labels", labels)}),
+        "source": fingerprint(files),
+        "place": str(source.resolve()),
+        "votes": votes and fingerprint({votes.name: _existing("--votes", votes)}),
+        "labels": labels and fingerprint(label_files(labels)),
         "neutral_first": neutral_first,
         "frames": frames,
     }
@@ -95,12 +98,7 @@ def write_inventory(
     if (folder / "images").is_dir() and is_made_from(folder, "inventory.csv", made_from):
         return None
     with scratch_folder(folder.with_name(f".{folder.name}.part")) as part:
-        kind = recognise(files)
-        if kind is None:
-            files = unpack_all(files, part / "unpacked")
-            kind = recognise(files)
-        if kind is None:
-            raise InputError(f"--source {source}: no known data set; {ACCEPTED}")
+        files, kind = open_download(files, part / "unpacked", source)
         if votes and kind is not Kind.FER2013:
             raise InputError(f"--votes is for a FER2013 table; {source} holds {kind}")
         if (neutral_first or frames != "peak") and kind is not Kind.CKPLUS:
@@ -111,9 +109,10 @@ def write_inventory(
         else:
             table = read_ckplus(files) if kind is Kind.CKPLUS else read_folders(files)
             print_unused(files, table)
-        table = add_labels(table, labels, "sequence") if labels else table
+        given = read_labels(label_files(labels).values()) if labels else None
+        table = table if given is None else add_labels(table, given, "sequence")
         table = choose_frames(table, frames, neutral_first) if kind is Kind.CKPLUS else table
-        table = add_labels(table, labels, "path") if labels else table
+        table = table if given is None else add_labels(table, given, "path")
         for path in table["path"]:
             check_relative(path, source)
         table = table if kind is Kind.FER2013 else link_images(table, part)
@@ -134,12 +133,6 @@ def _existing(option: str, file: Path) -> Path:
     if not file.is_file():
         raise InputError(f"{option} {file} does not exist; give a CSV file")
     return file
-
-
-def _fingerprint(files: dict[str, Path]) -> str:
-    """Return a hash of files' names, sizes and times of last change (16 hex digits)."""
-    stats = [(name, file.stat().st_size, file.stat().st_mtime_ns) for name, file in files.items()]
-    return hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16]
 
 
 def _publish(table: pd.DataFrame, made_from: str, part: Path, folder: Path) -> None:
@@ -182,7 +175,10 @@ def main(
     votes: Annotated[Path | None, typer.Option(help="FER+'s fer2013new.csv, for a FER2013 table.")] = None,
     labels: Annotated[
         Path | None,
-        typer.Option(help="CSV with labels for unlabelled images: sequence or path, emotion, annotator (optional)."),
+        typer.Option(
+            help="Labels for unlabelled images: the labelling page's folder (data/NAME/labels), or a CSV with sequence "
+            "or path, emotion, annotator (optional)."
+        ),
     ] = None,
     neutral_first: Annotated[
         bool, typer.Option("--neutral-first", help="CK+: also take each labelled sequence's first frame, as neutral.")

@@ -155,9 +155,12 @@ def _crops_by_workers(folder: Path, pictures: list[Picture], options: Faces, pro
     pool = ProcessPoolExecutor(processes, spawn, _start_worker)
     try:
         with _ignored_interruptions():  # the workers start here
-            rows = pool.map(partial(_crop_in_worker, folder, options), pictures, chunksize=HANDED)
+            crop = partial(_crop_in_worker, folder, options, faces.network_files())
+            rows = pool.map(crop, pictures, chunksize=HANDED)
         yield from rows
     except BrokenProcessPool as error:
+        for worker in multiprocessing.active_children():  # one that was started meanwhile would be waited for in vain
+            worker.kill()
         raise InputError(
             "a worker process ended early, perhaps for want of memory; run the same command again to go on where it was"
         ) from error
@@ -191,13 +194,13 @@ def _end_with_the_main_process() -> None:
     os._exit(1)  # it was killed: nobody takes the rows
 
 
-def _crop_in_worker(folder: Path, options: Faces, picture: Picture) -> Row:
-    return _crop(folder, picture, options, partial(_worker_detector, options))
+def _crop_in_worker(folder: Path, options: Faces, networks: tuple[Path, Path, Path], picture: Picture) -> Row:
+    return _crop(folder, picture, options, partial(_worker_detector, options, networks))
 
 
 @lru_cache(maxsize=1)
-def _worker_detector(options: Faces) -> faces.Detector:
-    return faces.FaceDetector(options, threads=1)
+def _worker_detector(options: Faces, networks: tuple[Path, Path, Path]) -> faces.Detector:
+    return faces.FaceDetector(options, threads=1, networks=networks)
 
 
 def _crop(folder: Path, picture: Picture, options: Faces, detector: Callable[[], faces.Detector]) -> Row:

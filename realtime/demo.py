@@ -1,10 +1,12 @@
 """Shows what the project does, without a download or a camera: `make demo`.
 
 Reads:  the portrait and the sample sequences made of it (`preprocessing.sample`), the released model
-Writes: reports/demo/picture.png, the annotated portrait; expressions.png, six annotated peaks; video.mp4, the annotated
-        sequences; predictions.csv, one row per face (columns: `realtime.recording.Log`)
+Writes: reports/demo/picture.png, the annotated portrait; expressions.png, six annotated peaks; sample.mp4, the
+        sequences as they are; video.mp4, the same annotated; predictions.csv, one row per face (columns:
+        `realtime.recording.Log`)
 
     python -m realtime.demo
+    python -m realtime.webcam --source reports/demo/sample.mp4 --no-window --record docs/webcam.webp
 """
 
 import sys
@@ -25,7 +27,7 @@ from configuration import PATHS, SAMPLE
 from preprocessing.command_line import ReportsRoot, run
 from preprocessing.emotions import CKPLUS_CODES, EMOTIONS
 from preprocessing.faces import Detector, build_detector
-from realtime.drawing import draw
+from realtime.drawing import Drawer, draw
 from realtime.recognition import Classifier, recognize
 from realtime.recording import Log, VideoRecording, write_picture
 from realtime.sources import Frame, Pictures
@@ -46,7 +48,7 @@ def main(
     silence_opencv()
     from training.emotion_classifier import EmotionClassifier
 
-    classifier = EmotionClassifier.load(model)
+    classifier = EmotionClassifier.load_litert(model)
     written = demonstrate(reports / "demo", build_detector("mtcnn", classifier.faces), classifier)
     for file in written:
         print(f"wrote {file}")
@@ -65,29 +67,31 @@ def demonstrate(folder: Path, detector: Detector, classifier: Classifier) -> lis
     """
     with TemporaryDirectory() as temporary:
         portrait, sequences = _write_sample(Path(temporary))
-        (result,) = recognize(Pictures([portrait], portrait.name), detector, classifier)
+        (result,) = recognize(Pictures([portrait], portrait.name), detector, classifier, still=True)
         if not result.recognitions:
             raise RuntimeError(f"no face was found in {portrait}: the detector does not work on this machine")
         folder.mkdir(parents=True, exist_ok=True)
-        picture, expressions, video, table = (
-            folder / name for name in ("picture.png", "expressions.png", "video.mp4", "predictions.csv")
-        )
+        names = ("picture.png", "expressions.png", "sample.mp4", "video.mp4", "predictions.csv")
+        picture, expressions, sample, video, table = (folder / name for name in names)
         write_picture(picture, draw(result))
         frames = Pictures([file for sequence in sequences.values() for file in sequence], "the sample", _STEPS)
         peaks_bgr = {}
         with (
             closing(Log(table, classifier.labels)) as log,
+            closing(VideoRecording(sample, frames.size, _FPS)) as plain,
             closing(VideoRecording(video, frames.size, _FPS)) as recording,
         ):
-            log.write(result, draw(result))
-            for result in recognize(_with_pauses(frames), detector, classifier):
-                drawn_bgr = draw(result)
-                log.write(result, drawn_bgr)
-                recording.write(result, drawn_bgr)
+            log.write(result)
+            drawer = Drawer(still=True)
+            for result in recognize(_with_pauses(frames), detector, classifier, still=True):
+                drawn_bgr = drawer.draw(result)
+                log.write(result)
+                plain.write(result.frame.time, result.frame.image_bgr)
+                recording.write(result.frame.time, drawn_bgr)
                 peaks_bgr[list(sequences)[result.frame.index // _PERSON.frames]] = drawn_bgr  # the last one stays
         rows = [np.hstack([peaks_bgr[emotion] for emotion in row]) for row in (_SHOWN[:3], _SHOWN[3:])]
         write_picture(expressions, np.vstack(rows))
-    return [picture, expressions, video, table]
+    return [picture, expressions, sample, video, table]
 
 
 def _write_sample(folder: Path) -> tuple[Path, dict[str, list[Path]]]:
@@ -116,7 +120,8 @@ def describe_scores(card: dict[str, Any]) -> str:
     """Return what a model's card says of its measured accuracy, in words."""
     published = {("fer2013", "dev"): "FER2013's PublicTest", ("fer2013", "test"): "FER2013's PrivateTest"}
     told = [
-        f"accuracy {score['accuracy']:.1%} on {published.get((score['dataset'], score['split']), 'another split')}"
+        f"accuracy {score['accuracy']:.1%} on {published.get((score['dataset'], score['split']), 'another split')} "
+        f"({score['protocol']})"
         for score in card.get("scores", [])
     ]
     return "; ".join(told) or "its card has no score yet"

@@ -1,15 +1,30 @@
-"""From frames to named expressions: find the faces, cut them out, ask the classifier."""
+"""From frames to named expressions: find the faces, cut them out, ask the classifier, steady what it says.
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+For programs that build on it, from the repository's root or with it on `PYTHONPATH`:
+
+    from realtime.recognition import analyze, watch
+
+    for result in watch("talk.mp4"):
+        for face in result.recognitions:
+            print(result.frame.time, face.number, "unsure" if face.unsure else face.label, face.probabilities)
+    faces = analyze("photo.jpg")
+"""
+
+import time
+from collections.abc import Generator, Iterable
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 import cv2
 import numpy as np
 
-from configuration import Faces
-from preprocessing.faces import Detector, Face, network_input
-from realtime.sources import Frame
+from configuration import FACES, PATHS, WEBCAM, Faces
+from preprocessing.faces import Detector, Face, build_detector, network_input, read_image_rgb
+from realtime.calm import Steadier
+from realtime.sources import Frame, Source, open_source
+from realtime.tracking import TrackedFace, Tracker
 
 
 class Classifier(Protocol):
@@ -25,6 +40,11 @@ class Classifier(Protocol):
         """How its input is to be cropped."""
         ...
 
+    @property
+    def unsure_below(self) -> float:
+        """Least probability, 0-1, at which a class is worth showing."""
+        ...
+
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Return probabilities, float32 (n, classes), for crops, uint8 (n, size, size, channels)."""
         ...
@@ -36,21 +56,35 @@ class Recognition:
 
     Attributes:
         face: Where it is, in pixels of the frame.
-        probabilities: By emotion, in class order; they sum to one.
+        probabilities: By emotion, in class order; they sum to one. Of a tracked face, the average over the last
+            moments, unless the labels are raw.
+        number: Which face it is, from 1, kept while it stays; 0 where faces are not told apart.
+        label: The emotion shown; left out, the most probable one.
+        unsure: No emotion is probable enough to be shown.
     """
 
     face: Face
     probabilities: dict[str, float]
+    number: int = 0
+    label: str = ""
+    unsure: bool = False
 
-    @property
-    def label(self) -> str:
-        """The most probable emotion."""
-        return max(self.probabilities, key=self.probabilities.__getitem__)
+    def __post_init__(self) -> None:
+        if not self.label:
+            object.__setattr__(self, "label", max(self.probabilities, key=self.probabilities.__getitem__))
 
     @property
     def probability(self) -> float:
-        """Its probability, 0-1."""
+        """The label's probability, 0-1."""
         return self.probabilities[self.label]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What the work on a frame took, in seconds."""
+
+    detection: float = 0.0
+    network: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -59,21 +93,152 @@ class Result:
 
     frame: Frame
     recognitions: list[Recognition]
+    timing: Timing = Timing()
 
 
-def recognize(frames: Iterable[Frame], detector: Detector, classifier: Classifier) -> Iterator[Result]:
-    """Name the expression of every face in every frame; all faces of a frame are classified in one batch."""
+def watch(
+    source: str | int | Path | Source,
+    model: str | Path | Classifier = PATHS.pretrained,
+    detector: str | Detector = WEBCAM.detector,
+    *,
+    smallest_face: int = FACES.smallest_face,
+    mirror: bool | None = None,
+    raw: bool = False,
+) -> Generator[Result, None, None]:
+    """Name the expression of every face in a camera's, video's, folder's or stream's frames, one frame after another.
+
+    Nothing is opened before the first result is asked for. The source is closed with the generator: after its last
+    frame, when a loop over it is left and the generator is dropped, or by its `close()`. One that was handed over open
+    stays open.
+
+    Args:
+        source: A camera number, a path or an address as `open_source` takes it, or an open source.
+        model: A `.keras` file with its card beside it, or a classifier.
+        detector: `mtcnn` or `haar`, or a detector.
+        smallest_face: Pixels; smaller faces are not looked for. Not used with a detector that was handed over.
+        mirror: As `open_source` takes it. Not used with a source that was handed over.
+        raw: Give what the network says of each frame, not steadied over time and never unsure.
+
+    Yields:
+        A result for each frame. Faces of a video or camera keep their numbers; pictures are taken each by itself.
+
+    Raises:
+        InputError: the source, the model or the detector cannot be used.
+    """
+    if isinstance(source, str | int | Path):
+        with closing(open_source(str(source), mirror)) as frames:
+            yield from watch(frames, model, detector, smallest_face=smallest_face, raw=raw)
+        return
+    classifier, faces = _prepare(model, detector, smallest_face)
+    yield from recognize(source, faces, classifier, raw=raw, still=source.still)
+
+
+def analyze(
+    image: str | Path | np.ndarray,
+    model: str | Path | Classifier = PATHS.pretrained,
+    detector: str | Detector = WEBCAM.detector,
+    *,
+    smallest_face: int = FACES.smallest_face,
+) -> list[Recognition]:
+    """Name the expression of every face in one picture.
+
+    For many pictures, hand over a classifier (`EmotionClassifier.load_litert`) and a detector (`build_detector`), so
+    that they are made once.
+
+    Args:
+        image: A picture file, or uint8 (h, w, 3) RGB or (h, w) gray.
+        model: As for `watch`.
+        detector: As for `watch`.
+        smallest_face: As for `watch`.
+
+    Returns:
+        The faces, the most confident one first, with `number` 0; empty where there is none.
+
+    Raises:
+        InputError: the file, the model or the detector cannot be used.
+        ValueError: the array is no such picture.
+    """
+    classifier, faces = _prepare(model, detector, smallest_face)
+    image_rgb = image if isinstance(image, np.ndarray) else read_image_rgb(Path(image))
+    return _recognize_picture(image_rgb, faces, classifier)[0]
+
+
+def _prepare(
+    model: str | Path | Classifier, detector: str | Detector, smallest_face: int
+) -> tuple[Classifier, Detector]:
+    if isinstance(model, str | Path):
+        from training.emotion_classifier import EmotionClassifier
+
+        model = EmotionClassifier.load_litert(Path(model))
+    if isinstance(detector, str):
+        detector = build_detector(detector, replace(model.faces, smallest_face=smallest_face))
+    return model, detector
+
+
+def recognize(
+    frames: Iterable[Frame], detector: Detector, classifier: Classifier, raw: bool = False, still: bool = False
+) -> Generator[Result, None, None]:
+    """Name the expression of every face in every frame; all faces of a frame are classified in one batch.
+
+    Args:
+        frames: The frames, in the order of their times.
+        detector: What finds the faces.
+        classifier: What names the expressions.
+        raw: Give what the classifier says of each frame, not steadied over time and never unsure.
+        still: The frames are pictures that have nothing to do with each other.
+    """
+    tracker, steadier = Tracker(detector), Steadier(classifier.unsure_below)
     for frame in frames:
         image_rgb = cv2.cvtColor(frame.image_bgr, cv2.COLOR_BGR2RGB)
-        faces = detector.detect(image_rgb)
-        probabilities = classifier.predict(_crops(image_rgb, faces, classifier.faces))
-        yield Result(
-            frame,
-            [
-                Recognition(face, dict(zip(classifier.labels, map(float, row), strict=True)))
-                for face, row in zip(faces, probabilities, strict=True)
-            ],
+        if still:
+            yield Result(frame, *_recognize_picture(image_rgb, detector, classifier, raw))
+            continue
+        start = time.perf_counter()
+        tracked = tracker.update(image_rgb, frame.time)
+        found = time.perf_counter()
+        probabilities = classifier.predict(_crops(image_rgb, [face for _, face in tracked], classifier.faces))
+        timing = Timing(found - start, time.perf_counter() - found)
+        yield Result(frame, _named(tracked, probabilities, classifier, None if raw else steadier, frame.time), timing)
+
+
+def _recognize_picture(
+    image_rgb: np.ndarray, detector: Detector, classifier: Classifier, raw: bool = False
+) -> tuple[list[Recognition], Timing]:
+    start = time.perf_counter()
+    faces = detector.detect(image_rgb)
+    found = time.perf_counter()
+    probabilities = classifier.predict(_crops(image_rgb, faces, classifier.faces))
+    timing = Timing(found - start, time.perf_counter() - found)
+    recognitions = [
+        Recognition(face, _by_label(classifier, row), unsure=not raw and bool(row.max() < classifier.unsure_below))
+        for face, row in zip(faces, probabilities, strict=True)
+    ]
+    return recognitions, timing
+
+
+def _named(
+    tracked: list[TrackedFace],
+    probabilities: np.ndarray,
+    classifier: Classifier,
+    steadier: Steadier | None,
+    seconds: float,
+) -> list[Recognition]:
+    if steadier is None:
+        return [
+            Recognition(face, _by_label(classifier, row), number)
+            for (number, face), row in zip(tracked, probabilities, strict=True)
+        ]
+    verdicts = steadier.update([number for number, _ in tracked], probabilities, seconds)
+    return [
+        Recognition(
+            face, _by_label(classifier, verdict.probabilities), number, classifier.labels[verdict.index], verdict.unsure
         )
+        for (number, face), verdict in zip(tracked, verdicts, strict=True)
+    ]
+
+
+def _by_label(classifier: Classifier, row: np.ndarray) -> dict[str, float]:
+    return dict(zip(classifier.labels, map(float, row), strict=True))
 
 
 def _crops(image_rgb: np.ndarray, faces: list[Face], options: Faces) -> np.ndarray:

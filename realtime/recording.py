@@ -1,31 +1,35 @@
-"""What is kept of a run: an annotated video or picture, and a CSV log."""
+"""What is kept of a run: an annotated video, animation or picture, and a log."""
 
 import csv
+import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
 
+from configuration import WEBCAM
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_file
 from realtime.recognition import Result
 from realtime.sources import Source
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi")
+ANIMATION_SUFFIXES = (".webp", ".gif")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
+LOG_SUFFIXES = (".csv", ".jsonl")
 RESERVE = 16 << 20  # bytes left free on the disk: OpenCV does not tell of a full one, and a video ends with its index
 
 
-class Output(Protocol):
-    """Where results go: a recording or the log."""
+class Recording(Protocol):
+    """Where drawn frames go."""
 
-    def write(self, result: Result, drawn_bgr: np.ndarray) -> None:
-        """Take one frame's result and its annotated picture."""
+    def write(self, time: float, drawn_bgr: np.ndarray) -> None:
+        """Take a drawn frame that belongs to a moment of the source, in seconds."""
         ...
 
     def close(self) -> None:
@@ -54,21 +58,29 @@ def check_target(option: str, file: Path, suffixes: Sequence[str], source: str) 
 
 def suffixes_for(source: Source) -> tuple[str, ...]:
     """Return how the name of a source's recording may end."""
-    return VIDEO_SUFFIXES + (PICTURE_SUFFIXES if source.still and source.count == 1 else ())
+    return VIDEO_SUFFIXES + (PICTURE_SUFFIXES if source.still and source.count == 1 else ANIMATION_SUFFIXES)
 
 
-def open_recording(file: Path, source: Source) -> "VideoRecording | PictureRecording":
-    """Return a recording that fits a source, of the kind that the file's suffix asks for."""
+def open_recording(file: Path, size: tuple[int, int], fps: float) -> Recording:
+    """Return a recording of the kind that the file's suffix asks for.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
     if file.suffix.lower() in PICTURE_SUFFIXES:
         return PictureRecording(file)
-    return VideoRecording(file, source.size, source.fps)
+    if file.suffix.lower() in ANIMATION_SUFFIXES:
+        return AnimationRecording(file)
+    return VideoRecording(file, size, fps)
 
 
 class VideoRecording:
     """Writes a video of one size and a constant frame rate that keeps to the frames' own times.
 
-    A frame is shown until the next one's time has come, so a slow camera's video is neither too short nor too fast.
-    Frames of another size are fitted into the first one's, with black borders.
+    A frame is shown until the next one's time has come, so a slow camera's video is neither too short nor too fast,
+    and a pause stays a pause. Time begins with the first frame written, which need not be the source's first.
+    Frames of another size are fitted into the first one's, with black borders. A killed program leaves an .mkv or .avi
+    that can be played; an .mp4 or .mov is complete only once it is closed.
 
     Args:
         file: The video to write; an existing one is replaced.
@@ -83,20 +95,21 @@ class VideoRecording:
         self._file, self._size, self._fps = file, size, fps
         self._check_space()
         self._count = 0
+        self._start: float | None = None  # time of the first frame
         self._shown_bgr: np.ndarray | None = None
         self._writer = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*"mp4v"), fps, size)
         if not self._writer.isOpened():
             raise InputError(f"--record {file} cannot be written as a video of {size[0]}x{size[1]} pixels; "
                              "check that the folder may be written to, or give another file")  # fmt: skip
 
-    def write(self, result: Result, drawn_bgr: np.ndarray) -> None:
+    def write(self, time: float, drawn_bgr: np.ndarray) -> None:
         """Add a frame at its time; before it, its predecessor as often as the time between them asks for.
 
         Raises:
             InputError: the disk is full.
         """
-        self._check_space()
-        due = round(result.frame.time * self._fps)
+        self._start = time if self._start is None else self._start
+        due = round((time - self._start) * self._fps)
         while self._shown_bgr is not None and self._count < due:
             self._add(self._shown_bgr)
         self._shown_bgr = letterbox(drawn_bgr, self._size)
@@ -111,6 +124,7 @@ class VideoRecording:
             )
 
     def _add(self, image_bgr: np.ndarray) -> None:
+        self._check_space()
         self._writer.write(image_bgr)
         self._count += 1
 
@@ -119,13 +133,76 @@ class VideoRecording:
         self._writer.release()
 
 
+class AnimationRecording:
+    """Writes a small picture that moves by itself, for a README or a message: `.webp`, or the larger `.gif`.
+
+    It has at most `WEBCAM.animation_fps` frames per second and shows the first `WEBCAM.animation_seconds`, scaled down
+    to `WEBCAM.animation_width`. The file is written when it is closed.
+    """
+
+    def __init__(self, file: Path):
+        self._file = file
+        self._frames_bgr: list[np.ndarray] = []
+        self._times: list[float] = []
+        self._last = 0.0
+        self._is_full = False
+
+    def write(self, time: float, drawn_bgr: np.ndarray) -> None:
+        """Keep a frame where its time has come.
+
+        Raises:
+            InputError: the animation is as long as it may be.
+        """
+        if self._times and time - self._times[0] > WEBCAM.animation_seconds:
+            if not self._is_full:
+                self._is_full = True
+                raise InputError(
+                    f"--record {self._file}: an animation ends after {WEBCAM.animation_seconds:.0f} seconds; what was "
+                    "recorded is kept, record an .mp4 to have more"
+                )
+            return
+        self._last = time
+        if self._times and time < self._times[-1] + 0.999 / WEBCAM.animation_fps:
+            return
+        height, width = drawn_bgr.shape[:2]
+        scale = min(1.0, WEBCAM.animation_width / width)
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        if self._frames_bgr:
+            size = (self._frames_bgr[0].shape[1], self._frames_bgr[0].shape[0])
+        small_bgr = letterbox(drawn_bgr, size)
+        self._frames_bgr.append(small_bgr.copy() if small_bgr is drawn_bgr else small_bgr)
+        self._times.append(time)
+
+    def close(self) -> None:
+        """Write the file.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        if not self._frames_bgr:
+            return
+        last = max(self._last - self._times[-1], 1 / WEBCAM.animation_fps)
+        animation = cv2.Animation()
+        animation.frames = self._frames_bgr
+        animation.durations = [round(1000 * seconds) for seconds in (*np.diff(self._times), last)]
+        options = [cv2.IMWRITE_WEBP_QUALITY, WEBCAM.animation_quality] if self._file.suffix.lower() == ".webp" else []
+        with told(f"--record {self._file}"), atomic_file(self._file) as temporary:
+            try:
+                is_written = cv2.imwriteanimation(str(temporary), animation, options)
+            except cv2.error:  # OpenCV 4.11 writes no .gif
+                is_written = False
+            if not is_written:
+                raise InputError(f"--record {self._file} could not be written; give an .mp4, or make room on the disk")
+        self._frames_bgr = []
+
+
 class PictureRecording:
     """Writes the one frame of an image source as an image."""
 
     def __init__(self, file: Path):
         self._file = file
 
-    def write(self, result: Result, drawn_bgr: np.ndarray) -> None:
+    def write(self, time: float, drawn_bgr: np.ndarray) -> None:
         """Write the picture.
 
         Raises:
@@ -138,11 +215,14 @@ class PictureRecording:
 
 
 class Log:
-    """Writes a CSV with one row per face: what was seen, where, when. Each frame is on the disk before the next.
+    """Writes one row per face: what was seen, where, when. Each frame is on the disk before the next.
 
-    Columns: `time` (seconds since the first frame), `frame` (its place in the source, from 0), `name` (what the frame
-    was taken from), `face` (number within the frame, from 1), `box_left`, `box_top`, `box_width`, `box_height`
-    (pixels), `label`, `probability`, and `p_<emotion>` for each emotion in class order.
+    A `.csv` has a header; a `.jsonl` has an object per line with the same names, its numbers as numbers and `unsure` as
+    true or false. Columns: `time` (seconds since the first frame), `frame` (its place in the source, from 0), `name`
+    (what the frame was taken from), `face` (its number, from 1, kept while it stays; where faces are not followed, as
+    in pictures, its place within the frame), `box_left`, `box_top`, `box_width`, `box_height` (pixels), `label` (the
+    emotion shown, or what it would be), `probability` (the label's), `unsure` (1: no emotion was probable enough to be
+    shown, else 0), and `p_<emotion>` for each emotion in class order.
 
     Raises:
         InputError: the file cannot be written.
@@ -150,30 +230,39 @@ class Log:
 
     def __init__(self, file: Path, labels: Sequence[str]):
         self._name = f"--log {file}"
-        with _told(self._name):
-            self._file = file.open("w", newline="", encoding="utf-8")
+        self._is_json = file.suffix.lower() == ".jsonl"
         self._labels = labels
-        self._rows = csv.writer(self._file, lineterminator="\n")
-        box = ["box_left", "box_top", "box_width", "box_height"]
-        probabilities = [f"p_{label}" for label in labels]
-        self._rows.writerow(["time", "frame", "name", "face", *box, "label", "probability", *probabilities])
+        with told(self._name):
+            self._file = file.open("w", newline="", encoding="utf-8")
+            if not self._is_json:
+                csv.writer(self._file, lineterminator="\n").writerow(log_columns(labels))
+                self._file.flush()
 
-    def write(self, result: Result, drawn_bgr: np.ndarray) -> None:
+    def write(self, result: Result) -> None:
         """Add a row for each face of a frame.
 
         Raises:
             InputError: the file cannot be written.
         """
-        frame, rows = result.frame, []
-        for number, recognition in enumerate(result.recognitions, start=1):
-            face = recognition.face
-            box = [round(value, 1) for value in (face.left, face.top, face.width, face.height)]
-            by_label = [recognition.probabilities[label] for label in self._labels]
-            probabilities = [f"{p:.5f}" for p in (recognition.probability, *by_label)]
-            rows.append([f"{frame.time:.3f}", frame.index, frame.name, number, *box, recognition.label, *probabilities])
-        with _told(self._name):
-            self._rows.writerows(rows)
+        rows = [self._row(result, place) for place in range(len(result.recognitions))]
+        with told(self._name):
+            if self._is_json:
+                names = log_columns(self._labels)
+                self._file.writelines(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows)
+            else:
+                csv.writer(self._file, lineterminator="\n").writerows(
+                    [int(value) if isinstance(value, bool) else value for value in row] for row in rows
+                )
             self._file.flush()
+
+    def _row(self, result: Result, place: int) -> list[Any]:
+        frame, recognition = result.frame, result.recognitions[place]
+        face = recognition.face
+        box = [round(float(value), 1) for value in (face.left, face.top, face.width, face.height)]
+        by_label = [round(recognition.probabilities[label], 5) for label in self._labels]
+        shown = [recognition.label, round(recognition.probability, 5), recognition.unsure]
+        number = recognition.number or place + 1
+        return [round(frame.time, 3), frame.index, frame.name, number, *box, *shown, *by_label]
 
     def close(self) -> None:
         """Close the file.
@@ -181,13 +270,20 @@ class Log:
         Raises:
             InputError: what was left to write cannot be written.
         """
-        with _told(self._name):
+        with told(self._name):
             self._file.close()
 
 
+def log_columns(labels: Sequence[str]) -> list[str]:
+    """Return the names of a log's columns."""
+    box = ["box_left", "box_top", "box_width", "box_height"]
+    shown = ["label", "probability", "unsure"]
+    return ["time", "frame", "name", "face", *box, *shown, *(f"p_{label}" for label in labels)]
+
+
 @contextmanager
-def _told(what: str) -> Iterator[None]:
-    """Tell in one line that the system refuses to write."""
+def told(what: str) -> Iterator[None]:
+    """Raise an `InputError` that names `what` where the system refuses to write."""
     try:
         yield
     except OSError as error:
@@ -214,5 +310,5 @@ def write_picture(file: Path, image_bgr: np.ndarray) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    with _told(str(file)), atomic_file(file) as temporary:
+    with told(str(file)), atomic_file(file) as temporary:
         temporary.write_bytes(cv2.imencode(file.suffix, image_bgr)[1].tobytes())  # cv2.imwrite fails without a word

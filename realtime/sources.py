@@ -1,10 +1,17 @@
-"""Where frames come from: a camera, a video file, an image, a folder of images, or a stream address."""
+"""Where frames come from: a camera, a video file, an image, a folder of images, or a stream address.
+
+Frames come out upright (EXIF, and the rotation that a video's header tells, which OpenCV applies), mirrored where that
+was asked for, and BGR. Files give every frame; live sources the newest one, so that a slow reader does not fall behind.
+"""
 
 import re
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import cv2
@@ -15,6 +22,9 @@ from preprocessing.errors import InputError
 from preprocessing.faces import read_image_rgb
 
 PICTURE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_RETRY = 0.5  # seconds between two tries to open a source that was lost
+_LEAVE = 1.0  # seconds: a reader that is told to end is waited for no longer
+_LONGEST_STEP = 60.0  # seconds between two frames of a file: a greater one is a fault of its time stamps
 _ACCEPTED = "accepted are a camera number, a video, an image, a folder of images, or an rtsp:// or http:// address"
 
 
@@ -27,12 +37,14 @@ class Frame:
         index: Its place in the source, from 0.
         time: Seconds since the source's first frame.
         name: What it was taken from: a file's name, `camera 0`, or a stream's address.
+        captured: Seconds of `time.monotonic` when it was read, to tell how late its result is.
     """
 
     image_bgr: np.ndarray
     index: int
     time: float
     name: str
+    captured: float = field(default_factory=monotonic, compare=False)
 
 
 class Pictures:
@@ -51,9 +63,9 @@ class Pictures:
     live = False
     still = True
 
-    def __init__(self, files: list[Path], name: str, fps: float = WEBCAM.fallback_fps):
+    def __init__(self, files: list[Path], name: str, fps: float = WEBCAM.fallback_fps, mirror: bool = False):
         self.name, self.fps, self.count, self.trouble = name, fps, len(files), ""
-        self._files = files
+        self._files, self._mirror = files, mirror
         first_bgr = next((image_bgr for file in files if (image_bgr := _read_bgr(file)) is not None), None)
         if first_bgr is None:
             raise InputError(f"--source {name} holds no readable picture; {_ACCEPTED}")
@@ -66,7 +78,7 @@ class Pictures:
             if image_bgr is None:
                 skipped.append(file.name)
             else:
-                yield Frame(image_bgr, index, index / self.fps, file.name)
+                yield Frame(_oriented(image_bgr, self._mirror), index, index / self.fps, file.name)
         if skipped:
             self.trouble = f"{len(skipped)} of {self.count} pictures could not be read: {', '.join(skipped[:5])}"
 
@@ -82,94 +94,248 @@ def _read_bgr(file: Path) -> np.ndarray | None:
         return None
 
 
+def _oriented(image_bgr: np.ndarray, mirror: bool) -> np.ndarray:
+    return cv2.flip(image_bgr, 1) if mirror else image_bgr
+
+
 class Video:
-    """A video file, a camera or a stream: all that `cv2.VideoCapture` reads. Attributes as those of `Pictures`."""
+    """A video file, every frame of it; the next one is decoded while one is worked on. Attributes as of `Pictures`.
 
-    still = False
+    A frame's time is the one that the file tells of it, since phones and browsers write videos of a changing rate.
+    Where that does not go on (raw streams have none, joined ones begin anew), the next frame comes at the frame rate.
+    """
 
-    def __init__(self, capture: cv2.VideoCapture, name: str, live: bool, first_bgr: np.ndarray):
-        fps, count = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        self.name, self.live, self.trouble = name, live, ""
-        self.fps = fps if 1 <= fps <= 240 else WEBCAM.fallback_fps  # cameras tell 0, streams 90000
-        self.count = int(count) if count > 0 and not live else None
+    still = live = False
+
+    def __init__(self, capture: cv2.VideoCapture, name: str, first_bgr: np.ndarray, mirror: bool = False):
+        count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        self.name, self.trouble, self.fps = name, "", _fps(capture)
+        self.count = int(count) if count > 0 else None
         self.size = (first_bgr.shape[1], first_bgr.shape[0])
-        self._capture, self._first_bgr = capture, first_bgr
+        self._capture, self._first_bgr, self._mirror = capture, first_bgr, mirror
+        self._stamp, self._time = (
+            _stamp(capture),
+            0.0,
+        )  # seconds: of the frame read last, in the file and since the first
+        self._reader = ThreadPoolExecutor(1)
 
     def __iter__(self) -> Iterator[Frame]:
-        image_bgr, index, start = self._first_bgr, 0, time.monotonic()
-        while image_bgr is not None:
-            seconds = time.monotonic() - start if self.live else index / self.fps
-            yield Frame(image_bgr, index, seconds, self.name)
-            image_bgr, index = _next_frame(self._capture), index + 1
-        if self.live:
-            self.trouble = f"{self.name} gives no more frames (unplugged, or the connection is lost)"
-        elif self.count and index < 0.9 * self.count - 1:  # containers promise a few frames more than they hold
+        ahead = self._reader.submit(lambda: (True, _oriented(self._first_bgr, self._mirror), 0.0, monotonic()))
+        index = damaged = 0
+        while True:
+            more, image_bgr, time, captured = ahead.result()
+            if not more:
+                break
+            ahead = self._reader.submit(self._read)
+            if image_bgr is None:
+                damaged += 1
+            else:
+                yield Frame(image_bgr, index, time, self.name, captured)
+            index += 1
+        if self.count and index < 0.9 * self.count - 1:  # containers promise a few frames more than they hold
             self.trouble = f"{self.name} ended after {index} of {self.count} frames; the file seems damaged"
+        elif damaged:
+            self.trouble = f"{damaged} of {index} frames of {self.name} could not be decoded; the file seems damaged"
+
+    def _read(self) -> tuple[bool, np.ndarray | None, float, float]:
+        """Return whether there is another frame, its picture unless that is damaged, its time, and when it was read."""
+        more, image_bgr = _next_frame(self._capture)
+        stamp = _stamp(self._capture)
+        step = stamp - self._stamp
+        self._stamp, self._time = stamp, self._time + (step if 0 < step <= _LONGEST_STEP else 1 / self.fps)
+        return more, None if image_bgr is None else _oriented(image_bgr, self._mirror), self._time, monotonic()
 
     def close(self) -> None:
-        """Free the camera, the connection or the file."""
+        """Close the file, once what is being read of it is read."""
+        self._reader.shutdown()
         self._capture.release()
 
 
-Source = Pictures | Video
+class Live:
+    """A camera or a stream: a thread reads it, and whoever asks gets the newest frame. Attributes as of `Pictures`.
+
+    A frame's `index` counts those that nobody took, too. A source that disappears is opened again and again for a
+    while; that, its return, and a source that stalls are told of on standard error.
+
+    Args:
+        open_capture: Opens the source; called again after it was lost.
+        capture: What it returned first.
+        name: What a person calls it.
+        first_bgr: The frame that was read already.
+        mirror: Give frames as a mirror shows them.
+        wait: Seconds after which a source that was lost is given up.
+        stall: Seconds without a frame after which that is told.
+    """
+
+    still, live, count = False, True, None
+
+    def __init__(
+        self,
+        open_capture: Callable[[], cv2.VideoCapture],
+        capture: cv2.VideoCapture,
+        name: str,
+        first_bgr: np.ndarray,
+        mirror: bool = False,
+        wait: float = WEBCAM.wait,
+        stall: float = WEBCAM.stall,
+    ):
+        self.name, self.trouble, self.fps = name, "", _fps(capture)
+        self.size = (first_bgr.shape[1], first_bgr.shape[0])
+        self._open, self._mirror, self._wait, self._stall = open_capture, mirror, wait, stall
+        self._start = monotonic()
+        self._newest: Frame | None = Frame(_oriented(first_bgr, mirror), 0, 0.0, name, self._start)
+        self._read_count = 1
+        self._changed = threading.Condition()  # guards `_newest` and `_ended`
+        self._ended = self._lost = False
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._read_on, args=(capture,), daemon=True, name=f"reader of {name}")
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[Frame]:
+        while True:
+            with self._changed:
+                stalled = not self._changed.wait_for(self._has_news, self._stall)
+            if stalled and not self._lost:
+                print(f"{self.name} stalls: no frame for {self._stall:g} seconds; still waiting", file=sys.stderr)
+            with self._changed:
+                self._changed.wait_for(self._has_news)
+                frame, self._newest = self._newest, None
+            if frame is None:
+                return
+            yield frame
+
+    def _has_news(self) -> bool:
+        return self._newest is not None or self._ended
+
+    def _read_on(self, capture: cv2.VideoCapture | None) -> None:
+        """Read to the end, in the thread that alone touches the capture."""
+        while capture and not self._stopped.is_set():
+            more, image_bgr = _next_frame(capture)
+            if not more:
+                capture.release()
+                capture = self._reopened()
+            elif image_bgr is not None:  # else it came damaged
+                self._publish(image_bgr)
+        if capture:
+            capture.release()
+        with self._changed:
+            self._ended = True
+            self._changed.notify()
+
+    def _publish(self, image_bgr: np.ndarray) -> None:
+        now = monotonic()
+        frame = Frame(_oriented(image_bgr, self._mirror), self._read_count, now - self._start, self.name, now)
+        self._read_count += 1
+        with self._changed:
+            self._newest = frame
+            self._changed.notify()
+
+    def _reopened(self) -> cv2.VideoCapture | None:
+        """Return the source again once it is back, or None: it is given up, or nobody waits for it any more."""
+        self._lost, lost_at = True, monotonic()
+        if self._wait > 0 and not self._stopped.is_set():
+            print(f"{self.name} is lost; waiting {self._wait:g} seconds for it to come back", file=sys.stderr)
+        while not self._stopped.wait(min(_RETRY, self._wait)) and monotonic() - lost_at < self._wait:
+            capture = self._open()
+            more, image_bgr = _next_frame(capture)
+            if more and image_bgr is not None:
+                print(f"{self.name} is back", file=sys.stderr)
+                self._lost = False
+                self._publish(image_bgr)
+                return capture
+            capture.release()
+        self.trouble = f"{self.name} gives no more frames (unplugged, or the connection is lost)"
+        return None
+
+    def close(self) -> None:
+        """Let the thread free the camera or the connection; one that hangs in the driver is not waited for long."""
+        self._stopped.set()
+        self._thread.join(_LEAVE)
 
 
-def open_source(source: str) -> Source:
+def _stamp(capture: cv2.VideoCapture) -> float:
+    """Return the time, in seconds, that a file tells of the frame that was read last."""
+    return capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+
+
+def _fps(capture: cv2.VideoCapture) -> float:
+    fps = capture.get(cv2.CAP_PROP_FPS)
+    return fps if 1 <= fps <= 240 else WEBCAM.fallback_fps  # cameras tell 0, streams 90000
+
+
+Source = Pictures | Video | Live
+
+
+def open_source(source: str, mirror: bool | None = None) -> Source:
     """Open what a person named as the source and make sure that it gives a frame.
 
     Args:
         source: A camera number or `/dev/videoN`, a video or image file, a folder of images (taken in name order), or
             the address of a stream.
+        mirror: Give frames as a mirror shows them; None: those of cameras alone.
 
     Raises:
         InputError: there is no such thing, or it gives no frame.
     """
     if camera := re.fullmatch(r"(?:/dev/video)?(\d{1,3})", source):
-        return _open_camera(int(camera[1]))
+        return _open_camera(int(camera[1]), mirror is not False)
     if "://" in source:
-        return _open_stream(source)
+        return _open_stream(source, bool(mirror))
     path = Path(source)
     if source and path.is_dir():  # an empty name, such as of an unset variable, would be the current folder
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURE_SUFFIXES and file.is_file())
-        return Pictures(files, str(path))
+        return Pictures(files, str(path), mirror=bool(mirror))
     if not path.is_file():
         raise InputError(f"--source {source or repr(source)} does not exist; {_ACCEPTED}")
     if path.suffix.lower() in PICTURE_SUFFIXES:
-        return Pictures([path], str(path))
-    return _open_video(path)
+        return Pictures([path], str(path), mirror=bool(mirror))
+    return _open_video(path, bool(mirror))
 
 
-def _open_camera(number: int) -> Video:
-    capture = cv2.VideoCapture(number)
-    capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # the newest picture, not one that waited in the driver
-    first_bgr = _next_frame(capture)
+def _open_camera(number: int, mirror: bool) -> Live:
+    def open_capture() -> cv2.VideoCapture:
+        capture = cv2.VideoCapture(number)
+        capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # the newest picture, not one that waited in the driver
+        return capture
+
+    capture = open_capture()
+    _, first_bgr = _next_frame(capture)
     if first_bgr is None:
         raise InputError(
             f"camera {number} gives no picture; plug one in, close other programs that use it, allow this program "
             "to use the camera, or give --source another number, a video, an image, a folder or a stream address"
         )
-    return Video(capture, f"camera {number}", live=True, first_bgr=first_bgr)
+    return Live(open_capture, capture, f"camera {number}", first_bgr, mirror)
 
 
-def _open_stream(address: str) -> Video:
+def _open_stream(address: str, mirror: bool) -> Video | Live:
     milliseconds: list[Any] = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, 10_000, cv2.CAP_PROP_READ_TIMEOUT_MSEC, 10_000]
-    capture = cv2.VideoCapture(address, cv2.CAP_FFMPEG, milliseconds)
+
+    def open_capture() -> cv2.VideoCapture:
+        return cv2.VideoCapture(address, cv2.CAP_FFMPEG, milliseconds)
+
+    capture = open_capture()
     name = re.sub(r"//[^/@]*@", "//", address)  # no password in messages and logs
-    first_bgr = _next_frame(capture)
+    _, first_bgr = _next_frame(capture)
     if first_bgr is None:
         raise InputError(f"--source {name} gives no picture; check the address and the connection")
-    return Video(capture, name, live=capture.get(cv2.CAP_PROP_FRAME_COUNT) <= 0, first_bgr=first_bgr)
+    if capture.get(cv2.CAP_PROP_FRAME_COUNT) > 0:  # a file that a server keeps
+        return Video(capture, name, first_bgr, mirror)
+    return Live(open_capture, capture, name, first_bgr, mirror)
 
 
-def _open_video(file: Path) -> Video:
+def _open_video(file: Path, mirror: bool) -> Video:
     capture = cv2.VideoCapture(str(file))
     is_text = int(capture.get(cv2.CAP_PROP_FOURCC)) == cv2.VideoWriter.fourcc(*"ansi")  # FFmpeg plays text files
-    first_bgr = None if is_text else _next_frame(capture)
+    first_bgr = None if is_text else _next_frame(capture)[1]
     if first_bgr is None:
         raise InputError(f"--source {file} is no video that OpenCV can read (empty, damaged or another kind of file)")
-    return Video(capture, file.name, live=False, first_bgr=first_bgr)
+    return Video(capture, file.name, first_bgr, mirror)
 
 
-def _next_frame(capture: cv2.VideoCapture) -> np.ndarray | None:
-    grabbed, image_bgr = capture.read()
-    return image_bgr if grabbed else None
+def _next_frame(capture: cv2.VideoCapture) -> tuple[bool, np.ndarray | None]:
+    """Return whether there is another frame, and its picture unless that cannot be decoded."""
+    if not capture.grab():
+        return False, None
+    decoded, image_bgr = capture.retrieve()
+    return True, image_bgr if decoded else None

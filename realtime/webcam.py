@@ -1,17 +1,19 @@
 """Names the expression on every face that a camera, a video, an image or a stream shows.
 
 Reads:  --source (camera 0), models/pretrained.keras and its card
-Writes: --record, an annotated video (or, of an image, an image); --log, a CSV with one row per face
+Writes: --record, an annotated video, animation or picture; --log, one row per face and frame; --spans, one row per
+        stretch of time with one expression; --summary, a page with each face's time line
 
     python -m realtime.webcam
-    python -m realtime.webcam --source talk.mp4 --no-window --record annotated.mp4 --log faces.csv
+    python -m realtime.webcam --source talk.mp4 --no-window --record annotated.mp4 --log faces.csv --summary talk.html
+    python -m realtime.webcam --doctor
 """
 
 import os
 import signal
 import sys
 import time
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -25,11 +27,10 @@ import typer
 from configuration import FACES, PATHS, WEBCAM
 from preprocessing.command_line import progress_bar, run
 from preprocessing.faces import Detector, build_detector
-from realtime.drawing import draw
-from realtime.recognition import Classifier, Result, recognize
-from realtime.recording import Log, Output, check_target, open_recording, suffixes_for
+from realtime.outputs import Outputs, Wanted
+from realtime.recognition import Classifier, Result, watch
 from realtime.sources import Source, open_source
-from realtime.window import Window, has_display
+from realtime.window import has_display
 
 
 def main(
@@ -39,31 +40,75 @@ def main(
     model: Annotated[Path, typer.Option(help="Trained network; its card lies beside it.")] = PATHS.pretrained,
     detector: Annotated[str, typer.Option(help="mtcnn, or haar: OpenCV's frontal cascade.")] = WEBCAM.detector,
     record: Annotated[
-        Path | None, typer.Option(help="Annotated video to write (.mp4); of an image also .png or .jpg.")
+        Path | None,
+        typer.Option(
+            help="Annotated video to write (.mp4; an .mkv can be played even after a crash), or a small moving .webp "
+            "or .gif; of an image .png or .jpg."
+        ),
     ] = None,
-    log: Annotated[Path | None, typer.Option(help="CSV to write, one row per face.")] = None,
-    window: Annotated[bool, typer.Option("--window/--no-window", help="Show the frames in a window.")] = True,
+    log: Annotated[Path | None, typer.Option(help="Table to write (.csv, .jsonl), a row per face and frame.")] = None,
+    spans: Annotated[
+        Path | None, typer.Option(help="Table to write (.csv), a row per stretch of time with one expression.")
+    ] = None,
+    summary: Annotated[
+        Path | None, typer.Option(help="Page to write (.html): each face's time line, shares of time, changes.")
+    ] = None,
+    window: Annotated[
+        bool, typer.Option("--window/--no-window", help="Show the frames; h lists the keys. Needs a display.")
+    ] = True,
+    anonymous: Annotated[
+        bool,
+        typer.Option(
+            "--anonymous",
+            help="Hide every face by a few plain cells, in the window, recordings and snapshots, also half a second "
+            "before it is found and a second after it is lost (the window shows that half second later).",
+        ),
+    ] = False,
+    blur_unknown: Annotated[
+        bool,
+        typer.Option(
+            "--blur-unknown",
+            help="Hide, in the same way, every face but the one that is followed (--follow, or a key 1-9); while none "
+            "is followed, all.",
+        ),
+    ] = False,
+    follow: Annotated[int, typer.Option(min=0, help="Number of the face that stands out from the start; 0: none.")] = 0,
+    captures: Annotated[
+        Path, typer.Option(help="Folder for the snapshots and recordings of the keys s and r.")
+    ] = PATHS.captures,
     smallest_face: Annotated[int, typer.Option(help="Smaller faces are not looked for; pixels.")] = FACES.smallest_face,
+    mirror: Annotated[
+        bool | None, typer.Option("--mirror/--no-mirror", help="As a mirror shows it. [default: cameras alone]")
+    ] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Show the network as it is: not steadied, never unsure.")] = False,
+    doctor: Annotated[
+        bool, typer.Option("--doctor", help="Say what works on this machine, how fast, and what to do about the rest.")
+    ] = False,
 ) -> None:
-    """Name the expression on every face of a source. In the window, q or Esc quits."""
+    """Name the expression on every face of a source. In the window, h lists the keys; q or Esc quits."""
     silence_opencv()
     end_on_signals()
-    with closing(open_source(source)) as frames:
-        if record:
-            check_target("--record", record, suffixes_for(frames), source)
-        if log:
-            check_target("--log", log, (".csv",), source)
+    if doctor:
+        from realtime.doctor import examine
+        from training.emotion_classifier import EmotionClassifier
+
+        sys.exit(0 if examine(model, EmotionClassifier.load_litert) else 1)
+    wanted = Wanted(record, log, spans, summary, window, anonymous, blur_unknown, follow, captures)
+    with closing(open_source(source, mirror)) as frames:
+        wanted.check(frames, source)
         if window and not has_display():
             print("no display here: going on without a window", file=sys.stderr)
+            wanted = replace(wanted, window=False)
 
-        from training.emotion_classifier import EmotionClassifier  # pandas comes with it; a mistake above is told first
+        from training.emotion_classifier import EmotionClassifier  # a mistake above is told first
 
-        classifier = EmotionClassifier.load(model)
+        classifier = EmotionClassifier.load_litert(model)
         face_detector = build_detector(detector, replace(classifier.faces, smallest_face=smallest_face))
-        watch(frames, face_detector, classifier, record, log, window and has_display())
+        _, trouble = show(frames, face_detector, classifier, wanted, model.name, raw)
     if frames.trouble:
         print(frames.trouble, file=sys.stderr)
-        sys.exit(1 if frames.live else 0)
+    if trouble or (frames.trouble and frames.live):
+        sys.exit(1)
 
 
 def silence_opencv() -> None:
@@ -73,11 +118,20 @@ def silence_opencv() -> None:
 
 
 def end_on_signals() -> None:
-    """Let SIGTERM, and SIGHUP (its terminal was closed), end the program by an exception: what is open is closed."""
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)  # Windows has no SIGHUP
-        if number and signal.getsignal(number) != signal.SIG_IGN:  # nohup asks to go on
-            signal.signal(number, lambda number, _: sys.exit(128 + number))
+    """Let SIGTERM, and SIGHUP (its terminal was closed), end the program by an exception: what is open is closed.
+
+    Often both come; the second one must not break off the closing, which would leave an .mp4 that cannot be played.
+    """
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has one
+
+    def end(number: int, _: object) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    for number in numbers:
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup asks to go on
+            signal.signal(number, end)
 
 
 @dataclass
@@ -98,15 +152,10 @@ class Tally:
         return f"frames: {self.frames}, faces: {self.faces}, frames per second: {rate:.1f}"
 
 
-def watch(
-    source: Source,
-    detector: Detector,
-    classifier: Classifier,
-    record: Path | None = None,
-    log: Path | None = None,
-    show: bool = False,
-) -> Tally:
-    """Recognize a source to its end, or until a person ends it, and keep what was asked for.
+def show(
+    source: Source, detector: Detector, classifier: Classifier, wanted: Wanted, model: str = "", raw: bool = False
+) -> tuple[Tally, str]:
+    """Recognize a source to its end, or until a person ends it, and do with it what is wanted.
 
     However it ends, what was written is closed, and one line is printed that says what was done.
 
@@ -114,40 +163,31 @@ def watch(
         source: An open source.
         detector: What finds the faces.
         classifier: What names the expressions.
-        record: Annotated video to write; where the source is one picture, also a picture.
-        log: CSV to write.
-        show: Open a window.
+        wanted: What becomes of the results.
+        model: What a person calls the network.
+        raw: Show the network as it is; see `watch`.
+
+    Returns:
+        What was done, and what went wrong without ending it: one line, or nothing.
 
     Raises:
         InputError: a file cannot be written.
     """
-    with ExitStack() as opened:
-        window = opened.enter_context(closing(Window(source.size, source.still))) if show else None
-        outputs: list[Output] = []
-        if record:
-            outputs.append(opened.enter_context(closing(open_recording(record, source))))
-        if log:
-            outputs.append(opened.enter_context(closing(Log(log, classifier.labels))))
-        if window:  # after the others: when it waits for a key, the frame is kept already
-            outputs.append(window)
-        progress = opened.enter_context(progress_bar())
-        tally = Tally()
-        try:
-            frames = progress.track(source, total=source.count, description=source.name)
-            for result in recognize(frames, detector, classifier):
+    outputs, tally = Outputs(wanted, source, classifier.labels, model), Tally()
+    try:
+        with closing(outputs), progress_bar() as progress:
+            results = watch(source, classifier, detector, raw=raw)
+            for result in progress.track(results, total=source.count, description=source.name):
                 tally.add(result)
-                drawn_bgr = draw(result)
-                for output in outputs:
-                    output.write(result, drawn_bgr)
-                if window and window.closed:
+                outputs.write(result)
+                if outputs.closed:
                     break
-        finally:
-            try:
-                opened.close()
-            finally:  # also where a file cannot be finished
-                wrote = ", ".join(str(file) for file in (record, log) if file and file.exists())
-                print(f"{source.name}: {tally}; " + (f"wrote {wrote}" if wrote else "kept nothing (--record, --log)"))
-    return tally
+    finally:  # also where a file cannot be finished
+        wrote = ", ".join(str(file) for file in outputs.written if file.exists())
+        print(
+            f"{source.name}: {tally}; " + (f"wrote {wrote}" if wrote else "kept nothing (--record, --log, --summary)")
+        )
+    return tally, outputs.trouble
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ class FakeClassifier:
     """Finds the first face of a batch happy with 0.7, the others angry with 0.6, and remembers the batches."""
 
     labels = LABELS
+    unsure_below = 0.0
 
     def __init__(self, faces: Faces = FACES):
         self.faces = faces
@@ -44,9 +45,12 @@ class FakeClassifier:
         return np.array(rows[: len(images)], np.float32).reshape(-1, 3)
 
 
-def recognition(face: Face = FACE, label: str = "happiness", probability: float = 0.7) -> Recognition:
+def recognition(
+    face: Face = FACE, label: str = "happiness", probability: float = 0.7, number: int = 0, unsure: bool = False
+) -> Recognition:
     rest = (1 - probability) / (len(LABELS) - 1)
-    return Recognition(face, {name: probability if name == label else rest for name in dict.fromkeys([*LABELS, label])})
+    probabilities = {name: probability if name == label else rest for name in dict.fromkeys([*LABELS, label])}
+    return Recognition(face, probabilities, number, label, unsure)
 
 
 def result(image_bgr: np.ndarray, *recognitions: Recognition, index: int = 0, time: float = 0.0) -> Result:

@@ -1,7 +1,18 @@
 import numpy as np
 import pytest
+from sklearn import metrics as sklearn_metrics
 
-from evaluation.metrics import apply_rule, classification_report, confusion, predicted_labels, scores
+from evaluation.calibration import brier
+from evaluation.metrics import (
+    apply_rule,
+    classification_report,
+    confusion,
+    in_top,
+    predicted_labels,
+    roc_auc,
+    score_statistic,
+    scores,
+)
 from preprocessing.emotions import EMOTIONS, relate
 
 LABELS = ("anger", "happiness", "neutral")
@@ -64,3 +75,56 @@ def test_a_rule_takes_out_the_classes_that_the_data_lacks_and_scales_to_one():
 def test_a_row_that_gives_nothing_to_the_scored_classes_becomes_uniform():
     certain_contempt = np.eye(8)[[7]]
     np.testing.assert_allclose(apply_rule(certain_contempt, relate(EMOTIONS, EMOTIONS[:7])), 1 / 7)
+
+
+def random_probabilities(n: int = 80, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    probabilities = RANDOM.dirichlet(np.ones(classes), n).round(2)  # with equal values among them
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    return probabilities, RANDOM.integers(classes, size=n)
+
+
+def test_top_2_counts_the_true_class_among_the_two_likeliest():
+    probabilities, truth = random_probabilities()
+    by_hand = [t in sorted(range(3), key=lambda k: -row[k])[:2] for row, t in zip(probabilities, truth, strict=True)]
+    distinct = np.array([len(set(row)) == 3 for row in probabilities])
+    assert distinct.sum() > 50
+    np.testing.assert_array_equal(in_top(probabilities, truth, 2)[distinct], np.array(by_hand)[distinct])
+    assert not in_top(np.full((1, 3), 1 / 3), np.array([0]), 2).any()  # a model that cannot decide is not rewarded
+
+
+def test_roc_auc_is_the_share_of_pairs_in_the_right_order():
+    probabilities, truth = random_probabilities()
+    for index, label in enumerate(LABELS):
+        positives, negatives = probabilities[truth == index, index], probabilities[truth != index, index]
+        pairs = [(p > q) + (p == q) / 2 for p in positives for q in negatives]
+        assert roc_auc(probabilities, truth, LABELS)[label] == pytest.approx(np.mean(pairs))
+    assert np.isnan(roc_auc(probabilities, np.zeros(80, int), LABELS)["anger"])
+
+
+def test_the_scores_of_a_resample_are_those_of_the_rows_written_out():
+    probabilities, truth = random_probabilities()
+    statistic = score_statistic(probabilities, truth, LABELS)
+    weights = RANDOM.multinomial(80, np.full(80, 1 / 80), 5).astype(float)
+    weights[4, truth == 2] = 0  # a resample in which an emotion does not occur
+    values = statistic(weights)
+    for number, weight in enumerate(weights.astype(int)):
+        rows = np.repeat(np.arange(80), weight)
+        p, t = probabilities[rows], truth[rows]
+        names = np.array(LABELS)
+        expected = scores(names[t].tolist(), names[p.argmax(axis=1)].tolist(), LABELS)
+        for name in ("accuracy", "balanced_accuracy", "macro_f1"):
+            assert values[name][number] == pytest.approx(expected[name]), name
+        assert values["top2_accuracy"][number] == pytest.approx(in_top(p, t, 2).mean())
+        assert values["brier"][number] == pytest.approx(brier(p, t))
+        areas = []
+        for index, label in enumerate(LABELS):
+            figures = expected["per_emotion"][label]
+            assert values[f"precision/{label}"][number] == pytest.approx(figures["precision"])
+            if figures["support"]:
+                assert values[f"recall/{label}"][number] == pytest.approx(figures["recall"])
+                assert values[f"f1/{label}"][number] == pytest.approx(figures["f1-score"])
+                areas.append(sklearn_metrics.roc_auc_score(t == index, p[:, index]))
+                assert values[f"roc_auc/{label}"][number] == pytest.approx(areas[-1])
+            else:
+                assert np.isnan(values[f"recall/{label}"][number]) and np.isnan(values[f"f1/{label}"][number])
+        assert values["roc_auc"][number] == pytest.approx(np.mean(areas))

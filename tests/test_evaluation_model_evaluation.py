@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import matplotlib.image
 import numpy as np
@@ -141,3 +142,274 @@ def test_an_emotion_that_the_split_does_not_show_is_named_beside_the_scores(eval
     metrics = json.loads((report / "metrics.json").read_text())
     recalls = [metrics["per_emotion"][label]["recall"] for label in ("anger", "happiness")]
     assert metrics["balanced_accuracy"] == pytest.approx(np.mean(recalls))
+
+
+def metrics_of(report):
+    return json.loads((report / "metrics.json").read_text())
+
+
+def sections_of(report):
+    """Return each section's HTML by its name."""
+    parts = (report / "report.html").read_text().split('<section id="')[1:]
+    return {part.split('"')[0]: part for part in parts}
+
+
+def test_the_report_shows_each_figure_and_keeps_the_numbers_behind_it(evaluate):
+    done, _, _, report = evaluate()
+    assert done.returncode == 0, done.stderr
+    names = ["performance", "honesty", "confidence", "failures", "covered_faces", "groups"]
+    assert list(sections_of(report)) == names
+    images = (report / "report.html").read_text().count('<img src="data:image/png;base64,')
+    pictures = sorted(file.stem for file in report.glob("*.png"))
+    assert images == len(pictures) >= 6
+    numbers = [name for name in pictures if name != "covers"]  # the sheet of covered faces shows no numbers
+    assert all((report / f"{name}.csv").stat().st_size > 20 for name in numbers)
+    assert not list(report.glob(".*"))
+    metrics = metrics_of(report)
+    assert set(metrics["files"]) | {"metrics.json"} == {file.name for file in report.iterdir()}
+    low, high = metrics["accuracy_interval"]
+    assert low <= metrics["accuracy"] <= high
+    predictions = pd.read_csv(report / "predictions.csv")
+    ranked = predictions[[f"p_{label}" for label in metrics["labels"]]].rank(axis=1, ascending=False)
+    own = [ranked.loc[i, f"p_{truth}"] for i, truth in enumerate(predictions["truth"])]
+    assert metrics["performance"]["scores"]["top2_accuracy"] == pytest.approx(np.mean(np.array(own) <= 2))
+
+
+def test_a_model_evaluated_on_its_training_split_says_so_in_every_section_figure_and_file(
+    evaluate, make_dataset, tiny_model
+):
+    folder = make_dataset()
+    done, _, _, report = evaluate("--split", "train", folder=folder, model=tiny_model(dataset=folder.name))
+    assert "NOT A HELD-OUT SCORE" in done.stdout
+    sections = sections_of(report)
+    assert sections and all("NOT A HELD-OUT SCORE: the model was trained on this split" in s for s in sections.values())
+    assert metrics_of(report)["held_out"] is False and "NOT A HELD-OUT" in metrics_of(report)["banner"]
+    assert "not a held-out score" in (report / "classification_report.txt").read_text()
+    held_out = evaluate("--split", "test", folder=folder, model=tiny_model(dataset=folder.name))[3]
+    assert metrics_of(held_out)["held_out"] is True and metrics_of(held_out)["banner"] == ""
+    assert 'role="note">the model was' not in (held_out / "report.html").read_text()
+    evaluate("--split", "dev", folder=folder, model=tiny_model(dataset=folder.name))
+    assert metrics_of(report)["honesty"]["selected_on"] and "was chosen on this split" in metrics_of(report)["banner"]
+
+
+def test_exact_copies_are_counted_and_the_score_is_given_without_them(evaluate, make_dataset):
+    folder = make_dataset()
+    table = read_table(folder, "split.csv")
+    test, train = table.index[table["split"] == "test"], table.index[table["split"] == "train"]
+    table.loc[test[:5], "pixel_hash"] = table.loc[train[:5], "pixel_hash"].tolist()
+    write_table(table, folder / "split.csv")
+    done, _, _, report = evaluate(folder=folder)
+    assert "5 images have an exact copy among the training images" in done.stdout
+    scores = metrics_of(report)["honesty"]["copies_scores"]
+    predictions = pd.read_csv(report / "predictions.csv")
+    right = (predictions["truth"] == predictions["prediction"]).to_numpy()
+    assert scores["all"]["accuracy"]["value"] == pytest.approx(right.mean())
+    assert scores["without copies"]["accuracy"]["value"] == pytest.approx(right[5:].mean())
+    assert scores["copies alone"]["accuracy"]["value"] == pytest.approx(right[:5].mean())
+    assert (scores["all"]["n"], scores["without copies"]["n"], scores["copies alone"]["n"]) == (12, 7, 5)
+
+
+def test_people_are_resampled_whole_and_shared_ones_are_told(evaluate, make_dataset):
+    folder = make_dataset()
+    table = read_table(folder, "split.csv")
+    table["subject"] = [f"{split}{index % 3}" for index, split in enumerate(table["split"])]
+    write_table(table, folder / "split.csv")
+    report = evaluate(folder=folder)[3]
+    metrics = metrics_of(report)
+    assert metrics["performance"]["resampled_by"] == "subject"
+    assert any("only 3 people" in note for note in metrics["notes"])
+    assert not any("also in the training split" in note for note in metrics["notes"])
+    table["subject"] = [f"{index % 3}" for index in range(len(table))]
+    write_table(table, folder / "split.csv")
+    assert "3 people of this split are also in the training split" in evaluate(folder=folder)[0].stdout
+
+
+def test_crowd_votes_are_scored_where_there_are_any(evaluate, make_dataset):
+    folder = make_dataset()
+    table = read_table(folder, "split.csv")
+    random = np.random.default_rng(0)
+    for label in ("anger", "happiness", "neutral", "unknown"):
+        table[f"votes_{label}"] = random.integers(0, 3, len(table)) + 6 * (table["emotion"] == label)
+    write_table(table, folder / "split.csv")
+    report = evaluate(folder=folder)[3]
+    crowd = metrics_of(report)["crowd"]
+    rows = read_table(folder, "split.csv").query("split == 'test'").reset_index(drop=True)
+    predictions = pd.read_csv(report / "predictions.csv")
+    shares = []
+    for row, answer in zip(rows.to_dict("records"), predictions["prediction"], strict=True):
+        shares.append(row[f"votes_{answer}"] / sum(row[f"votes_{x}"] for x in ("anger", "happiness", "neutral")))
+    assert crowd["model_vote"] == pytest.approx(np.mean(shares))
+    assert crowd["dataset_majority"] == 1.0 and crowd["images_with_majority"] == 12
+    assert crowd["model_majority"] == pytest.approx(metrics_of(report)["accuracy"])
+    assert crowd["person_vote"] < crowd["best_vote"] < 1
+
+
+def test_against_the_majority_the_data_sets_own_labels_are_still_the_data_sets_own(evaluate, make_dataset):
+    folder = make_dataset()
+    table = read_table(folder, "split.csv")
+    swapped = {"anger": "happiness", "happiness": "anger", "neutral": "neutral"}
+    for label in swapped:
+        table[f"votes_{label}"] = 7 * (table["emotion"].map(swapped) == label) + 3 * (label == "neutral")
+    first = table.index[table["split"] == "test"][0]
+    table.loc[first, [f"votes_{label}" for label in swapped]] = [5, 5, 0]  # no majority
+    write_table(table, folder / "split.csv")
+    done, _, _, report = evaluate("--truth", "majority", "--quick", folder=folder)
+    assert done.returncode == 0, done.stderr
+    metrics = metrics_of(report)
+    rows = table.query("split == 'test'").drop(index=first)
+    own = rows["emotion"]
+    assert metrics["crowd"]["dataset_majority"] == pytest.approx((own == "neutral").mean())
+    shares = [row[f"votes_{row['emotion']}"] / sum(row[f"votes_{x}"] for x in swapped) for _, row in rows.iterrows()]
+    assert metrics["crowd"]["dataset_vote"] == pytest.approx(np.mean(shares))
+    assert metrics["crowd"]["model_majority"] == pytest.approx(metrics["accuracy"])
+    assert metrics["honesty"]["facts"]["left out"] == "1 without a majority of the crowd"
+    assert "majority" not in metrics["honesty"]["facts"]["training data"]  # what is scored, not what was learnt
+    assert "Only images on which more than half" in sections_of(report)["crowd"]
+
+
+def test_models_of_other_label_sets_are_compared_with_covered_faces_too(make_dataset, tiny_model, run_step, tmp_path):
+    folder = make_dataset()
+    models = tiny_model(), tiny_model(labels=("anger", "happiness"), name="two.keras", targets="votes")
+    options = ["--reports", tmp_path / "reports", "--data", folder.parent, "--dataset", folder.name, "--quick"]
+    done = run_step("evaluation.model_evaluation", "--model", models[0], "--model", models[1], *options)
+    assert done.returncode == 0, done.stderr
+    metrics = metrics_of(tmp_path / "reports" / folder.name / "comparison-tiny-two")
+    plain = {row["model"]: row for row in metrics["covered_faces"]["covers"] if row["cover"] == "none"}
+    measured = metrics["comparison"]["measured"]
+    assert {name: row["accuracy"] for name, row in plain.items()} == pytest.approx(
+        {name: measured[f"{name}|accuracy"] for name in ("tiny", "two")}
+    )
+    assert metrics["covered_faces"]["n"] == 8  # of the two emotions that both know
+    assert any("two learnt from crowd votes" in note and "favours" in note for note in metrics["notes"])
+
+
+def test_models_are_compared_in_pairs_on_the_same_images(evaluate, make_dataset, tiny_model, run_step, tmp_path):
+    import keras
+
+    folder, first = make_dataset(per_split=(("train", 3), ("dev", 3), ("test", 30))), tiny_model()
+    second = tiny_model(name="second.keras")
+    network: Any = keras.models.load_model(second)
+    network.set_weights([-weight for weight in network.get_weights()])
+    network.save(second)
+    options = ["--reports", tmp_path / "reports", "--data", folder.parent, "--dataset", folder.name]
+    command = ["evaluation.model_evaluation", "--model", first, "--model", second, "--quick", *options]
+    done = run_step(*command)
+    assert done.returncode == 0, done.stderr
+    reports = tmp_path / "reports" / folder.name
+    answers = {name: pd.read_csv(reports / name / "predictions.csv") for name in ("tiny", "second")}
+    right = {name: (table["truth"] == table["prediction"]) for name, table in answers.items()}
+    (pair,) = metrics_of(reports / "comparison-tiny-second")["comparison"]["pairs"]
+    assert pair["mcnemar"]["only_a"] == (right["tiny"] & ~right["second"]).sum()
+    assert pair["mcnemar"]["only_b"] == (right["second"] & ~right["tiny"]).sum()
+    accuracy = pair["differences"]["accuracy"]
+    assert accuracy["value"] == pytest.approx(right["second"].mean() - right["tiny"].mean())
+    # Of paired differences the textbook knows the spread: that of the mean of -1, 0 and 1.
+    spread = (right["second"].astype(int) - right["tiny"].astype(int)).std() / np.sqrt(len(right["tiny"]))
+    assert accuracy["high"] - accuracy["low"] == pytest.approx(2 * 1.96 * spread, rel=0.25)
+    assert "second minus tiny: accuracy" in done.stdout and "McNemar" in done.stdout
+    assert "unchanged" in run_step(*command).stdout
+    for name in ("differences.csv", "differences.png", "report.html"):
+        assert (reports / "comparison-tiny-second" / name).stat().st_size > 300
+
+
+def test_a_model_compared_with_its_copy_differs_by_nothing(evaluate, make_dataset, tiny_model, run_step, tmp_path):
+    folder = make_dataset()
+    models = [tiny_model(name="a.keras"), tiny_model(name="b.keras")]
+    options = ["--reports", tmp_path / "reports", "--data", folder.parent, "--dataset", folder.name, "--quick"]
+    done = run_step("evaluation.model_evaluation", "--model", models[0], "--model", models[1], *options)
+    (pair,) = metrics_of(tmp_path / "reports" / folder.name / "comparison-a-b")["comparison"]["pairs"]
+    assert pair["mcnemar"]["p_value"] == 1
+    assert all(d["value"] == d["low"] == d["high"] == 0 for d in pair["differences"].values())
+    assert "These images do not show that one is better" in done.stdout
+
+
+def test_models_of_one_name_are_told_apart_by_their_folders(evaluate, make_dataset, tiny_model, run_step, tmp_path):
+    folder = make_dataset()
+    models = [tiny_model(name="one/best.keras"), tiny_model(name="two/best.keras")]
+    options = ["--reports", tmp_path / "reports", "--data", folder.parent, "--dataset", folder.name, "--quick"]
+    done = run_step("evaluation.model_evaluation", "--model", models[0], "--model", models[1], *options)
+    assert done.returncode == 0, done.stderr
+    names = {file.name for file in (tmp_path / "reports" / folder.name).iterdir()}
+    assert names == {"one-best", "two-best", "comparison-one-best-two-best"}
+    twice = run_step("evaluation.model_evaluation", "--model", models[0], "--model", models[0], *options)
+    assert refused(twice, "share one report", "give each once")
+
+
+def trained(folder, model):
+    """Teach a tiny network the stripes, so that its answers differ in certainty."""
+    import keras
+
+    from training.datasets import flow_from_dataframe
+
+    network: Any = keras.models.load_model(model)
+    rows = read_table(folder, "split.csv").query("split == 'train'")
+    batches = flow_from_dataframe(rows, folder, target_size=(24, 24), seed=1)
+    network.compile(optimizer=keras.optimizers.Adam(0.003), loss="categorical_crossentropy")
+    network.fit(batches, epochs=6, verbose=0)
+    network.save(model)
+
+
+def test_calibrate_writes_the_card_and_the_classifier_uses_it(evaluate, make_dataset, tiny_model):
+    folder, model = make_dataset(per_split=(("train", 30), ("dev", 40), ("test", 10))), tiny_model(dataset="stripes")
+    table = read_table(folder, "split.csv")
+    wrong = table.index[table["split"] == "dev"][::6]  # some labels of dev are wrong: certainty cannot be right
+    table.loc[wrong, "emotion"] = table.loc[wrong, "emotion"].map(
+        {"anger": "happiness", "happiness": "neutral", "neutral": "anger"}
+    )
+    write_table(table, folder / "split.csv")
+    trained(folder, model)
+    plain = metrics_of(evaluate("--split", "dev", "--quick", folder=folder, model=model)[3])
+    done, _, _, report = evaluate("--split", "dev", "--quick", "--calibrate", folder=folder, model=model)
+    assert done.returncode == 0, done.stderr
+    card = json.loads(model.with_suffix(".json").read_text())
+    assert card["temperature"] != 1 and card["calibration"]["split"] == "dev" and card["calibration"]["n"] == 120
+    metrics = metrics_of(report)
+    states = metrics["confidence"]["calibration"]
+    before, fitted = states["as the network gives them"], list(states.values())[1]
+    assert fitted["log_loss"] < before["log_loss"] and metrics["accuracy"] == plain["accuracy"]
+    assert before["log_loss"] == pytest.approx(
+        plain["confidence"]["calibration"]["as the network gives them"]["log_loss"], rel=1e-4
+    )
+    assert any("were fitted on this split" in note for note in metrics["notes"])
+    predictions = pd.read_csv(report / "predictions.csv")
+    confidence = predictions[[f"p_{label}" for label in card["labels"]]].max(axis=1)
+    given = confidence >= card["unsure_below"] - 1e-4
+    assert given.mean() >= 0.5
+    assert (predictions["truth"] == predictions["prediction"])[given].mean() >= 0.8 or not card["calibration"][
+        "wanted_accuracy_reached"
+    ]
+    again = evaluate("--split", "dev", "--quick", "--calibrate", folder=folder, model=model)[0]
+    assert json.loads(model.with_suffix(".json").read_text()) == card and "unchanged" in again.stdout
+
+
+def test_quick_draws_no_gallery_and_no_faces_leaves_pictures_out(evaluate):
+    _, folder, model, report = evaluate()
+    assert list(report.glob("undecided_*.png"))
+    evaluate("--quick", folder=folder, model=model)
+    assert not list(report.glob("undecided_*")) and metrics_of(report)["performance"]["resamples"] == 200
+    evaluate("--no-faces", folder=folder, model=model)
+    assert not list(report.glob("undecided_*")) and metrics_of(report)["performance"]["resamples"] == 1000
+
+
+def test_more_mistakes_end_in_one_line_and_status_2(evaluate, make_dataset, tiny_model, tmp_path):
+    import keras
+
+    folder, model = make_dataset(), tiny_model()
+    assert refused(evaluate("--wanted-accuracy", "80", folder=folder, model=model)[0], "80", "0.8")
+    logits = tiny_model(name="logits.keras")
+    network: Any = keras.models.load_model(logits)
+    x = keras.layers.Dense(3)(network.layers[-2].output)
+    keras.Model(network.inputs, x).save(logits)
+    assert refused(evaluate(folder=folder, model=logits)[0], "no probabilities", "softmax")
+    assert refused(evaluate("--pictures", tmp_path / "none", folder=folder, model=model)[0], "--pictures", "no folder")
+    assert not list((tmp_path / "reports").rglob("report.html"))  # refused before anything took its time
+    no_dev = make_dataset(name="no_dev", per_split=(("train", 3), ("test", 2)))
+    assert refused(evaluate("--calibrate", folder=no_dev, model=model)[0], "'dev'", "train, test")
+    assert refused(evaluate("--split", "dev", folder=no_dev, model=model)[0], "'dev'", "train, test")
+    table = read_table(no_dev, "split.csv")
+    write_table(table.assign(status="unreadable"), no_dev / "split.csv")
+    assert refused(evaluate(folder=no_dev, model=model)[0], "no usable rows", "none")
+    same = make_dataset(name="same", per_split=(("train", 1), ("dev", 1), ("test", 2)))
+    table = read_table(same, "split.csv")
+    write_table(table.assign(subject="one"), same / "split.csv")
+    assert refused(evaluate("--calibrate", folder=same, model=model)[0], "--calibrate", "too few")

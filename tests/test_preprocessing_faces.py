@@ -32,6 +32,7 @@ from preprocessing.faces import (
     read_image_rgb,
     similarity,
     suppress,
+    suppress_inner,
 )
 from preprocessing.image_tables import LANDMARKS
 from preprocessing.sample import PORTRAIT_LANDMARKS
@@ -185,7 +186,7 @@ def test_weights_in_the_current_folder_are_not_opened(portrait_rgb, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     cache = tmp_path / "cache"
     monkeypatch.setattr(faces_module, "converted", partial(faces_module.converted, folder=cache))
-    monkeypatch.setattr(faces_module, "_network_files", faces_module._network_files.__wrapped__)
+    monkeypatch.setattr(faces_module, "network_files", faces_module.network_files.__wrapped__)
     assert len(FaceDetector().detect(portrait_rgb)) == 1
     assert len(list(cache.iterdir())) == 3
     assert not (tmp_path / "sprung").exists()
@@ -233,9 +234,9 @@ def test_suppression_keeps_the_best_of_overlapping_boxes():
     boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 30], [2, 2, 6, 6]], float)
     scores = np.array([0.8, 0.9, 0.7, 0.6])
     assert suppress(boxes, scores, 0.7).tolist() == [1, 2, 3]  # 0 and 1: 0.9; 1 and 3: 16 / 90
-    assert suppress(boxes, scores, 0.7, of_smaller=True).tolist() == [1, 2]  # 3 lies within 1
+    assert suppress_inner(boxes, scores, 0.7).tolist() == [1, 2]  # 3 lies within 1
     assert suppress(boxes, scores, 0.95).tolist() == [1, 0, 2, 3]
-    assert suppress(boxes[:0], scores[:0], 0.5).size == 0
+    assert suppress(boxes[:0], scores[:0], 0.5).size == suppress_inner(boxes[:0], scores[:0], 0.5).size == 0
 
 
 def test_what_stock_mtcnn_takes_for_no_face_or_ignores_is_refused(portrait_rgb, stock, detector, tmp_path):

@@ -25,6 +25,10 @@ def test_the_demonstration_writes_pictures_a_video_and_a_table(tmp_path):
     assert all(cv2.absdiff(cells[0], cell).any() for cell in cells[1:])
     frames, fps = read_video(folder / "video.mp4")
     assert len(frames) / fps > 5
+    plain, _ = read_video(folder / "sample.mp4")
+    assert len(plain) == len(frames)
+    assert not (frames[-1] != plain[-1]).any(axis=2).all(), "annotated in places"
+    assert cv2.absdiff(frames[-1][100:340, 170:185], plain[-1][100:340, 170:185]).max() > 60, "a box, and none"
     with (folder / "predictions.csv").open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == 1 + 7 * SAMPLE.frames
@@ -44,8 +48,8 @@ def test_without_a_face_in_the_portrait_it_fails_and_writes_nothing(tmp_path):
         ({}, "its card has no score yet"),
         ({"scores": []}, "its card has no score yet"),
         (
-            {"scores": [{"dataset": "fer2013", "split": "dev", "accuracy": 0.6512}]},
-            "accuracy 65.1% on FER2013's PublicTest",
+            {"scores": [{"dataset": "fer2013", "split": "dev", "accuracy": 0.6512, "protocol": "one network"}]},
+            "accuracy 65.1% on FER2013's PublicTest (one network)",
         ),
     ],
 )

@@ -7,7 +7,7 @@ from realtime_fakes import FACE, recognition, result
 
 from preprocessing.emotions import EMOTIONS
 from preprocessing.faces import Face
-from realtime.drawing import draw
+from realtime.drawing import COLORS, KEYS, Drawer, View, draw, draw_for_person
 
 SHAPE = (240, 320, 3)
 FACE_IN_THE_MIDDLE = Face(120.0, 100.0, 60.0, 80.0, 0.9)
@@ -44,6 +44,15 @@ def test_the_box_runs_around_the_face_and_leaves_its_inside_free():
     assert mask[100:180, 120].all() and mask[100:180, 180].all()
     assert mask[180, 120:180].all()
     assert not mask[105:175, 125:175].any()
+
+
+def test_an_unsure_face_has_corners_only_and_no_emotion_is_named():
+    mask, unsure_bgr = drawn_pixels(SHAPE, recognition(FACE_IN_THE_MIDDLE, "anger", unsure=True))
+    assert mask[100, 120] and mask[180, 180] and not mask[130:150, 120].any()
+    happy_bgr = drawn_pixels(SHAPE, recognition(FACE_IN_THE_MIDDLE, "happiness", unsure=True))[1]
+    above = slice(70, 98)
+    np.testing.assert_array_equal(unsure_bgr[above], happy_bgr[above])  # the tag says the same
+    assert not (unsure_bgr[above] == COLORS["anger"][::-1]).all(axis=2).any()
 
 
 @pytest.mark.parametrize("emotion", EMOTIONS)
@@ -85,3 +94,107 @@ def test_lines_and_letters_grow_with_the_picture():
 @pytest.mark.parametrize("shape", [(48, 48, 3), (1, 1, 3), (8, 2000, 3)])
 def test_pictures_of_any_size_can_be_drawn_on(shape):
     assert draw(result(np.zeros(shape, np.uint8), recognition(replace(FACE, left=0.0, top=0.0)))).shape == shape
+
+
+def bars(recognition, shape=(480, 640, 3), drawer=None, time=0.0):
+    """Draw one large face on white, and return its picture and the lengths of its bars in pixels, by emotion."""
+    drawer = drawer or Drawer(still=True)
+    drawn_bgr = drawer.draw(result(np.full(shape, 255, np.uint8), recognition, time=time))
+    beside_bgr = drawn_bgr[:, round(recognition.face.left + recognition.face.width) + 5 :]
+    return drawn_bgr, {
+        emotion: int((beside_bgr == COLORS[emotion][::-1]).all(axis=2).sum(axis=1).max())
+        for emotion in recognition.probabilities
+    }
+
+
+LARGE = Face(150.0, 120.0, 150.0, 200.0, 0.9)
+
+
+def test_bars_are_as_long_as_the_probabilities():
+    _, lengths = bars(recognition(LARGE, "happiness", 0.6))
+    assert lengths["happiness"] / lengths["anger"] == pytest.approx(3, rel=0.15)
+    assert lengths["anger"] == lengths["neutral"]
+    assert bars(recognition(LARGE, "anger", 0.9))[1]["anger"] / lengths["happiness"] == pytest.approx(1.5, rel=0.1)
+
+
+def test_bars_can_be_switched_off_and_leave_every_other_face_free():
+    neighbours = [Face(150.0 + 160 * i, 120.0, 150.0, 200.0, 0.9) for i in range(3)]
+    frame = result(np.full((480, 640, 3), 255, np.uint8), *map(recognition, neighbours))
+    drawn_bgr = Drawer(still=True).draw(frame)
+    for face in neighbours:
+        left, top = round(face.left), round(face.top)
+        assert (drawn_bgr[top + 5 : top + 195, left + 5 : left + 145] == 255).all()
+    without_bgr = Drawer(still=True).draw(frame, View(bars=False))
+    outside = (drawn_bgr != without_bgr).any(axis=2)
+    assert outside[100:200, :148].sum() > 2000, "the first face has room beside it"
+    assert not outside[:, 148:].any(), "the others have none"
+
+
+def test_thirty_faces_have_a_box_and_words_and_no_word_covers_another():
+    faces = [Face(25.0 + 100 * (i % 6), 25.0 + 90 * (i // 6), 45.0, 55.0, 0.9) for i in range(30)]
+    mask, drawn_bgr = drawn_pixels((480, 640, 3), *(recognition(f, number=n) for n, f in enumerate(faces, 1)))
+    alone = [drawn_pixels((480, 640, 3), recognition(face, number=number))[1] for number, face in enumerate(faces, 1)]
+    for face in faces:
+        assert mask[round(face.top) : round(face.top) + 55, round(face.left)].all()
+    yellow = (np.array(COLORS["happiness"][::-1]) == drawn_bgr).all(axis=2).sum()
+    papers = [(np.array(COLORS["happiness"][::-1]) == each[:, :]).all(axis=2).sum() for each in alone]
+    assert yellow > 0.25 * sum(papers), "most tags keep their words; bars go first"
+
+
+def test_faces_at_the_same_place_do_not_stop_the_drawing():
+    drawn_pixels(SHAPE, *(recognition(FACE_IN_THE_MIDDLE, number=number) for number in range(1, 9)))
+
+
+def past(drawn_bgr, label):
+    return (drawn_bgr == COLORS[label][::-1]).all(axis=2)
+
+
+def test_the_last_ten_seconds_of_a_face_stand_below_its_bars_and_go_with_it():
+    drawer = Drawer()
+    for index in range(200):  # twenty seconds: ten of anger, five of happiness, five of neutral
+        label = "anger" if index < 100 else "happiness" if index < 150 else "neutral"
+        drawn_bgr, _ = bars(recognition(LARGE, label, 0.8, number=3), drawer=drawer, time=index / 10)
+    columns = {label: past(drawn_bgr[172:202, 305:], label).any(axis=0) for label in ("anger", "happiness", "neutral")}
+    below = {label: past(drawn_bgr[172:202, 305:], label).sum() for label in columns}
+    assert below["happiness"] == pytest.approx(below["neutral"], rel=0.15), "half of the time each"
+    assert below["happiness"] > 500 and below["anger"] < 50, "what was before is forgotten"
+    assert np.flatnonzero(columns["happiness"]).max() < np.flatnonzero(columns["neutral"]).max(), "now is at the right"
+    other_bgr, _ = bars(recognition(LARGE, "neutral", 0.8, number=4), drawer=drawer, time=20.0)
+    assert past(other_bgr[172:202, 305:], "happiness").sum() < 50, "another face has another past"
+
+
+def test_the_status_line_stands_at_the_bottom_of_videos_only():
+    frame = result(np.full((480, 640, 3), 255, np.uint8))
+    drawer = Drawer()
+    drawer.draw(frame)
+    dark = drawer.draw(frame).max(axis=2) < 80
+    assert dark[-20:, :200].mean() > 0.6 and not dark[:440].any()
+    assert (Drawer(still=True).draw(frame) == 255).all()
+
+
+def test_a_followed_face_stands_out_and_the_others_have_only_their_number():
+    first, second = Face(60.0, 120.0, 100.0, 120.0, 0.9), Face(400.0, 120.0, 100.0, 120.0, 0.9)
+    frame = result(
+        np.full((480, 640, 3), 255, np.uint8), recognition(first, number=1), recognition(second, "anger", number=2)
+    )
+    drawn_bgr = Drawer().draw(frame, View(followed=2))
+    assert (drawn_bgr[120:240, 400] == COLORS["anger"][::-1]).all(axis=1).any()
+    left_half = drawn_bgr[:400, :170]
+    assert not (left_half == COLORS["happiness"][::-1]).all(axis=2).any()
+    assert (left_half[125:235, 60] == 160).all(), "a thin gray box"
+
+
+def test_notes_and_help_are_for_the_person_and_not_for_the_recording():
+    drawn_bgr = np.full((480, 640, 3), 200, np.uint8)
+    assert draw_for_person(drawn_bgr, View()) is drawn_bgr
+    for view in (View(help=True), View(note="wrote it"), View(paused=True), View(recording=True)):
+        assert (draw_for_person(drawn_bgr, view) != 200).any()
+        assert (drawn_bgr == 200).all()
+    assert set("sbrh") < set(KEYS)
+
+
+@pytest.mark.parametrize("shape", [(48, 48, 3), (1, 1, 3), (8, 2000, 3), (2000, 8, 3)])
+def test_everything_can_be_drawn_on_pictures_of_any_size(shape):
+    view = View(followed=1, help=True, note="a long note " * 20, paused=True)
+    drawn_bgr = Drawer().draw(result(np.zeros(shape, np.uint8), recognition(number=1), recognition(number=2)), view)
+    assert draw_for_person(drawn_bgr, view).shape == shape

@@ -1,16 +1,22 @@
+import os
+import subprocess
+import sys
+import tracemalloc
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
 import matplotlib
 import numpy as np
 import pytest
-from realtime_fakes import FACE, FakeClassifier, FakeDetector
+from conftest import ROOT
+from realtime_fakes import FACE, FakeClassifier, FakeDetector, write_video
 
 from configuration import FACES
 from preprocessing.faces import build_detector, network_input
 from preprocessing.step2_face_crops import crop_face
-from realtime.recognition import recognize
+from realtime.recognition import analyze, recognize, watch
 from realtime.sources import Frame, open_source
 
 
@@ -81,3 +87,135 @@ def test_the_webcam_gives_the_network_the_very_pixels_that_step_2_writes_for_tra
     (result,) = recognize(open_source(str(tmp_path / "portrait.jpg")), detector, classifier)
     assert len(result.recognitions) == 1
     np.testing.assert_array_equal(classifier.batches[0][0], written)
+
+
+class Moody(FakeClassifier):
+    """Calls a face happy for `seconds` at 30 frames per second, then angry; every fifth frame it says the opposite."""
+
+    def __init__(self, frames: int, unsure_below: float = 0.0, sure: float = 0.8):
+        super().__init__()
+        self.count, self.frames, self.unsure_below, self.sure = -1, frames, unsure_below, sure
+
+    def predict(self, images):
+        self.count += 1
+        happy = (self.count < self.frames) != (self.count % 5 == 4)
+        row = [1 - self.sure, self.sure, 0.0] if happy else [self.sure, 1 - self.sure, 0.0]
+        return np.array([row] * len(images), np.float32)
+
+
+def clip(count):
+    return [Frame(np.zeros((64, 96, 3), np.uint8), i, i / 30, "clip.mp4") for i in range(count)]
+
+
+def test_labels_are_calm_and_raw_shows_the_network_as_it_is():
+    calm = [r.recognitions[0].label for r in recognize(clip(60), FakeDetector(FACE), Moody(30))]
+    raw = [r.recognitions[0].label for r in recognize(clip(60), FakeDetector(FACE), Moody(30), raw=True)]
+    changes = [sum(a != b for a, b in pairwise(labels)) for labels in (calm, raw)]
+    assert changes == [1, 22]
+    assert calm[29] == "happiness" and calm[30 + 21] == "anger"  # within 0.7 s
+
+
+def test_below_the_cards_threshold_a_face_is_unsure_and_raw_never_is():
+    for raw, unsure in ((False, {True}), (True, {False})):
+        results = list(recognize(clip(20), FakeDetector(FACE), Moody(99, unsure_below=0.9), raw=raw))
+        assert {result.recognitions[0].unsure for result in results} == unsure
+
+
+def test_faces_of_a_video_are_numbered_and_pictures_are_taken_each_by_itself(tmp_path):
+    numbers = [r.recognitions[0].number for r in recognize(clip(3), FakeDetector(FACE), FakeClassifier())]
+    assert numbers == [1, 1, 1]
+    for name in "ab":
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.zeros((64, 96, 3), np.uint8))
+    results = list(watch(tmp_path, FakeClassifier(), FakeDetector(FACE)))
+    assert [r.recognitions[0].number for r in results] == [0, 0]
+
+
+def test_watch_gives_every_frame_of_a_video_and_closes_what_it_opened(tmp_path, monkeypatch):
+    closed = []
+    video = write_video(tmp_path / "clip.mp4", frames=12, fps=10)
+    monkeypatch.setattr("realtime.sources.Video.close", lambda source: closed.append(source.name))
+    results = watch(video, FakeClassifier(), FakeDetector(FACE))
+    assert [result.frame.index for result in results] == list(range(12))
+    assert closed == ["clip.mp4"]
+    left_early = watch(str(video), FakeClassifier(), FakeDetector(FACE))
+    assert next(left_early).timing.network >= 0
+    left_early.close()
+    assert len(closed) == 2
+    with_own = open_source(str(video))
+    assert len(list(watch(with_own, FakeClassifier(), FakeDetector(FACE)))) == 12
+    assert len(closed) == 2
+
+
+def test_analyze_takes_a_file_or_an_array_and_gives_the_same(tmp_path):
+    image_rgb = np.random.default_rng(2).integers(0, 256, (64, 96, 3)).astype(np.uint8)
+    cv2.imwrite(str(tmp_path / "me.png"), image_rgb[:, :, ::-1])
+    answers, batches = [], []
+    for image in (image_rgb, tmp_path / "me.png", str(tmp_path / "me.png")):
+        classifier = FakeClassifier()
+        answers.append(analyze(image, classifier, FakeDetector(FACE)))
+        batches.append(classifier.batches[0])
+    assert answers[0] == answers[1] == answers[2]
+    assert [(r.label, r.number, r.unsure) for r in answers[0]] == [("happiness", 0, False)]
+    np.testing.assert_array_equal(batches[0], batches[1])
+
+
+def test_the_interface_works_from_another_folder_without_tensorflow(tmp_path):
+    """Also holds the live path to its word: neither TensorFlow, Keras, pandas nor matplotlib is imported."""
+    portrait = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
+    code = f"""
+import sys
+from realtime.recognition import analyze, watch
+(face,) = analyze({str(portrait)!r})
+((result,),) = [list(watch({str(portrait)!r}))]
+assert result.recognitions[0].probabilities == face.probabilities
+print(*{{"tensorflow", "keras", "pandas", "matplotlib", "scipy", "mtcnn"}} & set(sys.modules))
+"""
+    analyze(portrait)  # converts the networks where they are not converted yet
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == ""
+
+
+def test_frames_of_another_size_in_mid_stream_are_recognized():
+    shapes = [(64, 96, 3)] * 3 + [(128, 192, 3)] * 3 + [(32, 48, 3)] * 3
+    frames = [Frame(np.zeros(shape, np.uint8), i, i / 10, "camera 0") for i, shape in enumerate(shapes)]
+    results = list(recognize(frames, FakeDetector(FACE), FakeClassifier()))
+    assert [(r.frame.image_bgr.shape, len(r.recognitions)) for r in results] == [(shape, 1) for shape in shapes]
+
+
+def test_thousands_of_frames_leave_memory_flat_and_counters_right():
+    """A short form of an hour: faces come, stay a moment and go, and nothing of them is kept."""
+    image_bgr = np.zeros((64, 96, 3), np.uint8)
+
+    class Passing(FakeDetector):
+        def detect(self, image_rgb):  # another face every 90 frames, at another place, and a pause between them
+            self.count = getattr(self, "count", -1) + 1
+            visit, step = divmod(self.count, 90)
+            return [replace(FACE, left=0.0 if visit % 2 else 60.0)] if step < 45 else []
+
+    frames = (Frame(image_bgr, i, i / 30, "clip.mp4") for i in range(9000))
+    sizes, seen, numbers = [], 0, set()
+
+    class Forgetful(FakeClassifier):
+        def predict(self, images):
+            answer = super().predict(images)
+            self.batches.clear()
+            return answer
+
+    tracemalloc.start()
+    try:
+        for result in recognize(frames, Passing(), Forgetful()):
+            seen += len(result.recognitions)
+            numbers |= {recognition.number for recognition in result.recognitions}
+            if result.frame.index in (2999, 8999):
+                sizes.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert (seen, numbers) == (100 * 45, set(range(1, 101)))
+    assert sizes[1] - sizes[0] < 50_000

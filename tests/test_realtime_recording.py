@@ -1,16 +1,29 @@
 import csv
 import errno
+import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 from realtime_fakes import FACE, LABELS, read_video, recognition, result, write_video
 
 from preprocessing.errors import InputError
-from realtime.recording import Log, PictureRecording, VideoRecording, check_target, letterbox, write_picture
+from realtime.recording import (
+    AnimationRecording,
+    Log,
+    PictureRecording,
+    VideoRecording,
+    check_target,
+    letterbox,
+    log_columns,
+    write_picture,
+)
 
 
 def flat(value, size=(96, 64)):
@@ -22,7 +35,7 @@ def test_a_video_has_every_frame_at_the_given_rate(tmp_path, suffix):
     file = tmp_path / f"out{suffix}"
     recording = VideoRecording(file, (96, 64), 29.97)
     for index in range(20):
-        recording.write(result(flat(0), time=index / 29.97), flat(10 * index))
+        recording.write(index / 29.97, flat(10 * index))
     recording.close()
     frames, fps = read_video(file)
     assert fps == pytest.approx(29.97, abs=0.01)
@@ -34,7 +47,7 @@ def test_a_frame_is_shown_until_the_time_of_the_next(tmp_path):
     file = tmp_path / "out.mp4"
     recording = VideoRecording(file, (96, 64), 10.0)
     for time, value in ((0.0, 0), (0.1, 100), (0.5, 200), (0.52, 250)):
-        recording.write(result(flat(0), time=time), flat(value))
+        recording.write(time, flat(value))
     recording.close()
     values = [frame.mean() for frame in read_video(file)[0]]
     assert values == pytest.approx([0, 100, 100, 100, 100, 200], abs=4)
@@ -44,12 +57,21 @@ def test_frames_of_another_size_are_fitted_into_the_first_ones(tmp_path):
     file = tmp_path / "out.mp4"
     recording = VideoRecording(file, (96, 64), 10.0)
     for index, size in enumerate([(96, 64), (64, 96), (960, 640), (31, 7), (96, 64)]):
-        recording.write(result(flat(0), time=index / 10), flat(200, size))
+        recording.write(index / 10, flat(200, size))
     recording.close()
     frames, _ = read_video(file)
     assert [frame.shape for frame in frames] == [(64, 96, 3)] * 5
     assert frames[1][:, :20].mean() < 5 and frames[1][:, 40:56].mean() == pytest.approx(200, abs=4)
     assert frames[2].mean() == pytest.approx(200, abs=4)
+
+
+def test_a_recording_that_begins_in_mid_run_begins_with_its_first_frame(tmp_path):
+    recording = VideoRecording(tmp_path / "out.mp4", (96, 64), 10.0)
+    for index in range(5):
+        recording.write(3600 + index / 10, flat(50 * index))
+    recording.close()
+    values = [frame.mean() for frame in read_video(tmp_path / "out.mp4")[0]]
+    assert values == pytest.approx([0, 50, 100, 150, 200], abs=4)
 
 
 def test_letterbox_keeps_the_proportions_and_centres_the_image():
@@ -64,14 +86,14 @@ def test_the_log_has_a_row_per_face_and_is_on_the_disk_at_once(tmp_path):
     file = tmp_path / "out.csv"
     log = Log(file, LABELS)
     second = replace(FACE, left=-3.25, top=7.0)
-    log.write(result(flat(0), recognition(), recognition(second, "anger", 0.5), index=4, time=0.16), flat(0))
-    log.write(result(flat(0), index=5, time=0.2), flat(0))
+    log.write(result(flat(0), recognition(), recognition(second, "anger", 0.5), index=4, time=0.16))
+    log.write(result(flat(0), index=5, time=0.2))
     with file.open(newline="", encoding="utf-8") as stream:  # while the log is still open
         rows = list(csv.DictReader(stream))
     log.close()
     assert [(row["time"], row["frame"], row["name"], row["face"]) for row in rows] == [
-        ("0.160", "4", "clip.mp4", "1"),
-        ("0.160", "4", "clip.mp4", "2"),
+        ("0.16", "4", "clip.mp4", "1"),
+        ("0.16", "4", "clip.mp4", "2"),
     ]
     assert [rows[1][f"box_{side}"] for side in ("left", "top", "width", "height")] == ["-3.2", "7.0", "24.0", "30.0"]
     assert [(row["label"], float(row["probability"])) for row in rows] == [("happiness", 0.7), ("anger", 0.5)]
@@ -80,7 +102,7 @@ def test_the_log_has_a_row_per_face_and_is_on_the_disk_at_once(tmp_path):
 
 def test_a_picture_is_written_as_it_is_drawn(tmp_path):
     file = tmp_path / "out.png"
-    PictureRecording(file).write(result(flat(0)), flat(77))
+    PictureRecording(file).write(0.0, flat(77))
     np.testing.assert_array_equal(cv2.imread(str(file)), flat(77))
 
 
@@ -124,11 +146,11 @@ def test_a_video_ends_while_the_disk_has_room_for_its_index(tmp_path, monkeypatc
     file = tmp_path / "out.mp4"
     recording = VideoRecording(file, (96, 64), 10.0)
     for index in range(5):
-        recording.write(result(flat(0), time=index / 10), flat(100))
+        recording.write(index / 10, flat(100))
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(InputError, match=r"out\.mp4: less than 16 MB are free"):
-        recording.write(result(flat(0), time=0.5), flat(100))
+        recording.write(0.5, flat(100))
     recording.close()
     assert len(read_video(file)[0]) == 5
     with pytest.raises(InputError, match="free"):
@@ -137,10 +159,13 @@ def test_a_video_ends_while_the_disk_has_room_for_its_index(tmp_path, monkeypatc
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a file that is always full")
-def test_a_log_on_a_full_disk_is_told_of_when_written_and_when_closed():
-    log = Log(Path("/dev/full"), LABELS)
+def test_a_log_on_a_full_disk_is_told_of_whenever_it_is_written(tmp_path):
     with pytest.raises(InputError, match=r"--log /dev/full cannot be written \(No space left"):
-        log.write(result(flat(0), recognition()), flat(0))
+        Log(Path("/dev/full"), LABELS)
+    (tmp_path / "full.jsonl").symlink_to("/dev/full")
+    log = Log(tmp_path / "full.jsonl", LABELS)
+    with pytest.raises(InputError, match=r"full\.jsonl cannot be written \(No space left"):
+        log.write(result(flat(0), recognition()))
     with pytest.raises(InputError, match="No space left"):
         log.close()
 
@@ -164,3 +189,71 @@ def test_a_picture_that_cannot_be_finished_leaves_the_earlier_one(tmp_path, monk
 def test_a_log_that_cannot_be_opened_is_refused(tmp_path):
     with pytest.raises(InputError, match="cannot be written"):
         Log(tmp_path / "nowhere" / "out.csv", LABELS)
+
+
+KILLED = """
+import sys, os
+sys.path[:0] = [{root!r}, {tests!r}]
+from pathlib import Path
+import numpy as np
+from realtime_fakes import LABELS, recognition, result
+from realtime.recording import Log, VideoRecording
+folder = Path(sys.argv[1])
+logs = [Log(folder / "out.csv", LABELS), Log(folder / "out.jsonl", LABELS)]
+video = VideoRecording(folder / "out.mkv", (320, 240), 30.0)
+image_bgr = np.random.default_rng(1).integers(0, 255, (240, 320, 3), np.uint8)
+for index in range(300):
+    for log in logs:
+        log.write(result(image_bgr, recognition(), index=index, time=index / 30))
+    video.write(index / 30, np.roll(image_bgr, index, axis=1))
+print("written", flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signal")
+def test_a_killed_program_leaves_all_of_its_logs_and_a_playable_mkv(tmp_path):
+    tests = Path(__file__).parent
+    code = KILLED.format(root=str(tests.parent), tests=str(tests))
+    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (-9, "written\n")
+    with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as stream:
+        assert [int(row["frame"]) for row in csv.DictReader(stream)] == list(range(300))
+    lines = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["frame"] for line in lines] == list(range(300))
+    assert len(read_video(tmp_path / "out.mkv")[0]) > 270, "at most the last second is lost"
+
+
+def test_a_log_can_be_read_by_pandas_in_both_forms(tmp_path):
+    for suffix in ("csv", "jsonl"):
+        log = Log(tmp_path / f"out.{suffix}", LABELS)
+        log.write(result(flat(0), recognition(unsure=True, number=4), index=2, time=0.2))
+        log.close()
+    table = pd.read_csv(tmp_path / "out.csv")
+    lines = pd.read_json(tmp_path / "out.jsonl", lines=True)
+    assert list(table) == list(lines) == log_columns(LABELS)
+    assert table.iloc[0]["unsure"] == 1 and bool(lines.iloc[0]["unsure"])
+    assert table["face"][0] == lines["face"][0] == 4
+
+
+def test_an_animation_that_cannot_be_written_is_told_of_and_leaves_the_earlier_one(tmp_path, monkeypatch):
+    file = tmp_path / "out.webp"
+    file.write_bytes(b"earlier")
+    recording = AnimationRecording(file)
+    recording.write(0.0, flat(9))
+    monkeypatch.setattr(cv2, "imwriteanimation", lambda *_: False)
+    with pytest.raises(InputError, match=r"--record .*out\.webp could not be written"):
+        recording.close()
+    assert [each.name for each in tmp_path.iterdir()] == ["out.webp"] and file.read_bytes() == b"earlier"
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".gif"])
+def test_an_animation_shows_each_picture_as_long_as_it_lasted(tmp_path, suffix):
+    file = tmp_path / f"out{suffix}"
+    recording = AnimationRecording(file)
+    for time, value in ((5.0, 0), (5.05, 60), (5.5, 120), (6.0, 240), (6.25, 180)):
+        recording.write(time, flat(value))
+    recording.close()
+    _, animation = cv2.imreadanimation(str(file))
+    assert list(animation.durations) == pytest.approx([500, 500, 250, 120], abs=10)
+    assert [each[..., :3].mean() for each in animation.frames] == pytest.approx([0, 120, 240, 180], abs=20)

@@ -1,3 +1,8 @@
+import struct
+import threading
+import time
+from typing import Any, ClassVar
+
 import cv2
 import numpy as np
 import pytest
@@ -5,7 +10,7 @@ from realtime_fakes import write_video
 
 from configuration import WEBCAM
 from preprocessing.errors import InputError
-from realtime.sources import open_source
+from realtime.sources import Live, Video, open_source
 
 
 def write_png(file, value):
@@ -21,6 +26,44 @@ def test_a_video_gives_every_frame_in_order_with_its_time(tmp_path):
     brightness = [frame.image_bgr.mean() for frame in frames]
     assert brightness == sorted(brightness)
     assert (source.fps, source.count, source.size, source.live, source.trouble) == (10, 12, (96, 64), False, "")
+
+
+def test_frames_of_a_changing_rate_keep_the_times_that_the_file_tells(tmp_path):
+    animation = cv2.Animation()
+    animation.frames = [np.full((64, 96, 3), 30 * index, np.uint8) for index in range(6)]
+    animation.durations = [100, 900, 40, 40, 500, 100]
+    file = tmp_path / "phone.gif"
+    try:
+        is_written = cv2.imwriteanimation(str(file), animation)
+    except cv2.error:
+        is_written = False
+    if not is_written:
+        pytest.skip("this OpenCV writes no .gif")
+    times = [frame.time for frame in open_source(str(file))]
+    assert times == pytest.approx([0, 0.1, 1.0, 1.04, 1.08, 1.58])
+
+
+@pytest.mark.parametrize("stamps", [[0.0] * 5, [9000, 9040, 0, 40, 80], [0, 40, 1e8, 1e8 + 40, 1e8 + 80]])
+def test_time_stamps_that_do_not_go_on_are_bridged_by_the_frame_rate(stamps):
+    class Capture:
+        index = 0  # the first frame was read by whoever opened the video
+
+        def get(self, what):
+            return {cv2.CAP_PROP_FPS: 25.0, cv2.CAP_PROP_POS_MSEC: stamps[min(self.index, 4)]}.get(what, 0.0)
+
+        def grab(self):
+            self.index += 1
+            return self.index < len(stamps)
+
+        def retrieve(self):
+            return True, np.zeros((4, 4, 3), np.uint8)
+
+        def release(self):
+            pass
+
+    video: Any = Capture()
+    frames = list(Video(video, "joined.ts", np.zeros((4, 4, 3), np.uint8)))
+    assert [frame.time for frame in frames] == pytest.approx([0, 0.04, 0.08, 0.12, 0.16])
 
 
 def test_a_video_that_breaks_off_says_so(tmp_path):
@@ -101,15 +144,32 @@ def test_a_stream_that_does_not_answer_is_refused_without_telling_its_password()
 
 
 class FakeCapture:
-    """A camera that gives three pictures and is then unplugged."""
+    """A camera that follows a list: a frame's gray level, `damaged`, `gone`, or seconds for which it stalls."""
+
+    opened = 0
+    scripts: ClassVar[list[list]] = []
 
     def __init__(self, *_):
-        self.left = 3
-        self.released = False
+        self.script = self.scripts[FakeCapture.opened] if FakeCapture.opened < len(self.scripts) else []
+        FakeCapture.opened += 1
+        self.at, self.released = 0, False
 
-    def read(self):
-        self.left -= 1
-        return (True, np.zeros((48, 64, 3), np.uint8)) if self.left >= 0 else (False, None)
+    def grab(self):
+        assert not self.released
+        time.sleep(0.02)  # a camera waits for its next picture
+        self.at += 1
+        self.now = self.script[self.at - 1] if self.at <= len(self.script) else "gone"
+        if isinstance(self.now, float):
+            time.sleep(self.now)
+            return self.grab()
+        return self.now != "gone"
+
+    def retrieve(self):
+        if self.now == "damaged":
+            return False, None
+        image_bgr = np.full((48, 64, 3), self.now, np.uint8)
+        image_bgr[:, :32] = 0  # the left half is black
+        return True, image_bgr
 
     def get(self, _):
         return 0.0
@@ -121,14 +181,121 @@ class FakeCapture:
         self.released = True
 
 
+@pytest.fixture
+def camera(monkeypatch):
+    """Let OpenCV's captures, one after the other, follow these scripts."""
+
+    def play(*scripts):
+        monkeypatch.setattr(FakeCapture, "opened", 0)
+        monkeypatch.setattr(FakeCapture, "scripts", list(scripts))
+        monkeypatch.setattr(cv2, "VideoCapture", FakeCapture)
+
+    monkeypatch.setattr(Live.__init__, "__defaults__", (False, 0.3, 0.2))
+    monkeypatch.setattr("realtime.sources._RETRY", 0.05)
+    return play
+
+
 @pytest.mark.parametrize(
     ("source", "name"), [("0", "camera 0"), ("/dev/video2", "camera 2"), ("rtsp://u:p@door/1", "rtsp://door/1")]
 )
-def test_a_live_source_that_is_lost_gives_what_it_had_and_says_so(monkeypatch, source, name):
-    monkeypatch.setattr(cv2, "VideoCapture", FakeCapture)
+def test_a_live_source_that_is_lost_gives_what_it_had_and_says_so(camera, capsys, source, name):
+    camera([100, 101, 102])
     live = open_source(source)
     frames = list(live)
     assert [frame.index for frame in frames] == [0, 1, 2]
     assert [frame.time for frame in frames] == sorted(frame.time for frame in frames)
+    assert all(frame.captured <= time.monotonic() for frame in frames)
     assert (live.name, live.live, live.count, live.fps) == (name, True, None, WEBCAM.fallback_fps)
     assert live.trouble.startswith(f"{name} gives no more frames")
+    assert capsys.readouterr().err == f"{name} is lost; waiting 0.3 seconds for it to come back\n"
+
+
+def test_a_camera_that_comes_back_is_taken_up_again_and_time_goes_on(camera, capsys):
+    camera([100, 101], ["gone"], [102, 103])
+    live = open_source("0")
+    frames = list(live)
+    assert [int(frame.image_bgr.max()) for frame in frames] == [100, 101, 102, 103]
+    assert [frame.index for frame in frames] == [0, 1, 2, 3]
+    assert frames[2].time > frames[1].time
+    lost, back, *_ = capsys.readouterr().err.splitlines()
+    assert "camera 0 is lost" in lost and back == "camera 0 is back"
+
+
+def test_a_slow_reader_gets_the_newest_frame_and_the_index_counts_those_it_missed(camera):
+    camera(list(range(100, 130)))
+    live = open_source("0")
+    results = iter(live)
+    assert next(results).index == 0
+    time.sleep(0.3)
+    later = next(results)
+    assert later.index >= 8 and int(later.image_bgr.max()) == 100 + later.index
+    assert time.monotonic() - later.captured < 0.1
+    live.close()
+
+
+def test_damaged_frames_are_left_out(camera):
+    camera([100, "damaged", 101, "damaged", "damaged", 102])
+    live = open_source("0")
+    assert [int(frame.image_bgr.max()) for frame in live] == [100, 101, 102]
+
+
+def test_a_stream_that_stalls_is_said_to_stall_once(camera, capsys):
+    camera([100, 0.5, 101])
+    frames = list(open_source("rtsp://door/1"))
+    assert len(frames) == 2
+    assert capsys.readouterr().err.splitlines()[0] == "rtsp://door/1 stalls: no frame for 0.2 seconds; still waiting"
+
+
+def test_closing_ends_the_reader_and_frees_the_camera(camera):
+    camera([100] * 1000)
+    live = open_source("0")
+    next(iter(live))
+    live.close()
+    assert "reader of camera 0" not in {thread.name for thread in threading.enumerate()}
+
+
+@pytest.mark.parametrize(
+    ("source", "mirror", "mirrored"),
+    [("0", None, True), ("0", False, False), ("rtsp://door/1", None, False), ("rtsp://door/1", True, True)],
+)
+def test_cameras_are_mirrored_unless_told_otherwise(camera, source, mirror, mirrored):
+    camera([100, 101])
+    frames = list(open_source(source, mirror))
+    assert len(frames) == 2
+    for frame in frames:
+        assert (frame.image_bgr[0, 0, 0] > 0) == mirrored and (frame.image_bgr[0, -1, 0] > 0) != mirrored
+
+
+@pytest.mark.parametrize("kind", ["video", "picture"])
+def test_files_are_mirrored_only_when_asked(tmp_path, kind):
+    write_png(tmp_path / "me.png", 9)
+    file = tmp_path / "me.png" if kind == "picture" else write_video(tmp_path / "clip.mp4")
+    plain, same, mirrored = (list(open_source(str(file), mirror)) for mirror in (None, False, True))
+    assert len(plain) == len(mirrored)
+    for a, b, c in zip(plain, same, mirrored, strict=True):
+        np.testing.assert_array_equal(a.image_bgr, b.image_bgr)
+        np.testing.assert_array_equal(a.image_bgr, c.image_bgr[:, ::-1])
+
+
+def test_a_video_that_a_telephone_turned_is_upright(tmp_path):
+    file = write_video(tmp_path / "clip.mp4", frames=3)
+    upright = next(iter(open_source(str(file)))).image_bgr
+    unity, quarter = (
+        [0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000],
+        [0, 0x10000, 0, -0x10000, 0, 0, 0, 0, 0x40000000],
+    )
+    content = file.read_bytes()
+    header = content.index(b"tkhd")
+    place = content.index(struct.pack(">9i", *unity), header)
+    turned = tmp_path / "turned.mp4"
+    turned.write_bytes(content[:place] + struct.pack(">9i", *quarter) + content[place + 36 :])
+    source = open_source(str(turned))
+    assert source.size == (64, 96)
+    np.testing.assert_array_equal(next(iter(source)).image_bgr, cv2.rotate(upright, cv2.ROTATE_90_CLOCKWISE))
+
+
+def test_a_video_whose_reading_is_left_in_the_middle_can_be_closed(tmp_path):
+    source = open_source(str(write_video(tmp_path / "clip.mp4", frames=60)))
+    next(iter(source))
+    source.close()
+    source.close()

@@ -13,8 +13,10 @@ from realtime_fakes import FACE, FakeClassifier, FakeDetector, read_video, write
 
 from preprocessing.command_line import run
 from realtime import webcam
-from realtime.sources import open_source
-from realtime.webcam import watch
+from realtime.outputs import Wanted
+from realtime.recording import Log
+from realtime.sources import Live, open_source
+from realtime.webcam import show
 
 TESTS = Path(__file__).parent
 
@@ -27,7 +29,7 @@ def rows_of(file):
 def test_a_video_is_watched_to_its_end_and_all_of_it_is_kept(tmp_path, capsys):
     source = open_source(str(write_video(tmp_path / "clip.mp4", frames=12, fps=10)))
     video, log = tmp_path / "out.mp4", tmp_path / "out.csv"
-    tally = watch(source, FakeDetector(FACE, FACE), FakeClassifier(), video, log)
+    tally, _ = show(source, FakeDetector(FACE, FACE), FakeClassifier(), Wanted(video, log))
     frames, fps = read_video(video)
     assert (len(frames), fps, frames[0].shape) == (12, 10, (64, 96, 3))
     rows = rows_of(log)
@@ -36,23 +38,23 @@ def test_a_video_is_watched_to_its_end_and_all_of_it_is_kept(tmp_path, capsys):
     assert (tally.frames, tally.faces) == (12, 24)
     summary = capsys.readouterr().out
     assert summary.startswith("clip.mp4: frames: 12, faces: 24, ")
-    assert summary.endswith(f"; wrote {video}, {log}\n")
+    assert summary.endswith(f"; wrote {log}, {video}\n")
 
 
 def test_without_a_face_the_video_is_kept_and_the_log_has_its_header(tmp_path):
     source = open_source(str(write_video(tmp_path / "clip.mp4", frames=5)))
-    tally = watch(source, FakeDetector(), FakeClassifier(), tmp_path / "out.mp4", tmp_path / "out.csv")
+    wanted = Wanted(tmp_path / "out.mp4", tmp_path / "out.csv")
+    tally, _ = show(source, FakeDetector(), FakeClassifier(), wanted)
     assert (tally.frames, tally.faces) == (5, 0)
     assert len(read_video(tmp_path / "out.mp4")[0]) == 5
-    header = (
-        "time,frame,name,face,box_left,box_top,box_width,box_height,label,probability,p_anger,p_happiness,p_neutral"
-    )
+    header = "time,frame,name,face,box_left,box_top,box_width,box_height,label,probability,unsure,"
+    header += "p_anger,p_happiness,p_neutral"
     assert (tmp_path / "out.csv").read_text() == header + "\n"
 
 
 def test_a_picture_can_be_recorded_as_a_picture(tmp_path):
     cv2.imwrite(str(tmp_path / "me.png"), np.zeros((64, 96, 3), np.uint8))
-    watch(open_source(str(tmp_path / "me.png")), FakeDetector(FACE), FakeClassifier(), tmp_path / "out.png")
+    show(open_source(str(tmp_path / "me.png")), FakeDetector(FACE), FakeClassifier(), Wanted(tmp_path / "out.png"))
     annotated = cv2.imread(str(tmp_path / "out.png"))
     assert annotated is not None and annotated.shape == (64, 96, 3) and annotated.any()
 
@@ -80,7 +82,8 @@ class FakeWindow:
 def test_the_window_ends_the_program_and_what_was_seen_is_kept(tmp_path, monkeypatch, end):
     FakeWindow(monkeypatch, **end)
     source = open_source(str(write_video(tmp_path / "clip.mp4", frames=12, fps=240)))
-    tally = watch(source, FakeDetector(FACE), FakeClassifier(), tmp_path / "out.mp4", tmp_path / "out.csv", show=True)
+    wanted = Wanted(tmp_path / "out.mp4", tmp_path / "out.csv", window=True)
+    tally, _ = show(source, FakeDetector(FACE), FakeClassifier(), wanted)
     assert tally.frames == 3
     assert len(read_video(tmp_path / "out.mp4")[0]) == len(rows_of(tmp_path / "out.csv")) == 3
 
@@ -91,7 +94,7 @@ def test_a_still_picture_waits_for_a_key(tmp_path, monkeypatch):
     monkeypatch.setattr(cv2, "waitKey", lambda _: next(keys))
     for name in ("a.png", "b.png"):
         cv2.imwrite(str(tmp_path / name), np.zeros((64, 96, 3), np.uint8))
-    watch(open_source(str(tmp_path)), FakeDetector(FACE), FakeClassifier(), show=True)
+    show(open_source(str(tmp_path)), FakeDetector(FACE), FakeClassifier(), Wanted(window=True))
     assert window.shown == 2
     assert list(keys) == []
 
@@ -107,7 +110,7 @@ def command(monkeypatch):
 
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.setattr(webcam, "build_detector", lambda *_: FakeDetector(FACE))
-    monkeypatch.setattr(EmotionClassifier, "load", lambda _: FakeClassifier())
+    monkeypatch.setattr(EmotionClassifier, "load_litert", lambda _: FakeClassifier())
     yield start
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
@@ -187,6 +190,7 @@ def test_what_ends_too_early_is_told_and_kept(tmp_path, command, capsys, monkeyp
         if source == "camera":
             capture = cv2.VideoCapture(str(cut))
             patches.setattr(cv2, "VideoCapture", lambda *_: capture)
+            patches.setattr(Live.__init__, "__defaults__", (False, 0.2, 3.0))
         try:
             command(*arguments)
         except SystemExit as end:
@@ -212,9 +216,24 @@ class StuckDetector(FakeDetector):
         return super().detect(image_rgb)
 
 webcam.build_detector = lambda *_: StuckDetector(FACE)
-EmotionClassifier.load = lambda _: FakeClassifier()
+EmotionClassifier.load_litert = lambda _: FakeClassifier()
 run(webcam.main)
 """
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+def test_a_second_signal_does_not_break_off_the_closing():
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        webcam.end_on_signals()
+        with pytest.raises(SystemExit) as end:
+            signal.raise_signal(signal.SIGTERM)
+        assert end.value.code == 143
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
@@ -223,7 +242,9 @@ def test_a_signal_in_mid_run_leaves_a_playable_video_and_a_whole_log(tmp_path, n
     clip = write_video(tmp_path / "clip.mp4", frames=30)
     video, log = tmp_path / "out.mp4", tmp_path / "out.csv"
     code = CHILD.format(root=str(TESTS.parent), tests=str(TESTS))
+    spans, page = tmp_path / "spans.csv", tmp_path / "out.html"
     arguments = ["--source", str(clip), "--record", str(video), "--log", str(log), "--no-window"]
+    arguments += ["--spans", str(spans), "--summary", str(page), "--anonymous"]
     child = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         deadline = time.monotonic() + 60
@@ -239,6 +260,7 @@ def test_a_signal_in_mid_run_leaves_a_playable_video_and_a_whole_log(tmp_path, n
     assert printed.decode().startswith("clip.mp4: frames: 5, faces: 5, ")
     assert len(read_video(video)[0]) == 5
     assert len(rows_of(log)) == 5
+    assert spans.read_text().startswith("face,start,end,label") and "5 frames" in page.read_text()
 
 
 @pytest.mark.parametrize("module", ["realtime.webcam", "realtime.demo"])
@@ -252,7 +274,7 @@ def test_importing_costs_little(module):
 
 def test_what_was_done_is_told_also_where_a_file_cannot_be_finished(tmp_path, capsys, monkeypatch):
     source = open_source(str(write_video(tmp_path / "clip.mp4", frames=3)))
-    monkeypatch.setattr(webcam.Log, "close", lambda _: 1 / 0)
+    monkeypatch.setattr(Log, "close", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        watch(source, FakeDetector(FACE), FakeClassifier(), log=tmp_path / "out.csv")
+        show(source, FakeDetector(FACE), FakeClassifier(), Wanted(log=tmp_path / "out.csv"))
     assert capsys.readouterr().out.startswith("clip.mp4: frames: 3, faces: 3, ")

@@ -1,11 +1,16 @@
 import json
+import subprocess
+import sys
 import zipfile
+from functools import partial
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
+from conftest import ROOT
 
+from configuration import PATHS
 from preprocessing.errors import InputError
 from training import models
 from training.emotion_classifier import EmotionClassifier, save
@@ -37,8 +42,18 @@ def test_a_network_trained_in_mixed_precision_is_saved_plain_float32_and_uncompi
     assert (tmp_path / "network.keras").stat().st_size < 1.2 * parameters + 100_000  # no optimiser state came along
 
 
-def test_predictions_do_not_depend_on_the_batch(tiny_model):
-    classifier = EmotionClassifier.load(tiny_model())
+@pytest.fixture
+def load_litert(tmp_path):
+    return partial(EmotionClassifier.load_litert, folder=tmp_path / "converted")
+
+
+@pytest.fixture(params=["keras", "litert"])
+def load(request, load_litert):
+    return EmotionClassifier.load if request.param == "keras" else load_litert
+
+
+def test_predictions_do_not_depend_on_the_batch(tiny_model, load):
+    classifier = load(tiny_model())
     images = images_of(300)
     together = classifier.predict(images)
     assert together.shape == (300, 3) and together.dtype == np.float32
@@ -49,12 +64,48 @@ def test_predictions_do_not_depend_on_the_batch(tiny_model):
     network: Any = keras.models.load_model(tiny_model())
     raw = network.predict(images, verbose=0)
     np.testing.assert_allclose(together, raw, atol=1e-6)
+    order = np.random.default_rng(1).permutation(300)
+    np.testing.assert_allclose(classifier.predict(images[order]), together[order], atol=1e-6)
 
 
-def test_temperature_divides_the_logits(tiny_model):
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("network", models.NETWORKS)
+def test_litert_gives_what_keras_gives_whatever_the_network(tmp_path, load_litert, network, threads):
+    keras.utils.set_random_seed(3)
+    save(models.build(network, (48, 48, 1), 2), {**CARD, "temperature": 1.3}, tmp_path / "network.keras")
+    images = images_of(7, 48)
+    expected = EmotionClassifier.load(tmp_path / "network.keras").predict(images)
+    found = load_litert(tmp_path / "network.keras", threads=threads).predict(images)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_litert_gives_what_keras_gives_for_the_released_network(load_litert):
+    images = images_of(33, 48)
+    expected, found = (load(PATHS.pretrained).predict(images) for load in (EmotionClassifier.load, load_litert))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert expected.std(axis=0).max() > 0.01  # the network does tell these images apart
+
+
+def test_once_converted_a_network_is_served_without_tensorflow(tiny_model, load_litert, tmp_path):
+    file = tiny_model()
+    load_litert(file)
+    code = f"""
+import sys
+from pathlib import Path
+import numpy as np
+from training.emotion_classifier import EmotionClassifier
+classifier = EmotionClassifier.load_litert(Path({str(file)!r}), folder=Path({str(tmp_path / "converted")!r}))
+print(classifier.predict(np.zeros((1, 24, 24, 1), np.uint8)).shape)
+print(*{{"tensorflow", "keras", "pandas", "matplotlib"}} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["(1, 3)", ""]
+
+
+def test_temperature_divides_the_logits(tiny_model, load):
     images = images_of(5)
-    plain = EmotionClassifier.load(tiny_model()).predict(images)
-    cooled = EmotionClassifier.load(tiny_model(name="cooled.keras", temperature=2.5)).predict(images)
+    plain = load(tiny_model()).predict(images)
+    cooled = load(tiny_model(name="cooled.keras", temperature=2.5)).predict(images)
     logits = np.log(plain.astype(np.float64)) / 2.5
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(cooled, expected, atol=1e-5)
@@ -87,12 +138,12 @@ def test_other_pixels_are_a_programming_error(tiny_model, wrong):
         ({"align": None}, "'align'"),
     ],
 )
-def test_a_card_that_does_not_fit_is_refused(tiny_model, change, message):
+def test_a_card_that_does_not_fit_is_refused(tiny_model, change, message, load):
     file = tiny_model()
     card = json.loads(file.with_suffix(".json").read_text())
     file.with_suffix(".json").write_text(json.dumps({**card, **change}))
     with pytest.raises(InputError, match=message):
-        EmotionClassifier.load(file)
+        load(file)
 
 
 def spoil_the_weights(file):
@@ -116,11 +167,11 @@ def spoil_the_weights(file):
         (lambda file: file.write_bytes(file.read_bytes()[:3000]), "not a usable Keras model"),
     ],
 )
-def test_missing_and_broken_files_are_refused_in_one_line(tiny_model, spoil, message):
+def test_missing_and_broken_files_are_refused_in_one_line(tiny_model, spoil, message, load):
     file = tiny_model()
     spoil(file)
     with pytest.raises(InputError, match=message) as caught:
-        EmotionClassifier.load(file)
+        load(file)
     assert "\n" not in str(caught.value)
 
 

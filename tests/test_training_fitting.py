@@ -149,6 +149,7 @@ def test_an_emotion_without_a_training_image_is_named(make_dataset, tmp_path):
         {"seed": -1},
         {"seed": 1 << 32},
         {"learning_rate": 0.0},
+        {"targets": "crowd"},
         {"label_smoothing": 1.0},
     ],
 )
@@ -234,3 +235,39 @@ def test_crops_of_unknown_making_are_refused(make_dataset, tmp_path, content):
         (folder / "faces.json").write_text(content)
     with pytest.raises(InputError, match=r"faces\.json, which says how the crops were made.*step2_face_crops"):
         fit(folder, tmp_path / "models" / "best.keras")
+
+
+def with_votes(folder: Path, by_emotion: dict[str, dict[str, int]]) -> None:
+    """Give a data set crowd votes by each image's own label."""
+    table = read_table(folder, "split.csv")
+    for answer in ("anger", "happiness", "neutral", "contempt", "unknown", "nf"):
+        table[f"votes_{answer}"] = [by_emotion[emotion].get(answer, 0) for emotion in table["emotion"]]
+    write_table(table, folder / "split.csv")
+
+
+def test_votes_are_learnt_as_a_distribution_and_judged_by_their_majority(make_dataset, tmp_path):
+    folder, model_file = make_dataset(), tmp_path / "models" / "best.keras"
+    # The crowd disagrees with the labels: what is labelled anger, most call contempt.
+    with_votes(folder, {"anger": {"contempt": 8, "anger": 2}, "happiness": {"happiness": 9, "nf": 1},
+                        "neutral": {"neutral": 6, "anger": 4}})  # fmt: skip
+    settings = {"targets": "votes", "epochs": 80, "learning_rate": 0.05, "augmentation": NO_AUGMENTATION}
+    assert fit(folder, model_file, Fitting(**{**vars(TINY), **settings}))
+    classifier = EmotionClassifier.load(model_file)
+    assert classifier.labels == ("anger", "happiness", "neutral", "contempt") and classifier.card["targets"] == "votes"
+    last = history_of(tmp_path / "models")[-1]
+    assert float(last["val_accuracy"]) == 1.0  # of the majorities: contempt, happiness, neutral
+    # No network can come below the votes' own entropy; one that learnt single labels would be far above it.
+    entropy = np.mean([-np.sum(shares * np.log(shares)) for shares in ([0.8, 0.2], [1.0], [0.6, 0.4])])
+    assert float(last["val_loss"]) == pytest.approx(entropy, abs=0.05)
+
+
+def test_images_that_the_crowd_names_nothing_in_are_left_out(make_dataset, tmp_path, capsys):
+    folder = make_dataset()
+    with_votes(folder, {"anger": {"nf": 9}, "happiness": {"happiness": 9}, "neutral": {"neutral": 5, "anger": 5}})
+    fit(folder, tmp_path / "models" / "best.keras", Fitting(**{**vars(TINY), "targets": "votes", "epochs": 1}))
+    assert "24 train, 4 dev images, 4 emotions" in capsys.readouterr().out  # for dev more than half must agree
+
+
+def test_votes_asked_for_where_there_are_none(make_dataset, tmp_path):
+    with pytest.raises(InputError, match="no crowd votes"):
+        fit(make_dataset(), tmp_path / "models" / "best.keras", Fitting(**{**vars(TINY), "targets": "votes"}))

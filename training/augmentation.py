@@ -76,7 +76,7 @@ class RandomLight(keras.layers.Layer):
 
 
 class RandomScars(keras.layers.Layer):
-    """Cover small boxes with black, so that no single feature of a face decides.
+    """Cover boxes with black, so that no single feature of a face decides.
 
     Each of `count` boxes is there half of the time, lies anywhere, and is up to `length` x `width` pixels, upright or
     lying.
@@ -111,8 +111,11 @@ class RandomScars(keras.layers.Layer):
         top, left = whole_number(0, height - box_height), whole_number(0, width - box_width)
         rows = ops.reshape(ops.arange(height, dtype="float32"), (1, height, 1, 1))
         columns = ops.reshape(ops.arange(width, dtype="float32"), (1, 1, width, 1))
-        inside = (rows >= top) & (rows < top + box_height) & (columns >= left) & (columns < left + box_width) & yes()
-        return ops.where(ops.any(inside, axis=-1, keepdims=True), 0.0, images)
+        in_rows = ops.cast((rows >= top) & (rows < top + box_height) & yes(), "float32")
+        in_columns = ops.cast((columns >= left) & (columns < left + box_width), "float32")
+        # Counts the boxes over each pixel, (n, height, width, 1); comparing every pixel with every box takes longer.
+        covering = ops.matmul(in_rows[:, :, 0], ops.transpose(in_columns[:, 0], (0, 2, 1)))[..., None]
+        return ops.where(covering > 0, 0.0, images)
 
 
 class ToPixels(keras.layers.Layer):
@@ -136,4 +139,6 @@ def build_augmentation(options: Augmentation, input_shape: tuple[int, int, int],
         images = RandomLight(options.contrast, options.brightness, seed + 1)(images)
     if options.scars:
         images = RandomScars(options.scars, options.scar_length, options.scar_width, seed + 2)(images)
+    if options.cover:
+        images = RandomScars(1, options.cover, options.cover, seed + 3)(images)
     return keras.Model(inputs, ToPixels()(images), name="augmentation")

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import cv2
 import keras
@@ -24,17 +24,18 @@ KEPT_CACHES = 12  # files: the least recently used beyond these are removed
 
 
 class FaceBatches(keras.utils.PyDataset):
-    """Batches of images and one-hot labels.
+    """Batches of images and their targets.
 
     Each epoch's order depends on the seed and the epoch's number alone, so a resumed run sees the same batches as an
     uninterrupted one.
 
     Attributes:
         images: uint8, (n, height, width, channels), 0-255; read-only.
-        labels: int64, (n,): class indices; None with `class_mode=None`.
+        labels: int64, (n,): class indices; or float32, (n, classes): targets as they are; None with `class_mode=None`.
         classes: Class names in class order.
         batch_size: Images per batch; the last batch may be smaller.
         epoch: Number of the epoch being served; set it before a run is resumed.
+        weights: float32, (n,): weight of each image in the loss, served third; None: (images, labels) alone.
     """
 
     def __init__(
@@ -46,12 +47,14 @@ class FaceBatches(keras.utils.PyDataset):
         class_mode: str | None = "categorical",
         shuffle: bool = True,
         seed: int | None = None,
+        weights: np.ndarray | None = None,
     ):
         super().__init__()
         self.images = images
         self.labels = labels
         self.classes = tuple(classes)
         self.batch_size = batch_size
+        self.weights = weights
         self.epoch = 0
         self._class_mode = class_mode
         self._shuffle = shuffle
@@ -61,14 +64,15 @@ class FaceBatches(keras.utils.PyDataset):
     def __len__(self) -> int:
         return -(-len(self.images) // self.batch_size)
 
-    def __getitem__(self, index: int):
+    def __getitem__(self, index: int) -> Any:
         chosen = self._epoch_order()[index * self.batch_size : (index + 1) * self.batch_size]
         images = self.images[chosen]
         if self.labels is None:
             return images
-        if self._class_mode == "sparse":
-            return images, self.labels[chosen]
-        return images, np.eye(len(self.classes), dtype=np.float32)[self.labels[chosen]]
+        targets = self.labels[chosen]
+        if self._class_mode == "categorical":
+            targets = np.eye(len(self.classes), dtype=np.float32)[targets]
+        return (images, targets) if self.weights is None else (images, targets, self.weights[chosen])
 
     def on_epoch_end(self) -> None:
         """Go on to the next epoch's order."""
@@ -87,7 +91,7 @@ def flow_from_dataframe(
     dataframe: pd.DataFrame,
     directory: Path,
     x_col: str = "face_path",
-    y_col: str = "emotion",
+    y_col: str | Sequence[str] = "emotion",
     target_size: tuple[int, int] = (48, 48),
     color_mode: str = "grayscale",
     classes: Sequence[str] | None = None,
@@ -95,6 +99,7 @@ def flow_from_dataframe(
     batch_size: int = 32,
     shuffle: bool = True,
     seed: int | None = None,
+    weight_col: str | None = None,
 ) -> FaceBatches:
     """Return batches of the table's images; arguments are named as in Keras's `flow_from_dataframe`.
 
@@ -106,34 +111,40 @@ def flow_from_dataframe(
         dataframe: Rows to serve, such as `image_tables.usable(table)` gives.
         directory: Folder that the paths are relative to.
         x_col: Column of the paths.
-        y_col: Column of the labels; not read with `class_mode=None`.
+        y_col: Column of the labels, or with `raw` one column per class; not read with `class_mode=None`.
         target_size: (height, width) in pixels that every image must have.
         color_mode: `grayscale` or `rgb`.
         classes: Class names in class order; left out, the table's emotions.
-        class_mode: `categorical` (one-hot float32), `sparse` (class indices), or None (images alone).
+        class_mode: `categorical` (one-hot float32), `sparse` (class indices), `raw` (the columns' values, float32),
+            or None (images alone).
         batch_size: Images per batch.
         shuffle: A new order in every epoch.
         seed: Seed of that order.
+        weight_col: Column of the images' weights in the loss, such as `balancing.sample_weights` gives.
 
     Raises:
         InputError: no rows; a file missing, unreadable, or of another size; a label outside `classes`.
     """
     if color_mode not in CHANNELS:
         raise InputError(f"color_mode {color_mode!r} is not one of {', '.join(CHANNELS)}")
-    if class_mode not in ("categorical", "sparse", None):
-        raise InputError(f"class_mode {class_mode!r} is not one of categorical, sparse, None")
+    if class_mode not in ("categorical", "sparse", "raw", None):
+        raise InputError(f"class_mode {class_mode!r} is not one of categorical, sparse, raw, None")
     if not len(dataframe):
         raise InputError(f"the table for {directory} has no rows to serve; look at its split and status columns")
     labels = None
-    if class_mode is not None:
+    if class_mode == "raw":
+        labels = dataframe[list(y_col)].to_numpy(np.float32)
+    elif class_mode is not None:
+        emotions = dataframe[str(y_col)]
         classes = list(classes) if classes is not None else labels_of(dataframe)
-        codes = pd.Categorical(dataframe[y_col], categories=classes).codes
+        codes = pd.Categorical(emotions, categories=classes).codes
         if (codes < 0).any():
-            wrong = dataframe[y_col].iloc[int(np.argmax(codes < 0))]
+            wrong = emotions.iloc[int(np.argmax(codes < 0))]
             raise InputError(f"label {wrong!r} is not one of the classes {', '.join(classes)}")
         labels = codes.astype(np.int64)
     images = _cached_images(list(dataframe[x_col]), Path(directory), target_size, color_mode)
-    return FaceBatches(images, labels, classes or (), batch_size, class_mode, shuffle, seed)
+    weights = None if weight_col is None else dataframe[weight_col].to_numpy(np.float32)
+    return FaceBatches(images, labels, classes or (), batch_size, class_mode, shuffle, seed, weights)
 
 
 def _cached_images(paths: list[str], directory: Path, target_size: tuple[int, int], color_mode: str) -> np.ndarray:

@@ -1,30 +1,35 @@
 """A saved network and its card: save, load, check, predict.
 
 Two files make a model: `X.keras`, the network, and `X.json`, its card, which says what the network is, how its input
-is cropped, how it was trained, and every score that was measured. Only this file knows what runs the network; Keras
-is imported when the first one is loaded or saved.
+is cropped, how it was trained, and every score that was measured. Only this file knows what runs the network: Keras,
+imported when the first one is loaded or saved, or LiteRT, which runs a converted copy without importing Keras.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from configuration import FACES, Faces
+from configuration import FACES, PATHS, Faces
 from preprocessing.emotions import EMOTIONS, in_class_order
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_file
+from preprocessing.litert import Network, converted
 from preprocessing.quiet import quiet_start
 
 if TYPE_CHECKING:
     import keras
 
-LARGEST_BATCH = 256  # images given to the network at once
+KERAS_BATCHES = tuple(1 << power for power in range(9))  # sizes of what Keras is given: each is traced once
+LITERT_BATCHES = (1, 2)  # the same for LiteRT, which is prepared for each; larger ones are no faster per image
+MOST_THREADS = 4  # cores: more than these gain nothing on a face or two
 TEMPERATURES = (0.01, 100.0)  # least and most that a card may say: beyond, every answer is certain or none is
 _NEEDED = {"labels": list, "input_size": int, "channels": int, "align": str, "temperature": (int, float)}
 
@@ -101,18 +106,18 @@ def save(network: keras.Model, card: dict[str, Any], model_file: Path) -> None:
     copy = keras.models.clone_model(network, clone_function=in_float32)  # compiled too, if the network is
     copy = keras.Model(copy.inputs, copy.outputs, name=network.name)
     copy.set_weights(network.get_weights())
-    _check_fit(copy, card, model_file)
+    _check_fit(copy.input_shape, copy.output_shape, card, model_file)
     with atomic_file(model_file) as temporary:
         copy.save(temporary)
         card_path(model_file).unlink(missing_ok=True)  # a kill here must not leave an earlier network's card beside it
     write_card(card, model_file)
 
 
-def _check_fit(network: keras.Model, card: dict[str, Any], model_file: Path) -> None:
+def _check_fit(input_shape: Sequence[Any], output_shape: Sequence[Any], card: dict[str, Any], model_file: Path) -> None:
     """Refuse a card that describes another network."""
     side = card["input_size"]
     expected = ((None, side, side, card["channels"]), (None, len(card["labels"])))
-    found = (tuple(network.input_shape), tuple(network.output_shape))
+    found = (tuple(input_shape), tuple(output_shape))
     if found != expected:
         raise InputError(
             f"{card_path(model_file)} does not describe {model_file.name}: the card says input and output "
@@ -120,42 +125,79 @@ def _check_fit(network: keras.Model, card: dict[str, Any], model_file: Path) -> 
         )
 
 
+def _load_network(model_file: Path) -> keras.Model:
+    with quiet_start():
+        import keras
+    try:
+        network: Any = keras.models.load_model(model_file, compile=False, safe_mode=True)
+    except (ValueError, OSError, TypeError, KeyError, zipfile.BadZipFile) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"{model_file} is not a usable Keras model ({reason}); train it again") from error
+    return network
+
+
 class EmotionClassifier:
-    """A trained network with its card.
+    """A trained network with its card: `load` runs it by Keras, `load_litert` by LiteRT.
+
+    Args:
+        run: The network: uint8 images (n, input_size, input_size, channels) to its softmax (n, classes).
+        card: What its card says.
+        batch_sizes: The values of n that `run` is given, ascending, the first one 1.
 
     Attributes:
-        network: The Keras model.
         card: What its card says.
         labels: Class names, in class order.
         input_size: Side of its square input, pixels.
         channels: 1 (gray) or 3 (RGB).
+        unsure_below: Least probability, 0-1, from which on the most probable class is worth telling.
     """
 
-    def __init__(self, network: keras.Model, card: dict[str, Any]):
-        self.network = network
+    def __init__(self, run: Callable[[np.ndarray], np.ndarray], card: dict[str, Any], batch_sizes: tuple[int, ...]):
         self.card = card
         self.labels: tuple[str, ...] = tuple(card["labels"])
         self.input_size: int = card["input_size"]
         self.channels: int = card["channels"]
+        self.unsure_below: float = card.get("unsure_below", 0.0)
+        self._run, self._batch_sizes = run, batch_sizes
 
     @classmethod
     def load(cls, model_file: Path) -> EmotionClassifier:
-        """Load a network and its card.
+        """Load a network and its card, to be run by Keras.
 
         Raises:
             InputError: a file is missing, is no Keras model, or the two do not belong together.
         """
         model_file = Path(model_file)
         card = read_card(model_file)
-        with quiet_start():
-            import keras
-        try:
-            network: Any = keras.models.load_model(model_file, compile=False, safe_mode=True)
-        except (ValueError, OSError, TypeError, KeyError, zipfile.BadZipFile) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise InputError(f"{model_file} is not a usable Keras model ({reason}); train it again") from error
-        _check_fit(network, card, model_file)
-        return cls(network, card)
+        network: Any = _load_network(model_file)
+        _check_fit(network.input_shape, network.output_shape, card, model_file)
+        return cls(lambda images: np.asarray(network.predict_on_batch(images)), card, KERAS_BATCHES)
+
+    @classmethod
+    def load_litert(
+        cls, model_file: Path, threads: int | None = None, folder: Path = PATHS.converted
+    ) -> EmotionClassifier:
+        """Load a network and its card, to be run by LiteRT: ready in a moment, and warm.
+
+        The network is converted with Keras the first time, and kept beside the face detector's.
+
+        Args:
+            model_file: The `.keras` file.
+            threads: Cores used at once; None: all, up to four. The probabilities do not depend on it.
+            folder: Where converted networks are kept.
+
+        Raises:
+            InputError: as `load`.
+        """
+        model_file = Path(model_file)
+        card = read_card(model_file)
+        file = converted(model_file.stem, [model_file], lambda: _load_network(model_file), folder)
+        with quiet_start():  # LiteRT's first interpreter tells how it runs
+            network = Network(file, threads or min(os.cpu_count() or 1, MOST_THREADS))
+            _check_fit(*network.shapes(), card, model_file)
+            for size in LITERT_BATCHES:
+                network(np.zeros((size, card["input_size"], card["input_size"], card["channels"]), np.uint8))
+        return cls(lambda images: network(images)[0], card, LITERT_BATCHES)
 
     @property
     def faces(self) -> Faces:
@@ -180,13 +222,21 @@ class EmotionClassifier:
                              f"{images.shape}")  # fmt: skip
         if not len(images):
             return np.zeros((0, len(self.labels)), np.float32)
-        batches = [images[i : i + LARGEST_BATCH] for i in range(0, len(images), LARGEST_BATCH)]
-        return np.concatenate([self._predict_batch(batch) for batch in batches])
-
-    def _predict_batch(self, images: np.ndarray) -> np.ndarray:
-        n = len(images)
-        padded = np.zeros((1 << (n - 1).bit_length(), *images.shape[1:]), np.uint8)  # few sizes: each is traced once
-        padded[:n] = images
-        probabilities = np.asarray(self.network.predict_on_batch(padded))[:n]
+        probabilities = np.concatenate([self._run(padded)[:n] for padded, n in self._batches(images)])
+        sums = probabilities.sum(axis=1)
+        if not (np.abs(sums - 1) < 0.01).all() or probabilities.min() < 0:  # also refuses NaN
+            raise InputError(
+                f"the network's answers are no probabilities: those of an image sum to {sums.min():.3g} to "
+                f"{sums.max():.3g}, not to 1; its last layer must be a softmax"
+            )
         scaled = probabilities.astype(np.float64) ** (1 / self.card["temperature"])
         return (scaled / scaled.sum(axis=1, keepdims=True)).astype(np.float32)
+
+    def _batches(self, images: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+        """Yield the images in batches of the few sizes, the last one filled up, and how many of each count."""
+        for start in range(0, len(images), self._batch_sizes[-1]):
+            batch = images[start : start + self._batch_sizes[-1]]
+            size = next(size for size in self._batch_sizes if size >= len(batch))
+            padded = np.zeros((size, *images.shape[1:]), np.uint8)
+            padded[: len(batch)] = batch
+            yield padded, len(batch)

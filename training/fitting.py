@@ -22,16 +22,19 @@ import numpy as np
 import pandas as pd
 
 from configuration import Fitting
+from preprocessing.crowd_votes import majority, vote_shares, voted_emotions
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_file
-from preprocessing.image_tables import digest, labels_of, usable
+from preprocessing.image_tables import digest, labels_of, split_hash, usable
 from training import models
 from training.augmentation import build_augmentation
+from training.balancing import sample_weights
 from training.datasets import FaceBatches, flow_from_dataframe
 from training.emotion_classifier import crop_options, read_card, save
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "constant")
+TARGETS = ("labels", "votes")
 PRECISIONS = ("auto", "float32", "mixed_bfloat16")
 MONITOR = "val_accuracy"  # the best epoch is chosen by this
 
@@ -53,21 +56,42 @@ def fit_table(table: pd.DataFrame, folder: Path, model_file: Path, fitting: Fitt
         InputError: a setting or the file's name is not accepted, the train or dev split has no usable rows, there
             are fewer than two emotions, or one of them has no training image.
     """
-    check_settings(fitting)
     if model_file.suffix != ".keras" or model_file.is_dir():
         raise InputError(f"--output {model_file} is not the name of a .keras file; the card goes beside it as .json")
+    train, dev, about = read_batches(table, folder, fitting)
+    counts = f"{len(train.images)} train, {len(dev.images)} dev images, {len(train.classes)} emotions"
+    print(f"{folder.name}: {counts}; network {fitting.network}", flush=True)
+    return fit(train, dev, model_file, fitting, {**about, "command": command})
+
+
+def read_batches(
+    table: pd.DataFrame, folder: Path, fitting: Fitting
+) -> tuple[FaceBatches, FaceBatches, dict[str, Any]]:
+    """Return the batches to learn from, those to choose by, and what a card says of them.
+
+    Raises:
+        InputError: see `fit_table`.
+    """
+    check_settings(fitting)
     rows = usable(table)
     rows = rows.loc[rows["split"].isin(["train", "dev"])]
+    by_votes = fitting.targets == "votes"
+    if by_votes:
+        rows = _with_votes(rows)
     splits = {name: rows.loc[rows["split"] == name] for name in ("train", "dev")}
     for name, part in splits.items():
         if part.empty:
             raise InputError(f"{folder / 'split.csv'} has no usable {name} images; split again with step3_split")
-    classes = labels_of(rows)
+    classes = voted_emotions(rows) if by_votes else labels_of(rows)
     if len(classes) < 2:
         raise InputError(f"all of {folder / 'split.csv'} shows {classes[0]}; at least two emotions are needed")
-    missing = [label for label in classes if label not in set(splits["train"]["emotion"])]
+    missing = [label for label in classes if not by_votes and label not in set(splits["train"]["emotion"])]
     if missing:
         raise InputError(f"no training image shows {', '.join(missing)}; split again with step3_split")
+    weight_col = None
+    if fitting.balance:
+        weight_col = "weight"
+        splits["train"] = splits["train"].assign(weight=sample_weights(splits["train"], fitting.balance))
     crops = crop_options(folder)
     flows = {
         name: flow_from_dataframe(
@@ -76,23 +100,37 @@ def fit_table(table: pd.DataFrame, folder: Path, model_file: Path, fitting: Fitt
             target_size=(crops["size"], crops["size"]),
             color_mode="grayscale" if crops["channels"] == 1 else "rgb",
             classes=classes,
+            y_col=classes if by_votes else "emotion",
+            class_mode="raw" if by_votes else "categorical",
+            weight_col=weight_col if name == "train" else None,
             batch_size=fitting.batch_size,
             shuffle=name == "train",
             seed=fitting.seed,
         )
         for name, part in splits.items()
     }
-    counts = ", ".join(f"{len(part)} {name}" for name, part in splits.items())
-    print(f"{folder.name}: {counts} images, {len(classes)} emotions; network {fitting.network}", flush=True)
     about = {
         "dataset": folder.name,
-        "split_hash": digest(rows.filter(["path", "pixel_hash", "emotion", "split"])),
+        "split_hash": split_hash(table),
+        "targets": fitting.targets,
+        "votes_hash": digest(rows[classes]) if by_votes else "",
         "align": crops["align"],
         "crops": crops,
-        "command": command,
         "caveats": caveats(rows, crops["channels"]),
     }
-    return fit(flows["train"], flows["dev"], model_file, fitting, about)
+    return flows["train"], flows["dev"], about
+
+
+def _with_votes(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows to learn from and to choose by, with each emotion's share of the votes in a column of its name.
+
+    For training that is every image that people named an emotion in; for dev those where more than half agree, so that
+    accuracy is agreement with that majority.
+    """
+    shares = vote_shares(rows)
+    named = shares.sum(axis=1) > 0
+    agreed = majority(rows) != ""
+    return rows.join(shares).loc[named & ((rows["split"] == "train") | agreed)]
 
 
 def caveats(rows: pd.DataFrame, channels: int) -> list[str]:
@@ -116,7 +154,8 @@ def fit(train: FaceBatches, dev: FaceBatches, model_file: Path, fitting: Fitting
         dev: Batches to choose the epoch by.
         model_file: Where the network goes, `X.keras`; the card goes beside it.
         fitting: Every setting of the run.
-        about: Entries of the card that the caller knows: at least `dataset`, `split_hash`, `align` and `crops`.
+        about: Entries of the card that the caller knows: at least `dataset`, `split_hash`, `votes_hash`, `align`
+            and `crops`.
 
     Returns:
         False where this very run had been finished before and nothing was done.
@@ -128,6 +167,7 @@ def fit(train: FaceBatches, dev: FaceBatches, model_file: Path, fitting: Fitting
         "fitting": asdict(fitting),
         "labels": list(train.classes),
         "split_hash": about["split_hash"],
+        "votes_hash": about["votes_hash"],
         "crops": about["crops"],
     }
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
@@ -135,7 +175,7 @@ def fit(train: FaceBatches, dev: FaceBatches, model_file: Path, fitting: Fitting
         print(f"unchanged: {model_file} was made by this very run (same settings, same data); nothing to do")
         return False
     folder = model_file.parent / "runs" / f"{model_file.stem}-{key}"
-    run = _open_run(folder, settings, lambda: _choose_precision(train, fitting))
+    run = _open_run(folder, settings, lambda: choose_precision(train, fitting))
     start = time.monotonic()
     keras.utils.set_random_seed(fitting.seed)
     network, trainer = build_trainer(train, replace(fitting, precision=run["precision"]))
@@ -181,6 +221,7 @@ def check_settings(fitting: Fitting) -> None:
     """
     for name, accepted in (
         ("network", models.NETWORKS),
+        ("targets", TARGETS),
         ("optimizer", OPTIMIZERS),
         ("schedule", SCHEDULES),
         ("precision", PRECISIONS),
@@ -192,13 +233,20 @@ def check_settings(fitting: Fitting) -> None:
         ("batch_size", 1, 1 << 31),
         ("patience", 0, 1 << 31),
         ("seed", 0, (1 << 31) - 1),
+        ("convolutions", 1, 16),
+        ("warm_up", 0, fitting.epochs - 1),
     ):
         if not least <= getattr(fitting, name) <= most:
             raise InputError(f"{name} {getattr(fitting, name)} is not in {least} to {most}")
+    if not 1 <= len(fitting.widths) <= 5 or min(fitting.widths) < 1:
+        raise InputError(f"widths {fitting.widths} are not one to five numbers of filters")
+    for name in ("dropout", "label_smoothing", "beta_1", "beta_2"):
+        if not 0 <= getattr(fitting, name) < 1:
+            raise InputError(f"{name.replace('_', ' ')} {getattr(fitting, name)} is not in 0 to 1")
     if not 0 < fitting.learning_rate < 10:
         raise InputError(f"learning rate {fitting.learning_rate} is not between 0 and 10")
-    if not 0 <= fitting.label_smoothing < 1:
-        raise InputError(f"label smoothing {fitting.label_smoothing} is not in 0 to 1")
+    if not 0 <= fitting.augmentation.cover <= 24:
+        raise InputError(f"cover {fitting.augmentation.cover} is not in 0 to 24 pixels: half of the smallest face")
 
 
 def _backend() -> str:
@@ -231,15 +279,24 @@ def build_trainer(train: FaceBatches, fitting: Fitting) -> tuple[keras.Model, ke
     keras.config.set_dtype_policy(fitting.precision)
     try:
         shape = train.images.shape[1:]
-        network = models.build(fitting.network, shape, len(train.classes))
+        network = models.build(
+            fitting.network,
+            shape,
+            len(train.classes),
+            widths=fitting.widths,
+            convolutions=fitting.convolutions,
+            dropout=fitting.dropout,
+        )
         augmentation = build_augmentation(fitting.augmentation, shape, fitting.seed)
         inputs = keras.Input(shape, dtype="uint8")
         trainer = keras.Model(inputs, network(augmentation(inputs)), name="trainer")
         # TensorFlow's XLA knows no image warp; the other backends always compile.
         jit_compile: Any = False if keras.backend.backend() == "tensorflow" else "auto"
         trainer.compile(
-            optimizer=_build_optimizer(fitting, steps=fitting.epochs * len(train)),
-            loss=keras.losses.CategoricalCrossentropy(label_smoothing=fitting.label_smoothing),
+            optimizer=_build_optimizer(fitting, steps_per_epoch=len(train)),
+            loss=keras.losses.CategoricalCrossentropy(
+                label_smoothing=fitting.label_smoothing if fitting.targets == "labels" else 0.0
+            ),
             metrics=["accuracy"],
             jit_compile=jit_compile,
         )
@@ -249,30 +306,38 @@ def build_trainer(train: FaceBatches, fitting: Fitting) -> tuple[keras.Model, ke
     return network, trainer
 
 
-def _build_optimizer(fitting: Fitting, steps: int) -> keras.optimizers.Optimizer:
+def _build_optimizer(fitting: Fitting, steps_per_epoch: int) -> keras.optimizers.Optimizer:
     rate: Any = fitting.learning_rate
-    if fitting.schedule == "cosine":
-        rate = keras.optimizers.schedules.CosineDecay(rate, steps)
+    cosine, warm_up = fitting.schedule == "cosine", fitting.warm_up * steps_per_epoch
+    if cosine or warm_up:
+        rate = keras.optimizers.schedules.CosineDecay(
+            0.0 if warm_up else rate,
+            fitting.epochs * steps_per_epoch - warm_up,
+            alpha=0.0 if cosine else 1.0,  # the share that is left at the end: all of it is a constant rate
+            warmup_target=rate if warm_up else None,
+            warmup_steps=warm_up,
+        )
+    betas: Any = {"beta_1": fitting.beta_1, "beta_2": fitting.beta_2}
     if fitting.optimizer == "adamw":
-        return keras.optimizers.AdamW(rate, weight_decay=fitting.weight_decay)
+        return keras.optimizers.AdamW(rate, weight_decay=fitting.weight_decay, **betas)
     if fitting.optimizer == "adam":
-        return keras.optimizers.Adam(rate)
+        return keras.optimizers.Adam(rate, **betas)
     return keras.optimizers.SGD(rate, momentum=fitting.momentum)
 
 
-def _choose_precision(train: FaceBatches, fitting: Fitting, steps: int = 4) -> str:
+def choose_precision(train: FaceBatches, fitting: Fitting, steps: int = 4) -> str:
     """Return the precision of the run; for `auto` the faster one here, by timing a few steps of each."""
     if fitting.precision != "auto":
         return fitting.precision
-    images, labels = train[0]
+    batch = train[0]
     seconds = {}
     for precision in ("float32", "mixed_bfloat16"):
         _, trainer = build_trainer(train, replace(fitting, precision=precision))
-        trainer.train_on_batch(images, labels)
+        trainer.train_on_batch(*batch)
         times = []
         for _ in range(steps):
             start = time.perf_counter()
-            trainer.train_on_batch(images, labels)
+            trainer.train_on_batch(*batch)
             times.append(time.perf_counter() - start)
         seconds[precision] = float(np.median(times))
     chosen = min(seconds, key=lambda name: seconds[name])

@@ -4,6 +4,7 @@ Each takes uint8 pixels in 0-255, (n, height, width, channels), gives a float32 
 own normalisation. Built-in layers only, so that plain `keras.models.load_model` loads what is saved.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -44,15 +45,16 @@ def build_vgg(
     input_shape: tuple[int, int, int],
     classes: int,
     widths: tuple[int, ...] = (32, 64, 128, 256),
+    convolutions: int = 2,
     dropout: float = 0.4,
 ) -> keras.Model:
-    """Return a plain VGG-like network: two 3x3 convolutions per width, batch norm, global average pooling."""
+    """Return a plain VGG-like network: a few 3x3 convolutions per width, batch norm, global average pooling."""
     inputs = keras.Input(input_shape, dtype="uint8")
     x = _standardize(inputs)
     for index, filters in enumerate(widths):
         if index:
             x = keras.layers.MaxPooling2D()(x)
-        for _ in range(2):
+        for _ in range(convolutions):
             x = keras.layers.Conv2D(filters, 3, padding="same", use_bias=False, kernel_initializer="he_normal")(x)
             x = keras.layers.BatchNormalization()(x)
             x = keras.layers.Activation("relu")(x)
@@ -68,8 +70,14 @@ NETWORKS: dict[str, Callable[..., keras.Model]] = {
 }
 
 
-def build(network: str, input_shape: tuple[int, int, int], classes: int) -> keras.Model:
+def build(network: str, input_shape: tuple[int, int, int], classes: int, **shape: Any) -> keras.Model:
     """Return a new network by its name.
+
+    Args:
+        network: A name of `NETWORKS`.
+        input_shape: (height, width, channels) of the images, pixels.
+        classes: Number of classes.
+        shape: Such as `widths` and `dropout`; a builder is given those that it names, the others mean nothing to it.
 
     Raises:
         InputError: no network has that name, or the images are too small for it.
@@ -78,7 +86,9 @@ def build(network: str, input_shape: tuple[int, int, int], classes: int) -> kera
         raise InputError(f"no network is called {network!r}; there are {', '.join(NETWORKS)}")
     if min(input_shape[:2]) < 24:
         raise InputError(f"images of {input_shape[1]}x{input_shape[0]} pixels are too small; the least is 24x24")
-    return NETWORKS[network](input_shape, classes)
+    builder = NETWORKS[network]
+    known = inspect.signature(builder).parameters
+    return builder(input_shape, classes, **{name: value for name, value in shape.items() if name in known})
 
 
 def _standardize(inputs: Any) -> Any:

@@ -1,6 +1,6 @@
 """Train the configured best network.
 
-Reads:  data/NAME/split.csv and the crops it names
+Reads:  data/NAME/split.csv and the crops it names; models/NAME/tuned.json where step2_tuning wrote one (or --settings)
 Writes: models/NAME/best.keras and its card (or --output); models/NAME/runs/ (history, curves, states to resume from)
 
     python -m training.step3_best_model --dataset fer2013
@@ -28,28 +28,74 @@ from preprocessing.command_line import (
 )
 from preprocessing.image_tables import read_table
 from preprocessing.quiet import quiet_start
+from training.settings import read_settings
 
 
 def main(
     dataset: DatasetName = SAMPLE.name,
     data: DataRoot = PATHS.data,
     models: ModelsRoot = PATHS.models,
-    epochs: Annotated[int, typer.Option(help="Passes over the training split.")] = BEST.epochs,
-    batch_size: Annotated[int, typer.Option(help="Images per step.")] = BEST.batch_size,
-    learning_rate: Annotated[float, typer.Option(help="Step size at the start.")] = BEST.learning_rate,
-    precision: Annotated[str, typer.Option(help="float32, mixed_bfloat16, or auto: the faster.")] = BEST.precision,
-    seed: Annotated[int, typer.Option(help="Seed of the run.")] = BEST.seed,
+    settings: Annotated[
+        Path | None,
+        typer.Option(help="Settings to train with; else models/NAME/tuned.json, or the configured ones without it."),
+    ] = None,
+    targets: Annotated[
+        str | None,
+        typer.Option(
+            help="labels: the data set's own; votes: crowd votes as a distribution.", show_default=BEST.targets
+        ),
+    ] = None,
+    balance: Annotated[
+        str | None,
+        typer.Option(
+            help="Weigh the images so that this is balanced: emotion, gender, gender+emotion, ...",
+            show_default="not balanced",
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the training split.", show_default=str(BEST.epochs))
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images per step.", show_default=f"{BEST.batch_size}, or as tuned")
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Step size at the start.", show_default=f"{BEST.learning_rate}, or as tuned")
+    ] = None,
+    cover: Annotated[
+        int | None,
+        typer.Option(
+            help="Largest side of a black box over half of the training images, pixels; 0: none.",
+            show_default=str(BEST.augmentation.cover),
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="float32, mixed_bfloat16, or auto: the faster.", show_default=BEST.precision)
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the run.", show_default=str(BEST.seed))] = None,
     output: Annotated[Path | None, typer.Option(help="Where the network goes; else models/NAME/best.keras.")] = None,
 ) -> None:
-    """Train the best known network on a data set's training split."""
+    """Train the best known network on a data set's training split; typed options go before tuned settings."""
     folder = dataset_folder(data, dataset)
     table = read_table(folder, "split.csv")  # before Keras is imported, so that a mistake is told at once
     with quiet_start():
         from training.fitting import fit_table
 
-    fitting = replace(
-        BEST, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, precision=precision, seed=seed
-    )
+    tuned = models / dataset / "tuned.json"
+    if settings is None and tuned.is_file():
+        settings = tuned
+    fitting = read_settings(settings) if settings else BEST
+    print(f"settings: {settings or 'configuration.py'}", flush=True)
+    typed = {
+        "targets": targets,
+        "balance": balance,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "precision": precision,
+        "seed": seed,
+        "augmentation": None if cover is None else replace(fitting.augmentation, cover=cover),
+    }
+    fitting = replace(fitting, **{name: value for name, value in typed.items() if value is not None})
     fit_table(table, folder, output or models / dataset / "best.keras", fitting, typed_command())
 
 

@@ -1,0 +1,212 @@
+"""Several models side by side on the same images: paired differences with intervals, and McNemar's test."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from configuration import Evaluation
+from evaluation.answers import Answers
+from evaluation.honesty import banner
+from evaluation.intervals import bootstrap, holm, mcnemar, percentile_intervals
+from evaluation.metrics import apply_rule, score_statistic
+from evaluation.performance import HEADLINE, SHARES, format_interval, format_score
+from evaluation.plots import draw_differences
+from evaluation.sections import Figure, Section, Table
+from preprocessing.emotions import LabelRule
+from preprocessing.errors import InputError
+from preprocessing.image_tables import write_table
+
+COMPARED = {**HEADLINE, "brier": "Brier score (less is better)"}
+
+
+def on_common_labels(models: Sequence[Answers]) -> list[Answers]:
+    """Return the models' answers on the images, and with the labels, that all of them are scored on.
+
+    Raises:
+        InputError: fewer than two labels are common to all.
+    """
+    common = tuple(label for label in models[0].labels if all(label in answers.labels for answers in models))
+    if len(common) < 2:
+        known = "; ".join(f"{answers.name}: {', '.join(answers.labels)}" for answers in models)
+        raise InputError(f"the models share fewer than two emotions and cannot be compared ({known})")
+    restricted = []
+    for answers in models:
+        part = answers.select(answers.rows["emotion"].isin(common).to_numpy())
+        inner = tuple(answers.labels.index(label) for label in common)
+        rule = LabelRule(common, tuple(answers.rule.columns[index] for index in inner), answers.rule.text)
+        probabilities = apply_rule(part.probabilities, LabelRule(common, inner, ""))
+        restricted.append(replace(part, rule=rule, probabilities=probabilities))
+    return restricted
+
+
+def compare(models: Sequence[Answers], report: Path, options: Evaluation) -> Section:
+    """Compare each pair of models on the same images.
+
+    Args:
+        models: Two or more models' answers, on the same rows.
+        report: Folder of the figures.
+        options: For the intervals.
+    """
+    models = on_common_labels(models)
+    first = models[0]
+    statistics = {
+        answers.name: score_statistic(answers.probabilities, answers.truth, answers.labels) for answers in models
+    }
+
+    def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
+        return {f"{name}|{score}": value for name, one in statistics.items() for score, value in one(weights).items()}
+
+    drawn = bootstrap(statistic, first.groups, options.resamples, options.seed)
+    measured = {name: float(value[0]) for name, value in statistic(np.ones((1, len(first.rows)))).items()}
+    names = [*COMPARED, *(f"recall/{label}" for label in first.labels)]
+    pairs = [_compare_pair(before, after, measured, drawn, names, options) for before, after in combinations(models, 2)]
+    for pair, adjusted in zip(pairs, holm([pair["mcnemar"]["p_value"] for pair in pairs]), strict=True):
+        pair["mcnemar"]["adjusted_p_value"] = adjusted
+    differences = pd.DataFrame(
+        [
+            {"difference": pair["name"], "score": score, **pair["differences"][score]}
+            for pair in pairs
+            for score in names
+        ]
+    )
+    write_table(differences, report / "differences.csv")
+    each = percentile_intervals(drawn, options.level)
+    caption = f"{first.dataset}, {first.split} split (n = {len(first.rows):,})"
+    unclean = "; ".join(f"{answers.name}: {text}" for answers in models if (text := banner(answers)))
+    warnings = [unclean] if unclean else []
+    everything = {label for answers in models for label in answers.labels}
+    if everything > set(first.labels):
+        warnings.append(f"compared on {', '.join(first.labels)} alone, which all of the models know")
+    voted = [answers.name for answers in models if answers.card.get("targets") == "votes"]
+    if 0 < len(voted) < len(models):
+        warnings.append(
+            f"{', '.join(voted)} learnt from crowd votes, the others from the data set's own labels: whichever of the "
+            "two is scored against favours those that learnt from it (--truth labels, --truth majority)"
+        )
+    return Section(
+        name="comparison",
+        title="Side by side",
+        sentences=[
+            *(_in_words(pair, len(pairs)) for pair in pairs),
+            "All models saw the same images, and each resample weighs the same images for all of them, so that what is "
+            "hard for all cancels out. McNemar's exact test looks only at the images that one of the two gets right "
+            "and the other does not; where there are several pairs, its p-values are adjusted for their number (Holm), "
+            "the intervals are not."
+            + (
+                " The test takes images for independent; of people photographed several times, trust the intervals, "
+                "which are resampled by person."
+                if first.has_subjects
+                else ""
+            ),
+        ],
+        warnings=warnings,
+        tables=[
+            Table(
+                pd.DataFrame(
+                    {
+                        answers.name: [
+                            f"{format_score(score, measured[f'{answers.name}|{score}'])} "
+                            f"[{format_interval(score, each[f'{answers.name}|{score}'])}]"
+                            for score in COMPARED
+                        ]
+                        for answers in models
+                    },
+                    index=pd.Index(COMPARED.values(), name="score"),
+                ),
+                f"Each model by itself, {caption}",
+            ),
+            *(
+                Table(
+                    pd.DataFrame(
+                        {
+                            "difference": [_points(s, pair["differences"][s]["value"]) for s in names],
+                            "95 % interval": [
+                                _range(s, pair["differences"][s]["low"], pair["differences"][s]["high"]) for s in names
+                            ],
+                        },
+                        index=pd.Index([COMPARED.get(s, s.replace("/", ", ")) for s in names], name="score"),
+                    ),
+                    f"{pair['name']}, {caption}",
+                )
+                for pair in pairs
+            ),
+        ],
+        figures=[
+            Figure(
+                draw_differences(
+                    differences[differences["score"].isin([*SHARES, *names[len(COMPARED) :]])],
+                    caption,
+                    report / "differences.png",
+                ),
+                f"Differences in percentage points, {caption}; left of the line the model named last is worse.",
+                " ".join(_in_words(pair, len(pairs)) for pair in pairs),
+            )
+        ],
+        values={
+            "banner": unclean,
+            "models": [answers.name for answers in models],
+            "measured": measured,
+            "pairs": pairs,
+        },
+    )
+
+
+def _compare_pair(
+    before: Answers,
+    after: Answers,
+    measured: dict[str, float],
+    drawn: dict[str, np.ndarray],
+    names: list[str],
+    options: Evaluation,
+) -> dict:
+    """Return one pair's differences (second minus first), each with its interval, and McNemar's test."""
+    gaps = {score: drawn[f"{after.name}|{score}"] - drawn[f"{before.name}|{score}"] for score in names}
+    intervals = percentile_intervals(gaps, options.level)
+    return {
+        "name": f"{after.name} minus {before.name}",
+        "first": before.name,
+        "second": after.name,
+        "differences": {
+            score: {
+                "value": measured[f"{after.name}|{score}"] - measured[f"{before.name}|{score}"],
+                "low": intervals[score][0],
+                "high": intervals[score][1],
+            }
+            for score in names
+        },
+        "mcnemar": mcnemar(before.right, after.right),
+    }
+
+
+def _points(score: str, difference: float) -> str:
+    """Return a difference as one reads it: shares in percentage points."""
+    if np.isnan(difference):
+        return "–"
+    is_share = score.split("/")[0] in SHARES
+    return f"{100 * difference:+.1f} points" if is_share else f"{difference:+.3f}"
+
+
+def _range(score: str, low: float, high: float) -> str:
+    return f"{_points(score, low).removesuffix(' points')} to {_points(score, high)}"
+
+
+def _in_words(pair: dict, number_of_pairs: int) -> str:
+    accuracy, test = pair["differences"]["accuracy"], pair["mcnemar"]
+    low, high = accuracy["low"], accuracy["high"]
+    p_value = test["adjusted_p_value"]
+    adjusted = " after adjustment" if number_of_pairs > 1 else ""
+    verdict = (
+        "These images do not show that one is better than the other."
+        if low <= 0 <= high or p_value > 0.05
+        else f"{pair['second' if accuracy['value'] > 0 else 'first']} is better on images of this kind."
+    )
+    return (
+        f"{pair['name']}: accuracy {_points('accuracy', accuracy['value'])} (95 % interval "
+        f"{_range('accuracy', low, high)}). {test['only_b']:,} images are right by {pair['second']} alone, "
+        f"{test['only_a']:,} by {pair['first']} alone: p {'< 0.001' if p_value < 0.001 else f'= {p_value:.3f}'} by "
+        f"McNemar's exact test{adjusted}. {verdict}"
+    )

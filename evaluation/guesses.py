@@ -1,0 +1,64 @@
+"""Say what a trained network sees in the images that have no label, for the labelling page to show.
+
+Reads:  a network and its card; data/NAME/faces.csv and the crops it names
+Writes: reports/NAME/MODEL/guesses.csv, with the columns `path`, `prediction`, and `p_<emotion>` (0-1)
+
+    python -m evaluation.guesses        --dataset ckplus --model models/ckplus/best.keras
+    python -m preprocessing.label_peaks --dataset ckplus --name ann --guesses reports/ckplus/best/guesses.csv
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+if not __package__:  # run as a plain file
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import pandas as pd
+import typer
+
+from configuration import PATHS, SAMPLE
+from preprocessing.command_line import DataRoot, DatasetName, ModelsRoot, ReportsRoot, dataset_folder, run
+from preprocessing.errors import InputError
+from preprocessing.image_tables import is_seen, read_table, write_table
+from training.emotion_classifier import EmotionClassifier, read_card
+
+
+def main(
+    dataset: DatasetName = SAMPLE.name,
+    data: DataRoot = PATHS.data,
+    models: ModelsRoot = PATHS.models,
+    reports: ReportsRoot = PATHS.reports,
+    model: Annotated[Path | None, typer.Option(help="The network; left out: MODELS/DATASET/best.keras.")] = None,
+) -> None:
+    """Write a trained network's guesses for the images that have no label."""
+    folder = dataset_folder(data, dataset)
+    rows = unlabelled(read_table(folder, "faces.csv"))
+    if rows.empty:
+        raise InputError(f"{folder / 'faces.csv'} has no readable image with a face and without a label")
+    model_file = model or models / dataset / "best.keras"
+    read_card(model_file)  # before Keras is imported, so that a mistake is told at once
+    file = reports / dataset / model_file.stem / "guesses.csv"
+    write_table(guess(EmotionClassifier.load(model_file), folder, rows), file)
+    print(f"guesses for {len(rows):,} images without a label: {file}")
+
+
+def unlabelled(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table's rows that have a readable image and a face, but no label."""
+    return table.loc[is_seen(table) & (table["emotion"] == "")].reset_index(drop=True)
+
+
+def guess(classifier: EmotionClassifier, folder: Path, rows: pd.DataFrame) -> pd.DataFrame:
+    """Return `path`, `prediction` and the probability of each of the network's emotions, a row per image."""
+    from evaluation.answers import read_crops
+    from evaluation.metrics import predicted_labels
+
+    probabilities = classifier.predict(read_crops(classifier, folder, rows))
+    table = pd.DataFrame({"path": rows["path"], "prediction": predicted_labels(probabilities, classifier.labels)})
+    for index, label in enumerate(classifier.labels):
+        table[f"p_{label}"] = probabilities[:, index].round(6)
+    return table
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,241 @@
+"""How honest a score is: where the split comes from, what the model saw of it, and what the score is without copies."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from configuration import SAMPLE, Evaluation
+from evaluation.answers import Answers
+from evaluation.intervals import bootstrap, percentile_intervals
+from evaluation.metrics import score_statistic
+from evaluation.performance import format_interval, format_score
+from evaluation.sections import Section, Table, percent
+from preprocessing.crowd_votes import MAJORITY
+from preprocessing.image_tables import OFFICIAL_SPLITS, is_usable, read_table, split_hash, usable
+from preprocessing.step3_split import choose_strategy
+from training.emotion_classifier import crop_options
+
+_SCORES = ("accuracy", "balanced_accuracy", "macro_f1")
+
+
+def protocol(answers: Answers) -> str:
+    """Return how a score came about, in the words that stand beside it everywhere."""
+    learnt = "trained on crowd votes" if answers.card.get("targets") == "votes" else "no extra labels"
+    truth = f", scored against the {MAJORITY}" if answers.by_crowd else ""
+    return f"one network, one crop per face, no test-time averaging, {learnt}{truth}"
+
+
+def banner(answers: Answers) -> str:
+    """Return the one line that must stand on every page of a report whose figures are not clean; empty where they are.
+
+    The first reason that applies: the gravest.
+    """
+    if SAMPLE.name in (answers.dataset, answers.card.get("dataset")):
+        return "the sample is one portrait, warped: no score on it means anything"
+    if answers.trained_on:
+        return "NOT A HELD-OUT SCORE: the model was trained on this split"
+    if selected_on(answers):
+        return "the model was chosen on this split: expect a lower score on images that nobody has used"
+    return ""
+
+
+def selected_on(answers: Answers) -> bool:
+    """Return whether the card says that the model, its epoch or its threshold was chosen on this split."""
+    calibrated = answers.card.get("calibration", {})
+    trained_here = answers.card.get("dataset") == answers.dataset
+    return answers.split == "dev" and (trained_here or calibrated.get("dataset") == answers.dataset)
+
+
+def how_honest(answers: Answers, folder: Path, table: pd.DataFrame, notes: list[str], options: Evaluation) -> Section:
+    """Return what a reader must know before believing the scores.
+
+    Args:
+        answers: The model's answers.
+        folder: The data set's folder.
+        table: All of its `split.csv`.
+        notes: What is known already, such as that there is no test split.
+        options: For the intervals.
+    """
+    same_data = answers.card.get("dataset") == answers.dataset
+    copies, shown = _copies(answers, table)
+    facts = {
+        "data set": f"{answers.dataset}, the model's own" if same_data else f"{answers.dataset}, unknown to the model",
+        "split": _provenance(answers, folder, table),
+        "part in the training": _part_in_training(answers),
+        "training data": _training_data(answers, table),
+        "people in this split and in training": _shared_people(answers, table),
+        "exact copies of training images": f"{copies.sum():,} of {len(copies):,} images",
+        "left out": _left_out(answers, table),
+        "labels": _label_sources(answers),
+        "protocol": protocol(answers),
+        "crops": f"aligned by {crop_options(folder)['align']}",
+    }
+    frame = pd.DataFrame({"": facts.values()}, index=pd.Index(facts, name="question"))
+    tables = [Table(frame, "Where the figures come from")]
+    values: dict = {
+        "banner": banner(answers),
+        "held_out": not answers.trained_on,
+        "selected_on": selected_on(answers),
+        "protocol": protocol(answers),
+        "copies": int(copies.sum()),
+    }
+    sentences = []
+    if copies.any() and not copies.all():
+        compared = _without_copies(answers, copies, options)
+        values["copies_scores"] = compared
+        tables.append(_copies_table(compared, answers))
+        with_all, without = (compared[name]["accuracy"]["value"] for name in ("all", "without copies"))
+        sentences.append(
+            f"{copies.sum():,} of the {len(copies):,} images are exact copies of {shown}; without them the "
+            f"accuracy is {percent(without)} instead of {percent(with_all)}. Only exact copies (equal pixels) are "
+            "found: a picture saved again, cropped or mirrored is not."
+        )
+    else:
+        sentences.append("No image is an exact copy (equal pixels) of a training image." if not copies.any() else
+                         "Every image is an exact copy of a training image.")  # fmt: skip
+    return Section(
+        name="honesty",
+        title="How honest",
+        sentences=sentences,
+        warnings=[*notes, *_warnings(answers, folder, table, copies)],
+        tables=tables,
+        values=values | {"facts": facts},
+    )
+
+
+def _copies(answers: Answers, table: pd.DataFrame) -> tuple[np.ndarray, str]:
+    """Return which images have an exact copy in another part of the table, bool (n,), and what that part is called."""
+    rows = usable(table)
+    elsewhere = rows["split"] == "train" if answers.split != "train" else rows["split"].isin(["dev", "test"])
+    hashes = set(rows.loc[elsewhere, "pixel_hash"]) - {""}
+    return answers.rows["pixel_hash"].isin(hashes).to_numpy(), (
+        "training images" if answers.split != "train" else "dev or test images"
+    )
+
+
+def _without_copies(answers: Answers, copies: np.ndarray, options: Evaluation) -> dict:
+    """Return the scores with and without the copies, and of the copies alone, each with its interval."""
+    compared = {}
+    for name, keep in {"all": np.ones(len(copies), bool), "without copies": ~copies, "copies alone": copies}.items():
+        statistic = score_statistic(answers.probabilities[keep], answers.truth[keep], answers.labels)
+        groups = pd.factorize(answers.groups[keep])[0]
+        intervals = percentile_intervals(bootstrap(statistic, groups, options.resamples, options.seed), options.level)
+        values = statistic(np.ones((1, keep.sum())))
+        compared[name] = {"n": int(keep.sum())} | {
+            score: {"value": float(values[score][0]), "interval": list(intervals[score])} for score in _SCORES
+        }
+    return compared
+
+
+def _copies_table(compared: dict, answers: Answers) -> Table:
+    frame = pd.DataFrame(index=pd.Index(compared, name="images"))
+    frame["n"] = [part["n"] for part in compared.values()]
+    for score in _SCORES:
+        frame[score.replace("_", " ").replace("f1", "F1")] = [
+            f"{format_score(score, part[score]['value'])} [{format_interval(score, part[score]['interval'])}]"
+            for part in compared.values()
+        ]
+    return Table(frame, f"Scores with and without exact copies, {answers.title}")
+
+
+def _warnings(answers: Answers, folder: Path, table: pd.DataFrame, copies: np.ndarray) -> list[str]:
+    card, warnings = answers.card, []
+    if text := banner(answers):
+        warnings.append(text)
+    if answers.rule.text:
+        left_out = f" ({answers.left_out} images)" if answers.left_out else ""
+        warnings.append(f"labels: {answers.rule.text}{left_out}")
+    if copies.any() and answers.split != "train":
+        warnings.append(f"{copies.sum():,} images have an exact copy among the training images: see the score without")
+    people = _shared_subjects(answers, table)
+    if people and answers.split != "train":
+        warnings.append(f"{len(people):,} people of this split are also in the training split")
+    current = split_hash(read_table(folder, "split.csv"))
+    if card.get("dataset") == answers.dataset and card.get("split_hash") not in (None, current):
+        warnings.append("the split was made anew since the model was trained: it may have learnt from these images")
+    align = crop_options(folder)["align"]
+    if align != card["align"]:
+        warnings.append(f"crops are aligned by {align}, the model was trained on {card['align']}")
+    if sources := _extra_sources(answers.rows):
+        warnings.append(f"extra labels: {', '.join(sources)} are not the data set's own")
+    return warnings
+
+
+def _provenance(answers: Answers, folder: Path, table: pd.DataFrame) -> str:
+    """Return how the split came about, as step 3 noted it, and the data set's own name of it."""
+    try:
+        strategy = json.loads((folder / "split.json").read_text(encoding="utf-8"))["strategy"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return f"{answers.split}, {len(answers.rows):,} images; step 3 left no note of how it was made"
+    strategy = str(choose_strategy(table)) if strategy == "auto" else strategy
+    meaning = {
+        "official": "the data set's own split",
+        "subject": "made by subject: nobody is in two splits",
+        "random": "made at random, whoever is in the pictures",
+        "folds": "made of folds: test is fold 0, dev fold 1",
+    }.get(strategy, strategy)
+    own = sorted(set(answers.rows["usage"]) - {""})
+    named = f" ({', '.join(own)} of the data set)" if strategy == "official" and own else ""
+    return f"{answers.split}, {meaning}{named}"
+
+
+def _part_in_training(answers: Answers) -> str:
+    if answers.trained_on:
+        return "the model learnt from it"
+    if selected_on(answers):
+        return f"the model was chosen by it ({answers.card.get('chosen_by', 'the dev split of its training')})"
+    return "none that the card tells of"
+
+
+def _training_data(answers: Answers, table: pd.DataFrame) -> str:
+    images = answers.card.get("training_images")
+    text = f"{answers.card.get('dataset', 'unknown')}" + (f", {images:,} images" if isinstance(images, int) else "")
+    if answers.card.get("dataset") != answers.dataset:
+        return f"{text}; whether any of these images are among them is not known"
+    if answers.card.get("targets") == "votes":
+        return f"{text}; learnt from the crowd's votes, not from the data set's own labels"
+    extra = [name for name in _extra_sources(usable(table).query("split == 'train'")) if not name.startswith(MAJORITY)]
+    return f"{text}; extra labels: {', '.join(extra)}" if extra else f"{text}; no labels but the data set's own"
+
+
+def _extra_sources(rows: pd.DataFrame) -> list[str]:
+    """Return where labels come from that are not the data set's own, with their numbers."""
+    counts = rows["label_source"].value_counts()
+    return [f"{name} ({count:,})" for name, count in counts.items() if name not in ("", "dataset", "first_frame")]
+
+
+def _label_sources(answers: Answers) -> str:
+    counts = answers.rows["label_source"].value_counts()
+    return ", ".join(f"{name or 'unknown'} ({count:,})" for name, count in counts.items())
+
+
+def _shared_subjects(answers: Answers, table: pd.DataFrame) -> set[str]:
+    trained = table.loc[table["split"] == "train", "subject"]
+    return (set(answers.rows["subject"]) & set(trained)) - {""}
+
+
+def _shared_people(answers: Answers, table: pd.DataFrame) -> str:
+    if not (answers.rows["subject"] != "").any():
+        return "not known: the table does not say who is in the pictures"
+    return f"{len(_shared_subjects(answers, table)):,}"
+
+
+def _left_out(answers: Answers, table: pd.DataFrame) -> str:
+    """Return which rows of the split are not scored, and why; of official splits, also those that have no split."""
+    inside = table["split"] == answers.split
+    if "usage" in table.columns:
+        inside |= (table["split"] == "") & (table["usage"].str.lower().map(OFFICIAL_SPLITS) == answers.split)
+    rows = table[inside & ~is_usable(table)]
+    without = f"without a {MAJORITY}" if answers.by_crowd else "without a label"
+    reasons = {
+        "unreadable": rows["status"] == "unreadable",
+        "of a single gray level": rows["status"] == "constant",
+        without: rows["emotion"] == "",
+        "without a face": rows["face_status"] == "not_found",
+    }
+    parts = [f"{int(reason.sum()):,} {name}" for name, reason in reasons.items() if reason.any()]
+    if answers.left_out:
+        parts.append(f"{answers.left_out:,} of a label that the model does not know")
+    return ", ".join(parts) or "nothing"

@@ -1,0 +1,188 @@
+"""How sure a score is: bootstrap intervals, and tests of whether a difference is more than chance.
+
+What a resample draws is a unit: a person's images together, because they resemble each other, or an image by itself
+where nobody is known. Memory does not grow with the number of resamples. A `seed` may be a generator, whose draws then
+go on.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_array
+from scipy.stats import binomtest
+
+from configuration import EVALUATION
+
+# A statistic takes how often each image was drawn, float (resamples, images), and returns its values by name, each
+# (resamples,). Statistics of two models on the same weights are paired.
+Statistic = Callable[[np.ndarray], dict[str, np.ndarray]]
+Seed = int | np.random.Generator
+
+_CHUNK = 1 << 21  # weights in memory at a time: 16 MB
+
+
+class Estimate(NamedTuple):
+    """A share or a difference of shares with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __neg__(self) -> "Estimate":
+        return Estimate(-self.value, -self.high, -self.low)
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:.1f} ({100 * self.low:.1f} to {100 * self.high:.1f})"
+
+
+def units_of(rows: pd.DataFrame) -> np.ndarray | None:
+    """Return each row's subject as a number, int (n,), where every row has one and they are several; else None."""
+    if "subject" not in rows.columns or (rows["subject"].isin(["", None]) | rows["subject"].isna()).any():
+        return None
+    units, names = pd.factorize(rows["subject"])
+    return units if len(names) > 1 else None
+
+
+# ---------------------------------------------------------------- resamples
+
+
+def bootstrap(statistic: Statistic, units: np.ndarray, resamples: int, seed: Seed) -> dict[str, np.ndarray]:
+    """Return a statistic's values on resamples of the data (Efron and Tibshirani 1993, chapter 6).
+
+    Whole units are drawn, as many as there are, with replacement: images of one person are not independent, and an
+    interval that draws single images would be too narrow.
+
+    Args:
+        statistic: What to compute.
+        units: int (images,): each image's unit, numbered from 0; its subject, or a unit of its own.
+        resamples: Number of resamples.
+        seed: The same seed gives the same resamples, also to another statistic.
+
+    Returns:
+        By name, float (resamples,); NaN where a resample does not allow the value.
+    """
+    count = int(units.max()) + 1
+    each_its_own = np.array_equal(units, np.arange(count))
+    parts = [
+        statistic(drawn if each_its_own else drawn[:, units])
+        for drawn in _draws(count, max(len(units), count), resamples, seed)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def resampled_counts(codes: np.ndarray, size: int, units: np.ndarray | None, resamples: int, seed: Seed) -> np.ndarray:
+    """Return how often each code occurs in resamples of the rows, (resamples, size) int64.
+
+    Args:
+        codes: (n,) int, 0 to size - 1: the cell of a contingency table that each row falls into.
+        size: Number of cells.
+        units: (n,) int: the unit of each row; None: rows are drawn.
+        resamples: Number of resamples.
+        seed: Of the draws.
+    """
+    if units is None:  # the counts of rows drawn with replacement are multinomial
+        shares = np.bincount(codes, minlength=size) / len(codes)
+        return np.random.default_rng(seed).multinomial(len(codes), shares, size=resamples)
+    count = int(units.max()) + 1
+    by_unit = csr_array((np.ones(len(codes)), (units, codes)), shape=(count, size))
+    return np.concatenate([drawn @ by_unit for drawn in _draws(count, count, resamples, seed)]).astype(np.int64)
+
+
+def resampled_means(values: np.ndarray, units: np.ndarray | None, resamples: int, seed: Seed) -> np.ndarray:
+    """Return the columns' means in resamples of the rows, (resamples, columns); the same rows in all columns.
+
+    Args:
+        values: (n, columns) numbers or truth values.
+        units: As in `resampled_counts`.
+        resamples: Number of resamples.
+        seed: Of the draws.
+    """
+    numbers = np.arange(len(values)) if units is None else units
+    count = int(numbers.max()) + 1
+    sums = np.zeros((count, values.shape[1] + 1))
+    np.add.at(sums, numbers, np.column_stack([values, np.ones(len(values))]))
+    totals = np.concatenate([drawn @ sums for drawn in _draws(count, count, resamples, seed)])
+    return totals[:, :-1] / totals[:, -1:]
+
+
+def _draws(count: int, width: int, resamples: int, seed: Seed) -> Iterator[np.ndarray]:
+    """Yield how often each of `count` units is drawn, float (some of the resamples, count).
+
+    `width` is the row length of what is made of them, which bounds how many come at a time; the draws are the same
+    however many do.
+    """
+    random = np.random.default_rng(seed)
+    at_once = max(1, _CHUNK // width)
+    for start in range(0, resamples, at_once):
+        size = min(at_once, resamples - start)
+        drawn = random.integers(count, size=(size, count)) + count * np.arange(size)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count).astype(np.float64)
+
+
+# ---------------------------------------------------------------- intervals
+
+
+def percentile_interval(values: np.ndarray, level: float = EVALUATION.level) -> tuple[np.ndarray, np.ndarray]:
+    """Return the percentile interval of resampled values, (resamples, ...): lower and upper ends, (...).
+
+    Resamples that do not allow a value (NaN) are left out; where none allows it, both ends are NaN.
+    """
+    tail = (1 - level) / 2
+    empty = np.isnan(values).all(axis=0)  # told apart first, because quantiles of nothing give a warning
+    low, high = np.nanquantile(np.where(empty, 0.0, values), [tail, 1 - tail], axis=0)
+    return np.where(empty, np.nan, low), np.where(empty, np.nan, high)
+
+
+def percentile_intervals(values: Mapping[str, np.ndarray], level: float) -> dict[str, tuple[float, float]]:
+    """Return each statistic's percentile interval; NaN where no resample allows a value."""
+    intervals = {name: percentile_interval(drawn, level) for name, drawn in values.items()}
+    return {name: (float(low), float(high)) for name, (low, high) in intervals.items()}
+
+
+def estimate_share(hits: np.ndarray, units: np.ndarray | None, resamples: int, seed: Seed) -> Estimate:
+    """Return a share with its interval: Wilson's for independent rows, by bootstrap where rows share units.
+
+    Args:
+        hits: (n,) truth values, n > 0.
+        units: As in `resampled_counts`.
+        resamples: Number of resamples.
+        seed: Of the draws.
+    """
+    if units is None:
+        ends = binomtest(int(hits.sum()), len(hits)).proportion_ci(EVALUATION.level, method="wilson")
+        return Estimate(float(hits.mean()), float(ends.low), float(ends.high))
+    low, high = percentile_interval(resampled_means(hits[:, None], units, resamples, seed))
+    return Estimate(float(hits.mean()), float(low[0]), float(high[0]))
+
+
+# ---------------------------------------------------------------- tests
+
+
+def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> dict[str, float | int]:
+    """Return McNemar's exact test of whether two models are right equally often on the same images.
+
+    Only images that one model alone gets right tell the two apart; were the models equal, each of these would be A's
+    or B's with probability 1/2 (McNemar 1947; exact binomial, two-sided).
+
+    Args:
+        right_a: bool (images,): whether model A is right.
+        right_b: The same of model B.
+
+    Returns:
+        `only_a` and `only_b`, numbers of images, and the `p_value`.
+    """
+    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    p_value = float(binomtest(only_a, only_a + only_b, 0.5).pvalue) if only_a + only_b else 1.0
+    return {"only_a": only_a, "only_b": only_b, "p_value": p_value}
+
+
+def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Return p-values adjusted for their number (Holm 1979), in the given order; NaN stays NaN and is not counted."""
+    p_values = np.asarray(p_values, np.float64)
+    adjusted = np.full(len(p_values), np.nan)
+    order = np.argsort(p_values, kind="stable")[: np.count_nonzero(~np.isnan(p_values))]  # NaN comes last
+    steps = p_values[order] * (len(order) - np.arange(len(order)))
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
+    return adjusted

@@ -1,0 +1,165 @@
+"""Sections to files: one self-contained HTML page, and `metrics.json`, which vouches for the rest."""
+
+import base64
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+
+from evaluation.sections import Figure, Section, Table, percent
+from preprocessing.files import atomic_file
+
+METRICS_FILE = "metrics.json"
+_TEMPLATE = "report_template.html"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One of the figures at the top of a report.
+
+    Attributes:
+        name: What it is.
+        value: As printed.
+        interval: Its interval, as printed.
+    """
+
+    name: str
+    value: str
+    interval: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """What stands above the sections.
+
+    Attributes:
+        title: The page's heading.
+        subtitle: What was measured on what.
+        banner: One line for every section and every printed page; empty where the figures are clean.
+        tiles: The main figures.
+        made_by: How this report can be made again: command, versions, hashes.
+    """
+
+    title: str
+    subtitle: str
+    banner: str
+    tiles: list[Tile]
+    made_by: dict[str, str]
+
+
+def write_report(
+    folder: Path, page: Page, sections: list[Section], metrics: dict[str, Any], show_faces: bool
+) -> dict[str, Any]:
+    """Write `report.html` and, last, `metrics.json`.
+
+    Args:
+        folder: The report's folder, in which the sections have put their figures and tables already.
+        page: What stands above the sections.
+        sections: In the order of the report.
+        metrics: What else `metrics.json` is to hold; each section's values follow under its name.
+        show_faces: False leaves figures out that show people; their files are removed.
+
+    Returns:
+        What `metrics.json` holds.
+    """
+    left_out = [figure for section in sections for figure in section.figures if figure.shows_faces and not show_faces]
+    for figure in left_out:
+        figure.file.unlink(missing_ok=True)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["data_uri"] = _data_uri
+    environment.filters["cells"] = _cells
+    environment.filters["css_string"] = _css_string
+    text = environment.get_template(_TEMPLATE).render(
+        page=page,
+        sections=sections,
+        left_out=left_out,
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+    with atomic_file(folder / "report.html") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    whole = {**metrics, **{section.name: section.values for section in sections}}
+    whole["files"] = sorted(
+        file.name for file in folder.iterdir() if file.name != METRICS_FILE and not file.name.startswith(".")
+    )
+    whole = _plain(whole)
+    with atomic_file(folder / METRICS_FILE) as temporary:  # last: it vouches for the other files
+        temporary.write_text(json.dumps(whole, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return whole
+
+
+def read_report(folder: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the metrics of an earlier report on the same inputs, if it is whole."""
+    try:
+        metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    whole = metrics.get("inputs") == inputs and all((folder / name).is_file() for name in metrics.get("files", [""]))
+    return metrics if whole else None
+
+
+def clear(folder: Path) -> None:
+    """Remove an earlier report's files, those that it names and no others; its `metrics.json` first."""
+    try:
+        files = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8")).get("files", [])
+    except (OSError, ValueError, AttributeError):
+        files = []
+    (folder / METRICS_FILE).unlink(missing_ok=True)
+    for name in files:
+        if name == Path(name).name:
+            (folder / name).unlink(missing_ok=True)
+
+
+def _data_uri(figure: Figure) -> str:
+    return "data:image/png;base64," + base64.b64encode(figure.file.read_bytes()).decode()
+
+
+def _css_string(text: str) -> Markup:
+    """Return text as a CSS string that ends neither itself nor the style element; others than letters are escaped."""
+    return Markup('"' + "".join(c if c.isalnum() or c in " ,.-:" else f"\\{ord(c):x} " for c in text) + '"')
+
+
+def _cells(table: Table) -> list[list[str]]:
+    """Return a table's rows as one reads them, the heading first."""
+    frame = table.frame
+    rows = [[str(frame.index.name or ""), *map(str, frame.columns)]]
+    for key, (_, row) in zip(frame.index, frame.astype(object).iterrows(), strict=True):
+        values = [_cell(value, name in table.percent) for name, value in row.items()]
+        rows.append([" × ".join(map(str, key)) if isinstance(key, tuple) else str(key), *values])
+    return rows
+
+
+def _cell(value: Any, is_share: bool) -> str:
+    if isinstance(value, str):
+        return value
+    if value is None or pd.isna(value):
+        return "–"
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, int | np.integer):
+        return f"{value:,}"
+    return percent(value) if is_share else f"{value:.3f}"
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON knows it; NaN and infinities become null."""
+    if isinstance(value, dict):
+        return {str(name): _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value

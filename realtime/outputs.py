@@ -1,0 +1,299 @@
+"""Everything that becomes of a result: it is logged, drawn, recorded and shown, and a person's keys are obeyed."""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from configuration import PATHS, WEBCAM
+from preprocessing.errors import InputError
+from realtime.anonymity import Anonymizer
+from realtime.drawing import Drawer, View, draw_for_person
+from realtime.recognition import Result
+from realtime.recording import LOG_SUFFIXES, Log, Recording, check_target, open_recording, suffixes_for, write_picture
+from realtime.sources import Source
+from realtime.summary import SpanTable, Summary
+from realtime.window import Window
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a person wants of a run.
+
+    Attributes:
+        record: Annotated video, animation or picture to write.
+        log: Table to write, one row per face and frame.
+        spans: Table to write, one row per stretch of time with one expression.
+        summary: Page to write.
+        window: Show the frames in a window.
+        anonymous: Hide all faces in whatever is shown or recorded.
+        blur_unknown: Hide all faces but the followed one.
+        follow: Number of the face that is followed from the start; 0: none.
+        captures: Folder for what the window's keys write.
+    """
+
+    record: Path | None = None
+    log: Path | None = None
+    spans: Path | None = None
+    summary: Path | None = None
+    window: bool = False
+    anonymous: bool = False
+    blur_unknown: bool = False
+    follow: int = 0
+    captures: Path = PATHS.captures
+
+    def check(self, frames: Source, source: str) -> None:
+        """Refuse files that could not be written, or that make no sense for a source, before anything else is done.
+
+        Raises:
+            InputError: naming the option, what it accepts, and the remedy.
+        """
+        options = {"--record": self.record, "--log": self.log, "--spans": self.spans, "--summary": self.summary}
+        suffixes = {
+            "--record": suffixes_for(frames),
+            "--log": LOG_SUFFIXES,
+            "--spans": (".csv",),
+            "--summary": (".html",),
+        }
+        given = {option: file for option, file in options.items() if file}
+        for option, file in given.items():
+            if frames.still and option in ("--spans", "--summary"):
+                raise InputError(f"{option} {file} needs a video or a camera: pictures have no time; --log takes both")
+            check_target(option, file, suffixes[option], source)
+        for option, file in given.items():
+            same = [other for other in given if other < option and given[other].absolute() == file.absolute()]
+            if same:
+                raise InputError(f"{same[0]} and {option} are both to write {file}; give each a file of its own")
+        if frames.still and self.follow:
+            raise InputError(f"--follow {self.follow} needs a video or a camera: in pictures no face is followed")
+        if frames.still and frames.count != 1 and self.blur_unknown:
+            raise InputError(
+                "--blur-unknown needs a video or a camera: in pictures no face is followed; use --anonymous"
+            )
+
+
+class _Sink(Protocol):
+    def write(self, result: Result) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class _Note:
+    text: str = ""
+    until: float = 0.0  # seconds of `time.monotonic`
+
+    def say(self, text: str) -> None:
+        self.text, self.until = text, time.monotonic() + WEBCAM.note_seconds
+
+    def __str__(self) -> str:
+        return self.text if time.monotonic() < self.until else ""
+
+
+@dataclass
+class _Running:
+    """A recording that is being written."""
+
+    file: Path
+    recording: Recording
+
+
+class Outputs:
+    """Takes the results of a run, one after the other, and does with them what is wanted.
+
+    What a recording cannot take (a full disk) ends that recording; everything else goes on.
+
+    Args:
+        wanted: What to do.
+        source: The open source.
+        labels: The network's classes, in class order.
+        model: What a person calls the network.
+
+    Attributes:
+        closed: The person at the window has had enough.
+        trouble: What went wrong without ending the run, one line; else empty.
+        written: The files written.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+
+    def __init__(self, wanted: Wanted, source: Source, labels: Sequence[str], model: str = ""):
+        self.closed, self.trouble = False, ""
+        self.written: list[Path] = []
+        self._wanted, self._source = wanted, source
+        self._view = View(followed=wanted.follow)
+        self._note = _Note()
+        self._drawer = Drawer(source.still)
+        hides = wanted.anonymous or wanted.blur_unknown
+        self._anonymizer = Anonymizer(source.still) if hides else None
+        self._sinks: list[_Sink] = []
+        self._running: _Running | None = None
+        self._window: Window | None = None
+        with ExitStack() as opened:
+            opened.callback(self._stop_recording)
+            if wanted.record:
+                self._start_recording(wanted.record, source.size)
+            for sink_of, file in self._sinks_of(labels, model):
+                self._sinks.append(opened.enter_context(closing(sink_of(file))))
+                self.written.append(file)
+            if wanted.window:
+                self._window = opened.enter_context(closing(Window(source.size, source.still, source.live)))
+            opened.callback(self._flush)  # called first
+            self._opened = opened.pop_all()
+
+    def _sinks_of(self, labels: Sequence[str], model: str) -> list[tuple[Callable[[Path], _Sink], Path]]:
+        wanted, name = self._wanted, self._source.name
+        sinks: list[tuple[Callable[[Path], _Sink], Path | None]] = [
+            (lambda file: Log(file, labels), wanted.log),
+            (SpanTable, wanted.spans),
+            (lambda file: Summary(file, labels, name, model), wanted.summary),
+        ]
+        return [(sink_of, file) for sink_of, file in sinks if file]
+
+    @property
+    def _known(self) -> int:
+        return 0 if self._wanted.anonymous else self._view.followed
+
+    @property
+    def _is_drawn(self) -> bool:
+        return self._window is not None or self._running is not None
+
+    def write(self, result: Result) -> None:
+        """Take up the next result.
+
+        Raises:
+            InputError: a table cannot be written, or a recording cannot and nothing else was wanted.
+        """
+        for sink in self._sinks:
+            sink.write(result)
+        if not self._is_drawn:
+            return
+        for ready in self._anonymizer.add(result, self._known) if self._anonymizer else [result]:
+            self._show(ready)
+            if self.closed:
+                return
+
+    def close(self) -> None:
+        """Finish all files and take the window away; all of them, also where one cannot be finished."""
+        self._opened.close()
+
+    def _flush(self) -> None:
+        """Record what is still held back."""
+        if self._anonymizer and self._running:
+            for ready in self._anonymizer.finish(self._known):
+                self._record(ready.frame.time, self._drawer.draw(ready, self._view))
+
+    def _show(self, result: Result) -> None:
+        drawn_bgr = self._drawer.draw(result, self._view)
+        self._record(result.frame.time, drawn_bgr)
+        while self._window:
+            self._view.note, self._view.recording = str(self._note) or self._missing(result), self._running is not None
+            self._window.show(draw_for_person(drawn_bgr, self._view))
+            action = self._window.wait(result.frame.time, self._view.paused)
+            if not action:
+                return
+            if action == "quit":
+                self.closed = True
+                return
+            self._obey(action, result, drawn_bgr)
+            drawn_bgr = self._drawer.redraw(result, self._view)
+
+    def _missing(self, result: Result) -> str:
+        followed = self._view.followed
+        is_there = not followed or any(each.number == followed for each in result.recognitions)
+        return "" if is_there else f"face {followed} is not in sight"
+
+    def _obey(self, action: str, result: Result, drawn_bgr: np.ndarray) -> None:
+        view = self._view
+        if action == "pause":
+            view.paused = not view.paused
+        elif action == "bars":
+            view.bars = not view.bars
+        elif action == "help":
+            view.help = not view.help
+        elif action == "snapshot":
+            self._snapshot(drawn_bgr)
+        elif action == "record":
+            self._toggle_recording(result.frame.time, drawn_bgr)
+        elif self._source.still:
+            self._note.say("in pictures no face is followed")  # none has a number
+        elif action.isdigit():
+            number = _chosen(int(action), result)
+            view.followed = 0 if number == view.followed else number
+            self._note.say(f"following face {number}" if view.followed else "all faces")
+
+    def _snapshot(self, drawn_bgr: np.ndarray) -> None:
+        try:
+            file = self._capture_file(".png")
+            write_picture(file, drawn_bgr)
+        except (InputError, OSError) as error:
+            self._tell(f"no snapshot: {error}")
+            return
+        self.written.append(file)
+        self._tell(f"wrote {_short(file)}")
+
+    def _toggle_recording(self, now: float, drawn_bgr: np.ndarray) -> None:
+        if self._running:
+            file = self._running.file
+            self._stop_recording()
+            self._tell(f"wrote {_short(file)}")
+            return
+        try:
+            self._start_recording(self._capture_file(".mp4"), (drawn_bgr.shape[1], drawn_bgr.shape[0]))
+        except (InputError, OSError) as error:
+            self._tell(f"no recording: {error}")
+            return
+        self._record(now, drawn_bgr)
+        if self._running:
+            self._tell(f"recording {_short(self._running.file)}")
+
+    def _capture_file(self, suffix: str) -> Path:
+        """Return a name that says when, and that no file has yet."""
+        self._wanted.captures.mkdir(parents=True, exist_ok=True)
+        stem = f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+        names = (self._wanted.captures / f"{stem}{more}{suffix}" for more in ("", *(f"_{n}" for n in range(2, 1000))))
+        return next(file for file in names if not file.exists())
+
+    def _tell(self, text: str) -> None:
+        print(text, file=sys.stderr)
+        self._note.say(text)
+
+    def _start_recording(self, file: Path, size: tuple[int, int]) -> None:
+        self._running = _Running(file, open_recording(file, size, self._source.fps))
+
+    def _stop_recording(self) -> None:
+        if running := self._running:
+            self._running = None
+            running.recording.close()
+            if running.file.exists():
+                self.written.append(running.file)
+
+    def _record(self, now: float, drawn_bgr: np.ndarray) -> None:
+        if not self._running:
+            return
+        try:
+            self._running.recording.write(now, drawn_bgr)
+        except InputError as error:
+            self._stop_recording()
+            if not (self._sinks or self._window):
+                raise
+            self.trouble = f"the recording ended early: {error}"
+            self._tell(f"{self.trouble}; everything else goes on")
+
+
+def _chosen(digit: int, result: Result) -> int:
+    """Return the number of the face that a key means: its own number, else its place among the numbers in sight."""
+    numbers = sorted(each.number for each in result.recognitions if each.number)
+    return numbers[digit - 1] if digit not in numbers and 0 < digit <= len(numbers) else digit
+
+
+def _short(file: Path) -> Path:
+    here = Path.cwd()
+    return file.relative_to(here) if file.is_relative_to(here) else file

@@ -1,0 +1,49 @@
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from preprocessing.image_tables import read_table, write_table
+from training.emotion_classifier import EmotionClassifier
+
+
+@pytest.fixture
+def dataset(make_dataset):
+    """A data set whose dev images have no label, one of them without a face either."""
+    folder = make_dataset()
+    table = read_table(folder, "split.csv")
+    table.loc[table["split"] == "dev", "emotion"] = ""
+    table.loc[table.index[table["split"] == "dev"][0], "face_status"] = "not_found"
+    write_table(table.drop(columns="split"), folder / "faces.csv")
+    return folder
+
+
+def run(run_step, dataset, tmp_path, model):
+    places = ("--data", dataset.parent, "--reports", tmp_path / "reports", "--model", model)
+    return run_step("evaluation.guesses", "--dataset", dataset.name, *places)
+
+
+def test_every_unlabelled_face_gets_the_networks_own_guess(dataset, tiny_model, run_step, tmp_path):
+    done = run(run_step, dataset, tmp_path, tiny_model())
+    assert done.returncode == 0, done.stderr
+    assert "guesses for 11 images" in done.stdout
+    guesses = pd.read_csv(tmp_path / "reports" / dataset.name / "tiny" / "guesses.csv")
+    table = read_table(dataset, "faces.csv")
+    wanted = table[(table["emotion"] == "") & (table["face_status"] != "not_found")]
+    assert guesses["path"].tolist() == wanted["path"].tolist()
+    classifier = EmotionClassifier.load(tiny_model())
+    for row in guesses.to_dict("records"):
+        image = cv2.imread(str(dataset / row["path"]), cv2.IMREAD_GRAYSCALE)
+        assert image is not None
+        expected = classifier.predict(image[None, :, :, None])[0]
+        assert [row[f"p_{label}"] for label in classifier.labels] == pytest.approx(expected.tolist(), abs=2e-6)
+        assert row["prediction"] == classifier.labels[int(np.argmax(expected))]
+
+
+def test_nothing_to_guess_and_no_model_are_told(dataset, make_dataset, tiny_model, run_step, tmp_path):
+    done = run(run_step, dataset, tmp_path, tmp_path / "none.keras")
+    assert done.returncode == 2 and "none.keras" in done.stderr
+    labelled = make_dataset(name="labelled")
+    write_table(read_table(labelled, "split.csv").drop(columns="split"), labelled / "faces.csv")
+    done = run(run_step, labelled, tmp_path, tiny_model())
+    assert done.returncode == 2 and "without a label" in done.stderr

@@ -1,0 +1,174 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import cv2
+import matplotlib
+import matplotlib.image
+import numpy as np
+import pandas as pd
+import pytest
+
+from configuration import FACES, WILD
+from evaluation.in_the_wild import MISSED, in_the_wild, labelled_pictures, score
+from preprocessing.errors import InputError
+from preprocessing.faces import Face, build_detector, choose_face, network_input, read_image_rgb
+from preprocessing.image_tables import INVENTORY_COLUMNS, write_table
+from training.emotion_classifier import EmotionClassifier
+
+
+class Always:
+    """A classifier that gives every face the same answer, and keeps what it was shown."""
+
+    faces = FACES
+
+    def __init__(self, answer: str, labels: tuple[str, ...] = ("anger", "happiness", "neutral")):
+        self.labels = labels
+        self.answer = labels.index(answer)
+        self.shown: list[np.ndarray] = []
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        self.shown += list(images)
+        return np.eye(len(self.labels), dtype=np.float32)[[self.answer] * len(images)]
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return build_detector("mtcnn")
+
+
+@pytest.fixture(scope="module")
+def portrait_bgr() -> np.ndarray:
+    file = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
+    return cv2.cvtColor(read_image_rgb(file), cv2.COLOR_RGB2BGR)
+
+
+@pytest.fixture
+def pictures(tmp_path, portrait_bgr) -> Path:
+    """Two happy faces found, one missed; an angry one found; and a file that is no picture."""
+    folder = tmp_path / "pictures"
+    wide_bgr = cv2.copyMakeBorder(portrait_bgr, 40, 40, 200, 100, cv2.BORDER_CONSTANT, value=(90, 120, 60))
+    files = {
+        "happy/1.png": portrait_bgr,
+        "happy/2.jpg": wide_bgr,
+        "happy/3.png": np.full((200, 300, 3), 120, np.uint8),
+        "angry/1.png": portrait_bgr[:, ::-1],
+    }
+    for name, image_bgr in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / name), image_bgr)
+    (folder / "angry" / "broken.png").write_bytes(b"no picture")
+    return folder
+
+
+def run(classifier: Any, detector, source: Path, report: Path):
+    return in_the_wild(cast(EmotionClassifier, classifier), detector, source, report)
+
+
+def test_a_missed_face_is_a_mistake_and_is_counted_beside(pictures, detector, tmp_path):
+    section = run(Always("happiness"), detector, pictures, tmp_path / "report")
+    values = section.values
+    assert json.loads(json.dumps(values, allow_nan=False)) == values
+    assert values["pictures"] == 4 and values["unreadable"] == 1
+    assert values["end_to_end"]["value"] == 2 / 4
+    assert values["missed"]["value"] == 1 / 4
+    assert values["where_found"]["value"] == 2 / 3
+    table = pd.read_csv(tmp_path / "report" / "in_the_wild_pictures.csv", keep_default_na=False).set_index("path")
+    outcomes = {"happy/1.png": "right", "happy/2.jpg": "right", "happy/3.png": MISSED, "angry/1.png": "wrong"}
+    assert table["outcome"].to_dict() == outcomes | {"angry/broken.png": "unreadable"}
+    assert table.loc["happy/3.png", "prediction"] == "" == table.loc["happy/3.png", "p_anger"]
+    assert "50.0" in section.sentences[0] and "25.0" in section.sentences[0] and "66.7" in section.sentences[0]
+    assert "angry/broken.png" in " ".join(section.sentences)
+    happy = next(row for row in values["per_emotion"] if row["emotion"] == "happiness")
+    assert happy["pictures"] == 3 and happy["right"] == 2 / 3 and happy["missed"] == 1 / 3
+    assert [figure.shows_faces for figure in section.figures] == [False, True]
+    for figure in section.figures:
+        assert matplotlib.image.imread(figure.file).shape[1] > 400
+    counts = pd.read_csv(section.figures[0].file.with_suffix(".csv"), index_col=0)
+    assert counts.loc["happiness"].to_dict() == {"right": 2, "wrong": 0, MISSED: 1}
+
+
+def test_the_network_sees_what_step_2_and_the_webcam_would_give_it(pictures, detector, tmp_path):
+    classifier = Always("happiness")
+    run(classifier, detector, pictures, tmp_path)
+    expected = []
+    for name in ("angry/1.png", "happy/1.png", "happy/2.jpg"):
+        image_rgb = read_image_rgb(pictures / name)
+        expected.append(network_input(image_rgb, choose_face(detector.detect(image_rgb), image_rgb.shape), FACES))
+    np.testing.assert_array_equal(np.stack(classifier.shown), np.stack(expected))
+
+
+def test_a_small_crop_is_searched_enlarged(tmp_path, detector, portrait_bgr):
+    small_bgr = cv2.resize(portrait_bgr[60:320, 130:390], (40, 40), interpolation=cv2.INTER_AREA)
+    for name in ("happy", "angry"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / "pictures" / name / "1.png"), small_bgr)
+    searched = []
+
+    class Spy:
+        def detect(self, image_rgb: np.ndarray) -> list[Face]:
+            searched.append(image_rgb.shape)
+            return detector.detect(image_rgb)
+
+    section = run(Always("happiness"), Spy(), tmp_path / "pictures", tmp_path / "report")
+    assert searched == [(160, 160, 3)] * 2
+    assert section.values["missed"]["value"] == 0 and section.values["end_to_end"]["value"] == 0.5
+
+
+def test_intervals_are_wilsons_or_by_subject():
+    scored = pd.DataFrame({"outcome": ["right"] * 30 + ["wrong"] * 8 + [MISSED] * 2})
+    n, p, z = 40, 0.75, 1.959964
+    centre, half = (p + z * z / (2 * n)), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    found = score(scored)["end_to_end"]
+    assert [found.low, found.high] == pytest.approx([(centre + s * half) / (1 + z * z / n) for s in (-1, 1)], abs=1e-4)
+    assert score(scored)["missed"].low > 0  # two of forty: never quite none
+    by_subject = score(scored.assign(subject=[str(number // 10) for number in range(40)]))["end_to_end"]
+    assert by_subject.high - by_subject.low > 1.5 * (found.high - found.low)
+    assert "where_found" not in score(scored[scored["outcome"] == MISSED])
+
+
+def test_label_sets_are_related_by_a_printed_rule(pictures, detector, tmp_path):
+    (pictures / "contempt").mkdir()
+    (pictures / "contempt" / "1.png").write_bytes((pictures / "happy" / "1.png").read_bytes())
+    section = run(Always("neutral"), detector, pictures, tmp_path)
+    assert "the data has no neutral" in section.sentences[1]
+    assert "does not know contempt: those images are left out (1 pictures)" in section.sentences[1]
+    assert section.values["left_out"] == 1 and section.values["pictures"] == 4
+    with pytest.raises(InputError, match="do not fit"):
+        run(Always("neutral", ("neutral", "sadness")), detector, pictures, tmp_path)
+
+
+def test_an_inventory_gives_its_usable_pictures(pictures):
+    rows = [{**dict.fromkeys(INVENTORY_COLUMNS, ""), "path": f"happy/{n}", "status": "ok"} for n in ("1.png", "2.jpg")]
+    rows[0] |= {"emotion": "sadness", "subject": "S1"}
+    write_table(pd.DataFrame(rows), pictures / "inventory.csv")
+    found, folder = labelled_pictures(pictures)
+    assert found[["path", "emotion", "subject"]].to_numpy().tolist() == [["happy/1.png", "sadness", "S1"]]
+    assert folder == pictures
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("missing", "is no folder"), ("empty", "holds no labelled picture"), ("mixed", "names no emotion")],
+)
+def test_folders_without_labelled_pictures_are_refused(tmp_path, name, words):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "mixed" / "holiday").mkdir(parents=True)
+    (tmp_path / "mixed" / "holiday" / "1.png").write_bytes(b"")
+    with pytest.raises(InputError, match=words):
+        labelled_pictures(tmp_path / name)
+
+
+def test_no_readable_picture_at_all_is_told(tmp_path, detector):
+    for name in ("happy", "angry"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match="none of its 2 pictures can be read"):
+        run(Always("happiness"), detector, tmp_path, tmp_path / "report")
+
+
+def test_no_more_failures_are_shown_than_asked_for(pictures, detector, tmp_path):
+    classifier = cast(EmotionClassifier, Always("anger"))
+    section = in_the_wild(classifier, detector, pictures, tmp_path, replace(WILD, failures=2))
+    assert section.figures[1].caption.startswith("2 of 3 failures")

@@ -1,0 +1,133 @@
+import json
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from evaluation.plots import canvas, save
+from evaluation.report import Page, Tile, clear, read_report, write_report
+from evaluation.sections import Figure, Section, Table, percent
+
+HOSTILE = "<script>alert(1)</script> & \"quotes\" </style> \\ 'x'"
+
+
+class Elements(HTMLParser):
+    """Collects a page's elements and its text."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.elements: list[tuple[str, dict]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture
+def figure(tmp_path):
+    drawing, axes = canvas("a line")
+    axes.plot([1, 2])
+    return Figure(save(drawing, tmp_path / "report" / "line.png"), "A line.", f"It rises. {HOSTILE}")
+
+
+@pytest.fixture
+def write(tmp_path):
+    def run(*sections, banner="", show_faces=True, **metrics):
+        page = Page(
+            f"Title {HOSTILE}", "subtitle", banner, [Tile("accuracy", "67.4 %", "66 to 69 %")], {"command": "x"}
+        )
+        (tmp_path / "report").mkdir(exist_ok=True)
+        whole = write_report(tmp_path / "report", page, list(sections), metrics, show_faces)
+        return Elements((tmp_path / "report" / "report.html").read_text(encoding="utf-8")), whole
+
+    return run
+
+
+def test_the_page_holds_everything_itself(write, figure):
+    page, _ = write(Section("one", "One", figures=[figure], sentences=["Said."], texts=["  typed"]))
+    assert not page.all("script") and not page.all("iframe")
+    for _, attributes in page.elements:
+        assert attributes.get("src", "data:").startswith("data:")
+        assert attributes.get("href", "#").startswith(("#", "data:"))
+    (image,) = page.all("img")
+    assert image["alt"] == figure.description
+    assert "default-src 'none'" in str(page.all("meta"))
+    assert "Said." in page.text and "  typed" in page.text
+
+
+def test_what_data_sets_and_files_are_called_is_shown_and_not_run(write):
+    frame = pd.DataFrame({HOSTILE: [HOSTILE]}, index=[HOSTILE])
+    page, _ = write(Section("one", HOSTILE, [HOSTILE], [HOSTILE], [Table(frame, HOSTILE)]), banner=HOSTILE)
+    assert not page.all("script") and page.text.count("<script>alert(1)</script>") >= 8
+    assert len(page.all("style")) == 1 and page.all("section")  # the style was not ended early
+
+
+def test_a_table_is_printed_as_one_reads_it(write):
+    frame = pd.DataFrame(
+        {
+            "share": [0.674, np.nan],
+            "count": [3588, 2],
+            "score": [0.64552, 1.0],
+            "word": ["a", None],
+            "yes": [True, np.bool_(False)],
+        },
+        index=pd.MultiIndex.from_tuples([("woman", "old"), ("man", "young")]),
+    )
+    page, _ = write(Section("one", "One", tables=[Table(frame, "Numbers", percent=("share",))]))
+    words = page.text.replace("\u00a0", " ").split("\n")
+    text = " ".join(words)
+    for part in ("67.4 %", "3,588", "0.646", "woman × old", "yes", "no", "–"):
+        assert part in text
+    assert {"scope": "row"} in page.all("th") and len(page.all("td")) == 10
+
+
+def test_the_banner_stands_in_every_section_and_on_every_printed_page(write):
+    sections = [Section("one", "One"), Section("two", "Two", warnings=["Trained on this"]), Section("three", "Three")]
+    page, _ = write(*sections, banner="Trained on this")
+    assert page.text.count("Trained on this") == 5  # top, three sections, margin of the printed pages
+    clean, _ = write(*sections[::2])
+    assert "@top-left" not in clean.text and not [p for p in clean.all("p") if "banner" in p.get("class", "")]
+
+
+def test_pictures_of_people_are_left_out_when_asked(write, figure, tmp_path):
+    face = Figure(figure.file, "A face.", "Somebody.", shows_faces=True)
+    page, whole = write(Section("one", "One", figures=[face]), show_faces=False)
+    assert not page.all("img") and "Left out: it shows people" in page.text
+    assert not figure.file.exists() and "line.png" not in whole["files"]
+
+
+def test_metrics_are_strict_json_that_vouches_for_the_files(write, figure, tmp_path):
+    folder = tmp_path / "report"
+    values = {"nan": float("nan"), "array": np.array([1, 2]), "number": np.float32(0.5), "pair": (1, np.inf)}
+    _, whole = write(Section("one", "One", figures=[figure], values=values), inputs={"a": 1})
+    stored = json.loads((folder / "metrics.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert stored == whole and stored["one"] == {"nan": None, "array": [1, 2], "number": 0.5, "pair": [1, None]}
+    assert stored["files"] == ["line.png", "report.html"]
+    assert read_report(folder, {"a": 1}) == whole
+    assert read_report(folder, {"a": 2}) is None
+    figure.file.unlink()
+    assert read_report(folder, {"a": 1}) is None
+
+
+def test_clearing_removes_what_the_report_named_and_nothing_else(write, figure, tmp_path):
+    folder = tmp_path / "report"
+    write(Section("one", "One", figures=[figure]), inputs={})
+    (folder / "notes.txt").write_text("mine")
+    outside = tmp_path / "outside.txt"
+    outside.write_text("mine")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    (folder / "metrics.json").write_text(json.dumps({**metrics, "files": [*metrics["files"], "../outside.txt"]}))
+    clear(folder)
+    assert [file.name for file in folder.iterdir()] == ["notes.txt"] and outside.exists()
+
+
+def test_percentages_do_not_break_from_their_number():
+    assert percent(0.674) == "67.4\u00a0%" and percent(0.5, 0) == "50\u00a0%"

@@ -1,0 +1,140 @@
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+from realtime_fakes import recognition, result
+
+from configuration import WEBCAM
+from preprocessing.faces import Face, build_detector
+from realtime.anonymity import Anonymizer
+from realtime.doctor import portrait_frame
+
+PLACE = Face(60.0, 50.0, 40.0, 50.0, 0.9)
+
+
+def noise(seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (160, 240, 3), np.uint8)
+
+
+def is_plain(image_bgr, face):
+    """Whether a face's box holds no more colours than a few cells."""
+    left, top = max(0, round(face.left)), max(0, round(face.top))
+    part = image_bgr[top : round(face.top + face.height), left : round(face.left + face.width)]
+    return len(np.unique(part.reshape(-1, 3), axis=0)) <= (WEBCAM.hidden_cells + 2) ** 2
+
+
+def hide(frames, known=0, **options):
+    anonymizer = Anonymizer(**options)
+    ready = [each for frame in frames for each in anonymizer.add(frame, known)]
+    return ready + anonymizer.finish(known)
+
+
+def test_no_detector_finds_a_hidden_face():
+    frame_bgr = portrait_frame()
+    detector = build_detector("mtcnn")
+    (face,) = detector.detect(cv2.cvtColor(frame_bgr, cv2.COLOR_BGR2RGB))
+    (hidden,) = hide([result(frame_bgr, recognition(face))], still=True)
+    assert detector.detect(cv2.cvtColor(hidden.frame.image_bgr, cv2.COLOR_BGR2RGB)) == []
+
+
+def test_a_hidden_face_tells_no_more_than_the_means_of_its_cells_and_the_rest_stays():
+    image_bgr = noise()
+    (hidden,) = hide([result(image_bgr, recognition(PLACE))], still=True)
+    assert is_plain(hidden.frame.image_bgr, PLACE)
+    margin = WEBCAM.hidden_margin
+    grown = image_bgr.copy()
+    left, top = int(60 - 40 * margin), int(50 - 50 * margin)
+    right, bottom = int(100 + 40 * margin) + 1, int(100 + 50 * margin) + 1
+    grown[top:bottom, left:right] = hidden.frame.image_bgr[top:bottom, left:right]
+    np.testing.assert_array_equal(grown, hidden.frame.image_bgr)
+    assert (image_bgr == noise()).all(), "the frame itself, which the log and the network share, is not touched"
+    swapped = image_bgr.copy()
+    cell = (right - left) // WEBCAM.hidden_cells
+    swapped[top : top + cell - 1, left : left + cell - 1] = swapped[top : top + cell - 1, left : left + cell - 1][::-1]
+    (other,) = hide([result(swapped, recognition(PLACE))], still=True)
+    difference = cv2.absdiff(other.frame.image_bgr, hidden.frame.image_bgr)
+    assert difference.max() <= 1, "pictures that differ within a cell look the same"
+
+
+def run_of(seen, step=0.125):
+    """Frames of noise, those in `seen` with face 1 at its place."""
+    return [
+        result(noise(index), *([recognition(PLACE, number=1)] if index in seen else []), index=index, time=index * step)
+        for index in range(40)
+    ]
+
+
+def test_the_place_stays_hidden_before_a_face_is_found_and_after_it_is_lost():
+    hidden = hide(run_of(range(10, 20)))
+    assert [each.frame.index for each in hidden] == list(range(40))
+    are_plain = [is_plain(each.frame.image_bgr, PLACE) for each in hidden]
+    assert are_plain == [6 <= index <= 27 for index in range(40)]
+
+
+def test_a_face_that_is_not_found_for_a_moment_is_hidden_from_its_last_to_its_next_place():
+    moved = replace(PLACE, left=150.0)
+    frames = run_of(())
+    frames[3].recognitions.append(recognition(PLACE, number=1))
+    frames[6].recognitions.append(recognition(moved, number=1))
+    hidden = hide(frames)
+    for index in (4, 5):
+        for face in (PLACE, replace(PLACE, left=100.0), moved):
+            assert is_plain(hidden[index].frame.image_bgr, replace(face, width=20.0))
+    assert not is_plain(hidden[6].frame.image_bgr, PLACE), "where a face is found, its old place is free"
+
+
+def test_frames_are_held_back_for_half_a_second_and_none_is_lost():
+    anonymizer = Anonymizer()
+    delays = []
+    for frame in run_of(()):
+        delays += [frame.frame.time - each.frame.time for each in anonymizer.add(frame)]
+    assert delays == pytest.approx([0.5] * 36)
+    assert [each.frame.index for each in anonymizer.finish()] == list(range(36, 40))
+    assert anonymizer.finish() == []
+
+
+def test_a_source_whose_time_stands_still_does_not_fill_the_memory():
+    anonymizer = Anonymizer()
+    frames = [result(np.zeros((4, 4, 3), np.uint8), index=index, time=0.0) for index in range(500)]
+    kept = sum(len(anonymizer.add(frame)) for frame in frames)
+    assert kept >= 500 - WEBCAM.hidden_frames
+
+
+def test_a_known_face_stays_to_be_seen():
+    other = replace(PLACE, left=170.0)
+    frame = result(noise(), recognition(PLACE, number=1), recognition(other, number=2))
+    (hidden,) = hide([frame], known=1)
+    assert not is_plain(hidden.frame.image_bgr, PLACE)
+    assert is_plain(hidden.frame.image_bgr, other)
+
+
+def test_a_known_face_is_seen_where_a_lost_one_was():
+    frames = run_of(())
+    frames[3].recognitions.append(recognition(PLACE, number=2))
+    frames[5].recognitions.append(recognition(PLACE, number=1))
+    hidden = hide(frames, known=1)
+    assert [is_plain(hidden[index].frame.image_bgr, PLACE) for index in (3, 4, 5, 6)] == [True, True, False, True]
+    around = replace(PLACE, top=PLACE.top - 12, height=10.0)
+    assert is_plain(hidden[5].frame.image_bgr, around)
+
+
+@pytest.mark.parametrize(
+    "face",
+    [
+        Face(-30.0, -20.0, 60.0, 60.0, 0.9),
+        Face(220.0, 140.0, 60.0, 60.0, 0.9),
+        Face(-500.0, 0.0, 40.0, 40.0, 0.9),
+        Face(10.0, 10.0, 0.4, 0.4, 0.9),
+        Face(-50.0, -50.0, 500.0, 400.0, 0.9),
+    ],
+)
+def test_faces_over_the_border_and_tiny_ones_can_be_hidden(face):
+    (hidden,) = hide([result(noise(), recognition(face))], still=True)
+    assert hidden.frame.image_bgr.shape == (160, 240, 3)
+
+
+def test_pictures_of_a_folder_have_nothing_to_do_with_each_other():
+    first, second = hide([result(noise(), recognition(PLACE)), result(noise(1), time=0.04)], still=True)
+    assert is_plain(first.frame.image_bgr, PLACE)
+    np.testing.assert_array_equal(second.frame.image_bgr, noise(1))

@@ -1,0 +1,194 @@
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+from realtime_fakes import FACE, FakeClassifier, FakeDetector
+
+from configuration import WEBCAM
+from preprocessing.errors import InputError
+from realtime import doctor
+from realtime.doctor import (
+    Camera,
+    examine,
+    look_at_cameras,
+    look_at_model,
+    measure,
+    milliseconds,
+    portrait_frame,
+    probe,
+)
+
+LINUX_ONLY = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux's device nodes")
+
+
+class CardClassifier(FakeClassifier):
+    card = {  # noqa: RUF012
+        "temperature": 1.3,
+        "unsure_below": 0.4,
+        "dataset": "fer2013",
+        "scores": [{"dataset": "fer2013", "split": "dev", "accuracy": 0.674}],
+    }
+
+
+@pytest.fixture
+def healthy(monkeypatch):
+    """A machine on which everything works, in words and without networks."""
+    monkeypatch.setattr(doctor, "build_detector", lambda _: FakeDetector(FACE))
+    monkeypatch.setattr(doctor, "camera_numbers", lambda: [0])
+    monkeypatch.setattr(doctor, "probe", lambda number: Camera(number, True, [(1280, 720), (640, 480)]))
+
+
+def examined(load=lambda _: CardClassifier()):
+    said = []
+    return examine(Path("net.keras"), load, said.append), "\n".join(map(str, said))
+
+
+def test_a_healthy_machine_is_described_and_found_well(healthy):
+    is_well, said = examined()
+    assert is_well and "FAULT" not in said
+    for words in (
+        cv2.__version__,
+        "FFmpeg",
+        "camera 0    1280x720, 640x480",
+        "--source 0",
+        "anger, happiness, neutral",
+        "67.4% on fer2013 dev",
+        "temperature 1.30",
+        "unsure below 40%",
+        "finds the sample portrait's face",
+        "all that is needed works",
+    ):
+        assert words in said
+    for stage in ("detection", "crop", "network", "drawing"):
+        assert f"{stage} " in said.split("speed")[1]
+
+
+def test_without_camera_and_display_it_works_and_says_what_one_can_do(healthy, monkeypatch):
+    monkeypatch.setattr(doctor, "camera_numbers", lambda: [])
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.setattr(doctor, "has_display", lambda: False)
+    is_well, said = examined()
+    assert is_well
+    assert "none is there" in said and "-> plug one in" in said
+    assert "display     none here" in said and "--record, --log, --summary" in said
+
+
+def test_a_display_that_does_not_answer_is_told_from_none(healthy, monkeypatch):
+    monkeypatch.setenv("DISPLAY", ":77")
+    monkeypatch.setattr(doctor, "has_display", lambda: False)
+    assert "DISPLAY=:77 does not answer" in examined()[1]
+
+
+def refuse(_):
+    raise InputError("net.keras does not exist; train one")
+
+
+@pytest.mark.parametrize(
+    ("break_it", "words"),
+    [
+        (lambda patch: patch.setattr(doctor, "build_detector", refuse), "mtcnn cannot be used"),
+        (lambda patch: patch.setattr(doctor, "build_detector", lambda _: FakeDetector()), "finds no face"),
+        (lambda patch: patch.setattr(cv2, "getBuildInformation", lambda: "FFMPEG:  NO"), "without FFmpeg"),
+        (lambda patch: patch.setattr(cv2, "VideoWriter", closed_writer), "a trial video could not be written"),
+    ],
+)
+def test_what_the_work_needs_is_at_fault_where_it_fails(healthy, monkeypatch, break_it, words):
+    break_it(monkeypatch)
+    is_well, said = examined()
+    assert not is_well
+    (line,) = [line for line in said.splitlines() if line.startswith("FAULT")]
+    assert words in line
+    assert "something is at fault" in said
+
+
+def closed_writer(*_):
+    return SimpleNamespace(isOpened=lambda: False)
+
+
+closed_writer.fourcc = lambda *_: 0
+
+
+def test_a_missing_model_is_at_fault_and_the_rest_is_looked_at(healthy):
+    is_well, said = examined(refuse)
+    assert not is_well
+    assert "FAULT  model       net.keras does not exist" in said and "ok     detector" in said
+
+
+def test_a_network_that_is_not_calibrated_is_told_of():
+    class Plain(FakeClassifier):
+        card = {"temperature": 1.0, "scores": []}  # noqa: RUF012
+
+    finding, _ = look_at_model(Path("net.keras"), lambda _: Plain())
+    assert not finding.is_fault and "not calibrated" in finding.text and "--update-card" in finding.remedy
+
+
+@LINUX_ONLY
+@pytest.mark.parametrize(
+    ("camera", "is_readable", "words"),
+    [
+        (Camera(3, True, []), True, "gives no picture"),
+        (Camera(3, False, []), True, "cannot be opened"),
+        (Camera(3, True, [], "gave no answer for 10 seconds"), True, "gave no answer"),
+        (Camera(3, False, []), False, "may not be read by this user"),
+    ],
+)
+def test_a_camera_that_gives_nothing_is_told_with_its_reason(monkeypatch, camera, is_readable, words):
+    monkeypatch.setattr(doctor, "camera_numbers", lambda: [3])
+    monkeypatch.setattr(doctor, "probe", lambda _: camera)
+    monkeypatch.setattr(doctor.os, "access", lambda *_: is_readable)
+    own, all_of_them = look_at_cameras()
+    assert own.subject == "camera 3" and words in own.text and own.remedy
+    assert all_of_them.text == "none gives a picture"
+
+
+def test_a_camera_that_is_not_there_is_probed_quickly_and_in_silence(capfd):
+    assert probe(987) == Camera(987, False, [])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_driver_that_hangs_or_crashes_ends_only_the_probe(monkeypatch):
+    monkeypatch.setattr(doctor, "_PROBE", "import time; time.sleep(60)")
+    monkeypatch.setattr(doctor, "WEBCAM", SimpleNamespace(probe_seconds=0.5))
+    assert probe(0).trouble == "gave no answer for 0 seconds"
+    monkeypatch.setattr(doctor, "WEBCAM", WEBCAM)
+    monkeypatch.setattr(doctor, "_PROBE", "import os; os.abort()")
+    assert probe(0).trouble == "made OpenCV crash"
+
+
+def test_the_frame_that_is_measured_is_the_portrait_as_a_camera_would_give_it():
+    frame_bgr = portrait_frame()
+    assert frame_bgr.shape == (480, 640, 3) and frame_bgr.dtype == np.uint8
+    assert frame_bgr[:, 320].std() > 20
+
+
+def test_a_slow_machine_is_told_what_helps(monkeypatch):
+    monkeypatch.setattr(doctor, "milliseconds", lambda _: 30.0)
+    speed, rate = measure(portrait_frame(), FakeDetector(FACE), FakeClassifier())
+    assert "detection 30.0 ms" in speed.text
+    assert "about 8 frames/s" in rate.text and "--smallest-face" in rate.remedy
+
+
+def test_the_median_of_a_few_runs_counts_and_the_first_is_left_out():
+    run_times = iter([0.2])
+
+    def first_is_slow():
+        time.sleep(next(run_times, 0.002))
+
+    assert 1.5 < milliseconds(first_is_slow) < 50
+
+
+def test_the_command_ends_with_the_doctors_verdict(run_step, healthy, tmp_path):
+    done = run_step("realtime.webcam", "--doctor", "--model", tmp_path / "none.keras")
+    assert done.returncode == 1 and "none.keras does not exist" in done.stdout and done.stderr == ""
+
+
+def test_the_doctor_is_not_loaded_by_the_webcam():
+    code = "import realtime.webcam, sys; print('realtime.doctor' in sys.modules)"
+    root = Path(doctor.__file__).parents[1]
+    ended = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "False"

@@ -1,0 +1,50 @@
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+TRAIN = """
+import sys
+from pathlib import Path
+from configuration import Fitting
+from preprocessing.image_tables import read_table
+from training.fitting import fit_table
+folder, model_file = map(Path, sys.argv[1:])
+small = Fitting(widths=(8, 16), convolutions=1, epochs=2, batch_size=8, warm_up=1, precision="float32")
+fit_table(read_table(folder, "split.csv"), folder, model_file, small, "python")
+"""
+PREDICT = """
+import sys
+import keras, numpy as np
+images, out, *files = sys.argv[1:]
+predict = lambda file: keras.models.load_model(file, safe_mode=True).predict(np.load(images), verbose=0)
+np.save(out, [predict(file) for file in files])
+"""
+
+
+def run_under(backend: str, code: str, *arguments: Path) -> None:
+    environment = {**os.environ, "KERAS_BACKEND": backend}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")
+def test_networks_trained_under_jax_and_tensorflow_load_under_both_and_agree(make_dataset, tmp_path):
+    folder = make_dataset()
+    images = np.random.default_rng(4).integers(0, 256, (16, 24, 24, 1)).astype(np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    backends = ("jax", "tensorflow")
+    files = [tmp_path / f"trained_by_{backend}.keras" for backend in backends]
+    for backend, file in zip(backends, files, strict=True):
+        run_under(backend, TRAIN, folder, file)
+    for backend in backends:
+        run_under(backend, PREDICT, tmp_path / "images.npy", tmp_path / f"{backend}.npy", *files)
+    under_jax, under_tensorflow = (np.load(tmp_path / f"{backend}.npy") for backend in backends)
+    assert under_jax.shape == (2, 16, 3) and np.ptp(under_jax) > 0.01  # the networks do not give one answer to all
+    np.testing.assert_allclose(under_jax, under_tensorflow, atol=1e-4)
