@@ -175,3 +175,32 @@ def split_hash(table: pd.DataFrame) -> str:
     """Return a hash of what a data set's training and dev images are, by which a card names them."""
     rows = usable(table)
     return digest(rows.loc[rows["split"].isin(["train", "dev"]), ["path", "pixel_hash", "emotion", "split"]])
+
+
+def fold_numbers(table: pd.DataFrame, column: str = "fold") -> list[int]:
+    """Return the numbers of a split table's folds, `0` ... `K-1`.
+
+    Args:
+        table: `split.csv`, made with a strategy that gives folds.
+        column: `fold`, or `loose_fold`: folds that ignore who is in the pictures.
+
+    Raises:
+        InputError: it has no folds.
+    """
+    numbers = sorted(int(fold) for fold in set(table[column]) - {""}) if column in table.columns else []
+    if not numbers:
+        raise InputError("the split has no folds; make them: python -m preprocessing.step3_split --strategy folds")
+    return numbers
+
+
+def split_by_fold(table: pd.DataFrame, fold: int, column: str = "fold") -> pd.DataFrame:
+    """Return a split table whose column `split` makes one fold the test split, the next one dev, the others training.
+
+    Rows that belong to no fold have an empty `split`.
+
+    Raises:
+        InputError: the table has no folds.
+    """
+    folds = fold_numbers(table, column)
+    parts = {"": "", str(fold): "test", str((fold + 1) % len(folds)): "dev"}
+    return table.assign(split=table[column].map(parts).fillna("train"))
