@@ -3,15 +3,19 @@ import subprocess
 import sys
 import zipfile
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import cv2
 import keras
+import matplotlib
 import numpy as np
 import pytest
 from conftest import ROOT
 
-from configuration import PATHS
+from configuration import PATHS, SERVING
 from preprocessing.errors import InputError
+from preprocessing.faces import read_image_rgb
 from training import models
 from training.emotion_classifier import EmotionClassifier, save
 
@@ -44,12 +48,12 @@ def test_a_network_trained_in_mixed_precision_is_saved_plain_float32_and_uncompi
 
 @pytest.fixture
 def load_litert(tmp_path):
-    return partial(EmotionClassifier.load_litert, folder=tmp_path / "converted")
+    return partial(EmotionClassifier.load_litert, folder=tmp_path / "converted", int8=False)
 
 
-@pytest.fixture(params=["keras", "litert"])
+@pytest.fixture(params=["keras", "litert", "int8"])
 def load(request, load_litert):
-    return EmotionClassifier.load if request.param == "keras" else load_litert
+    return EmotionClassifier.load if request.param == "keras" else partial(load_litert, int8=request.param == "int8")
 
 
 def test_predictions_do_not_depend_on_the_batch(tiny_model, load):
@@ -86,9 +90,21 @@ def test_litert_gives_what_keras_gives_for_the_released_network(load_litert):
     assert expected.std(axis=0).max() > 0.01  # the network does tell these images apart
 
 
+def test_eight_bits_keep_the_released_network_s_answers(load_litert):
+    portrait_rgb = read_image_rgb(Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg")
+    portrait_gray = cv2.cvtColor(portrait_rgb, cv2.COLOR_RGB2GRAY)
+    parts = [portrait_gray[40 + step : 300 + step, 140 + step : 400 + step] for step in range(-40, 41, 8)]
+    images = np.stack([cv2.resize(part, (48, 48), interpolation=cv2.INTER_AREA) for part in parts])[..., None]
+    exact, short = (load_litert(PATHS.pretrained, int8=int8).predict(images) for int8 in (False, True))
+    np.testing.assert_allclose(short, exact, atol=0.05)
+    assert (short != exact).any()
+    sizes = {"int8" in file.name: file.stat().st_size for file in load_litert.keywords["folder"].glob("*.tflite")}
+    assert 3.5 * sizes[True] < sizes[False]
+
+
 def test_once_converted_a_network_is_served_without_tensorflow(tiny_model, load_litert, tmp_path):
     file = tiny_model()
-    load_litert(file)
+    load_litert(file, int8=SERVING.int8)
     code = f"""
 import sys
 from pathlib import Path
