@@ -87,6 +87,7 @@ class Augmentation:
     scar_length: int = 6  # pixels: longer side of a scar, at most
     scar_width: int = 2  # pixels: shorter side of a scar, at most
     cover: int = 0  # pixels: side of one larger black box, at most, over half of the images; 0: none
+    noise: float = 0.0  # gray levels of 255: standard deviation of a camera's noise, at most, over half of the images
 
 
 NO_AUGMENTATION = Augmentation(False, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
@@ -100,6 +101,7 @@ class Fitting:
     network: str = "vgg"  # a name of `training.models.NETWORKS`
     widths: tuple[int, ...] = (32, 64, 128, 256)  # filters of each stage; images are halved between stages (vgg only)
     convolutions: int = 2  # per stage (vgg only)
+    squeeze: int = 0  # each stage weighs its filters by a bottleneck of a squeeze-th of them; 0: it does not (vgg only)
     dropout: float = 0.4  # share of the last features left out, 0-1 (vgg only)
     targets: str = "labels"  # `labels`: the data set's own; `votes`: the crowd's votes as a distribution
     balance: str = ""  # `emotion`, a column such as `gender`, or `gender+emotion`: images weigh so that it is balanced
@@ -114,6 +116,7 @@ class Fitting:
     weight_decay: float = 1e-2  # adamw only
     momentum: float = 0.0  # sgd only
     label_smoothing: float = 0.1  # 0-1; of labels only: votes are soft already
+    mixup: float = 0.0  # both parameters of the beta distribution by which pairs of images are mixed; 0: none are
     patience: int = 0  # epochs without a better dev accuracy before the run stops; 0: never
     precision: str = "auto"  # `float32`, `mixed_bfloat16`, or `auto`: the faster one here, measured at the start
     seed: int = 7

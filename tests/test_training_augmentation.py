@@ -88,3 +88,14 @@ def test_light_changes_are_one_gain_and_one_offset_per_image():
         gain, offset = np.polyfit(image.ravel().astype(float), result.ravel().astype(float), 1)
         assert np.abs(gain * image + offset - result).max() <= 1
         assert 0.78 < gain < 1.22 and abs(result.mean() - image.mean()) < 21
+
+
+def test_noise_is_on_half_of_the_images_at_most_as_strong_as_configured():
+    results = augmented(replace(NO_AUGMENTATION, noise=20.0), np.full((400, *SHAPE), 128, np.uint8))
+    strengths = results[..., 0].astype(np.float64).std(axis=(1, 2))
+    assert 0.4 < (strengths == 0).mean() < 0.6
+    assert 18 < strengths.max() < 21  # 2,304 pixels tell a standard deviation to 1.5 %
+    assert strengths[strengths > 0].mean() == pytest.approx(10, abs=1)  # all strengths alike
+    noisy = results[strengths > 5].astype(np.float64)
+    assert abs(noisy.mean() - 128) < 0.2
+    assert abs(np.corrcoef(noisy[0].ravel(), noisy[1].ravel())[0, 1]) < 0.1  # each image has its own

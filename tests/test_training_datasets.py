@@ -91,3 +91,35 @@ def test_refuses_an_empty_table(make_dataset):
     folder = make_dataset()
     with pytest.raises(InputError, match="no rows"):
         flow_from_dataframe(read_table(folder, "split.csv").head(0), folder)
+
+
+def test_mixup_mixes_image_target_and_weight_of_two_images_in_one_share(make_dataset):
+    folder = make_dataset()
+    table = read_table(folder, "split.csv")
+    table = table.assign(weight=np.linspace(1, 2, len(table)))
+    arguments = {"target_size": SIZE, "batch_size": len(table), "shuffle": False, "weight_col": "weight", "seed": 3}
+    plain, targets, weights = flow_from_dataframe(table, folder, **arguments)[0]
+    flow = flow_from_dataframe(table, folder, mixup=0.4, **arguments)
+    mixed, mixed_targets, mixed_weights = flow[0]
+    assert mixed.dtype == np.uint8 and mixed_targets.shape == targets.shape
+    shares = set()
+    for first, (image, target, weight) in enumerate(zip(mixed, mixed_targets, mixed_weights, strict=True)):
+        for partner in range(len(plain)):  # one share of one other image explains all three
+            gap = weights[first] - weights[partner]
+            share = (weight - weights[partner]) / gap if gap else 1.0
+            mixture = [share * part[first] + (1 - share) * part[partner] for part in (plain, targets)]
+            if np.abs(mixture[0] - image).max() <= 0.51 and np.allclose(mixture[1], target, atol=1e-4):
+                shares.add(round(float(share), 3))
+                break
+        else:
+            raise AssertionError(f"no pair of images gives image {first}")
+    assert len(shares) > 3 and all(0 <= share <= 1 for share in shares)
+    np.testing.assert_array_equal(flow[0][0], mixed)  # a resumed epoch is the same
+    flow.epoch = 1
+    assert (flow[0][0] != mixed).any()
+
+
+def test_mixup_needs_targets_that_can_be_mixed(make_dataset):
+    folder = make_dataset()
+    with pytest.raises(InputError, match="'sparse' gives no targets that mixup can mix"):
+        flow_from_dataframe(read_table(folder, "split.csv"), folder, target_size=SIZE, class_mode="sparse", mixup=0.2)

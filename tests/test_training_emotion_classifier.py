@@ -73,10 +73,12 @@ def test_predictions_do_not_depend_on_the_batch(tiny_model, load):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("network", models.NETWORKS)
-def test_litert_gives_what_keras_gives_whatever_the_network(tmp_path, load_litert, network, threads):
+@pytest.mark.parametrize(("network", "squeeze"), [(network, 0) for network in models.NETWORKS] + [("vgg", 16)])
+def test_litert_gives_what_keras_gives_whatever_the_network(tmp_path, load_litert, network, squeeze, threads):
     keras.utils.set_random_seed(3)
-    save(models.build(network, (48, 48, 1), 2), {**CARD, "temperature": 1.3}, tmp_path / "network.keras")
+    save(
+        models.build(network, (48, 48, 1), 2, squeeze=squeeze), {**CARD, "temperature": 1.3}, tmp_path / "network.keras"
+    )
     images = images_of(7, 48)
     expected = EmotionClassifier.load(tmp_path / "network.keras").predict(images)
     found = load_litert(tmp_path / "network.keras", threads=threads).predict(images)

@@ -118,6 +118,28 @@ class RandomScars(keras.layers.Layer):
         return ops.where(covering > 0, 0.0, images)
 
 
+class RandomNoise(keras.layers.Layer):
+    """Add a camera's noise to half of the images: normal, of its own strength in each image, alike in all channels.
+
+    Args:
+        noise: Gray levels of 255: the standard deviation, at most.
+        seed: Seed of the random numbers.
+    """
+
+    def __init__(self, noise: float, seed: int):
+        super().__init__(dtype="float32")
+        self.noise = noise
+        self.random = keras.random.SeedGenerator(seed)
+
+    def call(self, images: Any, training: bool = False) -> Any:
+        """Return the noisy images, float32; they may leave 0-255."""
+        if not training:
+            return images
+        n, height, width = ops.shape(images)[0], images.shape[1], images.shape[2]
+        strength = ops.maximum(keras.random.uniform((n, 1, 1, 1), -self.noise, self.noise, seed=self.random), 0.0)
+        return images + strength * keras.random.normal((n, height, width, 1), seed=self.random)
+
+
 class ToPixels(keras.layers.Layer):
     """Round to uint8, 0-255: what the network takes, when serving as when training."""
 
@@ -141,4 +163,6 @@ def build_augmentation(options: Augmentation, input_shape: tuple[int, int, int],
         images = RandomScars(options.scars, options.scar_length, options.scar_width, seed + 2)(images)
     if options.cover:
         images = RandomScars(1, options.cover, options.cover, seed + 3)(images)
+    if options.noise:
+        images = RandomNoise(options.noise, seed + 4)(images)
     return keras.Model(inputs, ToPixels()(images), name="augmentation")

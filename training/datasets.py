@@ -36,6 +36,9 @@ class FaceBatches(keras.utils.PyDataset):
         batch_size: Images per batch; the last batch may be smaller.
         epoch: Number of the epoch being served; set it before a run is resumed.
         weights: float32, (n,): weight of each image in the loss, served third; None: (images, labels) alone.
+        mixup: Each image of a batch, its target and its weight are mixed with those of another one of the batch, in a
+            share drawn for each from a beta distribution with this as both its parameters; 0: none are (Zhang et al.
+            2018, https://arxiv.org/abs/1710.09412).
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class FaceBatches(keras.utils.PyDataset):
         shuffle: bool = True,
         seed: int | None = None,
         weights: np.ndarray | None = None,
+        mixup: float = 0.0,
     ):
         super().__init__()
         self.images = images
@@ -55,6 +59,7 @@ class FaceBatches(keras.utils.PyDataset):
         self.classes = tuple(classes)
         self.batch_size = batch_size
         self.weights = weights
+        self.mixup = mixup
         self.epoch = 0
         self._class_mode = class_mode
         self._shuffle = shuffle
@@ -72,11 +77,24 @@ class FaceBatches(keras.utils.PyDataset):
         targets = self.labels[chosen]
         if self._class_mode == "categorical":
             targets = np.eye(len(self.classes), dtype=np.float32)[targets]
-        return (images, targets) if self.weights is None else (images, targets, self.weights[chosen])
+        served = (images, targets) if self.weights is None else (images, targets, self.weights[chosen])
+        return self._mixed(served, index) if self.mixup else served
 
     def on_epoch_end(self) -> None:
         """Go on to the next epoch's order."""
         self.epoch += 1
+
+    def _mixed(self, served: tuple[np.ndarray, ...], index: int) -> tuple[np.ndarray, ...]:
+        random = np.random.default_rng([self._seed, self.epoch, index])
+        n = len(served[0])
+        partners, shares = random.permutation(n), random.beta(self.mixup, self.mixup, n).astype(np.float32)
+
+        def mix(values: np.ndarray) -> np.ndarray:
+            share = shares.reshape(n, *[1] * (values.ndim - 1))
+            mixed = share * values + (1 - share) * values[partners]
+            return mixed.round().astype(np.uint8) if values.dtype == np.uint8 else mixed
+
+        return tuple(mix(values) for values in served)
 
     def _epoch_order(self) -> np.ndarray:
         if self._order is None or (self._shuffle and self._order[0] != self.epoch):
@@ -100,6 +118,7 @@ def flow_from_dataframe(
     shuffle: bool = True,
     seed: int | None = None,
     weight_col: str | None = None,
+    mixup: float = 0.0,
 ) -> FaceBatches:
     """Return batches of the table's images; arguments are named as in Keras's `flow_from_dataframe`.
 
@@ -121,6 +140,7 @@ def flow_from_dataframe(
         shuffle: A new order in every epoch.
         seed: Seed of that order.
         weight_col: Column of the images' weights in the loss, such as `balancing.sample_weights` gives.
+        mixup: As `FaceBatches` takes it; not with `sparse`, whose targets cannot be mixed.
 
     Raises:
         InputError: no rows; a file missing, unreadable, or of another size; a label outside `classes`.
@@ -129,6 +149,8 @@ def flow_from_dataframe(
         raise InputError(f"color_mode {color_mode!r} is not one of {', '.join(CHANNELS)}")
     if class_mode not in ("categorical", "sparse", "raw", None):
         raise InputError(f"class_mode {class_mode!r} is not one of categorical, sparse, raw, None")
+    if mixup and class_mode not in ("categorical", "raw"):
+        raise InputError(f"class_mode {class_mode!r} gives no targets that mixup can mix; use categorical or raw")
     if not len(dataframe):
         raise InputError(f"the table for {directory} has no rows to serve; look at its split and status columns")
     labels = None
@@ -144,7 +166,7 @@ def flow_from_dataframe(
         labels = codes.astype(np.int64)
     images = _cached_images(list(dataframe[x_col]), Path(directory), target_size, color_mode)
     weights = None if weight_col is None else dataframe[weight_col].to_numpy(np.float32)
-    return FaceBatches(images, labels, classes or (), batch_size, class_mode, shuffle, seed, weights)
+    return FaceBatches(images, labels, classes or (), batch_size, class_mode, shuffle, seed, weights, mixup)
 
 
 def _cached_images(paths: list[str], directory: Path, target_size: tuple[int, int], color_mode: str) -> np.ndarray:

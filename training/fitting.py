@@ -103,6 +103,7 @@ def read_batches(
             y_col=classes if by_votes else "emotion",
             class_mode="raw" if by_votes else "categorical",
             weight_col=weight_col if name == "train" else None,
+            mixup=fitting.mixup if name == "train" else 0.0,
             batch_size=fitting.batch_size,
             shuffle=name == "train",
             seed=fitting.seed,
@@ -234,6 +235,7 @@ def check_settings(fitting: Fitting) -> None:
         ("patience", 0, 1 << 31),
         ("seed", 0, (1 << 31) - 1),
         ("convolutions", 1, 16),
+        ("squeeze", 0, 64),
         ("warm_up", 0, fitting.epochs - 1),
     ):
         if not least <= getattr(fitting, name) <= most:
@@ -245,6 +247,10 @@ def check_settings(fitting: Fitting) -> None:
             raise InputError(f"{name.replace('_', ' ')} {getattr(fitting, name)} is not in 0 to 1")
     if not 0 < fitting.learning_rate < 10:
         raise InputError(f"learning rate {fitting.learning_rate} is not between 0 and 10")
+    if not 0 <= fitting.mixup <= 10:
+        raise InputError(f"mixup {fitting.mixup} is not in 0 (none) to 10")
+    if not 0 <= fitting.augmentation.noise <= 60:
+        raise InputError(f"noise {fitting.augmentation.noise} is not in 0 (none) to 60 gray levels")
     if not 0 <= fitting.augmentation.cover <= 24:
         raise InputError(f"cover {fitting.augmentation.cover} is not in 0 to 24 pixels: half of the smallest face")
 
@@ -285,6 +291,7 @@ def build_trainer(train: FaceBatches, fitting: Fitting) -> tuple[keras.Model, ke
             len(train.classes),
             widths=fitting.widths,
             convolutions=fitting.convolutions,
+            squeeze=fitting.squeeze,
             dropout=fitting.dropout,
         )
         augmentation = build_augmentation(fitting.augmentation, shape, fitting.seed)

@@ -46,9 +46,14 @@ def build_vgg(
     classes: int,
     widths: tuple[int, ...] = (32, 64, 128, 256),
     convolutions: int = 2,
+    squeeze: int = 0,
     dropout: float = 0.4,
 ) -> keras.Model:
-    """Return a plain VGG-like network: a few 3x3 convolutions per width, batch norm, global average pooling."""
+    """Return a plain VGG-like network: a few 3x3 convolutions per width, batch norm, global average pooling.
+
+    With `squeeze`, each stage ends in squeeze-and-excitation (Hu et al. 2018, https://arxiv.org/abs/1709.01507): its
+    filters are weighed by two small dense layers that see the mean of each, the first with a `squeeze`-th of them.
+    """
     inputs = keras.Input(input_shape, dtype="uint8")
     x = _standardize(inputs)
     for index, filters in enumerate(widths):
@@ -58,6 +63,10 @@ def build_vgg(
             x = keras.layers.Conv2D(filters, 3, padding="same", use_bias=False, kernel_initializer="he_normal")(x)
             x = keras.layers.BatchNormalization()(x)
             x = keras.layers.Activation("relu")(x)
+        if squeeze:
+            weights = keras.layers.GlobalAveragePooling2D(keepdims=True)(x)
+            weights = keras.layers.Conv2D(max(1, filters // squeeze), 1, activation="relu")(weights)
+            x = keras.layers.Multiply()([x, keras.layers.Conv2D(filters, 1, activation="sigmoid")(weights)])
     x = keras.layers.GlobalAveragePooling2D()(x)
     x = keras.layers.Dropout(dropout)(x)
     return keras.Model(inputs, _softmax(x, classes), name="vgg")
