@@ -317,7 +317,7 @@ def agreement(cells: np.ndarray, delays: np.ndarray, emotions: list[str]) -> Sta
 def draw_time_lines(lines: pd.DataFrame, title: str, file: Path) -> None:
     """Draw each face's labels above what the program showed, over one time axis, in the webcam program's colours."""
     faces = lines["face"].unique()
-    figure = Figure(figsize=(10, 1.0 * len(faces) + 1.5), layout="constrained")
+    figure = Figure(figsize=(10, 1.0 * len(faces) + 1.7), layout="constrained")
     axes: Axes = figure.subplots()
     axes.set_title(title, fontsize=10, loc="left", wrap=True)
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -335,20 +335,17 @@ def draw_time_lines(lines: pd.DataFrame, title: str, file: Path) -> None:
             axes.broken_barh(spans, (place - 0.4, 0.8), edgecolor="#444444", linewidth=0.4, **looks[str(label)])
         for bar in bars.itertuples():
             if bar.end - bar.start > 0.012 * (len(bar.label) + 1) * (end - start):  # it has room for its name
-                is_dark = bar.label in (NOT_SURE, "sadness", "anger", "disgust")
-                color = {"color": "white"} if is_dark else {"color": "black"}
+                color = "white" if bar.label in (NOT_SURE, "sadness", "anger", "disgust") else "black"
                 back = {"bbox": {"facecolor": "white", "edgecolor": "none"}} if bar.label == NO_FACE else {}
                 middle = (bar.start + bar.end) / 2
-                axes.text(middle, place, bar.label, ha="center", va="center", fontsize=9, **color, **back)
+                axes.text(middle, place, bar.label, ha="center", va="center", fontsize=9, color=color, **back)
     axes.set_yticks(places, [f"face {face}: {'label' if column == 'truth' else 'program'}" for face, column in rows])
     axes.tick_params(axis="y", length=0)
     axes.invert_yaxis()
-    axes.set(xlim=(start, end), xlabel="seconds since the first frame (white: not labelled, or not seen)")
+    axes.set(xlim=(start, end), xlabel="seconds since the first frame (empty: not labelled)")
     present = [label for label in looks if label in {*lines["truth"], *lines["prediction"]}]
     keys = [matplotlib.patches.Patch(edgecolor="#444444", label=label, **looks[label]) for label in present]
-    axes.legend(
-        handles=keys, loc="upper center", bbox_to_anchor=(0.5, -0.9 / len(places) ** 0.8), ncols=9, frameon=False
-    )
+    figure.legend(handles=keys, loc="outside lower center", ncols=5, frameon=False)
     save(figure, file)
 
 
