@@ -12,6 +12,19 @@ EMOTIONS = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neu
 FER2013_CODES = EMOTIONS[:7]
 CKPLUS_CODES = ("neutral", "anger", "contempt", "disgust", "fear", "happiness", "sadness", "surprise")
 
+# RGB, wherever an emotion is drawn: Okabe and Ito's palette, which the colour-blind tell apart.
+COLORS = {
+    "anger": (213, 94, 0),
+    "disgust": (0, 158, 115),
+    "fear": (204, 121, 167),
+    "happiness": (240, 228, 66),
+    "sadness": (0, 114, 178),
+    "surprise": (86, 180, 233),
+    "neutral": (225, 225, 225),
+    "contempt": (230, 159, 0),
+}
+UNSURE = (100, 100, 100)  # RGB: neither an emotion's colour nor one that draws the eye
+
 _SPELLINGS = {
     "anger": "anger angry ang an",
     "disgust": "disgust disgusted disgusting dis di",

@@ -13,20 +13,9 @@ import cv2
 import numpy as np
 
 from configuration import WEBCAM
+from preprocessing.emotions import COLORS, UNSURE
 from realtime.recognition import Recognition, Result
 
-# Okabe and Ito's colours, which colour-blind people tell apart; RGB.
-COLORS = {
-    "anger": (213, 94, 0),
-    "disgust": (0, 158, 115),
-    "fear": (204, 121, 167),
-    "happiness": (240, 228, 66),
-    "sadness": (0, 114, 178),
-    "surprise": (86, 180, 233),
-    "neutral": (225, 225, 225),
-    "contempt": (230, 159, 0),
-}
-UNSURE = (100, 100, 100)  # RGB: neither an emotion's colour nor one that draws the eye
 KEYS = {
     "q, Esc": "quit",
     "space": "pause",

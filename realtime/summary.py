@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configuration import WEBCAM
+from preprocessing.emotions import COLORS, UNSURE
 from preprocessing.files import atomic_file
-from realtime.drawing import COLORS, UNSURE
 from realtime.recognition import Recognition, Result
 from realtime.recording import told
 

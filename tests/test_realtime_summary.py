@@ -13,7 +13,7 @@ from conftest import ROOT
 from realtime_fakes import LABELS, recognition, result
 
 from configuration import WEBCAM
-from realtime.drawing import COLORS
+from preprocessing.emotions import COLORS
 from realtime.summary import Spans, SpanTable, Summary, clock, ticks
 
 BLACK = np.zeros((4, 4, 3), np.uint8)
