@@ -2,8 +2,8 @@
 
     python -m benchmarks.realtime --video talk_640x480.mkv --video street_1080p.mp4 --data data --dataset fer2013
 
-Without a video one is made from the sample's portrait; `--only latency` measures just that part. Everything runs in this
-one process, without a window, on the same frames, in turns; ratios decide, times inform. The rows on labels need a
+Without a video one is made from the sample's portrait; `--only latency` measures just that part. Everything runs in
+this one process, without a window, on the same frames, in turns; ratios decide, times inform. The rows on labels need a
 prepared data set, whose dev faces are shown as still faces. Prints a table; `--json FILE` keeps it.
 """
 

@@ -123,7 +123,9 @@ def watch(
         raw: Give what the network says of each frame, not steadied over time and never unsure.
 
     Yields:
-        A result for each frame. Faces of a video or camera keep their numbers; pictures are taken each by itself.
+        A result for each frame. Faces of a video or camera keep their numbers; pictures are taken each by itself. The
+        same file gives the same results each time; of a camera or stream, whose frames wait for nobody, mtcnn searches
+        the picture on a thread of its own, which ends with the generator.
 
     Raises:
         InputError: the source, the model or the detector cannot be used.
