@@ -22,7 +22,7 @@ _AGREED = 0.6  # the same from which on a search confirms where a face was follo
 _COVERED = 0.7  # share of the smaller of two boxes above which two tracks hold one face
 _STEP = 0.25  # height of the face from which on a hidden face has moved; less is the trembling of its box
 _SPAN = 2.0  # sides of the face: side of the region in which a lost face is looked for
-_SIDE = 80  # pixels: side that a lost face would have in the copy which is looked at
+_SIDE = 56  # pixels: side that a lost face would have in the copy which is looked at
 _THUMBNAIL = (32, 24)  # pixels: what two frames are compared by
 
 
