@@ -2,9 +2,9 @@
 
     python -m benchmarks.realtime --video talk_640x480.mkv --video street_1080p.mp4 --data data --dataset fer2013
 
-Without a video one is made from the sample's portrait. Everything runs in this one process, without a window, on the
-same frames, in turns; ratios decide, times inform. The rows on labels need a prepared data set, whose dev faces are
-shown as still faces. Prints a table; `--json FILE` keeps it.
+Without a video one is made from the sample's portrait; `--only latency` measures just that part. Everything runs in
+this one process, without a window, on the same frames, in turns; ratios decide, times inform. The rows on labels need a
+prepared data set, whose dev faces are shown as still faces. Prints a table; `--json FILE` keeps it.
 """
 
 import csv
@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from enum import StrEnum, auto
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -35,8 +36,8 @@ from preprocessing.faces import FaceDetector
 from preprocessing.files import atomic_file
 from preprocessing.quiet import quiet_start
 from realtime.calm import Steadier
-from realtime.drawing import draw
-from realtime.recognition import recognize, watch
+from realtime.drawing import Drawer
+from realtime.recognition import SEARCH_THREADS, recognize, watch
 from realtime.sources import Frame, open_source
 from realtime.tracking import Tracker, overlap
 from training.emotion_classifier import EmotionClassifier
@@ -68,10 +69,20 @@ print(*(sum(part) / len(times) for part in zip(*times)))
 FIRST_FRAME = """
 import sys
 import realtime.webcam  # what the program imports
-from realtime.drawing import draw
+from realtime.drawing import Drawer
 from realtime.recognition import watch
 draw(next(watch(sys.argv[1])))
 """
+
+
+class Part(StrEnum):
+    """What the benchmark consists of."""
+
+    START = auto()
+    PROGRAM = auto()
+    LATENCY = auto()
+    TRACKING = auto()
+    LABELS = auto()
 
 
 def main(
@@ -83,26 +94,35 @@ def main(
     data: DataRoot = PATHS.data,
     dataset: Annotated[str, typer.Option(help="Data set whose dev faces are shown as still faces.")] = "fer2013",
     with_fer: Annotated[Path | None, typer.Option(help="Python of an environment that has fer 25.10.")] = None,
+    only: Annotated[
+        list[Part] | None, typer.Option(help="Part to measure; repeat for several. Left out: all of them.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("--json", help="File that keeps the figures.")] = None,
 ) -> None:
     """Compare the realtime program with what one would write otherwise, and measure its tracking and its labels."""
+    parts = set(only or Part)
     classifier = EmotionClassifier.load_litert(PATHS.pretrained)
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as temporary:
         videos = video or [write_portrait_video(Path(temporary) / "portrait.avi", frames)]
         for file in videos:
             open_source(str(file)).close()  # a mistake is told before minutes of measuring
-        rows = [compare_start(videos[0], rounds)]
-        stock = Stock()
+        if Part.START in parts:
+            rows.append(compare_start(videos[0], rounds))
+        stock = Stock() if Part.PROGRAM in parts else None
         for file in videos:
-            rows.append(compare_program(file, frames, stock_frames, rounds, classifier, stock))
-            if with_fer:
-                rows.append(compare_fer(file, frames, stock_frames, rounds, classifier, with_fer))
-            rows.append(measure_latency(file, frames, classifier))
-        rows += measure_tracking(videos)
+            if stock:
+                rows.append(compare_program(file, frames, stock_frames, rounds, classifier, stock))
+                if with_fer:
+                    rows.append(compare_fer(file, frames, stock_frames, rounds, classifier, with_fer))
+            if Part.LATENCY in parts:
+                rows.append(measure_latency(file, frames, rounds, classifier))
+        if Part.TRACKING in parts:
+            rows += measure_tracking(videos)
     folder = dataset_folder(data, dataset)
-    if (folder / "split.csv").is_file():
+    if Part.LABELS in parts and (folder / "split.csv").is_file():
         rows += measure_labels(read_faces(folder, faces), classifier)
-    else:
+    elif Part.LABELS in parts:
         print(f"no {folder / 'split.csv'}: the rows on labels are left out (--data, --dataset)", file=sys.stderr)
     print_table(rows)
     if output:
@@ -241,21 +261,41 @@ def paced(images_bgr: list[np.ndarray]) -> Iterator[Frame]:
         index = max(index + 1, int((time.monotonic() - start) * RATE))
 
 
-def measure_latency(file: Path, frames: int, classifier: EmotionClassifier) -> Row:
-    """Measure the time from a frame's capture to its drawn result, where frames come 30 a second."""
+def measure_latency(file: Path, frames: int, rounds: int, classifier: EmotionClassifier) -> Row:
+    """Measure the time from a frame's capture to its drawn result, where frames come 30 a second.
+
+    A search beside the following, as live sources have it, is compared with one that is waited for, in turns.
+    """
     images_bgr, _ = read_frames(file, frames)
-    detector = FaceDetector(FACES)
-    late = []
-    for result in recognize(paced(images_bgr), detector, classifier):
-        draw(result)
-        late.append(time.monotonic() - result.frame.captured)
-    late = late[1:]
+    detector, beside = FaceDetector(FACES), FaceDetector(FACES, SEARCH_THREADS)
+    waited, live = [], []
+    for _ in range(rounds + 1):
+        waited.append(_delays(images_bgr, detector, None, classifier))
+        live.append(_delays(images_bgr, detector, beside, classifier))
+    p95, middle, missed, seen = (median(delays[i] for delays in live[1:]) for i in range(4))  # the first ones warm up
     return {
-        "work": f"{file.name}, capture to drawn result at 30 frames/s",
-        "p95_ms": 1000 * float(np.percentile(late, 95)),
-        "median_ms": 1000 * median(late),
-        "frames_missed": len(images_bgr) - len(late) - 1,
+        "work": f"{file.name}, capture to drawn result at 30 frames/s, search beside against waited for",
+        "other_p95_ms": median(delays[0] for delays in waited[1:]),
+        "p95_ms": p95,
+        "ratio": median(before[0] / after[0] for before, after in zip(waited[1:], live[1:], strict=True)),
+        "median_ms": middle,
+        "frames_missed": missed,
+        "faces_per_frame": round(seen, 2),
+        "faces_per_frame_waited": round(median(delays[3] for delays in waited[1:]), 2),
     }
+
+
+def _delays(
+    images_bgr: list[np.ndarray], detector: FaceDetector, beside: FaceDetector | None, classifier: EmotionClassifier
+) -> tuple[float, float, int, float]:
+    """Return the delay's 95th percentile and median in milliseconds, the frames missed, and the faces per frame."""
+    late, faces, drawer = [], 0, Drawer()
+    for result in recognize(paced(images_bgr), detector, classifier, beside=beside):
+        drawer.draw(result)
+        late.append(1000 * (time.monotonic() - result.frame.captured))
+        faces += len(result.recognitions)
+    missed, late = len(images_bgr) - len(late), late[1:]
+    return float(np.percentile(late, 95)), median(late), missed, faces / len(late)
 
 
 def measure_tracking(videos: list[Path]) -> list[Row]:
@@ -388,7 +428,10 @@ def print_table(rows: list[Row]) -> None:
             cells |= {"ours": f"{kept:.1%}", "more": f"{row['faces']} faces; {extra:.1%} of boxes unsupported"}
         elif "p95_ms" in row:
             cells |= {"ours": f"{row['p95_ms']:.0f} ms", "more": f"95th percentile; median {row['median_ms']:.0f} ms"}
-            cells["more"] += "".join(f", {key} {row[key]}" for key in ("frames_missed", "cuts", "unseen") if key in row)
+            told = ("frames_missed", "faces_per_frame", "faces_per_frame_waited", "cuts", "unseen")
+            cells["more"] += "".join(f", {key} {row[key]}" for key in told if key in row)
+            if "other_p95_ms" in row:
+                cells["other"] = f"{row['other_p95_ms']:.0f} ms"
         numbers = [f"{row[key]:.1f}" if key in row else "" for key in ("ratio", "other_cpu_ms", "ours_cpu_ms")]
         table.add_row(row["work"], cells["other"], cells["ours"], *numbers, cells["more"])
     Console(width=170).print(table)

@@ -264,15 +264,15 @@ class FaceDetector:
         return _moved(boxes, offsets), scores, points
 
     def _in_batches(self, run: Callable[..., tuple[np.ndarray, ...]], patches_rgb: np.ndarray) -> list[np.ndarray]:
-        """Run a network on any number of patches, in batches of a few sizes for all threads, the last one filled up."""
+        """Run a network on any number of patches, in batches of a few sizes for all threads."""
         share = -(-len(patches_rgb) // len(self._workers))
-        size = max(size for size in BATCH_SIZES if size <= share)
-        batches = [patches_rgb[start : start + size] for start in range(0, len(patches_rgb), size)]
-        rest = len(batches[-1])
-        filled = next(size for size in BATCH_SIZES if size >= rest)
-        batches[-1] = np.concatenate([batches[-1], np.zeros((filled - rest, *patches_rgb.shape[1:]), np.uint8)])
-        parts = zip(*self._spread(run, batches), strict=True)
-        return [np.concatenate(part)[: len(patches_rgb)] for part in parts]
+        batches, start = [], 0
+        while start < len(patches_rgb):
+            most = min(share, len(patches_rgb) - start)
+            end = start + max(size for size in BATCH_SIZES if size <= most)
+            batches.append(patches_rgb[start:end])
+            start = end
+        return [np.concatenate(part) for part in zip(*self._spread(run, batches), strict=True)]
 
     def _spread(self, run: Callable[..., Any], arrays: list[np.ndarray]) -> list[Any]:
         """Run a network on each array, the largest arrays first, each on the thread that has least to do."""

@@ -29,8 +29,8 @@ from preprocessing.errors import InputError
 from preprocessing.image_tables import read_origin, read_table
 from preprocessing.label_page import HOSTS, Sequence, build_app, read_guesses, unlabelled_sequences, with_label
 from preprocessing.label_store import label_files, open_store, read_labels
+from preprocessing.quiet import silence_opencv
 from preprocessing.raw_datasets import Kind, open_download, read_ckplus
-from preprocessing.raw_images import silence_decoder
 
 
 def main(
@@ -52,7 +52,7 @@ def main(
     origin = read_origin(folder, "inventory.csv")
     source = source or _source_of(origin, folder)
     labels = labels or folder / "labels"
-    silence_decoder()  # the page says which picture cannot be read
+    silence_opencv()  # the page says which picture cannot be read
     with open_store(labels, name) as store, scratch_folder(labels / f".{name}.part") as scratch:
         files, kind = open_download(list_files(source), scratch / "unpacked", source)
         if kind is not Kind.CKPLUS:

@@ -6,6 +6,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
+def silence_opencv() -> None:
+    """Keep OpenCV, and FFmpeg within it, from adding lines of their own to ours about what they cannot open or decode.
+
+    FFmpeg reads its level once, with the first video of a process.
+    """
+    import cv2  # late: this module is imported before anything is loaded
+
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
 @contextmanager
 def quiet_start() -> Iterator[None]:
     """Silence what native libraries write while they are imported or started.

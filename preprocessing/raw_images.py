@@ -24,11 +24,6 @@ def read_image(file: Path, flags: int = cv2.IMREAD_UNCHANGED) -> np.ndarray | No
         return None
 
 
-def silence_decoder() -> None:
-    """Keep OpenCV from printing a line of its own for every file that it cannot decode."""
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-
-
 def pixel_hash(image: np.ndarray) -> str:
     """Return a hash of an image's shape and pixels (16 hex digits), which exact copies share."""
     head = f"{image.shape} {image.dtype}".encode()

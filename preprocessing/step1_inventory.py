@@ -39,6 +39,7 @@ from preprocessing.image_tables import (
     write_table,
 )
 from preprocessing.label_store import label_files, read_labels
+from preprocessing.quiet import silence_opencv
 from preprocessing.raw_datasets import (
     ACCEPTED,
     Kind,
@@ -52,7 +53,6 @@ from preprocessing.raw_datasets import (
     read_ckplus,
     read_folders,
 )
-from preprocessing.raw_images import silence_decoder
 
 
 def write_inventory(
@@ -195,7 +195,7 @@ def main(
             raise InputError(f"--dataset {dataset} needs --source FILE_OR_FOLDER; {ACCEPTED}")
         source = folder / "raw"
         write_sample(source)
-    silence_decoder()  # unreadable files are counted below
+    silence_opencv()  # unreadable files are counted below
     kind = write_inventory(folder, source, votes=votes, labels=labels, neutral_first=neutral_first, frames=frames)
     file = folder / "inventory.csv"
     if kind is None:

@@ -27,11 +27,11 @@ from configuration import PATHS, SAMPLE
 from preprocessing.command_line import ReportsRoot, run
 from preprocessing.emotions import CKPLUS_CODES, EMOTIONS
 from preprocessing.faces import Detector, build_detector
+from preprocessing.quiet import silence_opencv
 from realtime.drawing import Drawer, draw
 from realtime.recognition import Classifier, recognize
 from realtime.recording import Log, VideoRecording, write_picture
 from realtime.sources import Frame, Pictures
-from realtime.webcam import silence_opencv
 
 _PERSON = replace(SAMPLE, subjects=1, unlabelled=0, width=640, height=480, seed=5)
 _SHOWN = [emotion for emotion in EMOTIONS if emotion not in ("neutral", "contempt")]

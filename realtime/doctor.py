@@ -20,10 +20,11 @@ import numpy as np
 from configuration import PATHS, WEBCAM
 from preprocessing.errors import InputError
 from preprocessing.faces import Detector, Face, FaceDetector, build_detector, network_input, read_image_rgb
+from preprocessing.quiet import silence_opencv
 from realtime.drawing import Drawer
 from realtime.recognition import Classifier, Recognition, Result
 from realtime.recording import VideoRecording, letterbox
-from realtime.sources import Frame
+from realtime.sources import Frame, camera_node, camera_numbers
 from realtime.window import has_display, has_windows
 
 _RESOLUTIONS = ((1920, 1080), (1280, 720), (640, 480))  # pixels: what a camera is asked for
@@ -96,6 +97,7 @@ def examine(model: Path, load: Callable[[Path], Any], say: Callable[[object], No
     Returns:
         Nothing is at fault. A missing camera or display is none: videos can be read, and files written.
     """
+    silence_opencv()
     is_well = True
 
     def tell(finding: Finding) -> None:
@@ -186,26 +188,19 @@ def look_at_cameras() -> Iterator[Finding]:
             sizes = ", ".join(f"{width}x{height}" for width, height in camera.sizes)
             yield Finding(name, f"{sizes}: python -m realtime.webcam --source {number}")
         elif sys.platform.startswith("linux"):
-            node = Path(f"/dev/video{number}")
+            node = camera_node(number)
             if not os.access(node, os.R_OK | os.W_OK):
                 remedy = "sudo usermod -aG video $USER, then log in again"
                 yield Finding(name, f"{node} may not be read by this user", remedy)
             else:
                 text = camera.trouble or ("gives no picture" if camera.opens else "cannot be opened")
-                yield Finding(name, text, "close other programs that use it, plug it in anew, or take another number")
+                remedy = f"close the program that uses it (fuser -v {node} names it), plug it in anew, or take another"
+                yield Finding(name, text, remedy)
     if not working:
         text = "none gives a picture" if numbers else "none is there"
         yield Finding(
             "cameras", text, "plug one in and allow its use; a video, an image or a stream is also a --source"
         )
-
-
-def camera_numbers() -> list[int]:
-    """Return the numbers under which there may be cameras."""
-    if sys.platform.startswith("linux"):
-        found = (re.fullmatch(r"video(\d+)", node.name) for node in Path("/dev").glob("video*"))
-        return sorted(int(match[1]) for match in found if match)
-    return list(range(4))  # elsewhere the system keeps no list that we could read
 
 
 def probe(number: int) -> Camera:

@@ -12,7 +12,7 @@ For programs that build on it, from the repository's root or with it on `PYTHONP
 
 import time
 from collections.abc import Generator, Iterable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -21,10 +21,13 @@ import cv2
 import numpy as np
 
 from configuration import FACES, PATHS, WEBCAM, Faces
-from preprocessing.faces import Detector, Face, build_detector, network_input, read_image_rgb
+from preprocessing.faces import Detector, Face, FaceDetector, build_detector, network_input, read_image_rgb
 from realtime.calm import Steadier
+from realtime.search import Searcher
 from realtime.sources import Frame, Source, open_source
 from realtime.tracking import TrackedFace, Tracker
+
+SEARCH_THREADS = 1  # cores that a search beside the following takes; the others are for what each frame waits for
 
 
 class Classifier(Protocol):
@@ -120,7 +123,9 @@ def watch(
         raw: Give what the network says of each frame, not steadied over time and never unsure.
 
     Yields:
-        A result for each frame. Faces of a video or camera keep their numbers; pictures are taken each by itself.
+        A result for each frame. Faces of a video or camera keep their numbers; pictures are taken each by itself. The
+        same file gives the same results each time; of a camera or stream, whose frames wait for nobody, mtcnn searches
+        the picture on a thread of its own, which ends with the generator.
 
     Raises:
         InputError: the source, the model or the detector cannot be used.
@@ -130,7 +135,8 @@ def watch(
             yield from watch(frames, model, detector, smallest_face=smallest_face, raw=raw)
         return
     classifier, faces = _prepare(model, detector, smallest_face)
-    yield from recognize(source, faces, classifier, raw=raw, still=source.still)
+    beside = FaceDetector(faces.options, SEARCH_THREADS) if source.live and isinstance(faces, FaceDetector) else None
+    yield from recognize(source, faces, classifier, raw=raw, still=source.still, beside=beside)
 
 
 def analyze(
@@ -176,7 +182,12 @@ def _prepare(
 
 
 def recognize(
-    frames: Iterable[Frame], detector: Detector, classifier: Classifier, raw: bool = False, still: bool = False
+    frames: Iterable[Frame],
+    detector: Detector,
+    classifier: Classifier,
+    raw: bool = False,
+    still: bool = False,
+    beside: Detector | None = None,
 ) -> Generator[Result, None, None]:
     """Name the expression of every face in every frame; all faces of a frame are classified in one batch.
 
@@ -186,19 +197,24 @@ def recognize(
         classifier: What names the expressions.
         raw: Give what the classifier says of each frame, not steadied over time and never unsure.
         still: The frames are pictures that have nothing to do with each other.
+        beside: A second detector, which searches whole pictures on a thread of its own while `detector` follows: no
+            frame waits for a search, but which frame shows what it found depends on the machine. None: every search is
+            waited for.
     """
-    tracker, steadier = Tracker(detector), Steadier(classifier.unsure_below)
-    for frame in frames:
-        image_rgb = cv2.cvtColor(frame.image_bgr, cv2.COLOR_BGR2RGB)
-        if still:
-            yield Result(frame, *_recognize_picture(image_rgb, detector, classifier, raw))
-            continue
-        start = time.perf_counter()
-        tracked = tracker.update(image_rgb, frame.time)
-        found = time.perf_counter()
-        probabilities = classifier.predict(_crops(image_rgb, [face for _, face in tracked], classifier.faces))
-        timing = Timing(found - start, time.perf_counter() - found)
-        yield Result(frame, _named(tracked, probabilities, classifier, None if raw else steadier, frame.time), timing)
+    steadier = None if raw else Steadier(classifier.unsure_below)
+    with closing(Searcher(beside)) if beside else nullcontext() as searcher:
+        tracker = Tracker(detector, searcher=searcher)
+        for frame in frames:
+            image_rgb = cv2.cvtColor(frame.image_bgr, cv2.COLOR_BGR2RGB)
+            if still:
+                yield Result(frame, *_recognize_picture(image_rgb, detector, classifier, raw))
+                continue
+            start = time.perf_counter()
+            tracked = tracker.update(image_rgb, frame.time)
+            found = time.perf_counter()
+            probabilities = classifier.predict(_crops(image_rgb, [face for _, face in tracked], classifier.faces))
+            timing = Timing(found - start, time.perf_counter() - found)
+            yield Result(frame, _named(tracked, probabilities, classifier, steadier, frame.time), timing)
 
 
 def _recognize_picture(

@@ -4,6 +4,7 @@ Frames come out upright (EXIF, and the rotation that a video's header tells, whi
 was asked for, and BGR. Files give every frame; live sources the newest one, so that a slow reader does not fall behind.
 """
 
+import os
 import re
 import sys
 import threading
@@ -20,6 +21,7 @@ import numpy as np
 from configuration import WEBCAM
 from preprocessing.errors import InputError
 from preprocessing.faces import read_image_rgb
+from preprocessing.quiet import silence_opencv
 
 PICTURE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _RETRY = 0.5  # seconds between two tries to open a source that was lost
@@ -277,6 +279,7 @@ def open_source(source: str, mirror: bool | None = None) -> Source:
     Raises:
         InputError: there is no such thing, or it gives no frame.
     """
+    silence_opencv()
     if camera := re.fullmatch(r"(?:/dev/video)?(\d{1,3})", source):
         return _open_camera(int(camera[1]), mirror is not False)
     if "://" in source:
@@ -301,11 +304,38 @@ def _open_camera(number: int, mirror: bool) -> Live:
     capture = open_capture()
     _, first_bgr = _next_frame(capture)
     if first_bgr is None:
-        raise InputError(
-            f"camera {number} gives no picture; plug one in, close other programs that use it, allow this program "
-            "to use the camera, or give --source another number, a video, an image, a folder or a stream address"
-        )
+        remedy = "or give --source another number, a video, an image, a folder or a stream address"
+        raise InputError(f"camera {number} gives no picture{_why_no_picture(number)}, {remedy}")
     return Live(open_capture, capture, f"camera {number}", first_bgr, mirror)
+
+
+def camera_node(number: int) -> Path:
+    """Return what Linux calls a camera."""
+    return Path(f"/dev/video{number}")
+
+
+def camera_numbers() -> list[int]:
+    """Return the numbers under which there may be cameras."""
+    if sys.platform.startswith("linux"):
+        found = (re.fullmatch(r"video(\d+)", node.name) for node in Path("/dev").glob("video*"))
+        return sorted(int(match[1]) for match in found if match)
+    return list(range(4))  # elsewhere the system keeps no list that we could read
+
+
+def _why_no_picture(number: int) -> str:
+    """Return how far the system can tell why a camera gives no picture, and the remedy."""
+    node = camera_node(number)
+    if not sys.platform.startswith("linux"):
+        return "; plug one in, close other programs that use it, allow this program to use the camera"
+    if not node.exists():
+        others = ", ".join(map(str, camera_numbers()))
+        return f": there is no {node}{f', but there are the numbers {others}' if others else ''}; plug one in"
+    if not os.access(node, os.R_OK | os.W_OK):
+        return f": this user may not read {node}; sudo usermod -aG video $USER and log in again"
+    return (
+        f" although there is a {node}: another program may hold it (fuser -v {node} names it) or it is a camera's "
+        "second number, without pictures (--doctor lists those with); close that program"
+    )
 
 
 def _open_stream(address: str, mirror: bool) -> Video | Live:

@@ -1,9 +1,11 @@
 """Which face is which: the whole picture is searched now and then, the faces known already are followed in between.
 
 Following a face by mtcnn's last network costs a tenth of a search, or less. A face that following loses is looked for
-again around its last place, in a small copy, which costs little as well; the next search finds it wherever it is.
+again around the place where it should be by now, in a small copy, which costs little as well; the next search finds it
+wherever it is. A search may run beside the following: its faces are then brought up to date when it is done.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -13,12 +15,14 @@ import numpy as np
 
 from configuration import TRACKING, Tracking
 from preprocessing.faces import Detector, Face, scaled, suppress, suppress_inner
+from realtime.search import Searcher
 
 _SAME = 0.3  # intersection over union from which on two boxes may be one face
 _AGREED = 0.6  # the same from which on a search confirms where a face was followed to
 _COVERED = 0.7  # share of the smaller of two boxes above which two tracks hold one face
+_STEP = 0.25  # height of the face from which on a hidden face has moved; less is the trembling of its box
 _SPAN = 2.0  # sides of the face: side of the region in which a lost face is looked for
-_SIDE = 80  # pixels: side that a lost face would have in the copy which is looked at
+_SIDE = 56  # pixels: side that a lost face would have in the copy which is looked at
 _THUMBNAIL = (32, 24)  # pixels: what two frames are compared by
 
 
@@ -50,6 +54,7 @@ class _Track:
     face: Face
     seen: float
     near: Face  # where the face is looked for in the next frame
+    velocity: tuple[float, float] = (0.0, 0.0)  # pixels per second of its centre, to the right and down
     looked: float = -np.inf  # seconds: when it was last looked for
 
 
@@ -61,13 +66,17 @@ class Tracker:
     Args:
         detector: What finds the faces.
         options: How often to search, and for how long a hidden face keeps its number.
+        searcher: What searches beside the following, so that no frame waits for a search; None: each search is waited
+            for, and the same frames give the same faces every time.
     """
 
-    def __init__(self, detector: Detector, options: Tracking = TRACKING):
+    def __init__(self, detector: Detector, options: Tracking = TRACKING, searcher: Searcher | None = None):
         self._detector, self._options = detector, options
+        self._searcher = searcher if isinstance(detector, Follower) else None
         self._tracks: list[_Track] = []
         self._count = 0
         self._time = self._searched = -np.inf  # seconds: the last frame, the last search
+        self._then: list[_Track] = []  # the faces that were followed in the picture which is searched beside
         self._thumbnail = np.zeros((*_THUMBNAIL[::-1], 3), np.uint8)
 
     def update(self, image_rgb: np.ndarray, time: float) -> list[TrackedFace]:
@@ -80,102 +89,157 @@ class Tracker:
         if time <= self._time:  # another source, or this one from its beginning
             self._tracks, self._searched = [], -np.inf
         self._tracks = [track for track in self._tracks if time - track.seen <= self._options.remember]
-        if self._is_search_due(image_rgb, time):
-            self._searched = time
-            self._search(image_rgb, time)
+        if self._is_new_scene(image_rgb):
+            self._searched = -np.inf
+        followed = self._followed(image_rgb, time)
+        is_search_due = not isinstance(self._detector, Follower) or time - self._searched >= self._options.search_every
+        if self._searcher and self._searched > -np.inf:  # in a new scene there is nobody to follow
+            self._replace(followed)
+            self._search_beside(self._searcher, image_rgb, time, is_search_due)
+        elif is_search_due:
+            self._searched, self._then = time, []
+            faces = self._detector.detect(image_rgb)
+            confirmed = _pairs([[track.face] for track in followed], faces, _AGREED)
+            self._replace([followed[i] for i in confirmed.values()])  # a followed box does not jump
+            self._assign([face for j, face in enumerate(faces) if j not in confirmed], time)
         else:
-            self._replace(list(self._followed(image_rgb, time).values()))
+            self._replace(followed)
             self._look_again(image_rgb, time)
         self._time = time
         return [TrackedFace(track.number, track.face) for track in self._tracks if track.seen == time]
 
-    def _is_search_due(self, image_rgb: np.ndarray, time: float) -> bool:
+    def _is_new_scene(self, image_rgb: np.ndarray) -> bool:
         before = self._thumbnail
         self._thumbnail = cv2.resize(image_rgb, _THUMBNAIL, interpolation=cv2.INTER_NEAREST)
-        return (
-            not isinstance(self._detector, Follower)
-            or time - self._searched >= self._options.search_every
-            or cv2.absdiff(before, self._thumbnail).mean() > self._options.cut
-        )
+        return cv2.absdiff(before, self._thumbnail).mean() > self._options.cut
 
-    def _search(self, image_rgb: np.ndarray, time: float) -> None:
-        """Search the whole picture. A face that is also followed there keeps its followed box, which does not jump."""
-        followed = self._followed(image_rgb, time)
-        self._assign(self._detector.detect(image_rgb), time)
-        self._replace(
-            [
-                followed[track.number]
-                for track in self._tracks
-                if track.seen == time
-                and track.number in followed
-                and overlap(track.face, followed[track.number].face) >= _AGREED
-            ]
-        )
+    def _followed(self, image_rgb: np.ndarray, time: float) -> list[_Track]:
+        """Return the faces of the last frame that O-Net is sure of and that no other one covers.
 
-    def _followed(self, image_rgb: np.ndarray, time: float) -> dict[int, _Track]:
-        """Return the faces of the last frame, by number, that O-Net is sure of and that no other one covers."""
+        Of two tracks that came to hold one face, it is the one's who should be there by now.
+        """
         if not isinstance(self._detector, Follower):
-            return {}
+            return []
         tracks = [track for track in self._tracks if track.seen == self._time]
         faces = self._detector.follow(image_rgb, [track.near for track in tracks])
-        followed = [
-            replace(track, face=face, seen=time, near=_halfway(track.near, face))
+        sure = [
+            (track, face)
             for track, face in zip(tracks, faces, strict=True)
             if face.confidence >= self._options.lost_below and overlap(track.face, face) >= _SAME
         ]
-        confidences = np.array([track.face.confidence for track in followed])
-        kept = suppress_inner(_boxes(track.face for track in followed), confidences, _COVERED)
-        return {followed[index].number: followed[index] for index in kept}
+        shares = np.array([overlap(self._expected(track, time), face) for track, face in sure])
+        kept = suppress_inner(_boxes(face for _, face in sure), shares, _COVERED)
+        held = [sure[index] for index in kept]
+        return [self._moved_on(track, face, _halfway(track.near, face), time) for track, face in held]
 
-    def _look_again(self, image_rgb: np.ndarray, time: float) -> None:
-        """Search around the last place of each face that was lost, at once and then every so often."""
+    def _search_beside(self, searcher: Searcher, image_rgb: np.ndarray, time: float, is_search_due: bool) -> None:
+        """Take over what was found in an earlier picture, and let this one be searched if that is due."""
+        faces = searcher.take()
+        if faces is not None:
+            self._take_over(faces, image_rgb, time)
+        if is_search_due and searcher.is_idle:
+            self._searched = time
+            self._then = [track for track in self._tracks if track.seen == time]
+            searcher.start(lambda detector: detector.detect(image_rgb))
+        self._look_again(image_rgb, time, most=1)
+
+    def _take_over(self, faces: Sequence[Face], image_rgb: np.ndarray, time: float) -> None:
+        """Confirm by an earlier picture's faces who was followed in it, and follow the others to this one."""
+        confirmed = _pairs([[track.face] for track in self._then], faces, _AGREED)
+        self._replace([track for i, track in enumerate(self._then) if i not in confirmed.values()])  # lost since then
+        here = {track.number for track in self._tracks if track.seen == time}
+        others = [f for j, f in enumerate(faces) if j not in confirmed or self._then[confirmed[j]].number not in here]
+        assert isinstance(self._detector, Follower)
+        moved = self._detector.follow(image_rgb, others)
+        self._assign(self._unseen([face for face in moved if face.confidence >= self._options.lost_below], time), time)
+
+    def _look_again(self, image_rgb: np.ndarray, time: float, most: int | None = None) -> None:
+        """Look for faces that were lost where they should be by now; for at most so many, who waited longest first."""
+        waiting = [t for t in self._tracks if t.seen < time and time - t.looked >= self._options.look_every]
+        looked = [replace(track, looked=time) for track in sorted(waiting, key=lambda track: track.looked)[:most]]
+        self._replace(looked)
         found: list[Face] = []
-        for index, track in enumerate(self._tracks):
-            if track.seen < time and time - track.looked >= self._options.look_every:
-                self._tracks[index] = replace(track, looked=time)
-                found += self._search_near(image_rgb, track.face)
-        seen = [track.face for track in self._tracks if track.seen == time]
-        found = [face for face in found if all(overlap(face, other) < _SAME for other in seen)]
-        kept = suppress(_boxes(found), np.array([face.confidence for face in found]), _SAME)  # regions may overlap
-        self._assign([found[index] for index in kept], time)
+        for track in looked:
+            found += _search_near(self._expected(track, time), image_rgb, self._detector)
+        self._assign(self._unseen(found, time), time)
 
-    def _search_near(self, image_rgb: np.ndarray, face: Face) -> list[Face]:
-        """Return the faces of the region around a face, found in a copy in which that face would be small."""
-        height, width = image_rgb.shape[:2]
-        side = max(face.width, face.height)
-        centre = np.array([face.left + face.width / 2, face.top + face.height / 2])
-        left, top = (centre - _SPAN * side / 2).astype(int).clip(0)
-        right, bottom = (centre + _SPAN * side / 2).astype(int).clip(0, (width, height))
-        scale = min(1.0, _SIDE / side)
-        if min(right - left, bottom - top) * scale < 1:  # it has left the picture
-            return []
-        region_rgb = image_rgb[top:bottom, left:right]
-        if scale < 1:
-            region_rgb = cv2.resize(region_rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        return [_moved(scaled(found, 1 / scale), left, top) for found in self._detector.detect(region_rgb)]
+    def _unseen(self, faces: Sequence[Face], time: float) -> list[Face]:
+        """Return those of the faces that are on no track of this frame, each of them once."""
+        seen = [track.face for track in self._tracks if track.seen == time]
+        faces = [face for face in faces if all(overlap(face, other) < _SAME for other in seen)]
+        kept = suppress(_boxes(faces), np.array([face.confidence for face in faces]), _SAME)
+        return [faces[index] for index in kept]
 
     def _assign(self, faces: Sequence[Face], time: float) -> None:
-        """Give faces that were found to the tracks not seen in this frame, or a new number where none was near.
-
-        The pair that overlaps most comes first. (The assignment with the greatest sum, by
-        `scipy.optimize.linear_sum_assignment`, takes 0.26 s to import, longer than all else before the first frame,
-        and differs only where two faces lie over each other.)
-        """
+        """Give faces that were found to the tracks not seen in this frame, or a new number where none was near."""
         tracks = [track for track in self._tracks if track.seen < time]
-        pairs = [(overlap(track.face, face), -i, j) for i, track in enumerate(tracks) for j, face in enumerate(faces)]
-        assigned: dict[int, int] = {}  # face to track
-        for share, i, j in sorted(pairs, reverse=True):
-            if share >= _SAME and j not in assigned and -i not in assigned.values():
-                assigned[j] = -i
-        self._replace([replace(tracks[i], face=faces[j], seen=time, near=faces[j]) for j, i in assigned.items()])
+        places = [[track.face, self._expected(track, time)] for track in tracks]  # it may have stopped, or gone on
+        assigned = _pairs(places, faces, _SAME)
+        self._replace([self._moved_on(tracks[i], faces[j], faces[j], time) for j, i in assigned.items()])
         for j, face in enumerate(faces):
             if j not in assigned:
                 self._count += 1
                 self._tracks.append(_Track(self._count, face, time, face))
 
+    def _moved_on(self, track: _Track, face: Face, near: Face, time: float) -> _Track:
+        """Return the track with its next face. Its velocity is an average over the last moments that it was seen."""
+        if track.seen < self._time:  # found again: where a detector sees a doubtful face may jump meanwhile
+            return replace(track, face=face, seen=time, near=near, velocity=(0.0, 0.0))
+        seconds = time - track.seen
+        weight = 1 - math.exp(-seconds / self._options.velocity_over)
+        steps = _centre(face) - _centre(track.face)
+        x, y = (old + weight * (step / seconds - old) for old, step in zip(track.velocity, steps, strict=True))
+        return replace(track, face=face, seen=time, near=near, velocity=(x, y))
+
+    def _expected(self, track: _Track, time: float) -> Face:
+        """Return where a face should be if it went on as before, ever slower."""
+        coast = self._options.coast
+        seconds = coast * (1 - math.exp(-(time - track.seen) / coast))
+        x, y = (speed * seconds for speed in track.velocity)
+        return _moved(track.face, x, y) if math.hypot(x, y) >= _STEP * track.face.height else track.face
+
     def _replace(self, tracks: Sequence[_Track]) -> None:
         by_number = {track.number: track for track in tracks}
         self._tracks = [by_number.get(track.number, track) for track in self._tracks]
+
+
+def _pairs(places: Sequence[Sequence[Face]], faces: Sequence[Face], least: float) -> dict[int, int]:
+    """Return, by the index of a face, that of the track that it belongs to; the pair that overlaps most comes first.
+
+    Args:
+        places: Of each track, where its face may be.
+        faces: The faces that were found.
+        least: Intersection over union from which on two boxes may be one face.
+
+    (The assignment with the greatest sum, by `scipy.optimize.linear_sum_assignment`, takes 0.26 s to import, longer
+    than all else before the first frame, and differs only where two faces lie over each other.)
+    """
+    pairs = [
+        (max(overlap(place, face) for place in may_be), -i, j)
+        for i, may_be in enumerate(places)
+        for j, face in enumerate(faces)
+    ]
+    assigned: dict[int, int] = {}
+    for share, i, j in sorted(pairs, reverse=True):
+        if share >= least and j not in assigned and -i not in assigned.values():
+            assigned[j] = -i
+    return assigned
+
+
+def _search_near(face: Face, image_rgb: np.ndarray, detector: Detector) -> list[Face]:
+    """Return the faces of the region around a face, found in a copy in which that face would be small."""
+    height, width = image_rgb.shape[:2]
+    side = max(face.width, face.height)
+    centre = _centre(face)
+    left, top = (centre - _SPAN * side / 2).astype(int).clip(0)
+    right, bottom = (centre + _SPAN * side / 2).astype(int).clip(0, (width, height))
+    scale = min(1.0, _SIDE / side)
+    if min(right - left, bottom - top) * scale < 1:  # it has left the picture
+        return []
+    region_rgb = image_rgb[top:bottom, left:right]
+    if scale < 1:
+        region_rgb = cv2.resize(region_rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    return [_moved(scaled(found, 1 / scale), left, top) for found in detector.detect(region_rgb)]
 
 
 def overlap(first: Face, second: Face) -> float:
@@ -184,6 +248,10 @@ def overlap(first: Face, second: Face) -> float:
     height = min(first.top + first.height, second.top + second.height) - max(first.top, second.top)
     shared = max(width, 0.0) * max(height, 0.0)
     return shared / (first.width * first.height + second.width * second.height - shared)
+
+
+def _centre(face: Face) -> np.ndarray:
+    return np.array([face.left + face.width / 2, face.top + face.height / 2])
 
 
 def _boxes(faces: Iterable[Face]) -> np.ndarray:

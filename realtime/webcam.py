@@ -9,7 +9,6 @@ Writes: --record, an annotated video, animation or picture; --log, one row per f
     python -m realtime.webcam --doctor
 """
 
-import os
 import signal
 import sys
 import time
@@ -21,7 +20,6 @@ from typing import Annotated
 if not __package__:  # run as a plain file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import cv2
 import typer
 
 from configuration import FACES, PATHS, WEBCAM
@@ -86,7 +84,6 @@ def main(
     ] = False,
 ) -> None:
     """Name the expression on every face of a source. In the window, h lists the keys; q or Esc quits."""
-    silence_opencv()
     end_on_signals()
     if doctor:
         from realtime.doctor import examine
@@ -109,12 +106,6 @@ def main(
         print(frames.trouble, file=sys.stderr)
     if trouble or (frames.trouble and frames.live):
         sys.exit(1)
-
-
-def silence_opencv() -> None:
-    """Keep OpenCV and FFmpeg from adding their own lines to ours. Has effect before the first video is opened."""
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 def end_on_signals() -> None:
@@ -174,9 +165,9 @@ def show(
         InputError: a file cannot be written.
     """
     outputs, tally = Outputs(wanted, source, classifier.labels, model), Tally()
+    results = watch(source, classifier, detector, raw=raw)
     try:
-        with closing(outputs), progress_bar() as progress:
-            results = watch(source, classifier, detector, raw=raw)
+        with closing(results), closing(outputs), progress_bar() as progress:
             for result in progress.track(results, total=source.count, description=source.name):
                 tally.add(result)
                 outputs.write(result)

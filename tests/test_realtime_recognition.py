@@ -1,10 +1,12 @@
 import os
 import subprocess
 import sys
+import threading
 import tracemalloc
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import cv2
 import matplotlib
@@ -14,7 +16,7 @@ from conftest import ROOT
 from realtime_fakes import FACE, FakeClassifier, FakeDetector, write_video
 
 from configuration import FACES
-from preprocessing.faces import build_detector, network_input
+from preprocessing.faces import build_detector, network_input, read_image_rgb
 from preprocessing.step2_face_crops import crop_face
 from realtime.recognition import analyze, recognize, watch
 from realtime.sources import Frame, open_source
@@ -187,6 +189,38 @@ def test_frames_of_another_size_in_mid_stream_are_recognized():
     frames = [Frame(np.zeros(shape, np.uint8), i, i / 10, "camera 0") for i, shape in enumerate(shapes)]
     results = list(recognize(frames, FakeDetector(FACE), FakeClassifier()))
     assert [(r.frame.image_bgr.shape, len(r.recognitions)) for r in results] == [(shape, 1) for shape in shapes]
+
+
+def test_of_live_sources_alone_the_picture_is_searched_on_a_thread_which_ends_with_the_results():
+    class Source:
+        name, still, live, fps, size, count, trouble = "camera 0", False, True, 30.0, (640, 480), None, ""
+
+        def __init__(self, live):
+            self.live = live
+
+        def __iter__(self):
+            return (Frame(portrait_bgr, i, i / 30, self.name) for i in range(12))
+
+        def close(self):
+            pass
+
+    def searchers():
+        return [thread for thread in threading.enumerate() if thread.name.startswith("searcher")]
+
+    portrait = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
+    portrait_bgr = cv2.cvtColor(read_image_rgb(portrait), cv2.COLOR_RGB2BGR)[::2, ::2].copy()
+    detector, counts = build_detector("mtcnn"), []
+    for live in (True, False):
+        camera: Any = Source(live)
+        results = watch(camera, FakeClassifier(), detector)
+        for result in results:
+            assert [each.number for each in result.recognitions] == [1]
+            if result.frame.index == 8:
+                counts.append(len(searchers()))
+                break
+        results.close()
+        assert searchers() == []
+    assert counts == [1, 0]
 
 
 def test_thousands_of_frames_leave_memory_flat_and_counters_right():

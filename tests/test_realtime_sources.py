@@ -1,4 +1,5 @@
 import struct
+import sys
 import threading
 import time
 from typing import Any, ClassVar
@@ -76,6 +77,26 @@ def test_a_video_that_breaks_off_says_so(tmp_path):
     assert source.trouble.startswith(f"cut.avi ended after {count} of {source.count} frames")
 
 
+def test_damaged_frames_of_a_video_are_left_out_and_told_of():
+    class Capture:
+        index = 0
+
+        def get(self, what):
+            return {cv2.CAP_PROP_FPS: 25.0, cv2.CAP_PROP_FRAME_COUNT: 6, cv2.CAP_PROP_POS_MSEC: 40.0 * self.index}[what]
+
+        def grab(self):
+            self.index += 1
+            return self.index < 6
+
+        def retrieve(self):
+            return (False, None) if self.index in (2, 3) else (True, np.full((4, 4, 3), self.index, np.uint8))
+
+    video: Any = Capture()
+    source = Video(video, "scratched.avi", np.zeros((4, 4, 3), np.uint8))
+    assert [(frame.index, int(frame.image_bgr.max())) for frame in source] == [(0, 0), (1, 1), (4, 4), (5, 5)]
+    assert source.trouble == "2 of 6 frames of scratched.avi could not be decoded; the file seems damaged"
+
+
 def test_a_folder_gives_its_pictures_in_name_order_and_tells_of_the_unreadable_one(tmp_path):
     for name, value in (("b.png", 20), ("a.PNG", 10), ("d.png", 40)):
         write_png(tmp_path / name, value)
@@ -132,9 +153,32 @@ def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("source", ["987", "/dev/video987"])
-def test_without_a_camera_the_message_names_the_remedy(source):
-    with pytest.raises(InputError, match=r"camera 987 gives no picture; plug one in.*--source"):
+def test_without_a_camera_the_message_names_the_remedy_and_opencv_adds_nothing(source, capfd):
+    with pytest.raises(InputError, match=r"camera 987 gives no picture.*; plug one in.*--source"):
         open_source(source)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere the system does not tell these apart")
+@pytest.mark.parametrize(
+    ("script", "node", "message"),
+    [
+        ([], None, r"there is no .*none; plug one in, or give --source"),
+        ([], 0o666, r"another program may hold it \(fuser -v .*video3 names it\)"),
+        (["damaged"], 0o666, r"another program may hold it \(fuser -v .*video3 names it\)"),
+        ([], 0o000, r"this user may not read .*video3; sudo usermod -aG video"),
+    ],
+    ids=["not there", "cannot be opened", "gives no frame", "not allowed"],
+)
+def test_a_camera_that_is_busy_is_told_from_one_that_is_not_there(camera, tmp_path, monkeypatch, script, node, message):
+    file = tmp_path / ("none" if node is None else "video3")
+    if node is not None:
+        file.touch(node)
+        monkeypatch.setattr("os.access", lambda *_: node > 0)  # root may read everything
+    monkeypatch.setattr("realtime.sources.camera_node", lambda _: file)
+    camera(script)
+    with pytest.raises(InputError, match=f"camera 3 gives no picture.*{message}"):
+        open_source("3")
 
 
 def test_a_stream_that_does_not_answer_is_refused_without_telling_its_password():

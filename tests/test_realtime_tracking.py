@@ -1,3 +1,6 @@
+import threading
+import time
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -6,6 +9,7 @@ from realtime_fakes import FACE, FakeDetector
 
 from configuration import TRACKING
 from preprocessing.faces import Face
+from realtime.search import Searcher
 from realtime.tracking import Tracker, overlap
 
 FRAME = np.full((240, 320, 3), 90, np.uint8)
@@ -154,3 +158,139 @@ def test_on_a_still_picture_boxes_come_to_rest():
     lefts = [tracker.update(FRAME, frame / RATE)[0].face.left for frame in range(30)]
     assert np.abs(np.diff(lefts[2:])).max() < 0.1
     assert lefts[-1] == pytest.approx(100)
+
+
+@pytest.mark.parametrize("kind", [FakeDetector, FollowingDetector])
+@pytest.mark.parametrize("speed", [120.0, -120.0, 0.0])
+def test_a_face_that_moves_behind_an_obstacle_for_a_moment_keeps_its_number(kind, speed):
+    detector = kind()
+    tracker = Tracker(detector)
+    hidden, ends = round(0.6 * RATE), 15
+    for frame in range(2 * ends + hidden):
+        is_hidden = ends <= frame < ends + hidden
+        detector.faces = [] if is_hidden else [at(140 + speed * (frame / RATE - 0.75))]
+        told = numbers(tracker, frame)
+        assert told == [] if is_hidden else set(told) <= {1}
+    assert told == [1]
+
+
+@pytest.mark.parametrize("kind", [FakeDetector, FollowingDetector])
+@pytest.mark.parametrize("front", [1, 2])
+def test_two_faces_that_cross_keep_their_numbers(kind, front):
+    """While one covers a part of the other, only the one in front can be seen."""
+    detector = kind()
+    tracker = Tracker(detector)
+    for frame in range(80):
+        places = {1: at(20 + 2.5 * frame), 2: at(220 - 2.5 * frame, top=54)}
+        covered = overlap(places[1], places[2]) > 0.2
+        detector.faces = [places[front]] if covered else list(places.values())
+        told = dict(tracker.update(FRAME, frame / RATE))
+        if not covered:
+            assert all(told[number] == places[number] for number in told), frame
+    assert set(told) == {1, 2}
+
+
+class Slow(FollowingDetector):
+    """A search ends when it is let go, with what was there when it began; regions show nothing."""
+
+    def __init__(self, *faces: Face):
+        super().__init__(*faces)
+        self.go, self.begun = threading.Event(), 0
+        self.go.set()
+
+    def detect(self, image_rgb):
+        faces = super().detect(image_rgb)
+        if image_rgb.shape == FRAME.shape:
+            self.begun += 1
+            assert self.go.wait(10)
+        return faces
+
+
+@pytest.fixture
+def beside():
+    """A tracker with a searcher beside it, and the two's detectors; both see the same faces."""
+    searching = Slow(at(10))
+    following = FollowingDetector(at(10))
+    following.faces = searching.faces
+    with closing(Searcher(searching)) as searcher:
+        yield Tracker(following, replace(TRACKING, search_every=0.1), searcher), following, searching
+        searching.go.set()
+
+
+def let_go(searching: Slow) -> None:
+    """Let the search that is under way end."""
+    searching.go.set()
+    time.sleep(0.05)
+    searching.go.clear()
+
+
+def test_no_frame_waits_for_a_search_beside_it_and_its_faces_come_where_they_are_by_then(beside):
+    tracker, following, searching = beside
+    assert numbers(tracker, 0) == [1]  # the first picture is waited for
+    searching.go.clear()
+    searching.faces.append(at(100))
+    for frame in range(1, 13):
+        searching.faces[:] = [at(10 + frame), at(100 + 2 * frame)]
+        assert numbers(tracker, frame) == [1]
+    assert (following.searched, searching.begun) == (1, 1)
+    let_go(searching)
+    searching.faces[:] = [at(30), at(130)]
+    assert [(number, face.left) for number, face in tracker.update(FRAME, 13 / RATE)] == [(1, 30), (2, 130)]
+
+
+def test_a_search_beside_drops_a_face_that_it_did_not_see_and_gives_no_face_two_numbers(beside):
+    tracker, following, searching = beside
+    numbers(tracker, 0)
+    searching.go.clear()
+    following.faces = [at(10), at(150)]
+    searching.faces = []
+    for frame in range(1, 7):
+        assert numbers(tracker, frame) == [1]
+    let_go(searching)  # it saw nobody, where one is followed
+    assert numbers(tracker, 7) == []
+    searching.faces = [at(10)]
+    let_go(searching)
+    for frame in range(8, 16):
+        told = numbers(tracker, frame)
+        let_go(searching)
+    assert told == [1]
+
+
+def test_a_face_lost_while_it_was_searched_for_comes_back_with_its_number(beside):
+    tracker, following, searching = beside
+    numbers(tracker, 0)
+    searching.go.clear()
+    for frame in range(1, 5):
+        assert numbers(tracker, frame) == [1]
+    assert searching.begun == 1
+    following.faces = []
+    assert numbers(tracker, 5) == numbers(tracker, 6) == []
+    following.faces = [at(12)]
+    let_go(searching)
+    assert numbers(tracker, 7) == [1]
+
+
+def test_what_goes_wrong_in_a_search_beside_reaches_the_caller_and_closing_ends_the_thread():
+    class Broken(FakeDetector):
+        def detect(self, image_rgb):
+            raise ValueError("no memory")
+
+    with closing(Searcher(Broken())) as searcher:
+        tracker = Tracker(FollowingDetector(at(10)), searcher=searcher)
+        with pytest.raises(ValueError, match="no memory"):
+            for frame in range(100):
+                numbers(tracker, frame)
+                time.sleep(0.01)
+    assert not any(thread.name.startswith("searcher") for thread in threading.enumerate())
+
+
+def test_a_new_scene_is_searched_at_once_also_where_searches_run_beside(beside):
+    tracker, following, searching = beside
+    numbers(tracker, 0)
+    searching.go.clear()
+    for frame in range(1, 6):
+        numbers(tracker, frame)
+    following.faces = [at(200)]
+    assert [number for number, _ in tracker.update(255 - FRAME, 6 / RATE)] == [2]
+    let_go(searching)  # what the old scene showed is not in the new one
+    assert [number for number, _ in tracker.update(255 - FRAME, 7 / RATE)] == [2]
