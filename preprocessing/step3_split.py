@@ -1,8 +1,8 @@
 """Decide which images train a network, which choose between networks, and which test it.
 
 Reads:   data/NAME/faces.csv
-Writes:  data/NAME/split.csv (every row of faces.csv, with the column `split`, and `fold` where folds are asked for; where
-         the data has subjects also `loose_fold`)
+Writes:  data/NAME/split.csv (every row of faces.csv, with the column `split`; where folds are asked for `fold`, and
+         `loose_fold` where the data has subjects)
 
     python -m preprocessing.step3_split --dataset NAME
 
