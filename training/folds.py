@@ -88,8 +88,9 @@ def fit_folds(
         print(f"fold {fold}: dev accuracy {accuracy:.4f}")
     mean, spread = statistics.mean(accuracies), statistics.stdev(accuracies)
     print(
-        f"{len(folds)} folds ({column}): dev accuracy {mean:.4f} ± {spread:.4f} (mean and standard deviation over the "
-        "folds; epochs were chosen by it: python -m evaluation.model_evaluation --folds gives the held-out score)"
+        f"{len(folds)} folds ({column}): dev accuracy {mean:.4f} ± {spread:.4f}, mean and standard deviation; epochs "
+        "were chosen by it, the held-out score: "
+        f"python -m evaluation.model_evaluation --dataset {folder.name} --folds"
     )
     return accuracies
 
