@@ -5,7 +5,7 @@ some `Answers` on the same images: folds by subject, folds that ignore who is in
 this data.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,7 @@ def across_folds(
     networks: Mapping[int, Path],
     table: pd.DataFrame,
     notes: list[str],
+    warnings: list[str],
     report: Path,
     options: Evaluation,
 ) -> Section:
@@ -90,6 +91,7 @@ def across_folds(
         networks: Fold number -> network.
         table: All of the data set's `split.csv`.
         notes: What else a reader must know, such as which protocol was not measured, and why.
+        warnings: What makes these numbers less than clean.
         report: Folder of `folds.csv` and `protocols.csv`.
         options: For the intervals.
     """
@@ -127,6 +129,7 @@ def across_folds(
             "Left out, because they need one single network: the gallery with Grad-CAM, covered faces, whole pictures. "
             "Evaluate a network by itself for these (--model).",
         ],
+        warnings=warnings,
         tables=[
             Table(_printed(protocols, options), f"Ways to test, on {answers.dataset}"),
             Table(
@@ -148,6 +151,20 @@ def across_folds(
             "differences": gaps,
         },
     )  # fmt: skip
+
+
+def settings_differ(networks: Iterable[Path]) -> str:
+    """Return a warning where networks that are set side by side were not trained with the same settings, else nothing.
+
+    The precision does not count: the first fold's may be recorded as `auto`.
+    """
+    settings = [read_card(file).get("hyperparameters", {}) | {"precision": ""} for file in networks]
+    names = sorted({name for one in settings for name in one if one[name] != settings[0].get(name)})
+    if not names:
+        return ""
+    return (
+        f"the folds' networks were trained with different settings ({', '.join(names)}): train all of them again alike"
+    )
 
 
 def protocol_row(name: str, answers: Answers, table: pd.DataFrame, options: Evaluation) -> dict[str, Any]:

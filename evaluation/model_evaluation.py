@@ -315,7 +315,7 @@ def evaluate_folds(task: Task, name: str, model_file: Path, networks: dict[int, 
     inputs = _inputs(task, *networks.values(), *loose.values()) | {"not_measured": notes}
     if earlier := kept_report(report, inputs):
         return earlier
-    from evaluation.folds import across_folds, ask_folds
+    from evaluation.folds import across_folds, ask_folds, settings_differ
 
     answers = ask_folds(networks, model_file, name, task.folder, task.table)
     others = {}
@@ -323,7 +323,8 @@ def evaluate_folds(task: Task, name: str, model_file: Path, networks: dict[int, 
         title = "folds that ignore who is in the pictures"
         others[title] = ask_folds(loose, model_file, f"{name}, loose", task.folder, task.table, LOOSE)
     parts = parts_of_report(task, answers, report)
-    parts.insert(1, lambda: across_folds(answers, others, networks, task.table, notes, report, task.options))
+    warnings = [text] if (text := settings_differ([*networks.values(), *loose.values()])) else []
+    parts.insert(1, lambda: across_folds(answers, others, networks, task.table, notes, warnings, report, task.options))
     return report_on(task, answers, parts, report, inputs)
 
 

@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import keras
 import numpy as np
@@ -43,7 +44,7 @@ def train(folder, tiny_model, tmp_path):
                 dev_accuracy=0.5,
                 epoch_chosen=1,
             )
-            network = keras.models.load_model(plain)
+            network: Any = keras.models.load_model(plain)
             random = np.random.default_rng([fold, column == "fold"])
             network.set_weights([random.normal(0, 3, weights.shape) for weights in network.get_weights()])
             save(network, read_card(plain), fold_file(tmp_path / "models" / "best.keras", fold, column != "fold"))
@@ -116,14 +117,17 @@ def test_every_image_is_answered_by_the_network_that_did_not_learn_from_it(evalu
     assert "unchanged" in again.stdout and metrics["folds"]["summary"] in again.stdout
 
 
-def test_without_the_looser_networks_the_report_gives_the_command_that_makes_them(evaluate, train):
+def test_without_the_looser_networks_the_report_gives_the_command_that_makes_them(evaluate, train, tmp_path):
     train()
     done, report = evaluate()
     assert done.returncode == 0, done.stderr
     assert "--folds 3 --loose --output" in (report / "report.html").read_text()
     assert json.loads((report / "metrics.json").read_text())["folds"]["differences"] == {}
     train("loose_fold")
-    assert "unchanged" not in evaluate()[0].stdout
+    other = fold_file(tmp_path / "models" / "best.keras", 1, loose=True)
+    write_card({**read_card(other), "hyperparameters": {"epochs": 9}}, other)
+    done = evaluate()[0]
+    assert "unchanged" not in done.stdout and "different settings (epochs)" in done.stdout
 
 
 def test_data_without_subjects_says_what_its_folds_are_worth(evaluate, train, folder):
