@@ -5,6 +5,7 @@ some `Answers` on the same images: folds by subject, folds that ignore who is in
 this data.
 """
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -47,6 +48,8 @@ def ask_folds(
     Raises:
         InputError: as `answers.ask`, or the networks do not know the same emotions.
     """
+    # TensorFlow takes networks that are asked once each for one that is compiled anew every time, and warns.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     answers = []
     for fold, file in networks.items():
         split = split_by_fold(table, fold, column)
@@ -101,8 +104,9 @@ def across_folds(
     rows += [protocol_row(name, other, table, options) for name, other in others.items()]
     peaks = _last_frames(answers)
     if not peaks.all():
-        rows.append(protocol_row("the same answers, last frame of each sequence alone", answers.select(peaks), table,
-                                 options))  # fmt: skip
+        neutral = " (and the neutral first one)" if (answers.rows["label_source"] == "first_frame").any() else ""
+        name = f"the same answers, of each sequence the last frame alone{neutral}"
+        rows.append(protocol_row(name, answers.select(peaks), table, options))
     protocols = pd.DataFrame(rows).set_index("protocol")
     write_table(protocols.reset_index(), report / "protocols.csv")
     gaps = {name: gap(answers, other, options) for name, other in others.items()}
@@ -133,9 +137,7 @@ def across_folds(
         tables=[
             Table(_printed(protocols, options), f"Ways to test, on {answers.dataset}"),
             Table(
-                pd.concat(
-                    [folds, pd.DataFrame([mean, spread], index=["mean", "standard deviation"])]
-                ).rename_axis("fold").rename(columns=lambda name: name.replace("_", " ").replace("f1", "F1")),
+                _printed_folds(folds, mean, spread),
                 f"Each fold, {answers.title}",
                 percent=("accuracy", "dev accuracy"),
             ),
@@ -150,7 +152,7 @@ def across_folds(
             "protocols": rows,
             "differences": gaps,
         },
-    )  # fmt: skip
+    )
 
 
 def settings_differ(networks: Iterable[Path]) -> str:
@@ -239,6 +241,12 @@ def _printed(protocols: pd.DataFrame, options: Evaluation) -> pd.DataFrame:
         "not known" if pd.isna(count) else f"{int(count):,}" for count in protocols["known_people"]
     ]
     return printed
+
+
+def _printed_folds(folds: pd.DataFrame, mean: pd.Series, spread: pd.Series) -> pd.DataFrame:
+    summary = pd.DataFrame([mean, spread], index=["mean", "standard deviation"])
+    printed = pd.concat([folds.astype(object), summary.astype(object)]).rename_axis("fold")
+    return printed.rename(columns=lambda name: name.replace("_", " ").replace("f1", "F1"))
 
 
 def _own_name(answers: Answers) -> str:

@@ -278,7 +278,7 @@ def _left_out(answers: Answers, table: pd.DataFrame) -> str:
         "without a face": rows["face_status"] == "not_found",
     }
     parts = [f"{int(reason.sum()):,} {name}" for name, reason in reasons.items() if reason.any()]
-    if answers.fold_column and len(unwanted):
+    if answers.split != "train" and len(unwanted):  # of official ones, step 3 also takes copies out
         parts.append(f"{len(unwanted):,} of an emotion that the split leaves out")
     if answers.left_out:
         parts.append(f"{answers.left_out:,} of a label that the model does not know")

@@ -233,7 +233,7 @@ def test_ckplus_in_an_afternoon(run_step, tmp_path):
     names = [row["protocol"] for row in metrics["folds"]["protocols"]]
     assert names[1:] == [
         "folds that ignore who is in the pictures",
-        "the same answers, last frame of each sequence alone",
+        "the same answers, of each sequence the last frame alone",
     ]
     assert metrics["folds"]["protocols"][2]["n"] == metrics["n"] / 3
     fear, contempt = (int((table["emotion"] == emotion).sum()) for emotion in ("fear", "contempt"))
