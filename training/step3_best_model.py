@@ -79,7 +79,7 @@ def main(
     seed: Annotated[int | None, typer.Option(help="Seed of the run.", show_default=str(BEST.seed))] = None,
     output: Annotated[Path | None, typer.Option(help="Where the network goes; else models/NAME/best.keras.")] = None,
     folds: Annotated[
-        int | None, typer.Option(help="Train one network per fold of the split: the number of its folds.")
+        int | None, typer.Option(min=3, help="Train one network per fold of the split: the number of its folds.")
     ] = None,
     loose: Annotated[
         bool, typer.Option("--loose", help="With --folds: folds that ignore who is in the pictures.")
