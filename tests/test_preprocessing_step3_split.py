@@ -318,3 +318,56 @@ def test_official_without_a_dev_part_takes_one_from_the_training_images_and_leav
     assert shares(training)["dev"] == pytest.approx(0.1, abs=0.03) and set(training["split"]) == {"train", "dev"}
     assert not crossing(training, "pixel_hash")
     assert set(training.loc[training["split"] == "dev", "emotion"]) == set(EMOTIONS)
+
+
+@pytest.mark.parametrize("subjects", [0, 30])
+@pytest.mark.parametrize("strategy", [Strategy.RANDOM, Strategy.FOLDS])
+def test_the_frames_of_a_sequence_are_never_divided(strategy, subjects):
+    table = faces(300, subjects=subjects)
+    table["sequence"] = [f"{subject}/{row // 3}" for row, subject in enumerate(table["subject"])]
+    table.loc[:8, "sequence"] = ""  # of no sequence: each by itself
+    assert len(set(group_rows(table, by_subject=False)[:9])) == 9
+    split = split_table(table, strategy, folds=5)
+    for column in {"split", "fold", "loose_fold"} & set(split.columns):
+        assert crossing(split[split["sequence"] != ""], "sequence", column) == []
+
+
+def test_loose_folds_put_people_on_both_sides_and_copies_on_one():
+    split = split_table(faces(300, subjects=30, copies=9), Strategy.FOLDS, folds=5)
+    assert crossing(split, "subject", "fold") == [] and len(crossing(split, "subject", "loose_fold")) > 20
+    assert crossing(split, "pixel_hash", "loose_fold") == []
+    assert set(split["loose_fold"]) == set("01234")
+    assert "loose_fold" not in split_table(faces(300), Strategy.FOLDS, folds=5).columns
+
+
+@pytest.mark.parametrize("strategy", [Strategy.OFFICIAL, Strategy.RANDOM, Strategy.SUBJECT, Strategy.FOLDS])
+def test_an_emotion_can_be_left_out_of_every_strategy(tmp_path, monkeypatch, capsys, strategy):
+    table = faces(300, usages=FER2013, subjects=30)
+    table.loc[0, "face_status"] = "not_found"  # counts by this reason
+    write_table(table, tmp_path / "x" / "faces.csv")
+    arguments = ["--dataset", "x", "--data", tmp_path, "--strategy", strategy, "--folds", 5]
+    assert run_here(monkeypatch, *arguments, "--without", "Happy") == 0
+    happy = int((table["emotion"][1:] == "happiness").sum())
+    assert (
+        f"left out: {happy + 1} images (1 without a face, {happy} of happiness (--without))" in capsys.readouterr().out
+    )
+    split = read_table(tmp_path / "x", "split.csv")
+    assert len(split) == 300 and set(split.loc[split["emotion"] == "happiness", "split"]) == {""}
+    assert set(split.loc[split["split"] != "", "emotion"]) == set(table["emotion"]) - {"happiness"}
+    assert run_here(monkeypatch, *arguments) == 0
+    assert "wrote" in capsys.readouterr().out
+
+
+def test_an_emotion_that_is_none_is_refused(tmp_path, monkeypatch, capsys):
+    write_table(faces(), tmp_path / "x" / "faces.csv")
+    assert run_here(monkeypatch, "--dataset", "x", "--data", tmp_path, "--without", "boredom") == 2
+    assert capsys.readouterr().err.startswith("error: unknown emotion 'boredom'; accepted are anger, ")
+    with pytest.raises(InputError, match=r"a label but anger, happiness, neutral.*nothing to split"):
+        split_table(faces(), Strategy.RANDOM, without=EMOTIONS)
+
+
+def test_folds_that_leave_a_network_without_an_emotion_are_refused():
+    table = faces(300, subjects=30)
+    table.loc[table["subject"] == "S003", "emotion"] = "contempt"
+    with pytest.raises(InputError, match=r"no training image would be left for contempt .*--without"):
+        split_table(table, Strategy.FOLDS, folds=5)
