@@ -41,7 +41,7 @@ from preprocessing.crowd_votes import MAJORITY, labelled_by_majority
 from preprocessing.emotions import relate
 from preprocessing.errors import InputError
 from preprocessing.faces import build_detector
-from preprocessing.files import fingerprint
+from preprocessing.files import file_hash, fingerprint
 from preprocessing.image_tables import SPLITS, digest, labels_of, read_table, usable, write_table
 from training.emotion_classifier import EmotionClassifier, crop_options, read_card, write_card
 
@@ -488,7 +488,7 @@ def _inputs(task: Task, model_file: Path) -> dict[str, Any]:
     """Return what a report was made from; the same again means the same report."""
     card = {name: value for name, value in read_card(model_file).items() if name != "scores"}  # written by ourselves
     inputs = {
-        "model": _file_hash(model_file),
+        "model": file_hash(model_file),
         "card": hashlib.sha256(json.dumps(card, sort_keys=True).encode()).hexdigest()[:16],
         "rows": digest(task.rows),
         "table": digest(task.table.filter(["pixel_hash", "subject", "emotion", "status", "split"])),
@@ -514,11 +514,6 @@ def _code_hash() -> str:
     """Return a hash of this package, so that a newer version makes its own report."""
     files = sorted(file for file in Path(__file__).parent.iterdir() if file.suffix in (".py", ".html"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
-
-
-def _file_hash(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
 
 
 def update_scores(model_file: Path, metrics: dict[str, Any]) -> None:

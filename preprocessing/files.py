@@ -26,3 +26,9 @@ def fingerprint(files: Mapping[str, Path]) -> str:
     """Return a hash of files' names, sizes and times of last change (16 hex digits)."""
     stats = [(name, file.stat().st_size, file.stat().st_mtime_ns) for name, file in files.items()]
     return hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16]
+
+
+def file_hash(file: Path) -> str:
+    """Return a hash of a file's content (SHA-256, 16 hex digits)."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]

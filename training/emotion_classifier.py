@@ -125,7 +125,12 @@ def _check_fit(input_shape: Sequence[Any], output_shape: Sequence[Any], card: di
         )
 
 
-def _load_network(model_file: Path) -> keras.Model:
+def load_network(model_file: Path) -> keras.Model:
+    """Load a saved network by Keras, without its card.
+
+    Raises:
+        InputError: it is no Keras model.
+    """
     with quiet_start():
         import keras
     try:
@@ -169,7 +174,7 @@ class EmotionClassifier:
         """
         model_file = Path(model_file)
         card = read_card(model_file)
-        network: Any = _load_network(model_file)
+        network: Any = load_network(model_file)
         _check_fit(network.input_shape, network.output_shape, card, model_file)
         return cls(lambda images: np.asarray(network.predict_on_batch(images)), card, KERAS_BATCHES)
 
@@ -191,7 +196,7 @@ class EmotionClassifier:
         """
         model_file = Path(model_file)
         card = read_card(model_file)
-        file = converted(model_file.stem, [model_file], lambda: _load_network(model_file), folder)
+        file = converted(model_file.stem, [model_file], lambda: load_network(model_file), folder)
         with quiet_start():  # LiteRT's first interpreter tells how it runs
             network = Network(file, threads or min(os.cpu_count() or 1, MOST_THREADS))
             _check_fit(*network.shapes(), card, model_file)
