@@ -32,6 +32,7 @@ class Answers:
         rule: How the model's classes answer for the data's labels.
         left_out: Images of the split whose label the model does not know.
         probabilities: As the card calibrates them, float64 (n, labels); rows sum to one.
+        fold_column: Where each image was answered by the network of its fold: the column that tells which. Else empty.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Answers:
     rule: LabelRule
     left_out: int
     probabilities: np.ndarray
+    fold_column: str = ""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -64,7 +66,12 @@ class Answers:
     def heading(self) -> str:
         """What was measured on what, for figures of some of the images."""
         unfit = ", which it was trained on: not a held-out score" if self.trained_on else ""
-        return f"{self.name} on {self.dataset}, {self.split} split{unfit}"
+        return f"{self.name} on {self.dataset}, {self.part}{unfit}"
+
+    @property
+    def part(self) -> str:
+        """What part of the data set was scored."""
+        return self.split if self.fold_column else f"{self.split} split"
 
     @cached_property
     def truth(self) -> np.ndarray:
@@ -117,12 +124,13 @@ class Answers:
 
 
 def label_rule(model_file: Path, table: pd.DataFrame) -> LabelRule:
-    """Relate a model's labels to a table's.
+    """Relate a model's labels to those of a table's splits.
 
     Raises:
         InputError: the card is missing or wrong, or no rule relates the two.
     """
-    return relate(read_card(model_file)["labels"], labels_of(usable(table)))
+    rows = usable(table)
+    return relate(read_card(model_file)["labels"], labels_of(rows[rows["split"] != ""]))
 
 
 def read_crops(classifier: EmotionClassifier, folder: Path, rows: pd.DataFrame) -> np.ndarray:

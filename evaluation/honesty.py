@@ -13,7 +13,15 @@ from evaluation.metrics import score_statistic
 from evaluation.performance import format_interval, format_score
 from evaluation.sections import Section, Table, percent
 from preprocessing.crowd_votes import MAJORITY
-from preprocessing.image_tables import OFFICIAL_SPLITS, is_usable, read_table, split_hash, usable
+from preprocessing.image_tables import (
+    OFFICIAL_SPLITS,
+    fold_numbers,
+    is_usable,
+    read_table,
+    split_by_fold,
+    split_hash,
+    usable,
+)
 from preprocessing.step3_split import choose_strategy
 from training.emotion_classifier import crop_options
 
@@ -24,7 +32,16 @@ def protocol(answers: Answers) -> str:
     """Return how a score came about, in the words that stand beside it everywhere."""
     learnt = "trained on crowd votes" if answers.card.get("targets") == "votes" else "no extra labels"
     truth = f", scored against the {MAJORITY}" if answers.by_crowd else ""
-    return f"one network, one crop per face, no test-time averaging, {learnt}{truth}"
+    networks = "one network per fold" if answers.fold_column else "one network"
+    if start := answers.card.get("start_from"):
+        own = f"{learnt}, " if learnt.startswith("trained") else ""
+        learnt = f"{own}extra data: started from {_name(start)}, which learnt from {', '.join(start['learnt'])}"
+    return f"{networks}, one crop per face, no test-time averaging, {learnt}{truth}"
+
+
+def _name(start: dict) -> str:
+    """Return the file name of the network that another one started from, as its card has it."""
+    return start["file"].rpartition("/")[2]
 
 
 def banner(answers: Answers) -> str:
@@ -105,8 +122,33 @@ def how_honest(answers: Answers, folder: Path, table: pd.DataFrame, notes: list[
     )
 
 
+def learnt_from(answers: Answers, table: pd.DataFrame, column: str) -> np.ndarray:
+    """Return which images have something in common with what the network that answered them learnt from, bool (n,).
+
+    Args:
+        answers: The answers, of one network or of one per fold; of a network of another data set, nothing is.
+        table: All of `split.csv`.
+        column: What to have in common: `subject` or `pixel_hash`; where it is empty, nothing is.
+    """
+    own = answers.rows[column]
+    shared = np.zeros(len(own), bool)
+    if not answers.fold_column:
+        parts = {"": usable(table)} if answers.card.get("dataset") == answers.dataset else {}
+        is_answered = dict.fromkeys(parts, np.ones(len(own), bool))
+    else:
+        folds = fold_numbers(table, answers.fold_column)
+        parts = {str(fold): usable(split_by_fold(table, fold, answers.fold_column)) for fold in folds}
+        is_answered = {fold: (answers.rows[answers.fold_column] == fold).to_numpy() for fold in parts}
+    for name, rows in parts.items():
+        learnt = set(rows.loc[rows["split"] == "train", column]) - {""}
+        shared |= is_answered[name] & own.isin(learnt).to_numpy()
+    return shared
+
+
 def _copies(answers: Answers, table: pd.DataFrame) -> tuple[np.ndarray, str]:
     """Return which images have an exact copy in another part of the table, bool (n,), and what that part is called."""
+    if answers.fold_column:
+        return learnt_from(answers, table, "pixel_hash"), "training images"
     rows = usable(table)
     elsewhere = rows["split"] == "train" if answers.split != "train" else rows["split"].isin(["dev", "test"])
     hashes = set(rows.loc[elsewhere, "pixel_hash"]) - {""}
@@ -155,6 +197,11 @@ def _warnings(answers: Answers, folder: Path, table: pd.DataFrame, copies: np.nd
     current = split_hash(read_table(folder, "split.csv"))
     if card.get("dataset") == answers.dataset and card.get("split_hash") not in (None, current):
         warnings.append("the split was made anew since the model was trained: it may have learnt from these images")
+    start = card.get("start_from", {})
+    if start:
+        warnings.append(f"extra data: started from {_name(start)}, which learnt from {', '.join(start['learnt'])}")
+    if start.get("dataset") == answers.dataset and start.get("split_hash") != current:
+        warnings.append(f"{_name(start)} learnt from another split of {answers.dataset}: it may know these very images")
     align = crop_options(folder)["align"]
     if align != card["align"]:
         warnings.append(f"crops are aligned by {align}, the model was trained on {card['align']}")
@@ -165,6 +212,9 @@ def _warnings(answers: Answers, folder: Path, table: pd.DataFrame, copies: np.nd
 
 def _provenance(answers: Answers, folder: Path, table: pd.DataFrame) -> str:
     """Return how the split came about, as step 3 noted it, and the data set's own name of it."""
+    if answers.fold_column:
+        kind = "by subject" if answers.has_subjects else "of copies and sequences: not every image has a subject"
+        return f"{answers.split} {kind}; each image is answered by the network that was trained without its fold"
     try:
         strategy = json.loads((folder / "split.json").read_text(encoding="utf-8"))["strategy"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -182,6 +232,8 @@ def _provenance(answers: Answers, folder: Path, table: pd.DataFrame) -> str:
 
 
 def _part_in_training(answers: Answers) -> str:
+    if answers.fold_column:
+        return "of the network that answers: none; its epoch was chosen on the next fold"
     if answers.trained_on:
         return "the model learnt from it"
     if selected_on(answers):
@@ -192,6 +244,8 @@ def _part_in_training(answers: Answers) -> str:
 def _training_data(answers: Answers, table: pd.DataFrame) -> str:
     images = answers.card.get("training_images")
     text = f"{answers.card.get('dataset', 'unknown')}" + (f", {images:,} images" if isinstance(images, int) else "")
+    if start := answers.card.get("start_from"):
+        text += f", after {', '.join(start['learnt'])}, which {_name(start)} learnt from"
     if answers.card.get("dataset") != answers.dataset:
         return f"{text}; whether any of these images are among them is not known"
     if answers.card.get("targets") == "votes":
@@ -212,6 +266,8 @@ def _label_sources(answers: Answers) -> str:
 
 
 def _shared_subjects(answers: Answers, table: pd.DataFrame) -> set[str]:
+    if answers.fold_column:
+        return set(answers.rows.loc[learnt_from(answers, table, "subject"), "subject"])
     trained = table.loc[table["split"] == "train", "subject"]
     return (set(answers.rows["subject"]) & set(trained)) - {""}
 
@@ -224,10 +280,11 @@ def _shared_people(answers: Answers, table: pd.DataFrame) -> str:
 
 def _left_out(answers: Answers, table: pd.DataFrame) -> str:
     """Return which rows of the split are not scored, and why; of official splits, also those that have no split."""
-    inside = table["split"] == answers.split
+    inside = table["split"] == ("" if answers.fold_column else answers.split)
     if "usage" in table.columns:
         inside |= (table["split"] == "") & (table["usage"].str.lower().map(OFFICIAL_SPLITS) == answers.split)
     rows = table[inside & ~is_usable(table)]
+    unwanted = table[inside & is_usable(table) & (table["split"] == "")]
     without = f"without a {MAJORITY}" if answers.by_crowd else "without a label"
     reasons = {
         "unreadable": rows["status"] == "unreadable",
@@ -236,6 +293,8 @@ def _left_out(answers: Answers, table: pd.DataFrame) -> str:
         "without a face": rows["face_status"] == "not_found",
     }
     parts = [f"{int(reason.sum()):,} {name}" for name, reason in reasons.items() if reason.any()]
+    if answers.split != "train" and len(unwanted):  # of official ones, step 3 also takes copies out
+        parts.append(f"{len(unwanted):,} of an emotion that the split leaves out")
     if answers.left_out:
         parts.append(f"{answers.left_out:,} of a label that the model does not know")
     return ", ".join(parts) or "nothing"

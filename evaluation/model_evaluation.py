@@ -6,6 +6,7 @@ Writes: reports/NAME/MODEL/: report.html, metrics.json, predictions.csv, classif
 
     python -m evaluation.model_evaluation --dataset fer2013 --model models/fer2013/best.keras --split test
     python -m evaluation.model_evaluation --dataset fer2013 --model A.keras --model B.keras
+    python -m evaluation.model_evaluation --dataset ckplus --folds
 """
 
 import sys
@@ -43,7 +44,8 @@ from preprocessing.errors import InputError
 from preprocessing.faces import build_detector
 from preprocessing.files import file_hash, fingerprint
 from preprocessing.image_tables import SPLITS, digest, labels_of, read_table, usable, write_table
-from training.emotion_classifier import EmotionClassifier, crop_options, read_card, write_card
+from training.emotion_classifier import EmotionClassifier, crop_options, find_start, read_card, write_card
+from training.folds import LOOSE, STRICT, fold_networks
 
 TRUTHS = ("labels", "majority")
 
@@ -133,6 +135,10 @@ def main(
         bool, typer.Option("--calibrate", help="First fit temperature and threshold on dev, into the model's card.")
     ] = False,
     update_card: Annotated[bool, typer.Option("--update-card", help="Write the scores into the model's card.")] = False,
+    folds: Annotated[
+        bool,
+        typer.Option("--folds", help="Each image by the network of its fold, which step3_best_model --folds trained."),
+    ] = False,
 ) -> None:
     """Evaluate trained networks on a held-out split, and compare them."""
     if not 0 < wanted_accuracy < 1:
@@ -140,14 +146,23 @@ def main(
     folder = dataset_folder(data, dataset)
     table = read_table(folder, "split.csv")
     named = model_names(model or [models / dataset / "best.keras"])
-    cards = [read_card(model_file) for model_file in named.values()]  # before Keras is imported: a mistake is told now
+    networks = {}
+    if folds:
+        one_network = {"--split": split, "--pictures": pictures, "--calibrate": calibrate, "--update-card": update_card}
+        check_goes_with_folds(one_network | {"a second --model": len(named) > 1})
+        networks = fold_networks(next(iter(named.values())), folder, table)
+    # before Keras is imported: a mistake is told now
+    cards = [read_card(model_file) for model_file in (networks or named).values()]
     if truth_of(truth, cards) == "majority":
         table = labelled_by_majority(table)
     if group_table:
         from evaluation.groups import join_group_table  # imports matplotlib and fairlearn, as all the parts do
 
         table = join_group_table(table, group_table)
-    rows, split, notes = rows_of_split(table, split, folder)
+    if folds:
+        rows, split, notes = usable(table[table[STRICT] != ""]), f"{len(networks)} folds", []
+    else:
+        rows, split, notes = rows_of_split(table, split, folder)
     options = replace(EVALUATION, wanted_accuracy=wanted_accuracy, resamples=resamples, seed=seed)
     if quick:
         options = replace(options, resamples=min(resamples, EVALUATION.quick_resamples))
@@ -158,6 +173,10 @@ def main(
     if pictures:
         check_pictures(pictures, cards)
     task = Task(folder, table, rows, split, notes, options, quick, not no_faces, groups or [], pictures)
+    if folds:
+        for name, model_file in named.items():
+            evaluate_folds(task, f"{name}-folds", model_file, networks, reports / dataset / f"{name}-folds")
+        return
     if calibrate:
         dev_rows, dev, _ = rows_of_split(table, "dev", folder)
         for name, model_file in named.items():
@@ -169,6 +188,17 @@ def main(
             print(f"scores written into {model_file.with_suffix('.json')}")
     if len(named) > 1:
         compare_models(task, named, reports / dataset / f"comparison-{'-'.join(named)}")
+
+
+def check_goes_with_folds(given: dict[str, Any]) -> None:
+    """Refuse what concerns a single network.
+
+    Raises:
+        InputError: with what was given.
+    """
+    refused = [name for name, value in given.items() if value]
+    if refused:
+        raise InputError(f"--folds does not go with {', '.join(refused)}: it asks one network per fold; leave one out")
 
 
 def truth_of(asked: str | None, cards: list[dict[str, Any]]) -> str:
@@ -252,29 +282,90 @@ def evaluate(task: Task, name: str, model_file: Path, report: Path) -> dict[str,
         InputError: the model cannot be used, or no rule relates its labels to the data's.
     """
     from evaluation.answers import ask, label_rule
-    from evaluation.honesty import banner, protocol
-    from evaluation.performance import measure
-    from evaluation.report import clear, read_report, write_report
 
     label_rule(model_file, task.table)
     inputs = _inputs(task, model_file)
-    if earlier := read_report(report, inputs):
-        _print_summary(earlier, report)
-        print("unchanged: same model, same rows, same options; the report was kept and nothing was done")
+    if earlier := kept_report(report, inputs):
         return earlier
     answers = ask(model_file, name, task.folder, task.table, task.rows, task.split)
+    return report_on(task, answers, parts_of_report(task, answers, report), report, inputs)
+
+
+def evaluate_folds(task: Task, name: str, model_file: Path, networks: dict[int, Path], report: Path) -> dict[str, Any]:
+    """Evaluate the networks of all folds as one, and write the report, unless it is there for the same inputs.
+
+    Args:
+        task: What they are evaluated on; its rows are those of all folds.
+        name: What the report calls them.
+        model_file: The network that they stand for.
+        networks: Fold number -> network.
+        report: The report's folder.
+
+    Returns:
+        What `metrics.json` holds.
+
+    Raises:
+        InputError: as `evaluate`.
+    """
+    loose, notes = {}, []
+    try:
+        loose = fold_networks(model_file, task.folder, read_table(task.folder, "split.csv"), LOOSE)
+    except InputError as error:
+        notes.append(f"The looser protocol, people in training and test, was not measured: {error}.")
+    inputs = _inputs(task, *networks.values(), *loose.values()) | {"not_measured": notes}
+    if earlier := kept_report(report, inputs):
+        return earlier
+    from evaluation.folds import across_folds, ask_folds, settings_differ
+
+    answers = ask_folds(networks, model_file, name, task.folder, task.table)
+    others = {}
+    if loose:
+        title = "folds that ignore who is in the pictures"
+        others[title] = ask_folds(loose, model_file, f"{name}, loose", task.folder, task.table, LOOSE)
+    parts = parts_of_report(task, answers, report)
+    warnings = [text] if (text := settings_differ([*networks.values(), *loose.values()])) else []
+    parts.insert(1, lambda: across_folds(answers, others, networks, task.table, notes, warnings, report, task.options))
+    return report_on(task, answers, parts, report, inputs)
+
+
+def kept_report(report: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what an earlier report on the same inputs says, after printing it."""
+    from evaluation.report import read_report
+
+    earlier = read_report(report, inputs)
+    if earlier:
+        _print_summary(earlier, report)
+        print("unchanged: same model, same rows, same options; the report was kept and nothing was done")
+    return earlier
+
+
+def report_on(
+    task: Task, answers: Any, parts: list[Callable[[], Any]], report: Path, inputs: dict[str, Any]
+) -> dict[str, Any]:
+    """Write a report on some answers, and return what `metrics.json` holds.
+
+    Args:
+        task: What was evaluated.
+        answers: What came of it.
+        parts: The report's parts in their order, as `parts_of_report` gives them.
+        report: The report's folder.
+        inputs: What it is made from.
+    """
+    from evaluation.honesty import banner, protocol
+    from evaluation.performance import measure
+    from evaluation.report import clear, write_report
+
     clear(report)
     _write_predictions(answers, report)
-    parts = parts_of_report(task, answers, report)
     with progress_bar() as bar:
-        sections = [part() for part in bar.track(parts, description=f"evaluating {name}")]
+        sections = [part() for part in bar.track(parts, description=f"evaluating {answers.name}")]
     sections = [section for section in sections if section]
     measured = measure(answers)
     performance = next(section for section in sections if section.name == "performance").values
     metrics = {
         "dataset": task.folder.name,
         "split": task.split,
-        "model": model_file.name,
+        "model": answers.model_file.name,
         "protocol": protocol(answers),
         "labels": list(answers.labels),
         "label_rule": answers.rule.text,
@@ -309,16 +400,21 @@ def parts_of_report(task: Task, answers: Any, report: Path) -> list[Callable[[],
     from evaluation.in_the_wild import in_the_wild
     from evaluation.performance import how_good
     from evaluation.skin_tone import skin_tones
+    from evaluation.zero_shot import beside_zero_shot
 
     options, prediction = task.options, answers.prediction.tolist()
     parts = [
         lambda: how_good(answers, report, options),
         lambda: against_the_crowd(answers, options),
+        lambda: beside_zero_shot(answers, task.table, options),
         lambda: how_honest(answers, task.folder, task.table, task.notes, options),
         lambda: how_sure(answers, report, options),
-        lambda: how_it_fails(answers, report, options, gallery=task.show_faces and not task.quick),
-        lambda: covered(task, [answers], report),
     ]
+    if answers.fold_column:  # no single network to look into
+        parts.append(lambda: how_it_fails(answers, report, options, gallery=False))
+    else:
+        parts.append(lambda: how_it_fails(answers, report, options, gallery=task.show_faces and not task.quick))
+        parts.append(lambda: covered(task, [answers], report))
     if task.grouped_by:
         parts.append(
             lambda: audit_groups(
@@ -451,7 +547,7 @@ def _page(task: Task, answers: Any, performance: dict[str, Any], inputs: dict[st
     ]  # fmt: skip
     return Page(
         title=f"{answers.name} on {answers.dataset}",
-        subtitle=f"{answers.split} split, {len(answers.rows):,} images, {len(answers.labels)} emotions",
+        subtitle=f"{answers.part}, {len(answers.rows):,} images, {len(answers.labels)} emotions",
         banner=banner(answers),
         tiles=tiles,
         made_by=_made_by()
@@ -466,6 +562,8 @@ def _write_predictions(answers: Any, report: Path) -> None:
     predictions = pd.DataFrame(
         {"path": answers.rows["path"], "truth": answers.rows["emotion"], "prediction": answers.prediction}
     )
+    if answers.fold_column:
+        predictions.insert(1, "fold", answers.rows[answers.fold_column])
     for index, label in enumerate(answers.labels):
         predictions[f"p_{label}"] = answers.probabilities[:, index].round(6)
     write_table(predictions, report / "predictions.csv")
@@ -479,19 +577,22 @@ def _print_summary(metrics: dict[str, Any], report: Path) -> None:
     low, high = metrics["accuracy_interval"]
     print(
         f"n = {metrics['n']}  accuracy {metrics['accuracy']:.4f} ({EVALUATION.level:.0%} interval {low:.4f} to "
-        f"{high:.4f})  balanced accuracy {metrics['balanced_accuracy']:.4f}  macro F1 {metrics['macro_f1']:.4f}\n"
-        f"report: {report / 'report.html'}"
+        f"{high:.4f})  balanced accuracy {metrics['balanced_accuracy']:.4f}  macro F1 {metrics['macro_f1']:.4f}"
     )
+    if "folds" in metrics:
+        print(metrics["folds"]["summary"])
+    print(f"report: {report / 'report.html'}")
 
 
-def _inputs(task: Task, model_file: Path) -> dict[str, Any]:
+def _inputs(task: Task, *model_files: Path) -> dict[str, Any]:
     """Return what a report was made from; the same again means the same report."""
-    card = {name: value for name, value in read_card(model_file).items() if name != "scores"}  # written by ourselves
+    cards = [read_card(file) | {"scores": []} for file in model_files]  # scores are written by ourselves
     inputs = {
-        "model": file_hash(model_file),
-        "card": hashlib.sha256(json.dumps(card, sort_keys=True).encode()).hexdigest()[:16],
+        "model": file_hash(*model_files),
+        "card": hashlib.sha256(json.dumps(cards, sort_keys=True).encode()).hexdigest()[:16],
+        "started_from": [str(find_start(card)) for card in cards if "start_from" in card],
         "rows": digest(task.rows),
-        "table": digest(task.table.filter(["pixel_hash", "subject", "emotion", "status", "split"])),
+        "table": digest(task.table.filter(["pixel_hash", "subject", "emotion", "status", "split", STRICT, LOOSE])),
         "crops": crop_options(task.folder),
         "split": task.split,
         "notes": task.notes,

@@ -28,7 +28,9 @@ def fingerprint(files: Mapping[str, Path]) -> str:
     return hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16]
 
 
-def file_hash(file: Path) -> str:
-    """Return a hash of a file's content (SHA-256, 16 hex digits)."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+def file_hash(*files: Path) -> str:
+    """Return a hash of files' content, one after the other (SHA-256, 16 hex digits)."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]

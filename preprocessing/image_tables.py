@@ -185,12 +185,20 @@ def fold_numbers(table: pd.DataFrame, column: str = "fold") -> list[int]:
         column: `fold`, or `loose_fold`: folds that ignore who is in the pictures.
 
     Raises:
-        InputError: it has no folds.
+        InputError: it has no such folds, or they are not numbered like this.
     """
-    numbers = sorted(int(fold) for fold in set(table[column]) - {""}) if column in table.columns else []
-    if not numbers:
-        raise InputError("the split has no folds; make them: python -m preprocessing.step3_split --strategy folds")
-    return numbers
+    names = set(table[column]) - {""} if column in table.columns else set()
+    make = "python -m preprocessing.step3_split --dataset NAME --strategy folds"
+    if not names and column != "fold" and "fold" in table.columns and (table["subject"] == "").any():
+        raise InputError("not every image has a subject: the folds ignore who is in the pictures already, so there is "
+                         f"no {column}")  # fmt: skip
+    if not names:
+        raise InputError(f"the split has no {column.replace('_', ' ')}s; make them: {make}")
+    if names != set(map(str, range(len(names)))):
+        raise InputError(
+            f"the split's column {column} does not hold numbers from 0 without a gap; make it anew: {make}"
+        )
+    return list(range(len(names)))
 
 
 def split_by_fold(table: pd.DataFrame, fold: int, column: str = "fold") -> pd.DataFrame:

@@ -1,18 +1,24 @@
 """Decide which images train a network, which choose between networks, and which test it.
 
 Reads:   data/NAME/faces.csv
-Writes:  data/NAME/split.csv (every row of faces.csv, with the column `split`, and `fold` where folds are asked for)
+Writes:  data/NAME/split.csv (every row of faces.csv, with the column `split`; where folds are asked for `fold`, and
+         `loose_fold` where the data has subjects)
 
     python -m preprocessing.step3_split --dataset NAME
 
 Strategies: `official` keeps the data set's own splits. `subject` puts nobody into two splits. `random` ignores who
 is in the pictures. `folds` gives K folds, by subject where the data has subjects; its column `split` makes fold 0 the
 test split, fold 1 the dev split and the rest the training split. `auto` is official where the data set has splits of
-its own, else subject where it has subjects, else random. All but `official` keep exact copies of an image together and
-keep the emotions' shares alike. Rows that cannot be used (no label or face, constant, unreadable) get an empty `split`.
+its own, else subject where it has subjects, else random. All but `official` keep exact copies of an image together, and
+all frames of a sequence, and keep the emotions' shares alike. Rows that cannot be used (no label or face, constant,
+unreadable), or whose emotion `--without` names, get an empty `split`.
+
+`loose_fold` numbers as many folds that ignore who is in the pictures, as most published scores on CK+ do; training and
+evaluating both shows what that is worth.
 """
 
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -31,6 +37,7 @@ from scipy.sparse.csgraph import connected_components
 from configuration import PATHS, SAMPLE, SPLIT
 from preprocessing.audit import count_images, format_counts
 from preprocessing.command_line import DataRoot, DatasetName, dataset_folder, run
+from preprocessing.emotions import canonical, in_class_order
 from preprocessing.errors import InputError
 from preprocessing.image_tables import (
     OFFICIAL_SPLITS,
@@ -40,6 +47,7 @@ from preprocessing.image_tables import (
     is_usable,
     labels_of,
     read_table,
+    split_by_fold,
     write_origin,
     write_table,
 )
@@ -71,6 +79,7 @@ def split_table(
     dev: float = SPLIT.dev,
     copies: Copies = Copies.KEEP,
     seed: int = SPLIT.seed,
+    without: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Divide a table of crops.
 
@@ -82,18 +91,22 @@ def split_table(
         dev: Share of the images; the rest is the test split. For `OFFICIAL`, see `hold_out_dev`.
         copies: For `OFFICIAL`.
         seed: The same seed and table give the same split on every machine.
+        without: Canonical emotions whose images belong to no split.
 
     Returns:
         All rows with the column `split`; `OFFICIAL` adds `crossing_copy` (`true` where an exact copy lies in another
-        split), `FOLDS` adds `fold` (`0` ... `K-1`).
+        split), `FOLDS` adds `fold` (`0` ... `K-1`), and `loose_fold` where folds by subject differ from it.
 
     Raises:
         InputError: the data does not allow it, or an emotion would have no training image.
     """
-    table = table.drop(columns=["split", "fold", "crossing_copy"], errors="ignore")
-    rows = table[is_usable(table)]
+    table = table.drop(columns=["split", "fold", "loose_fold", "crossing_copy"], errors="ignore")
+    rows = table[is_usable(table) & ~table["emotion"].isin(without)]
     if rows.empty:
-        raise InputError("no image can be used (readable, with a label and a face): there is nothing to split")
+        left_out = f" but {', '.join(without)}" if without else ""
+        raise InputError(
+            f"no image can be used (readable, with a face and a label{left_out}): there is nothing to split"
+        )
     strategy = choose_strategy(table) if strategy is Strategy.AUTO else strategy
     columns = pd.DataFrame(index=rows.index)
     if strategy is Strategy.OFFICIAL:
@@ -106,20 +119,25 @@ def split_table(
         if folds < 3:
             raise InputError(f"--folds {folds}: at least 3 are needed, for test, dev and training")
         by_subject = bool((rows["subject"] != "").all())
-        columns["fold"] = allocate(rows["emotion"], group_rows(rows, by_subject), [1] * folds, seed)
-        columns["split"] = columns["fold"].map({0: "test", 1: "dev"}).fillna("train")
-        columns["fold"] = columns["fold"].astype(str)
+        kinds = {"fold": by_subject, "loose_fold": False} if by_subject else {"fold": False}
+        for column, kind in kinds.items():
+            groups = group_rows(rows, by_subject=kind)
+            columns[column] = allocate(rows["emotion"], groups, [1] * folds, seed).astype(str)
+        columns["split"] = split_by_fold(columns, 0)["split"]
     else:
         groups = group_rows(rows, strategy is Strategy.SUBJECT)
         number = allocate(rows["emotion"], groups, _shares(train, dev), seed)
         columns["split"] = pd.Series(number, index=rows.index).map(dict(enumerate(SPLITS)))
-    trained = set(rows.loc[columns["split"] == "train", "emotion"])
-    untrained = [emotion for emotion in labels_of(rows) if emotion not in trained]
-    if untrained:
-        raise InputError(
-            f"no training image would be left for {', '.join(untrained)} (strategy {strategy}); use another --strategy "
-            "or --seed, or add such images"
-        )
+    in_training = [columns["split"] == "train"]
+    if strategy is Strategy.FOLDS:
+        in_training = [split_by_fold(columns, fold)["split"] == "train" for fold in range(folds)]
+    for trained in in_training:
+        untrained = [emotion for emotion in labels_of(rows) if emotion not in set(rows.loc[trained, "emotion"])]
+        if untrained:
+            raise InputError(
+                f"no training image would be left for {', '.join(untrained)} (strategy {strategy}); use another "
+                "--strategy or --seed, add such images, or split --without them"
+            )
     return table.join(columns).fillna(dict.fromkeys(columns, ""))
 
 
@@ -167,9 +185,10 @@ def crossing_copies(pixel_hashes: pd.Series, splits: pd.Series) -> pd.Series:
 
 
 def group_rows(rows: pd.DataFrame, by_subject: bool) -> np.ndarray:
-    """Number the groups of rows that must stay together: copies and, if asked for, all of one subject's images.
+    """Number the groups of rows that must stay together: copies, sequences and, if asked for, a subject's images.
 
-    Subjects who share a copy become one group, so that neither the copy nor the subject is in two splits.
+    Frames of one sequence are nearly copies of each other. Subjects who share a copy become one group, so that neither
+    the copy nor the subject is in two splits.
 
     Returns:
         int array (rows,): group numbers in order of first appearance.
@@ -180,13 +199,15 @@ def group_rows(rows: pd.DataFrame, by_subject: bool) -> np.ndarray:
     if by_subject and (rows["subject"] == "").any():
         nameless = int((rows["subject"] == "").sum())
         raise InputError(f"strategy subject: {nameless:,} usable images have no subject; use --strategy random")
-    subjects, _ = pd.factorize(rows["subject"] if by_subject else rows["pixel_hash"])
-    copies, _ = pd.factorize(rows["pixel_hash"])
-    first_copy = subjects.max() + 1  # the graph's nodes: the subjects, then the distinct images
-    size = first_copy + copies.max() + 1
-    edges = coo_array((np.ones(len(rows)), (subjects, first_copy + copies)), shape=(size, size))
+    shared = ["pixel_hash", "sequence", *(["subject"] if by_subject else [])]
+    # The graph's nodes: the rows, then all that rows can have in common. A row without a sequence has its own.
+    names = [column + ":" + rows[column].where(rows[column] != "", rows["path"]) for column in shared]
+    things = pd.factorize(pd.concat(names))[0].reshape(len(shared), len(rows))
+    size = len(rows) + things.max() + 1
+    row_nodes = np.tile(np.arange(len(rows)), len(shared))
+    edges = coo_array((np.ones(things.size), (row_nodes, len(rows) + things.ravel())), shape=(size, size))
     _, component = connected_components(edges, directed=False)
-    return pd.factorize(component[subjects])[0]
+    return pd.factorize(component[: len(rows)])[0]
 
 
 def _shares(train: float, dev: float) -> list[int]:
@@ -284,7 +305,7 @@ def _check_current(folder: Path) -> None:
         )
 
 
-def describe(table: pd.DataFrame, strategy: Strategy) -> str:
+def describe(table: pd.DataFrame, strategy: Strategy, without: Sequence[str] = ()) -> str:
     """Return in words how a table was split: the strategy, what was left out, and the images per emotion and split."""
     strategy = choose_strategy(table) if strategy is Strategy.AUTO else strategy
     inside = table["split"] != ""
@@ -294,6 +315,7 @@ def describe(table: pd.DataFrame, strategy: Strategy) -> str:
         "constant": table["status"] == "constant",
         "without a label": table["emotion"] == "",
         "without a face": table["face_status"] == "not_found",
+        **{f"of {emotion} (--without)": table["emotion"] == emotion for emotion in without},
         "copies of dev or test images": is_usable(table) & ~inside,
     }
     left_out, unexplained = [], ~inside
@@ -308,8 +330,15 @@ def describe(table: pd.DataFrame, strategy: Strategy) -> str:
         crossing = int((table["crossing_copy"] == "true").sum())
         lines.append(f"images with an exact copy in another split: {crossing:,} (column crossing_copy)")
     if strategy is Strategy.FOLDS:
-        kind = "subject" if (table.loc[inside, "subject"] != "").all() else "groups of copies: the data has no subjects"
+        loose = "loose_fold" in table.columns
+        kind = "subject" if loose else "groups of copies and sequences: not every image has a subject"
         lines.append(f"folds by {kind}; column split: fold 0 is test, fold 1 dev, the others train")
+        if loose:
+            people = table[inside].groupby("subject")["loose_fold"].nunique()
+            lines.append(
+                "column loose_fold: folds that ignore who is in the pictures, as most published scores do; "
+                f"{(people > 1).sum():,} of {len(people):,} people are in several"
+            )
     return "\n".join(lines)
 
 
@@ -326,6 +355,9 @@ def main(
     seed: Annotated[
         int, typer.Option(min=0, max=2**32 - 1, help="The same seed gives the same split on every machine.")
     ] = SPLIT.seed,
+    without: Annotated[
+        list[str] | None, typer.Option(help="Emotion to leave out, such as contempt; repeat for several.")
+    ] = None,
 ) -> None:
     """Step 3: divide the face crops into training, dev and test images (data/NAME/split.csv).
 
@@ -335,10 +367,12 @@ def main(
     """
     folder = dataset_folder(data, dataset)
     file = folder / "split.csv"
-    if not write_split(folder, strategy, folds=folds, train=train, dev=dev, copies=copies, seed=seed):
+    left_out = in_class_order({canonical(name) for name in without or []})
+    options = {"folds": folds, "train": train, "dev": dev, "copies": copies, "seed": seed, "without": left_out}
+    if not write_split(folder, strategy, **options):
         print(f"unchanged: {file} was made from the same faces with the same options; nothing to do")
         return
-    print(describe(read_table(folder, file.name), strategy))
+    print(describe(read_table(folder, file.name), strategy, left_out))
     print(f"wrote {file}")
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from configuration import FACES, PATHS, Faces
 from preprocessing.emotions import EMOTIONS, in_class_order
 from preprocessing.errors import InputError
-from preprocessing.files import atomic_file
+from preprocessing.files import atomic_file, file_hash
 from preprocessing.litert import Network, converted
 from preprocessing.quiet import quiet_start
 
@@ -85,6 +85,18 @@ def crop_options(folder: Path) -> dict[str, Any]:
             f"python -m preprocessing.step2_face_crops --dataset {folder.name}"
         ) from error
     return options
+
+
+def find_start(card: dict[str, Any]) -> Path | None:
+    """Return where the network is that a card says it started from; None where it is gone, or another by now.
+
+    It is looked for where the card says, and as the released network.
+    """
+    entry = card["start_from"]
+    for file in (Path(entry["file"]), PATHS.pretrained):
+        if file.is_file() and file_hash(file) == entry["sha256"]:
+            return file
+    return None
 
 
 def write_card(card: dict[str, Any], model_file: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from configuration import PATHS, Fitting
+from configuration import Fitting
 from preprocessing.errors import InputError
 from preprocessing.files import file_hash
 from training.emotion_classifier import load_network, read_card
@@ -110,18 +110,6 @@ def shaping_settings(fitting: Fitting, start: Start | None) -> dict[str, Any]:
     if start is None:
         return settings
     return {name: value for name, value in settings.items() if name not in OF_THE_NETWORK} | {"start_from": start.hash}
-
-
-def find_start(card: dict[str, Any]) -> Path | None:
-    """Return where the network is that a card says it started from; None where it is gone, or another by now.
-
-    It is looked for where the card says, and as the released network.
-    """
-    entry = card["start_from"]
-    for file in (Path(entry["file"]), PATHS.pretrained):
-        if file.is_file() and file_hash(file) == entry["sha256"]:
-            return file
-    return None
 
 
 def build_from(file: Path, classes: Sequence[str]) -> keras.Model:

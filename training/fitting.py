@@ -40,7 +40,9 @@ PRECISIONS = ("auto", "float32", "mixed_bfloat16")
 MONITOR = "val_accuracy"  # the best epoch is chosen by this
 
 
-def fit_table(table: pd.DataFrame, folder: Path, model_file: Path, fitting: Fitting, command: str) -> bool:
+def fit_table(
+    table: pd.DataFrame, folder: Path, model_file: Path, fitting: Fitting, command: str, **facts: Any
+) -> bool:
     """Train a network on a data set's table, and save its best epoch with its card.
 
     Args:
@@ -49,6 +51,7 @@ def fit_table(table: pd.DataFrame, folder: Path, model_file: Path, fitting: Fitt
         model_file: Where the network goes.
         fitting: Every setting of the run.
         command: The command that makes this network again, for its card.
+        **facts: Further entries of its card.
 
     Returns:
         False where this very run had been finished before and nothing was done.
@@ -62,7 +65,7 @@ def fit_table(table: pd.DataFrame, folder: Path, model_file: Path, fitting: Fitt
     train, dev, about = read_batches(table, folder, fitting)
     counts = f"{len(train.images)} train, {len(dev.images)} dev images, {len(train.classes)} emotions"
     print(f"{folder.name}: {counts}; network {fitting.start_from or fitting.network}", flush=True)
-    return fit(train, dev, model_file, fitting, {**about, "command": command})
+    return fit(train, dev, model_file, fitting, {**about, "command": command, **facts})
 
 
 def read_batches(
@@ -210,6 +213,7 @@ def fit(train: FaceBatches, dev: FaceBatches, model_file: Path, fitting: Fitting
         "epochs_run": len(history),
         "epoch_chosen": best["epoch"],
         "chosen_by": "highest accuracy on the dev split, one number per epoch",
+        "dev_accuracy": round(best[MONITOR], 4),  # no score: the epoch was chosen by it
         "versions": {"python": platform.python_version(), "keras": keras.version(), "backend": _backend()},
         "scores": [],
     }

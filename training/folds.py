@@ -1,6 +1,23 @@
-"""Where the networks of a cross-validation lie: one per fold, beside the network that they stand for."""
+"""A cross-validation's networks: one per fold, each trained without the fold that it is tested on.
 
+They lie beside the network that they stand for. Keras is imported when the first one is trained.
+"""
+
+import shlex
+import statistics
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from configuration import Fitting
+from preprocessing.errors import InputError
+from preprocessing.image_tables import fold_numbers, split_by_fold, split_hash
+from preprocessing.quiet import quiet_start
+from training.emotion_classifier import read_card
+
+STRICT, LOOSE = "fold", "loose_fold"  # columns of the split: people stay in one fold, or may be in several
 
 
 def fold_file(model_file: Path, fold: int, loose: bool = False) -> Path:
@@ -12,3 +29,112 @@ def fold_file(model_file: Path, fold: int, loose: bool = False) -> Path:
         loose: Of the folds that ignore who is in the pictures: `best-loose-folds/3.keras`.
     """
     return model_file.with_name(f"{model_file.stem}{'-loose' if loose else ''}-folds") / f"{fold}{model_file.suffix}"
+
+
+def check_number(table: pd.DataFrame, folds: int, column: str, dataset: str) -> None:
+    """Refuse a number of folds that is not the split's.
+
+    Raises:
+        InputError: with the remedies; also where the split has no folds.
+    """
+    there = len(fold_numbers(table, column))
+    if folds != there:
+        raise InputError(
+            f"--folds {folds}: the split has {there} folds; give --folds {there}, or split again: python -m "
+            f"preprocessing.step3_split --dataset {dataset} --strategy folds --folds {folds}"
+        )
+
+
+def fit_folds(
+    table: pd.DataFrame, folder: Path, model_file: Path, fitting: Fitting, command: str, column: str = STRICT
+) -> list[float]:
+    """Train one network per fold: tested on that fold, its epoch chosen on the next one, learning from the others.
+
+    Folds that were finished before are not trained again. All have the precision of the first one, which may have been
+    chosen by timing.
+
+    Args:
+        table: The data set's `split.csv`.
+        folder: The data set's folder.
+        model_file: The network that the folds stand for; see `fold_file`.
+        fitting: Every setting of the runs.
+        command: The command that makes these networks again, for their cards.
+        column: `STRICT` or `LOOSE`.
+
+    Returns:
+        Each fold's accuracy on its dev images, 0-1.
+
+    Raises:
+        InputError: as `fitting.fit_table`, or the split has no such folds.
+    """
+    folds = fold_numbers(table, column)
+    with quiet_start():
+        import keras
+
+        from training.fitting import fit_table
+
+    accuracies = []
+    for fold in folds:
+        file = fold_file(model_file, fold, column == LOOSE)
+        print(f"fold {fold} of 0-{folds[-1]} ({column})", flush=True)
+        fit_table(
+            split_by_fold(table, fold, column), folder, file, fitting, command, fold=fold_entry(fold, folds, column)
+        )
+        keras.utils.clear_session(free_memory=True)  # else each network stays in memory
+        card = read_card(file)
+        fitting = replace(fitting, precision=card["precision"])
+        accuracies.append(card["dev_accuracy"])
+    for fold, accuracy in zip(folds, accuracies, strict=True):
+        print(f"fold {fold}: dev accuracy {accuracy:.4f}")
+    mean, spread = statistics.mean(accuracies), statistics.stdev(accuracies)
+    print(
+        f"{len(folds)} folds ({column}): dev accuracy {mean:.4f} ± {spread:.4f}, mean and standard deviation; epochs "
+        "were chosen by it, the held-out score: "
+        f"python -m evaluation.model_evaluation --dataset {folder.name} --folds"
+    )
+    return accuracies
+
+
+def fold_entry(fold: int, folds: list[int], column: str) -> dict[str, Any]:
+    """Return a card's entry `fold`."""
+    return {"number": fold, "of": len(folds), "column": column}
+
+
+def fold_networks(model_file: Path, folder: Path, table: pd.DataFrame, column: str = STRICT) -> dict[int, Path]:
+    """Return the network of each fold, after checking by their cards that each was trained without that fold.
+
+    Args:
+        model_file: The network that the folds stand for.
+        folder: The data set's folder.
+        table: Its `split.csv`, as it was read.
+        column: `STRICT` or `LOOSE`.
+
+    Raises:
+        InputError: the split has no such folds, a network is missing, or was trained on another split or fold; the
+            message gives the command that trains them.
+    """
+    folds = fold_numbers(table, column)
+    networks = {fold: fold_file(model_file, fold, column == LOOSE) for fold in folds}
+    train = (
+        f"python -m training.step3_best_model --dataset {folder.name} --folds {len(folds)}"
+        f"{' --loose' if column == LOOSE else ''} --output {shlex.quote(str(model_file))}"
+    )
+    missing = [str(fold) for fold, file in networks.items() if not file.is_file()]
+    if missing:
+        raise InputError(
+            f"{networks[int(missing[0])]} does not exist: no network was trained for fold {', '.join(missing)} "
+            f"(column {column}); train what is missing: {train}"
+        )
+    for fold, file in networks.items():
+        card = read_card(file)
+        if card.get("fold") != fold_entry(fold, folds, column):
+            raise InputError(
+                f"{file} is not the network of fold {fold} of {len(folds)} (column {column}): its card says "
+                f"{card.get('fold')}; train again: {train}"
+            )
+        if card.get("split_hash") != split_hash(split_by_fold(table, fold, column)):
+            raise InputError(
+                f"{file} was trained on another split than {folder / 'split.csv'}: it may have learnt from what it "
+                f"would be tested on; train again: {train}"
+            )
+    return networks

@@ -5,6 +5,9 @@ Writes: models/NAME/best.keras and its card (or --output); models/NAME/runs/ (hi
 
     python -m training.step3_best_model --dataset fer2013
     python -m training.step3_best_model --dataset ckplus --start-from models/pretrained.keras
+    python -m training.step3_best_model --dataset ckplus --folds 10
+
+With `--folds` it trains one network per fold, `best-folds/0.keras` and so on (`--loose`: `best-loose-folds/`).
 """
 
 import sys
@@ -27,8 +30,10 @@ from preprocessing.command_line import (
     run,
     typed_command,
 )
+from preprocessing.errors import InputError
 from preprocessing.image_tables import read_table
 from preprocessing.quiet import quiet_start
+from training.folds import LOOSE, STRICT, check_number, fit_folds
 from training.settings import read_settings
 
 
@@ -82,10 +87,21 @@ def main(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the run.", show_default=str(BEST.seed))] = None,
     output: Annotated[Path | None, typer.Option(help="Where the network goes; else models/NAME/best.keras.")] = None,
+    folds: Annotated[
+        int | None, typer.Option(help="Train one network per fold of the split: the number of its folds.")
+    ] = None,
+    loose: Annotated[
+        bool, typer.Option("--loose", help="With --folds: folds that ignore who is in the pictures.")
+    ] = False,
 ) -> None:
     """Train the best known network on a data set's training split; typed options go before tuned settings."""
     folder = dataset_folder(data, dataset)
     table = read_table(folder, "split.csv")  # before Keras is imported, so that a mistake is told at once
+    column = LOOSE if loose else STRICT
+    if folds is not None:
+        check_number(table, folds, column, dataset)
+    elif loose:
+        raise InputError("--loose goes with --folds K: it says which folds")
     with quiet_start():
         from training.fitting import fit_table
 
@@ -106,7 +122,11 @@ def main(
         "augmentation": None if cover is None else replace(fitting.augmentation, cover=cover),
     }
     fitting = replace(fitting, **{name: value for name, value in typed.items() if value is not None})
-    fit_table(table, folder, output or models / dataset / "best.keras", fitting, typed_command())
+    model_file = output or models / dataset / "best.keras"
+    if folds is None:
+        fit_table(table, folder, model_file, fitting, typed_command())
+    else:
+        fit_folds(table, folder, model_file, fitting, typed_command(), column)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,321 @@
+"""A cross-validation: every image answered by the network that did not learn from it, beside other ways to test.
+
+How a data set is divided changes a score more than most networks do. The comparison is a list of rows, each made from
+some `Answers` on the same images: folds by subject, folds that ignore who is in the pictures, a network that never saw
+this data.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from configuration import Evaluation
+from evaluation.answers import Answers, ask
+from evaluation.comparison import on_common_labels
+from evaluation.honesty import learnt_from
+from evaluation.intervals import bootstrap, percentile_intervals
+from evaluation.metrics import score_statistic
+from evaluation.performance import format_interval, format_score, measure
+from evaluation.sections import NO_BREAK, Section, Table, percent
+from preprocessing.errors import InputError
+from preprocessing.image_tables import labels_of, split_by_fold, usable, write_table
+from training.emotion_classifier import read_card
+from training.folds import STRICT
+
+_SCORES = ("accuracy", "macro_f1")
+
+
+def ask_folds(
+    networks: Mapping[int, Path], model_file: Path, name: str, folder: Path, table: pd.DataFrame, column: str = STRICT
+) -> Answers:
+    """Ask each fold's network about the images of that fold, and pool the answers, in the order of the table.
+
+    The probabilities are as the networks give them: a temperature belongs to one network.
+
+    Args:
+        networks: Fold number -> network, as `folds.fold_networks` has checked them.
+        model_file: The network that the folds stand for; it need not exist.
+        name: What the report calls them.
+        folder: The data set's folder.
+        table: Its `split.csv`.
+        column: Which folds: `folds.STRICT` or `folds.LOOSE`.
+
+    Raises:
+        InputError: as `answers.ask`, or the networks do not know the same emotions.
+    """
+    # TensorFlow takes networks that are asked once each for one that is compiled anew every time, and warns.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    answers = []
+    for fold, file in networks.items():
+        split = split_by_fold(table, fold, column)
+        rows = usable(split)
+        answers.append(ask(file, name, folder, split, rows[rows["split"] == "test"], "test"))
+        if answers[-1].labels != answers[0].labels:
+            raise InputError(
+                f"{file} is scored on {', '.join(answers[-1].labels)}, the network of another fold on "
+                f"{', '.join(answers[0].labels)}; train all folds again on one split"
+            )
+    rows = pd.concat([part.rows for part in answers])
+    order = np.argsort(pd.Index(table["path"]).get_indexer(pd.Index(rows["path"])))
+    unfit = {"temperature": 1.0, "unsure_below": 0.0, "calibration": {}, "split_hash": None, "training_images": None}
+    return replace(
+        answers[0],
+        model_file=model_file,
+        card={**answers[0].card, **unfit},  # what differs from fold to fold is none of the whole
+        split=f"{len(networks)} folds",
+        rows=rows.iloc[order].reset_index(drop=True),
+        images=np.concatenate([part.images for part in answers])[order],
+        left_out=sum(part.left_out for part in answers),
+        probabilities=np.concatenate([part.uncalibrated for part in answers])[order],
+        fold_column=column,
+    )
+
+
+def across_folds(
+    answers: Answers,
+    others: Mapping[str, Answers],
+    networks: Mapping[int, Path],
+    table: pd.DataFrame,
+    notes: list[str],
+    warnings: list[str],
+    report: Path,
+    options: Evaluation,
+) -> Section:
+    """Return the scores of each fold, their mean and spread, and what other protocols give.
+
+    Args:
+        answers: The pooled answers of the folds.
+        others: What to set beside them: a protocol in words -> answers to the same images.
+        networks: Fold number -> network.
+        table: All of the data set's `split.csv`.
+        notes: What else a reader must know, such as which protocol was not measured, and why.
+        warnings: What makes these numbers less than clean.
+        report: Folder of `folds.csv` and `protocols.csv`.
+        options: For the intervals.
+    """
+    folds = _each_fold(answers, networks)
+    write_table(folds.reset_index(), report / "folds.csv")
+    rows = [protocol_row(_own_name(answers), answers, table, options)]
+    rows += [protocol_row(name, other, table, options) for name, other in others.items()]
+    peaks = _last_frames(answers)
+    if not peaks.all():
+        neutral = " (and the neutral first one)" if (answers.rows["label_source"] == "first_frame").any() else ""
+        name = f"the same answers, of each sequence the last frame alone{neutral}"
+        rows.append(protocol_row(name, answers.select(peaks), table, options))
+    protocols = pd.DataFrame(rows).set_index("protocol")
+    write_table(protocols.reset_index(), report / "protocols.csv")
+    gaps = {name: gap(answers, other, options) for name, other in others.items()}
+    mean, spread, pooled = folds[list(_SCORES)].mean(), folds[list(_SCORES)].std(ddof=1), rows[0]
+    summary = (
+        f"{len(folds)} folds: accuracy {percent(mean['accuracy'])} ± {100 * spread['accuracy']:.1f} (mean and standard "
+        f"deviation over the folds), pooled {percent(pooled['accuracy'])}; macro F1 {mean['macro_f1']:.3f} ± "
+        f"{spread['macro_f1']:.3f}, pooled {pooled['macro_f1']:.3f}."
+    )
+    return Section(
+        name="folds",
+        title="Folds and protocols",
+        sentences=[
+            summary,
+            "Each image is answered by the one network that did not learn from it; that network's epoch was chosen on "
+            "the next fold. The folds differ by who is in them and the networks share most of their training images, "
+            "so the spread is not the error of the mean: for that, see the interval of the pooled score. F1 is over "
+            "the emotions that a fold shows.",
+            *(_gap_in_words(name, difference, answers) for name, difference in gaps.items()),
+            *notes,
+            _people_in_words(answers),
+            _frames_in_words(answers, peaks),
+            _emotions_in_words(answers, table),
+            "Left out, because they need one single network: the gallery with Grad-CAM, covered faces, whole pictures. "
+            "Evaluate a network by itself for these (--model).",
+        ],
+        warnings=warnings,
+        tables=[
+            Table(_printed(protocols, options), f"Ways to test, on {answers.dataset}"),
+            Table(
+                _printed_folds(folds, mean, spread),
+                f"Each fold, {answers.title}",
+                percent=("accuracy", "dev accuracy"),
+            ),
+        ],
+        values={
+            "column": answers.fold_column,
+            "summary": summary,
+            "folds": folds.reset_index().to_dict("records"),
+            "mean": mean.to_dict(),
+            "standard_deviation": spread.to_dict(),
+            "pooled": {score: pooled[score] for score in _SCORES},
+            "protocols": rows,
+            "differences": gaps,
+        },
+    )
+
+
+def settings_differ(networks: Iterable[Path]) -> str:
+    """Return a warning where networks that are set side by side were not trained with the same settings, else nothing.
+
+    The precision does not count: the first fold's may be recorded as `auto`.
+    """
+    settings = [read_card(file).get("hyperparameters", {}) | {"precision": ""} for file in networks]
+    names = sorted({name for one in settings for name in one if one[name] != settings[0].get(name)})
+    if not names:
+        return ""
+    return (
+        f"the folds' networks were trained with different settings ({', '.join(names)}): train all of them again alike"
+    )
+
+
+def protocol_row(name: str, answers: Answers, table: pd.DataFrame, options: Evaluation) -> dict[str, Any]:
+    """Return one row of the comparison of protocols, as `protocols.csv` holds it.
+
+    Args:
+        name: The protocol in words.
+        answers: To the images of the table, or to some of them.
+        table: All of the data set's `split.csv`.
+        options: For the intervals.
+    """
+    statistic = score_statistic(answers.probabilities, answers.truth, answers.labels)
+    drawn = bootstrap(statistic, answers.groups, options.resamples, options.seed)
+    intervals = percentile_intervals(drawn, options.level)
+    values = statistic(np.ones((1, len(answers.rows))))
+    row: dict[str, Any] = {"protocol": name, "n": len(answers.rows), "emotions": len(answers.labels)}
+    for score in _SCORES:
+        row |= {score: float(values[score][0])}
+        row |= dict(zip((f"{score}_low", f"{score}_high"), intervals[score], strict=True))
+    row["known_people"] = int(learnt_from(answers, table, "subject").sum()) if answers.has_subjects else None
+    return row
+
+
+def gap(answers: Answers, other: Answers, options: Evaluation) -> dict[str, Any]:
+    """Return the differences of scores, other minus own, on the images both answered, each with a paired interval."""
+    own = answers.select(answers.rows["path"].isin(other.rows["path"]).to_numpy())
+    other = other.select(other.rows["path"].isin(own.rows["path"]).to_numpy())
+    pair = on_common_labels([own, other])
+    statistics = [score_statistic(part.probabilities, part.truth, part.labels) for part in pair]
+
+    def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
+        first, second = (one(weights) for one in statistics)
+        return {score: second[score] - first[score] for score in _SCORES}
+
+    count = len(pair[0].rows)
+    drawn = bootstrap(statistic, pair[0].groups, options.resamples, options.seed)
+    intervals = percentile_intervals(drawn, options.level)
+    values = statistic(np.ones((1, count)))
+    return {"n": count} | {
+        score: {"value": float(values[score][0]), "interval": list(intervals[score])} for score in _SCORES
+    }
+
+
+def _each_fold(answers: Answers, networks: Mapping[int, Path]) -> pd.DataFrame:
+    """Return a row per fold: what its network learnt from, how its epoch was chosen, and its scores."""
+    rows = []
+    for fold, file in networks.items():
+        part = answers.select((answers.rows[answers.fold_column] == str(fold)).to_numpy())
+        card, measured = read_card(file), measure(part)
+        rows.append(
+            {
+                "fold": str(fold),
+                "images": len(part.rows),
+                "people": part.rows["subject"].nunique() if answers.has_subjects else None,
+                "training_images": card.get("training_images"),
+                "epoch": card.get("epoch_chosen"),
+                "dev_accuracy": card.get("dev_accuracy"),
+                **{score: measured[score] for score in _SCORES},
+            }
+        )
+    return pd.DataFrame(rows).set_index("fold")
+
+
+def _printed(protocols: pd.DataFrame, options: Evaluation) -> pd.DataFrame:
+    printed = pd.DataFrame({"n": protocols["n"], "emotions": protocols["emotions"]})
+    for score in _SCORES:
+        printed[f"{score.replace('_', ' ').replace('f1', 'F1')} [{percent(options.level, 0)}]"] = [
+            f"{format_score(score, row[score])} [{format_interval(score, (row[f'{score}_low'], row[f'{score}_high']))}]"
+            for _, row in protocols.iterrows()
+        ]
+    printed["images of people the network learnt from"] = [
+        "not known" if pd.isna(count) else f"{int(count):,}" for count in protocols["known_people"]
+    ]
+    return printed
+
+
+def _printed_folds(folds: pd.DataFrame, mean: pd.Series, spread: pd.Series) -> pd.DataFrame:
+    summary = pd.DataFrame([mean, spread], index=["mean", "standard deviation"])
+    printed = pd.concat([folds.astype(object), summary.astype(object)]).rename_axis("fold")
+    return printed.rename(columns=lambda name: name.replace("_", " ").replace("f1", "F1"))
+
+
+def _own_name(answers: Answers) -> str:
+    if answers.fold_column != STRICT or not answers.has_subjects:
+        return "folds that ignore who is in the pictures"
+    return "folds by subject: nobody is in training and test"
+
+
+def _gap_in_words(name: str, difference: dict[str, Any], answers: Answers) -> str:
+    accuracy = difference["accuracy"]
+    low, high = (f"{100 * limit:+.1f}" for limit in accuracy["interval"])
+    by = "by person" if answers.has_subjects else "by image"
+    return (
+        f"{name[0].upper()}{name[1:]}: accuracy {100 * accuracy['value']:+.1f} points against this protocol "
+        f"(95{NO_BREAK}% interval {low} to {high}, resampled {by}) on the same {difference['n']:,} images."
+    )
+
+
+def _people_in_words(answers: Answers) -> str:
+    if not answers.has_subjects:
+        return (
+            "It is not known of every image who is in it: copies and sequences stay in one fold, but a person may be "
+            "in training and test, which makes the score too good for people whom a network has never seen."
+        )
+    return (
+        f"All images of a person are in one fold ({answers.groups.max() + 1:,} people). Many published scores on posed "
+        "sequences divide images or sequences instead, so that the same people are in training and test: a network "
+        "then also gains from knowing the face. Compare only with scores of folds by subject. A protocol looser still, "
+        "which divides single frames so that neighbouring frames of a sequence are on both sides, is not offered."
+    )
+
+
+def _last_frames(answers: Answers) -> np.ndarray:
+    """Return whether each image is its sequence's last one of those scored, or of no sequence, bool (n,)."""
+    rows = answers.rows
+    known = (rows["sequence"] != "") & (rows["label_source"] != "first_frame")
+    number = pd.to_numeric(rows["frame"], errors="coerce")
+    last = number == number.where(known).groupby(rows["sequence"]).transform("max")
+    return (~known | last | number.isna()).to_numpy()
+
+
+def _frames_in_words(answers: Answers, peaks: np.ndarray) -> str:
+    sequences = answers.rows["sequence"]
+    first = int((answers.rows["label_source"] == "first_frame").sum())
+    if not (sequences != "").any():
+        return "The table knows no sequences: every image counts by itself."
+    neutral = f" {first:,} first frames count as neutral." if first else ""
+    if peaks.all():
+        return (
+            f"One frame of each expression is scored, the peak of its sequence.{neutral} Scores on the last three "
+            "frames of each sequence are another protocol (step 1, --frames last:3)."
+        )
+    shown = answers.rows[answers.rows["label_source"] != "first_frame"]["sequence"]
+    return (
+        f"{len(shown):,} frames of {shown.nunique():,} sequences are scored, up to {shown.value_counts().max()} of "
+        f"each.{neutral} Frames of a sequence resemble each other, so they tell less than as many peaks, and they stay "
+        "in one fold. The score on the last frames alone stands beside it; trained on peaks alone it would be another "
+        "protocol (step 1, --frames peak)."
+    )
+
+
+def _emotions_in_words(answers: Answers, table: pd.DataFrame) -> str:
+    text = f"{len(answers.labels)} emotions are told apart: {', '.join(answers.labels)}."
+    rows = usable(table)
+    counts = rows.loc[~rows["emotion"].isin(answers.labels), "emotion"].value_counts()
+    if len(counts):
+        absent = ", ".join(f"{name} ({counts[name]:,} images)" for name in labels_of(rows) if name in counts)
+        text += f" Left out: {absent}."
+    return (
+        f"{text} Published scores are over six, seven or eight emotions, with or without contempt and neutral; fewer "
+        "are easier, so compare like with like (step 3, --without contempt or --without neutral)."
+    )
