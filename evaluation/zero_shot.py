@@ -15,29 +15,24 @@ from evaluation.performance import format_interval, format_score
 from evaluation.sections import Section, Table
 from preprocessing.emotions import relate
 from preprocessing.errors import InputError
-from preprocessing.image_tables import labels_of, usable
 from training.emotion_classifier import EmotionClassifier, find_start
 
 _SCORES = {"accuracy": "accuracy", "macro_f1": "macro F1"}
 
 
-def ask_start(answers: Answers, start: Path, table: pd.DataFrame, name: str = "zero-shot") -> Answers:
+def ask_start(answers: Answers, start: Path, name: str = "zero-shot") -> Answers:
     """Ask another network about the images that a model answered, as it is.
 
     Args:
         answers: The model's answers.
         start: The other network; it takes crops of the same size.
-        table: All of the data set's `split.csv`, whose labels decide what is scored.
         name: What the report calls it.
 
     Raises:
         InputError: the network cannot be used, takes other crops, or no rule relates its labels to the data's.
     """
     classifier = EmotionClassifier.load(start)
-    rows = usable(table)
-    if answers.fold_column == "":
-        rows = rows[rows["split"] != ""]
-    rule = relate(classifier.labels, labels_of(rows))
+    rule = relate(classifier.labels, answers.labels)
     shape = (classifier.input_size, classifier.input_size, classifier.channels)
     if answers.images.shape[1:] != shape:
         raise InputError(
@@ -71,7 +66,7 @@ def beside_zero_shot(answers: Answers, table: pd.DataFrame, options: Evaluation)
         return None
     learnt = ", ".join(entry["learnt"])
     try:
-        zero_shot = ask_start(answers, found_start(answers.card), table)
+        zero_shot = ask_start(answers, found_start(answers.card))
     except InputError as error:
         text = f"zero-shot was not measured: {error}"
         return Section("zero_shot", "Without any training on this data", warnings=[text], values={"not_measured": text})
@@ -82,13 +77,7 @@ def beside_zero_shot(answers: Answers, table: pd.DataFrame, options: Evaluation)
     change = difference["accuracy"]
     low, high = change["interval"]
     printed = pd.DataFrame(
-        {
-            text: [
-                f"{format_score(score, row[score])} [{format_interval(score, (row[f'{score}_low'], row[f'{score}_high']))}]"
-                for row in rows.values()
-            ]
-            for score, text in _SCORES.items()
-        },
+        {text: [_printed(score, row) for row in rows.values()] for score, text in _SCORES.items()},
         index=pd.Index(rows, name="network"),
     )
     verdict = "Training on this data set is not shown to help." if low <= 0 <= high else (
@@ -111,6 +100,10 @@ def beside_zero_shot(answers: Answers, table: pd.DataFrame, options: Evaluation)
     )
 
 
+def _printed(score: str, row: dict) -> str:
+    return f"{format_score(score, row[score])} [{format_interval(score, (row[f'{score}_low'], row[f'{score}_high']))}]"
+
+
 def found_start(card: dict) -> Path:
     """Return the network that a card says it started from.
 
@@ -120,7 +113,7 @@ def found_start(card: dict) -> Path:
     file, entry = find_start(card), card["start_from"]
     if file is None:
         raise InputError(
-            f"{entry['file']} (SHA-256 {entry['sha256']}...), which the network started from, is not there any more, or "
-            "has changed since; put it back and evaluate again"
+            f"{entry['file']} (SHA-256 {entry['sha256']}...), which the network started from, is gone or has "
+            "changed since; put it back and evaluate again"
         )
     return file
