@@ -186,7 +186,7 @@ def fit(train: FaceBatches, dev: FaceBatches, model_file: Path, fitting: Fitting
     if start:
         print(start.in_words(train.classes), flush=True)
     run = _open_run(folder, settings, lambda: choose_precision(train, fitting))
-    start = time.monotonic()
+    begun = time.monotonic()
     keras.utils.set_random_seed(fitting.seed)
     network, trainer = build_trainer(train, replace(fitting, precision=run["precision"]))
     history = _train(trainer, network, train, dev, folder, fitting)
@@ -219,7 +219,7 @@ def fit(train: FaceBatches, dev: FaceBatches, model_file: Path, fitting: Fitting
     }
     save(network, card, model_file)
     print(
-        f"{len(history)} epochs ({time.monotonic() - start:.0f} s in this go), best: epoch {best['epoch']} "
+        f"{len(history)} epochs ({time.monotonic() - begun:.0f} s in this go), best: epoch {best['epoch']} "
         f"with dev accuracy {best[MONITOR]:.4f}\nnetwork: {model_file}\ncurves:  {folder / 'curves.png'}"
     )
     return True
