@@ -48,8 +48,9 @@ def test_fine_tuning_says_what_it_took_and_its_card_where_it_came_from(make_data
     folder = make_dataset()
     start = tiny_model(labels=("anger", "happiness", "contempt"), dataset="elsewhere", targets="votes",
                        caveats=["Its pictures are old."])  # fmt: skip
-    command = ["training.step3_best_model", "--dataset", folder.name, "--data", folder.parent, "--models",
-               tmp_path / "models", "--start-from", start, "--epochs", "2", "--precision", "mixed_bfloat16"]  # fmt: skip
+    roots = ["--dataset", folder.name, "--data", folder.parent, "--models", tmp_path / "models"]
+    settings = ["--start-from", start, "--epochs", "2", "--precision", "mixed_bfloat16"]
+    command = ["training.step3_best_model", *roots, *settings]
     done = run_step(*command, "--cover", "4", "--balance", "emotion", "--seed", "3")
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("starts from")]
