@@ -19,6 +19,7 @@ if not __package__:  # run as a plain file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import json
+import logging
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -113,6 +114,8 @@ def main(
     for rung in rungs:
         print(f"--- {rung.title}", flush=True)
         train(rung, files[rung.name], folds)
+    # TensorFlow takes networks that are asked once each for one that is compiled anew every time, and warns.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     answers = [answer(rung, files[rung.name], split, folds) for rung in rungs]
     answers.append(ask_start(answers[-1], start_from, ZERO_SHOT))
     titles = [rung.title for rung in rungs] + [f"zero-shot: {start_from.name} as it is"]
@@ -213,7 +216,7 @@ def write_ladder(
             "dataset": one.dataset,
             "split": one.part,
             **protocol_row(_protocol(one), one, table, options),
-            "model": one.model_file.as_posix(),
+            "model": one.model_file.name,
         }
         for one, title in zip(answers, titles, strict=True)
     ]
@@ -221,6 +224,11 @@ def write_ladder(
     sentences = [*notes, *dict.fromkeys(banner(one) for one in answers if banner(one)),
                  *(_in_words(step, dict(zip((one.name for one in answers), titles, strict=True))) for step in steps),
                  _THE_SAME_FOR_ALL]  # fmt: skip
+    people = int(first.groups.max()) + 1
+    if first.has_subjects and people < options.few_subjects:
+        sentences.insert(
+            len(notes), f"Few people ({people}): the intervals are too narrow, so no step is shown by them."
+        )
     commonest = float(np.bincount(first.truth).max() / len(first.truth))
     frame = pd.DataFrame(rows)
     write_table(frame, report / f"{name}.csv")
@@ -281,7 +289,7 @@ def draw_ladder(rungs: pd.DataFrame, commonest: float, caption: str, file: Path)
     colors = [BLUE] * (len(rungs) - 1) + ["white"]  # nothing was trained for the last one
     axes.barh(places, rungs["accuracy"], xerr=error, color=colors, edgecolor=BLUE, height=0.6, capsize=4, ecolor=BLACK)
     for place, share, high in zip(places, rungs["accuracy"], rungs["accuracy_high"], strict=True):
-        axes.text(min(max(share, high) + 0.015, 1.02), place, f"{100 * share:.1f} %", va="center", fontsize=9)
+        axes.text(min(max(share, high) + 0.015, 1.02), float(place), f"{100 * share:.1f} %", va="center", fontsize=9)
     axes.axvline(commonest, color=ORANGE, linestyle="--", label="always the commonest emotion")
     labels = [
         textwrap.fill(row["title"], 52) + "\n" + textwrap.fill(_small_print(row), 60) for _, row in rungs.iterrows()

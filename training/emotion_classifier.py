@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from configuration import FACES, PATHS, Faces
+from configuration import FACES, PATHS, ROOT, Faces
 from preprocessing.emotions import EMOTIONS, in_class_order
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_file, file_hash
@@ -93,7 +93,7 @@ def find_start(card: dict[str, Any]) -> Path | None:
     It is looked for where the card says, and as the released network.
     """
     entry = card["start_from"]
-    for file in (Path(entry["file"]), PATHS.pretrained):
+    for file in (Path(entry["file"]), ROOT / entry["file"], PATHS.pretrained):
         if file.is_file() and file_hash(file) == entry["sha256"]:
             return file
     return None

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from configuration import Fitting
+from configuration import ROOT, Fitting
 from preprocessing.errors import InputError
 from preprocessing.files import file_hash
 from training.emotion_classifier import load_network, read_card
@@ -70,7 +70,7 @@ class Start:
     def entries(self) -> dict[str, Any]:
         """Return what the card of a network that starts from this one says of it."""
         return {
-            "file": self.file.as_posix(),
+            "file": _within_the_project(self.file),
             "sha256": self.hash,
             "dataset": self.card.get("dataset"),
             "split_hash": self.card.get("split_hash"),
@@ -97,7 +97,13 @@ class Start:
                 "dropped": [label for label in labels if label not in classes],
             }
             taken = "; ".join(["its body is taken", *(f"{what} {', '.join(n)}" for what, n in parts.items() if n)])
-        return f"starts from {self.file}, which learnt from {', '.join(self.learnt)}: {taken}"
+        return f"starts from {self.file.name}, which learnt from {', '.join(self.learnt)}: {taken}"
+
+
+def _within_the_project(file: Path) -> str:
+    """Return a file's path from the project's folder on where it lies there, else as it was given."""
+    inside = file.resolve().is_relative_to(ROOT)
+    return (file.resolve().relative_to(ROOT) if inside else file).as_posix()
 
 
 def shaping_settings(fitting: Fitting, start: Start | None) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def fit_table(
         raise InputError(f"--output {model_file} is not the name of a .keras file; the card goes beside it as .json")
     train, dev, about = read_batches(table, folder, fitting)
     counts = f"{len(train.images)} train, {len(dev.images)} dev images, {len(train.classes)} emotions"
-    print(f"{folder.name}: {counts}; network {fitting.start_from or fitting.network}", flush=True)
+    print(f"{folder.name}: {counts}; network {Path(fitting.start_from).name or fitting.network}", flush=True)
     return fit(train, dev, model_file, fitting, {**about, "command": command, **facts})
 
 
