@@ -80,6 +80,18 @@ def test_face_crops_have_no_rung_on_whole_images(climb):
     assert "tuned-whole" not in pd.read_csv(reports / "ladder.csv")["rung"].tolist()
 
 
+def test_with_folds_every_image_is_answered_by_the_network_of_its_fold(climb, make_dataset):
+    folder = make_dataset()
+    table = read_table(folder, "split.csv")
+    write_table(table.assign(fold=[str(row % 3) for row in range(len(table))]), folder / "split.csv")
+    done, _, start, reports = climb("--epochs", "1", "--folds")
+    assert done.returncode == 0, done.stderr
+    rungs = pd.read_csv(reports / "ladder-folds.csv").set_index("rung")
+    assert set(rungs["n"]) == {len(table)} and set(rungs["split"]) == {"3 folds"}
+    assert sorted((start.parent / "stripes" / "ladder" / "fine-tuned-folds").glob("[0-2].keras"))
+    assert rungs["protocol"]["tuned"].startswith("one network per fold")
+
+
 def test_mistakes_are_told_before_anything_is_trained(climb, tmp_path):
     done, *_ = climb(size=48, name="large.keras")
     assert done.returncode == 2 and "takes crops of 48 pixels" in done.stderr
