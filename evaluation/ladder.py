@@ -214,7 +214,7 @@ def write_ladder(
             "rung": one.name,
             "title": title,
             "dataset": one.dataset,
-            "split": one.part,
+            "split": first.part,  # zero-shot is one network, also beside folds
             **protocol_row(_protocol(one), one, table, options),
             "model": one.model_file.name,
         }
