@@ -103,6 +103,7 @@ class Fitting:
     convolutions: int = 2  # per stage (vgg only)
     squeeze: int = 0  # each stage weighs its filters by a bottleneck of a squeeze-th of them; 0: it does not (vgg only)
     dropout: float = 0.4  # share of the last features left out, 0-1 (vgg only)
+    start_from: str = ""  # a finished network, whose layers and weights are taken instead; empty: from scratch
     targets: str = "labels"  # `labels`: the data set's own; `votes`: the crowd's votes as a distribution
     balance: str = ""  # `emotion`, a column such as `gender`, or `gender+emotion`: images weigh so that it is balanced
     epochs: int = 36  # passes over the training split
@@ -308,6 +309,7 @@ INVENTORY = Inventory()
 FACES = Faces()
 SPLIT = Split()
 BEST = Fitting()
+FINE_TUNING = Fitting(epochs=20, batch_size=32, learning_rate=3e-4, warm_up=1)  # from a network that learnt elsewhere
 TUNING = Tuning()
 SAMPLE_TUNING = Tuning(trials=4, epochs=3, first_check=1)  # the sample shows that it runs, not what is best
 EVALUATION = Evaluation()

@@ -33,7 +33,15 @@ def protocol(answers: Answers) -> str:
     learnt = "trained on crowd votes" if answers.card.get("targets") == "votes" else "no extra labels"
     truth = f", scored against the {MAJORITY}" if answers.by_crowd else ""
     networks = "one network per fold" if answers.fold_column else "one network"
+    if start := answers.card.get("start_from"):
+        own = f"{learnt}, " if learnt.startswith("trained") else ""
+        learnt = f"{own}extra data: started from {_name(start)}, which learnt from {', '.join(start['learnt'])}"
     return f"{networks}, one crop per face, no test-time averaging, {learnt}{truth}"
+
+
+def _name(start: dict) -> str:
+    """Return the file name of the network that another one started from, as its card has it."""
+    return start["file"].rpartition("/")[2]
 
 
 def banner(answers: Answers) -> str:
@@ -189,6 +197,11 @@ def _warnings(answers: Answers, folder: Path, table: pd.DataFrame, copies: np.nd
     current = split_hash(read_table(folder, "split.csv"))
     if card.get("dataset") == answers.dataset and card.get("split_hash") not in (None, current):
         warnings.append("the split was made anew since the model was trained: it may have learnt from these images")
+    start = card.get("start_from", {})
+    if start:
+        warnings.append(f"extra data: started from {_name(start)}, which learnt from {', '.join(start['learnt'])}")
+    if start.get("dataset") == answers.dataset and start.get("split_hash") != current:
+        warnings.append(f"{_name(start)} learnt from another split of {answers.dataset}: it may know these very images")
     align = crop_options(folder)["align"]
     if align != card["align"]:
         warnings.append(f"crops are aligned by {align}, the model was trained on {card['align']}")
@@ -231,6 +244,8 @@ def _part_in_training(answers: Answers) -> str:
 def _training_data(answers: Answers, table: pd.DataFrame) -> str:
     images = answers.card.get("training_images")
     text = f"{answers.card.get('dataset', 'unknown')}" + (f", {images:,} images" if isinstance(images, int) else "")
+    if start := answers.card.get("start_from"):
+        text += f", after {', '.join(start['learnt'])}, which {_name(start)} learnt from"
     if answers.card.get("dataset") != answers.dataset:
         return f"{text}; whether any of these images are among them is not known"
     if answers.card.get("targets") == "votes":

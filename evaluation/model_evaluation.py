@@ -42,9 +42,9 @@ from preprocessing.crowd_votes import MAJORITY, labelled_by_majority
 from preprocessing.emotions import relate
 from preprocessing.errors import InputError
 from preprocessing.faces import build_detector
-from preprocessing.files import fingerprint
+from preprocessing.files import file_hash, fingerprint
 from preprocessing.image_tables import SPLITS, digest, labels_of, read_table, usable, write_table
-from training.emotion_classifier import EmotionClassifier, crop_options, read_card, write_card
+from training.emotion_classifier import EmotionClassifier, crop_options, find_start, read_card, write_card
 from training.folds import LOOSE, STRICT, fold_networks
 
 TRUTHS = ("labels", "majority")
@@ -400,11 +400,13 @@ def parts_of_report(task: Task, answers: Any, report: Path) -> list[Callable[[],
     from evaluation.in_the_wild import in_the_wild
     from evaluation.performance import how_good
     from evaluation.skin_tone import skin_tones
+    from evaluation.zero_shot import beside_zero_shot
 
     options, prediction = task.options, answers.prediction.tolist()
     parts = [
         lambda: how_good(answers, report, options),
         lambda: against_the_crowd(answers, options),
+        lambda: beside_zero_shot(answers, task.table, options),
         lambda: how_honest(answers, task.folder, task.table, task.notes, options),
         lambda: how_sure(answers, report, options),
     ]
@@ -586,8 +588,9 @@ def _inputs(task: Task, *model_files: Path) -> dict[str, Any]:
     """Return what a report was made from; the same again means the same report."""
     cards = [read_card(file) | {"scores": []} for file in model_files]  # scores are written by ourselves
     inputs = {
-        "model": _file_hash(*model_files),
+        "model": file_hash(*model_files),
         "card": hashlib.sha256(json.dumps(cards, sort_keys=True).encode()).hexdigest()[:16],
+        "started_from": [str(find_start(card)) for card in cards if "start_from" in card],
         "rows": digest(task.rows),
         "table": digest(task.table.filter(["pixel_hash", "subject", "emotion", "status", "split", STRICT, LOOSE])),
         "crops": crop_options(task.folder),
@@ -612,13 +615,6 @@ def _code_hash() -> str:
     """Return a hash of this package, so that a newer version makes its own report."""
     files = sorted(file for file in Path(__file__).parent.iterdir() if file.suffix in (".py", ".html"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
-
-
-def _file_hash(*files: Path) -> str:
-    digest_of_all = hashlib.sha256()
-    for file in files:
-        digest_of_all.update(file.read_bytes())
-    return digest_of_all.hexdigest()[:16]
 
 
 def update_scores(model_file: Path, metrics: dict[str, Any]) -> None:

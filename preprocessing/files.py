@@ -26,3 +26,11 @@ def fingerprint(files: Mapping[str, Path]) -> str:
     """Return a hash of files' names, sizes and times of last change (16 hex digits)."""
     stats = [(name, file.stat().st_size, file.stat().st_mtime_ns) for name, file in files.items()]
     return hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16]
+
+
+def file_hash(*files: Path) -> str:
+    """Return a hash of files' content, one after the other (SHA-256, 16 hex digits)."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]

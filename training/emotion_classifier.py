@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from configuration import FACES, PATHS, SERVING, Faces
+from configuration import FACES, PATHS, ROOT, SERVING, Faces
 from preprocessing.emotions import EMOTIONS, in_class_order
 from preprocessing.errors import InputError
-from preprocessing.files import atomic_file
+from preprocessing.files import atomic_file, file_hash
 from preprocessing.litert import Network, converted
 from preprocessing.quiet import quiet_start
 
@@ -87,6 +87,18 @@ def crop_options(folder: Path) -> dict[str, Any]:
     return options
 
 
+def find_start(card: dict[str, Any]) -> Path | None:
+    """Return where the network is that a card says it started from; None where it is gone, or another by now.
+
+    It is looked for where the card says, and as the released network.
+    """
+    entry = card["start_from"]
+    for file in (Path(entry["file"]), ROOT / entry["file"], PATHS.pretrained):
+        if file.is_file() and file_hash(file) == entry["sha256"]:
+            return file
+    return None
+
+
 def write_card(card: dict[str, Any], model_file: Path) -> None:
     """Write a network's card so that a reader sees all of it or none."""
     with atomic_file(card_path(model_file)) as temporary:
@@ -125,7 +137,12 @@ def _check_fit(input_shape: Sequence[Any], output_shape: Sequence[Any], card: di
         )
 
 
-def _load_network(model_file: Path) -> keras.Model:
+def load_network(model_file: Path) -> keras.Model:
+    """Load a saved network by Keras, without its card.
+
+    Raises:
+        InputError: it is no Keras model.
+    """
     with quiet_start():
         import keras
     try:
@@ -169,7 +186,7 @@ class EmotionClassifier:
         """
         model_file = Path(model_file)
         card = read_card(model_file)
-        network: Any = _load_network(model_file)
+        network: Any = load_network(model_file)
         _check_fit(network.input_shape, network.output_shape, card, model_file)
         return cls(lambda images: np.asarray(network.predict_on_batch(images)), card, KERAS_BATCHES)
 
@@ -193,7 +210,7 @@ class EmotionClassifier:
         """
         model_file = Path(model_file)
         card = read_card(model_file)
-        file = converted(model_file.stem, [model_file], lambda: _load_network(model_file), folder, int8)
+        file = converted(model_file.stem, [model_file], lambda: load_network(model_file), folder, int8)
         with quiet_start():  # LiteRT's first interpreter tells how it runs
             network = Network(file, threads or min(os.cpu_count() or 1, MOST_THREADS))
             _check_fit(*network.shapes(), card, model_file)

@@ -11,8 +11,8 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from training.augmentation import build_augmentation
 from training.balancing import sample_weights
 from training.datasets import FaceBatches, flow_from_dataframe
 from training.emotion_classifier import crop_options, read_card, save
+from training.fine_tuning import Start, build_from, shaping_settings
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "constant")
@@ -63,7 +64,7 @@ def fit_table(
         raise InputError(f"--output {model_file} is not the name of a .keras file; the card goes beside it as .json")
     train, dev, about = read_batches(table, folder, fitting)
     counts = f"{len(train.images)} train, {len(dev.images)} dev images, {len(train.classes)} emotions"
-    print(f"{folder.name}: {counts}; network {fitting.network}", flush=True)
+    print(f"{folder.name}: {counts}; network {Path(fitting.start_from).name or fitting.network}", flush=True)
     return fit(train, dev, model_file, fitting, {**about, "command": command, **facts})
 
 
@@ -167,8 +168,12 @@ def fit(train: FaceBatches, dev: FaceBatches, model_file: Path, fitting: Fitting
     Raises:
         InputError: the training diverged.
     """
+    start = Start.read(Path(fitting.start_from)) if fitting.start_from else None
+    if start:
+        start.check(train.images.shape[1:], about["dataset"])
+    shaping = shaping_settings(fitting, start)
     settings = {
-        "fitting": asdict(fitting),
+        "fitting": shaping,
         "labels": list(train.classes),
         "split_hash": about["split_hash"],
         "votes_hash": about["votes_hash"],
@@ -179,8 +184,10 @@ def fit(train: FaceBatches, dev: FaceBatches, model_file: Path, fitting: Fitting
         print(f"unchanged: {model_file} was made by this very run (same settings, same data); nothing to do")
         return False
     folder = model_file.parent / "runs" / f"{model_file.stem}-{key}"
+    if start:
+        print(start.in_words(train.classes), flush=True)
     run = _open_run(folder, settings, lambda: choose_precision(train, fitting))
-    start = time.monotonic()
+    begun = time.monotonic()
     keras.utils.set_random_seed(fitting.seed)
     network, trainer = build_trainer(train, replace(fitting, precision=run["precision"]))
     history = _train(trainer, network, train, dev, folder, fitting)
@@ -195,12 +202,13 @@ def fit(train: FaceBatches, dev: FaceBatches, model_file: Path, fitting: Fitting
         "temperature": 1.0,
         "unsure_below": 0.0,
         **about,
+        **_of_the_start(start, about),
         "run": key,
         "created": datetime.now(UTC).date().isoformat(),
         "parameters": network.count_params(),
         "training_images": len(train.images),
         "dev_images": len(dev.images),
-        "hyperparameters": asdict(fitting),
+        "hyperparameters": shaping,
         "precision": run["precision"],
         "seed": fitting.seed,
         "epochs_run": len(history),
@@ -212,10 +220,18 @@ def fit(train: FaceBatches, dev: FaceBatches, model_file: Path, fitting: Fitting
     }
     save(network, card, model_file)
     print(
-        f"{len(history)} epochs ({time.monotonic() - start:.0f} s in this go), best: epoch {best['epoch']} "
+        f"{len(history)} epochs ({time.monotonic() - begun:.0f} s in this go), best: epoch {best['epoch']} "
         f"with dev accuracy {best[MONITOR]:.4f}\nnetwork: {model_file}\ncurves:  {folder / 'curves.png'}"
     )
     return True
+
+
+def _of_the_start(start: Start | None, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a card says of the network that a run started from."""
+    if start is None:
+        return {}
+    own = about.get("caveats", [])
+    return {"start_from": start.entries(), "caveats": [*own, *start.caveats(own)]}
 
 
 def check_settings(fitting: Fitting) -> None:
@@ -289,15 +305,7 @@ def build_trainer(train: FaceBatches, fitting: Fitting) -> tuple[keras.Model, ke
     keras.config.set_dtype_policy(fitting.precision)
     try:
         shape = train.images.shape[1:]
-        network = models.build(
-            fitting.network,
-            shape,
-            len(train.classes),
-            widths=fitting.widths,
-            convolutions=fitting.convolutions,
-            squeeze=fitting.squeeze,
-            dropout=fitting.dropout,
-        )
+        network = build_network(shape, train.classes, fitting)
         augmentation = build_augmentation(fitting.augmentation, shape, fitting.seed)
         inputs = keras.Input(shape, dtype="uint8")
         trainer = keras.Model(inputs, network(augmentation(inputs)), name="trainer")
@@ -315,6 +323,14 @@ def build_trainer(train: FaceBatches, fitting: Fitting) -> tuple[keras.Model, ke
     finally:
         keras.config.set_dtype_policy(before)
     return network, trainer
+
+
+def build_network(shape: tuple[int, int, int], classes: Sequence[str], fitting: Fitting) -> keras.Model:
+    """Return the network to be trained: a new one, or a copy of the one that the run starts from."""
+    if fitting.start_from:
+        return build_from(Path(fitting.start_from), classes)
+    shaped = {name: getattr(fitting, name) for name in ("widths", "convolutions", "dropout")}
+    return models.build(fitting.network, shape, len(classes), **shaped)
 
 
 def _build_optimizer(fitting: Fitting, steps_per_epoch: int) -> keras.optimizers.Optimizer:

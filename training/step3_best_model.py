@@ -4,6 +4,7 @@ Reads:  data/NAME/split.csv and the crops it names; models/NAME/tuned.json where
 Writes: models/NAME/best.keras and its card (or --output); models/NAME/runs/ (history, curves, states to resume from)
 
     python -m training.step3_best_model --dataset fer2013
+    python -m training.step3_best_model --dataset ckplus --start-from models/pretrained.keras
     python -m training.step3_best_model --dataset ckplus --folds 10
 
 With `--folds` it trains one network per fold, `best-folds/0.keras` and so on (`--loose`: `best-loose-folds/`).
@@ -20,7 +21,7 @@ from dataclasses import replace
 
 import typer
 
-from configuration import BEST, PATHS, SAMPLE
+from configuration import BEST, FINE_TUNING, PATHS, SAMPLE
 from preprocessing.command_line import (
     DataRoot,
     DatasetName,
@@ -43,6 +44,14 @@ def main(
     settings: Annotated[
         Path | None,
         typer.Option(help="Settings to train with; else models/NAME/tuned.json, or the configured ones without it."),
+    ] = None,
+    start_from: Annotated[
+        Path | None,
+        typer.Option(
+            help="A finished network to fine-tune, such as models/pretrained.keras; without --settings then by the "
+            "configured FINE_TUNING.",
+            show_default="from scratch",
+        ),
     ] = None,
     targets: Annotated[
         str | None,
@@ -97,11 +106,12 @@ def main(
         from training.fitting import fit_table
 
     tuned = models / dataset / "tuned.json"
-    if settings is None and tuned.is_file():
+    if settings is None and start_from is None and tuned.is_file():  # tuned for a new network
         settings = tuned
-    fitting = read_settings(settings) if settings else BEST
+    fitting = read_settings(settings) if settings else FINE_TUNING if start_from else BEST
     print(f"settings: {settings or 'configuration.py'}", flush=True)
     typed = {
+        "start_from": start_from and str(start_from),
         "targets": targets,
         "balance": balance,
         "epochs": epochs,

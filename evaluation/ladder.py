@@ -1,0 +1,321 @@
+"""What did each step buy? Train a ladder of networks on one data set, and score them on the same images.
+
+Reads:  data/NAME/split.csv, the pictures and the crops it names; models/NAME/tuned.json where step2_tuning wrote one
+Writes: models/NAME/ladder/*.keras with their cards; data/NAME/whole/ (the pictures without face crops);
+        reports/NAME/ladder.csv, ladder.json, ladder.png (with --folds: ladder-folds.*)
+
+    python -m evaluation.ladder --dataset ckplus
+
+The rungs: the student project's baseline on whole images; the tuned network on whole images; the same on face crops;
+fine-tuned from the released network; and that one as it is, zero-shot. An interrupted run goes on where it was;
+finished rungs are not trained again. With --folds every rung is one network per fold, each asked about its own fold.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+if not __package__:  # run as a plain file
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import json
+import logging
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import typer
+
+from configuration import BASELINES, BEST, EVALUATION, FINE_TUNING, PATHS, SAMPLE, Evaluation, Fitting
+from evaluation.answers import Answers, ask
+from evaluation.comparison import on_common_labels
+from evaluation.folds import ask_folds, gap, protocol_row
+from evaluation.honesty import banner, protocol
+from evaluation.model_evaluation import rows_of_split
+from evaluation.performance import format_interval
+from evaluation.plots import BLACK, BLUE, ORANGE, canvas, save
+from evaluation.sections import percent
+from evaluation.zero_shot import ask_start
+from preprocessing.command_line import (
+    DataRoot,
+    DatasetName,
+    ModelsRoot,
+    ReportsRoot,
+    dataset_folder,
+    run,
+    typed_command,
+)
+from preprocessing.emotions import relate
+from preprocessing.errors import InputError
+from preprocessing.files import atomic_file
+from preprocessing.image_tables import SPLITS, fold_numbers, labels_of, read_table, usable, write_table
+from preprocessing.quiet import quiet_start
+from preprocessing.whole_images import are_whole, write_whole_images
+from training.emotion_classifier import crop_options, read_card
+from training.folds import fit_folds, fold_networks
+from training.settings import read_settings
+
+BASELINE, WHOLE, CROPS, FINE_TUNED, ZERO_SHOT = "baseline", "tuned-whole", "tuned", "fine-tuned", "zero-shot"
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A network of the ladder that is trained.
+
+    Attributes:
+        name: Its file's name.
+        title: What a reader calls it.
+        folder: The data set's folder that it is trained on: of face crops or of whole images.
+        fitting: Every setting of its run.
+    """
+
+    name: str
+    title: str
+    folder: Path
+    fitting: Fitting
+
+
+def main(
+    dataset: DatasetName = SAMPLE.name,
+    data: DataRoot = PATHS.data,
+    models: ModelsRoot = PATHS.models,
+    reports: ReportsRoot = PATHS.reports,
+    start_from: Annotated[
+        Path, typer.Option(help="The network to fine-tune, and to score as it is.")
+    ] = PATHS.pretrained,
+    split: Annotated[str | None, typer.Option(help=f"{', '.join(SPLITS)}; left out: test, or dev without one.")] = None,
+    folds: Annotated[bool, typer.Option("--folds", help="Train every rung once per fold of the split.")] = False,
+    epochs: Annotated[int | None, typer.Option(help="Passes of every rung; else each one's own.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of every rung; else each one's own.")] = None,
+) -> None:
+    """Train baseline, tuned and fine-tuned networks on a data set, and say what each step bought."""
+    folder = dataset_folder(data, dataset)
+    table = read_table(folder, "split.csv")
+    if folds and split:
+        raise InputError("--split does not go with --folds: every fold is tested once; leave one out")
+    if folds:
+        fold_numbers(table)
+    check_start(start_from, folder, table)
+    whole, notes = folder, []
+    if are_whole(table):
+        notes.append("The pictures are face crops already, or were taken whole: there is no rung on whole images.")
+    else:
+        whole = write_whole_images(folder)
+        left_out = len(usable(table.assign(face_status="found"))) - len(usable(table))
+        notes.append(
+            f"Whole images: the same images in the same split, without looking for a face ({left_out:,} pictures in "
+            "which no face was found are in no rung)."
+        )
+    rungs = plan(folder, whole, models / dataset / "tuned.json", start_from, epochs, seed)
+    files = {rung.name: models / dataset / "ladder" / f"{rung.name}.keras" for rung in rungs}
+    for rung in rungs:
+        print(f"--- {rung.title}", flush=True)
+        train(rung, files[rung.name], folds)
+    # TensorFlow takes networks that are asked once each for one that is compiled anew every time, and warns.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    answers = [answer(rung, files[rung.name], split, folds) for rung in rungs]
+    answers.append(ask_start(answers[-1], start_from, ZERO_SHOT))
+    titles = [rung.title for rung in rungs] + [f"zero-shot: {start_from.name} as it is"]
+    write_ladder(answers, titles, table, notes, reports / dataset, "ladder-folds" if folds else "ladder", EVALUATION)
+
+
+def check_start(start_from: Path, folder: Path, table: pd.DataFrame) -> None:
+    """Refuse a network that cannot be fine-tuned on the data set, before anything is trained.
+
+    Raises:
+        InputError: it is missing, takes other crops, or no rule relates its labels to the data's.
+    """
+    card, crops = read_card(start_from), crop_options(folder)
+    if (crops["size"], crops["channels"]) != (card["input_size"], card["channels"]):
+        raise InputError(
+            f"--start-from {start_from} takes crops of {card['input_size']} pixels with {card['channels']} channels, "
+            f"those of {folder.name} have {crops['size']} with {crops['channels']}; make them again with "
+            "step2_face_crops --size --channels, or start from another network"
+        )
+    relate(card["labels"], labels_of(usable(table)))
+
+
+def plan(folder: Path, whole: Path, tuned: Path, start_from: Path, epochs: int | None, seed: int | None) -> list[Rung]:
+    """Return the rungs to train, from the lowest.
+
+    Args:
+        folder: Of the face crops.
+        whole: Of the whole images; the same folder where the data set has no others.
+        tuned: Settings that step2_tuning wrote; without them the configured ones are used.
+        start_from: The network to fine-tune.
+        epochs: Passes of each rung, in place of its own.
+        seed: Of each rung, in place of its own.
+    """
+    on_whole = "whole images" if whole != folder else "the pictures"
+    best, how = (read_settings(tuned), "tuned") if tuned.is_file() else (BEST, "configured, not tuned")
+    rungs = [Rung(BASELINE, f"baseline (cifar10) on {on_whole}", whole, BASELINES["cifar10"])]
+    if whole != folder:
+        rungs.append(Rung(WHOLE, f"{how}, on whole images", whole, best))
+    on_crops = "face crops" if whole != folder else "the pictures"
+    rungs.append(Rung(CROPS, f"{how}, on {on_crops}", folder, best))
+    fine_tuning = replace(FINE_TUNING, start_from=str(start_from))
+    rungs.append(Rung(FINE_TUNED, f"fine-tuned from {start_from.name}, on {on_crops}", folder, fine_tuning))
+    own: dict[str, Any] = {"epochs": epochs, "seed": seed}
+    typed = {name: value for name, value in own.items() if value is not None}
+    return [replace(rung, fitting=_shortened(replace(rung.fitting, **typed))) for rung in rungs]
+
+
+def _shortened(fitting: Fitting) -> Fitting:
+    """Return the settings with a warm-up that leaves an epoch."""
+    return replace(fitting, warm_up=max(0, min(fitting.warm_up, fitting.epochs - 1)))
+
+
+def train(rung: Rung, model_file: Path, folds: bool) -> None:
+    """Train a rung, or go on where it was interrupted; a finished one is left as it is."""
+    with quiet_start():
+        from training.fitting import fit_table
+
+    table = read_table(rung.folder, "split.csv")
+    (fit_folds if folds else fit_table)(table, rung.folder, model_file, rung.fitting, typed_command())
+
+
+def answer(rung: Rung, model_file: Path, split: str | None, folds: bool) -> Answers:
+    """Return a rung's answers on a split, or on all folds by each one's network."""
+    table = read_table(rung.folder, "split.csv")
+    if folds:
+        networks = fold_networks(model_file, rung.folder, table)
+        return ask_folds(networks, model_file, rung.name, rung.folder, table)
+    rows, split, _ = rows_of_split(table, split, rung.folder)
+    return ask(model_file, rung.name, rung.folder, table, rows, split)
+
+
+def write_ladder(
+    answers: Sequence[Answers],
+    titles: Sequence[str],
+    table: pd.DataFrame,
+    notes: list[str],
+    report: Path,
+    name: str,
+    options: Evaluation,
+) -> None:
+    """Write the ladder's table and its bar chart, and say what each step bought.
+
+    Args:
+        answers: Of each rung, from the lowest, on the same images; the last ones are fine-tuned and zero-shot.
+        titles: What a reader calls each.
+        table: All of the data set's `split.csv`.
+        notes: What else a reader must know.
+        report: The folder to write to.
+        name: Of the files, without ending.
+        options: For the intervals.
+    """
+    answers = on_common_labels(answers)
+    first = answers[0]
+    rows = [
+        {
+            "rung": one.name,
+            "title": title,
+            "dataset": one.dataset,
+            "split": first.part,  # zero-shot is one network, also beside folds
+            **protocol_row(_protocol(one), one, table, options),
+            "model": one.model_file.name,
+        }
+        for one, title in zip(answers, titles, strict=True)
+    ]
+    steps = [_step(lower, higher, options) for lower, higher in _steps(answers)]
+    sentences = [*notes, *dict.fromkeys(banner(one) for one in answers if banner(one)),
+                 *(_in_words(step, dict(zip((one.name for one in answers), titles, strict=True))) for step in steps),
+                 _THE_SAME_FOR_ALL]  # fmt: skip
+    people = int(first.groups.max()) + 1
+    if first.has_subjects and people < options.few_subjects:
+        sentences.insert(
+            len(notes), f"Few people ({people}): the intervals are too narrow, so no step is shown by them."
+        )
+    commonest = float(np.bincount(first.truth).max() / len(first.truth))
+    frame = pd.DataFrame(rows)
+    write_table(frame, report / f"{name}.csv")
+    caption = f"{first.dataset}, {first.part}, n = {len(first.rows):,}, {len(first.labels)} emotions"
+    draw_ladder(frame, commonest, caption, report / f"{name}.png")
+    whole = {"dataset": first.dataset, "split": first.part, "labels": list(first.labels), "n": len(first.rows),
+             "always_the_commonest": commonest, "rungs": rows, "steps": steps, "sentences": sentences}  # fmt: skip
+    with atomic_file(report / f"{name}.json") as temporary:  # JSON knows no NaN
+        text = json.dumps(json.loads(pd.Series(whole).to_json()), indent=2, ensure_ascii=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+    print(f"\n{caption}")
+    for row in rows:
+        interval = format_interval("accuracy", (row["accuracy_low"], row["accuracy_high"]))
+        print(f"{percent(row['accuracy']):>8}  [{interval}]"
+              f"  macro F1 {row['macro_f1']:.3f}  {row['title']} ({row['protocol']})")  # fmt: skip
+    print("\n".join(sentences))
+    print(f"table: {report / name}.csv, chart: {report / name}.png")
+
+
+_THE_SAME_FOR_ALL = (
+    "Each rung was trained once; another seed would give somewhat other figures, which the intervals do not count in. "
+    "They are resampled by person where people are known, and pair the same images."
+)
+
+
+def _steps(answers: Sequence[Answers]) -> list[tuple[Answers, Answers]]:
+    """Return each rung beside the one below it, and the fine-tuned one also beside zero-shot, the last."""
+    trained = answers[:-1]
+    return [*pairwise(trained), (answers[-1], trained[-1])]
+
+
+def _step(lower: Answers, higher: Answers, options: Evaluation) -> dict[str, Any]:
+    return {"from": lower.name, "to": higher.name, **gap(lower, higher, options)}
+
+
+def _in_words(step: dict[str, Any], titles: dict[str, str]) -> str:
+    accuracy = step["accuracy"]
+    low, high = accuracy["interval"]
+    verdict = "" if low > 0 or high < 0 else ": not shown to be more than chance"
+    return (
+        f"{titles[step['to']]}, against {titles[step['from']]}: {100 * accuracy['value']:+.1f} points of accuracy "
+        f"(95 % interval {100 * low:+.1f} to {100 * high:+.1f}){verdict}."
+    )
+
+
+def draw_ladder(rungs: pd.DataFrame, commonest: float, caption: str, file: Path) -> None:
+    """Draw the rungs' accuracies as bars with their intervals.
+
+    Args:
+        rungs: Columns `title`, `protocol`, `dataset`, `split`, `n`, `accuracy`, `accuracy_low` and `accuracy_high`.
+        commonest: Accuracy of always giving the commonest emotion, 0-1.
+        caption: Line above the figure.
+        file: PNG to write.
+    """
+    figure, axes = canvas(caption, 8.4, 0.85 * len(rungs) + 1.4)
+    places = np.arange(len(rungs))
+    error = np.clip([rungs["accuracy"] - rungs["accuracy_low"], rungs["accuracy_high"] - rungs["accuracy"]], 0, None)
+    colors = [BLUE] * (len(rungs) - 1) + ["white"]  # nothing was trained for the last one
+    axes.barh(places, rungs["accuracy"], xerr=error, color=colors, edgecolor=BLUE, height=0.6, capsize=4, ecolor=BLACK)
+    for place, share, high in zip(places, rungs["accuracy"], rungs["accuracy_high"], strict=True):
+        axes.text(min(max(share, high) + 0.015, 1.02), float(place), f"{100 * share:.1f} %", va="center", fontsize=9)
+    axes.axvline(commonest, color=ORANGE, linestyle="--", label="always the commonest emotion")
+    labels = [
+        textwrap.fill(row["title"], 52) + "\n" + textwrap.fill(_small_print(row), 60) for _, row in rungs.iterrows()
+    ]
+    axes.set_yticks(places, labels, fontsize=7.5)
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 1.14), xlabel="accuracy (line: 95 % interval)")
+    axes.set_xticks(np.arange(0, 1.01, 0.2))
+    axes.xaxis.set_major_formatter("{x:.0%}")
+    axes.grid(axis="x", color="#dddddd")
+    axes.set_axisbelow(True)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.16), frameon=False, fontsize=9)
+    save(figure, file)
+
+
+def _small_print(rung: pd.Series) -> str:
+    """Return what a bar is measured on, and the part of its protocol in which rungs differ."""
+    return f"{rung['dataset']}, {rung['split']}, n = {rung['n']:,}; {rung['protocol'].split('averaging, ')[-1]}"
+
+
+def _protocol(answers: Answers) -> str:
+    """Return the protocol of a rung, which names all data that the network learnt from."""
+    learnt = answers.card.get("dataset")
+    elsewhere = f", learnt from {learnt}, nothing of {answers.dataset}" if learnt != answers.dataset else ""
+    return protocol(answers) + elsewhere
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,119 @@
+"""Beside a fine-tuned network: the network that it started from, which has learnt nothing of this data set."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from configuration import Evaluation
+from evaluation.answers import Answers
+from evaluation.comparison import on_common_labels
+from evaluation.folds import gap, protocol_row
+from evaluation.intervals import mcnemar
+from evaluation.metrics import apply_rule
+from evaluation.performance import format_interval, format_score
+from evaluation.sections import Section, Table
+from preprocessing.emotions import relate
+from preprocessing.errors import InputError
+from training.emotion_classifier import EmotionClassifier, find_start
+
+_SCORES = {"accuracy": "accuracy", "macro_f1": "macro F1"}
+
+
+def ask_start(answers: Answers, start: Path, name: str = "zero-shot") -> Answers:
+    """Ask another network about the images that a model answered, as it is.
+
+    Args:
+        answers: The model's answers.
+        start: The other network; it takes crops of the same size.
+        name: What the report calls it.
+
+    Raises:
+        InputError: the network cannot be used, takes other crops, or no rule relates its labels to the data's.
+    """
+    classifier = EmotionClassifier.load(start)
+    rule = relate(classifier.labels, answers.labels)
+    shape = (classifier.input_size, classifier.input_size, classifier.channels)
+    if answers.images.shape[1:] != shape:
+        raise InputError(
+            f"{start} takes crops of {shape}, these are {answers.images.shape[1:]} (height, width, channels)"
+        )
+    asked = answers.select(answers.rows["emotion"].isin(rule.labels).to_numpy())
+    return replace(
+        asked,
+        name=name,
+        model_file=start,
+        card=classifier.card,
+        rule=rule,
+        left_out=answers.left_out + len(answers.rows) - len(asked.rows),
+        probabilities=apply_rule(classifier.predict(asked.images), rule),
+        fold_column="",
+    )
+
+
+def beside_zero_shot(answers: Answers, table: pd.DataFrame, options: Evaluation) -> Section | None:
+    """Set a fine-tuned network beside the one that it started from, on the same images; None where it did not.
+
+    Where that network is gone, has changed since, or does not fit the data, the section says so.
+
+    Args:
+        answers: The fine-tuned network's answers, also those pooled over folds.
+        table: All of the data set's `split.csv`.
+        options: For the intervals.
+    """
+    entry = answers.card.get("start_from")
+    if not entry:
+        return None
+    learnt = ", ".join(entry["learnt"])
+    try:
+        zero_shot = ask_start(answers, found_start(answers.card))
+    except InputError as error:
+        text = f"zero-shot was not measured: {error}"
+        return Section("zero_shot", "Without any training on this data", warnings=[text], values={"not_measured": text})
+    tuned, start = on_common_labels([answers, zero_shot])
+    rows = {"fine-tuned": protocol_row("fine-tuned", tuned, table, options),
+            "zero-shot": protocol_row("zero-shot", start, table, options)}  # fmt: skip
+    difference, test = gap(start, tuned, options), mcnemar(start.right, tuned.right)
+    change = difference["accuracy"]
+    low, high = change["interval"]
+    printed = pd.DataFrame(
+        {text: [_printed(score, row) for row in rows.values()] for score, text in _SCORES.items()},
+        index=pd.Index(rows, name="network"),
+    )
+    verdict = "Training on this data set is not shown to help." if low <= 0 <= high else (
+        "Training on this data set helped." if low > 0 else "Training on this data set did harm.")  # fmt: skip
+    return Section(
+        name="zero_shot",
+        title="Without any training on this data",
+        sentences=[
+            f"The network started from one that learnt from {learnt}. That one, as it is, is right for "
+            f"{format_score('accuracy', rows['zero-shot']['accuracy'])} of the same {len(start.rows):,} images; "
+            f"fine-tuning changed this by {100 * change['value']:+.1f} points (95 % interval {100 * low:+.1f} to "
+            f"{100 * high:+.1f}; {test['only_b']:,} images are right only since, {test['only_a']:,} were only before). "
+            f"{verdict}",
+            *([f"Zero-shot, labels: {zero_shot.rule.text}."] if zero_shot.rule.text else []),
+        ],
+        tables=[
+            Table(printed, f"Fine-tuned and zero-shot on {answers.dataset}, {answers.part} (n = {len(start.rows):,})")
+        ],
+        values={**rows, "difference": difference, "mcnemar": test, "start_from": entry},
+    )
+
+
+def _printed(score: str, row: dict) -> str:
+    return f"{format_score(score, row[score])} [{format_interval(score, (row[f'{score}_low'], row[f'{score}_high']))}]"
+
+
+def found_start(card: dict) -> Path:
+    """Return the network that a card says it started from.
+
+    Raises:
+        InputError: it is gone, or another one by now.
+    """
+    file, entry = find_start(card), card["start_from"]
+    if file is None:
+        raise InputError(
+            f"{entry['file']} (SHA-256 {entry['sha256']}...), which the network started from, is gone or has "
+            "changed since; put it back and evaluate again"
+        )
+    return file

@@ -1,0 +1,71 @@
+"""A data set's pictures taken whole in the split of its face crops: what cutting faces out is measured against."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from configuration import FACES
+from preprocessing.command_line import progress_bar
+from preprocessing.errors import InputError
+from preprocessing.faces import Detector
+from preprocessing.image_tables import (
+    BOX_COLUMNS,
+    LANDMARK_COLUMNS,
+    digest,
+    is_made_from,
+    read_origin,
+    read_table,
+    usable,
+    write_origin,
+    write_table,
+)
+from preprocessing.step2_face_crops import crop_face, face_paths
+
+
+def are_whole(table: pd.DataFrame) -> bool:
+    """Return whether every usable picture of a table was taken whole already, as FER2013's are."""
+    return bool((usable(table)["face_status"] == "whole_image").all())
+
+
+def write_whole_images(folder: Path) -> Path:
+    """Write each usable picture of a data set as step 2 would without looking for a face, with the split of its crops.
+
+    What is written is a data set by itself, of the same name: `data/NAME/whole/NAME/`, for `--data data/NAME/whole`.
+    It holds the same rows, so that networks trained on either answer for the same images. What a kill leaves is made
+    anew.
+
+    Args:
+        folder: The data set's folder, `data/NAME`, with `split.csv`.
+
+    Returns:
+        The folder of the whole images.
+
+    Raises:
+        InputError: no usable split, or a picture cannot be read any more.
+    """
+    table = read_table(folder, "split.csv")
+    crops = read_origin(folder, "faces.csv").get("options", {})
+    options = replace(FACES, **{name: crops[name] for name in ("size", "channels") if name in crops}, detect=False)
+    whole = folder / "whole" / folder.name
+    origin = json.dumps({"split": digest(table), "size": options.size, "channels": options.channels})
+    if is_made_from(whole, "split.csv", origin):
+        return whole
+    rows = usable(table)
+    places = face_paths(rows["path"])
+    with progress_bar() as bar:
+        for path, place in bar.track(list(zip(rows["path"], places, strict=True)), description="whole images"):
+            inside = (whole / place).relative_to(folder).as_posix()
+            if crop_face(folder, path, inside, options, _no_detector)["face_status"] != "whole_image":
+                raise InputError(f"{folder / path} is missing or unreadable; make the inventory again: step1_inventory")
+    rows = rows.assign(face_path=places, face_status="whole_image", face_count="", face_confidence=float("nan"))
+    rows[[*BOX_COLUMNS, *LANDMARK_COLUMNS]] = float("nan")
+    write_origin(whole, "faces.csv", json.dumps({"options": {**crops, "detect": False}}))
+    write_table(rows, whole / "split.csv")
+    write_origin(whole, "split.csv", origin)
+    return whole
+
+
+def _no_detector() -> Detector:
+    raise AssertionError("pictures that are taken whole need no detector")

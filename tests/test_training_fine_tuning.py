@@ -1,0 +1,104 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from configuration import NO_AUGMENTATION, Fitting
+from preprocessing.errors import InputError
+from preprocessing.image_tables import read_table
+from training.emotion_classifier import EmotionClassifier
+from training.fine_tuning import build_from
+from training.fitting import fit_table
+
+QUICK = Fitting(epochs=2, batch_size=8, learning_rate=0.01, precision="float32", augmentation=NO_AUGMENTATION)
+SEVEN = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")
+EIGHT = (*SEVEN, "contempt")
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def features_of(images: np.ndarray) -> np.ndarray:
+    """What the tiny network's dense layer sees: means of 3x3 cells, by hand."""
+    n = len(images)
+    return images.reshape(n, 8, 3, 8, 3).mean(axis=(2, 4)).reshape(n, 64) / 255
+
+
+@pytest.mark.parametrize(("old", "new"), [(SEVEN, EIGHT), (EIGHT, SEVEN), (SEVEN, SEVEN), (SEVEN[::3], SEVEN[1:])])
+def test_the_last_layer_keeps_what_both_know(tiny_model, old, new):
+    file = tiny_model(labels=old)
+    images = np.random.default_rng(1).integers(0, 256, (5, 24, 24, 1)).astype(np.uint8)
+    before = EmotionClassifier.load(file).predict(images)
+    network = build_from(file, new)
+    weights, bias = network.layers[-1].get_weights()
+    logits = features_of(images) @ weights + bias
+    np.testing.assert_allclose(np.asarray(network(images)), softmax(logits), atol=1e-5)
+    shared = [label for label in new if label in old]
+    kept = softmax(logits[:, [new.index(label) for label in shared]])
+    own = before[:, [old.index(label) for label in shared]]
+    np.testing.assert_allclose(kept, own / own.sum(axis=1, keepdims=True), atol=1e-5)
+    for label in set(new) - set(old):
+        assert np.abs(weights[:, new.index(label)]).max() > 0 and bias[new.index(label)] == 0
+
+
+def test_fine_tuning_says_what_it_took_and_its_card_where_it_came_from(make_dataset, tiny_model, tmp_path, run_step):
+    folder = make_dataset()
+    start = tiny_model(labels=("anger", "happiness", "contempt"), dataset="elsewhere", targets="votes",
+                       caveats=["Its pictures are old."])  # fmt: skip
+    roots = ["--dataset", folder.name, "--data", folder.parent, "--models", tmp_path / "models"]
+    settings = ["--start-from", start, "--epochs", "2", "--precision", "mixed_bfloat16"]
+    command = ["training.step3_best_model", *roots, *settings]
+    done = run_step(*command, "--cover", "4", "--balance", "emotion", "--seed", "3")
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("starts from")]
+    assert "rows for anger, happiness; new rows for neutral; dropped contempt" in line
+    card = json.loads((tmp_path / "models" / folder.name / "best.json").read_text())
+    assert card["start_from"]["learnt"] == ["elsewhere (crowd votes)"]
+    assert card["start_from"]["file"].endswith("tiny.keras") and len(card["start_from"]["sha256"]) == 16
+    assert any("Its pictures are old" in line for line in card["caveats"])
+    assert "widths" not in card["hyperparameters"] and card["hyperparameters"]["learning_rate"] == 3e-4
+    assert card["parameters"] == 64 * 3 + 3  # of the tiny network, not of the configured one
+    again = run_step(*command, "--cover", "4", "--balance", "emotion", "--seed", "3")
+    assert "nothing to do" in again.stdout
+
+
+def test_a_run_is_told_by_the_content_it_started_from(make_dataset, tiny_model, tmp_path):
+    folder, model_file = make_dataset(), tmp_path / "out" / "best.keras"
+    table = read_table(folder, "split.csv")
+
+    def fit(start, **changes) -> bool:
+        return fit_table(table, folder, model_file, replace(QUICK, start_from=str(start), **changes), "a step")
+
+    start = tiny_model()
+    assert fit(start)
+    moved = tmp_path / "elsewhere.keras"
+    moved.write_bytes(start.read_bytes())
+    moved.with_suffix(".json").write_bytes(start.with_suffix(".json").read_bytes())
+    assert not fit(moved)
+    assert not fit(start, widths=(8, 8), network="cifar10")  # not used: the file has the layers
+    other = tiny_model(labels=SEVEN, name="other.keras")
+    assert fit(other)
+
+
+def test_mistakes_end_in_one_line(make_dataset, tiny_model, tmp_path, run_step):
+    folder = make_dataset()
+    command = ["training.step3_best_model", "--dataset", folder.name, "--data", folder.parent, "--models", tmp_path]
+    for start, words in {
+        tmp_path / "none.keras": ["none.keras does not exist"],
+        tiny_model(size=48, name="large.keras"): ["24x24 pixels gray", "takes 48x48 pixels gray", "--size 48"],
+    }.items():
+        done = run_step(*command, "--start-from", start)
+        assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+        assert all(word in done.stderr for word in words)
+    assert not list(tmp_path.rglob("best.keras"))
+
+
+def test_a_network_without_a_last_dense_layer_is_refused_for_other_classes(tiny_model):
+    file = tiny_model()
+    card = json.loads(file.with_suffix(".json").read_text())
+    file.with_suffix(".json").write_text(json.dumps({**card, "labels": list(SEVEN[:4])}))
+    with pytest.raises(InputError, match="does not end with a dense layer of 4 units"):
+        build_from(file, SEVEN)

@@ -1,0 +1,171 @@
+"""Start a training from a finished network: its body as it is, its last layer mapped to the data set's emotions."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from configuration import ROOT, Fitting
+from preprocessing.errors import InputError
+from preprocessing.files import file_hash
+from training.emotion_classifier import load_network, read_card
+
+OF_THE_NETWORK = ("network", "widths", "convolutions", "squeeze", "dropout")  # settings that the started-from file replaces
+# Under a mixed precision, too, these compute in float32, as in `models`.
+_IN_FLOAT32 = (keras.layers.Rescaling, keras.layers.Normalization, keras.layers.LayerNormalization)
+
+
+@dataclass(frozen=True)
+class Start:
+    """The network that a training starts from.
+
+    Attributes:
+        file: The `.keras` file.
+        hash: Of its content.
+        card: What its card says.
+    """
+
+    file: Path
+    hash: str
+    card: dict[str, Any]
+
+    @classmethod
+    def read(cls, file: Path) -> "Start":
+        """Return a network's file, hash and card; the network itself is not loaded.
+
+        Raises:
+            InputError: the network or its card is missing or damaged.
+        """
+        card = read_card(file)
+        return cls(file, file_hash(file), card)
+
+    @property
+    def learnt(self) -> list[str]:
+        """What it learnt from, and what the networks did that it started from itself: `fer2013 (crowd votes)`."""
+        targets = "crowd votes" if self.card.get("targets") == "votes" else "labels"
+        earlier = self.card.get("start_from", {}).get("learnt", [])
+        return [*earlier, f"{self.card.get('dataset', 'unknown data')} ({targets})"]
+
+    def check(self, shape: Sequence[int], dataset: str) -> None:
+        """Refuse crops that it does not take.
+
+        Args:
+            shape: (height, width, channels) of the crops, pixels.
+            dataset: Name of the data set that they are of.
+
+        Raises:
+            InputError: other crops than its card says.
+        """
+        size, channels = self.card["input_size"], self.card["channels"]
+        if tuple(shape) != (size, size, channels):
+            raise InputError(
+                f"the crops of {dataset} are {_pixels(shape)}, {self.file} takes {_pixels((size, size, channels))}; "
+                f"make them again: python -m preprocessing.step2_face_crops --dataset {dataset} --size {size} "
+                f"--channels {channels}"
+            )
+
+    def entries(self) -> dict[str, Any]:
+        """Return what the card of a network that starts from this one says of it."""
+        return {
+            "file": _within_the_project(self.file),
+            "sha256": self.hash,
+            "dataset": self.card.get("dataset"),
+            "split_hash": self.card.get("split_hash"),
+            "labels": self.card["labels"],
+            "learnt": self.learnt,
+            "network": "its layers; those that the settings name were not used",
+        }
+
+    def caveats(self, own: Sequence[str]) -> list[str]:
+        """Return what holds of its data, beyond what is said of the new data already."""
+        return [f"Of {self.file.name}, which it started from: {line}" for line in self.card.get("caveats", [])
+                if line not in own and not line.startswith("Of ")]  # fmt: skip
+
+    def in_words(self, classes: Sequence[str]) -> str:
+        """Return what a training for these classes takes of it."""
+        labels = self.card["labels"]
+        if list(classes) == list(labels):
+            taken = "all of it is taken"
+        else:
+            shared = [label for label in classes if label in labels]
+            parts = {
+                "its last layer's rows for": shared,
+                "new rows for": [label for label in classes if label not in labels],
+                "dropped": [label for label in labels if label not in classes],
+            }
+            taken = "; ".join(["its body is taken", *(f"{what} {', '.join(n)}" for what, n in parts.items() if n)])
+        return f"starts from {self.file.name}, which learnt from {', '.join(self.learnt)}: {taken}"
+
+
+def _within_the_project(file: Path) -> str:
+    """Return a file's path from the project's folder on where it lies there, else as it was given."""
+    inside = file.resolve().is_relative_to(ROOT)
+    return (file.resolve().relative_to(ROOT) if inside else file).as_posix()
+
+
+def shaping_settings(fitting: Fitting, start: Start | None) -> dict[str, Any]:
+    """Return the settings that shape a run, for its key and its card.
+
+    A run that starts from a network is told by that file's content, wherever it lies, and has its layers.
+    """
+    settings = asdict(fitting)
+    del settings["start_from"]
+    if start is None:
+        return settings
+    return {name: value for name, value in settings.items() if name not in OF_THE_NETWORK} | {"start_from": start.hash}
+
+
+def build_from(file: Path, classes: Sequence[str]) -> keras.Model:
+    """Return a trainable copy of a saved network that answers for other classes, under the current dtype policy.
+
+    The last dense layer's column of a class that both know is kept; the columns of other classes are new, as of a new
+    network. Everything else is taken as it is.
+
+    Args:
+        file: The network; its card lies beside it.
+        classes: Names in class order.
+
+    Raises:
+        InputError: the network cannot be loaded, or has no dense layer that gives its classes.
+    """
+    labels = read_card(file)["labels"]
+    source: Any = load_network(file)
+    same = list(classes) == list(labels)
+    dense = [layer for layer in source.layers if isinstance(layer, keras.layers.Dense)]
+    head = dense[-1] if dense and dense[-1].units == len(labels) else None
+    if head is None and not same:
+        raise InputError(f"{file} does not end with a dense layer of {len(labels)} units, one per emotion; its answers "
+                         f"cannot be mapped to {', '.join(classes)}; start from another network")  # fmt: skip
+    policy = keras.config.dtype_policy().name
+
+    def trainable(layer: keras.layers.Layer) -> keras.layers.Layer:
+        in_float32 = isinstance(layer, _IN_FLOAT32) or layer is source.layers[-1]
+        config = {**layer.get_config(), "dtype": "float32" if in_float32 else policy, "trainable": True}
+        if layer is head:
+            config["units"] = len(classes)
+        return layer.__class__.from_config(config)
+
+    copy: Any = keras.models.clone_model(source, clone_function=trainable)
+    for old, new in zip(source.layers, copy.layers, strict=True):
+        if old is not head:
+            new.set_weights(old.get_weights())
+        else:
+            new.set_weights([_mapped(old_weight, new_weight, labels, classes) for old_weight, new_weight
+                             in zip(old.get_weights(), new.get_weights(), strict=True)])  # fmt: skip
+    return copy
+
+
+def _mapped(old: np.ndarray, new: np.ndarray, labels: Sequence[str], classes: Sequence[str]) -> np.ndarray:
+    """Return new weights, (..., classes), with the old ones, (..., labels), where both know the emotion."""
+    mapped = new.copy()
+    for column, name in enumerate(classes):
+        if name in labels:
+            mapped[..., column] = old[..., labels.index(name)]
+    return mapped
+
+
+def _pixels(shape: Sequence[int]) -> str:
+    return f"{shape[1]}x{shape[0]} pixels {'gray' if shape[2] == 1 else 'RGB'}"
