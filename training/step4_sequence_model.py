@@ -28,6 +28,7 @@ from preprocessing.image_tables import fold_numbers, read_table, split_by_fold
 from preprocessing.quiet import quiet_start
 from training.emotion_classifier import read_card
 from training.folds import fold_file
+from training.sequence_classifier import features_without
 
 FITTING = TEMPORAL.fitting
 
@@ -57,7 +58,7 @@ def main(
     """Train a network over the frames of sequences, on the features of a network of single faces."""
     folder = dataset_folder(data, dataset)
     table = read_table(folder, "split.csv")  # before Keras is imported, so that a mistake is told at once
-    card = read_card(features)
+    read_card(features)
     if folds is not None and folds != len(fold_numbers(table)):
         raise InputError(
             f"--folds {folds}: the split has {len(fold_numbers(table))} folds; give that number, or make others: "
@@ -81,8 +82,7 @@ def main(
         return
     for fold in fold_numbers(table):
         print(f"fold {fold} of {folds}", flush=True)
-        # A network that learnt from this data set knows the people of most folds; only the fold's own one does not.
-        source = fold_file(features, fold) if card.get("dataset") == dataset else features
+        source = features_without(features, dataset, fold)
         fit_sequences(split_by_fold(table, fold), folder, fold_file(model_file, fold), options, source, command)
 
 
