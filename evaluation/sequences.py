@@ -42,7 +42,7 @@ from preprocessing.image_tables import (
     write_table,
 )
 from preprocessing.quiet import quiet_start
-from training.emotion_classifier import EmotionClassifier, read_card
+from training.emotion_classifier import EmotionClassifier, crop_options, read_card
 from training.folds import fold_file
 from training.sequence_classifier import SequenceClassifier, features_without, read_sequence_card
 
@@ -193,7 +193,10 @@ def ask_all(parts: Sequence[Part], folder: Path, model_file: Path, peak_file: Pa
                 lambda part: _ask_frames(part.network_file(peak_file), part, folder),
             )
         )
-    if read_card(PATHS.pretrained).get("dataset") != folder.name:
+    released = read_card(PATHS.pretrained)
+    if released["input_size"] != crop_options(folder)["size"]:
+        notes.append(f"the released network takes faces of {released['input_size']} pixels and is not compared")
+    elif released.get("dataset") != folder.name:
         name = f"peak only, zero-shot ({PATHS.pretrained.stem})"
         answers.append(_joined(name, parts, lambda part: _ask_frames(PATHS.pretrained, part, folder)))
     return answers, notes
@@ -217,7 +220,7 @@ def _ask_sequence(model_file: Path, part: Part, folder: Path) -> tuple[tuple[str
 
     network = SequenceClassifier.load(model_file)
     classifier = EmotionClassifier.load(part.features_file, features=True)
-    network.check_features(classifier)
+    network.check_features(classifier.features_of)
     features = frame_features(classifier, folder, part.sequences.frames)[0]
     return network.labels, np.stack(
         [

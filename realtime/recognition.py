@@ -57,6 +57,11 @@ class Classifier(Protocol):
 class Describing(Classifier, Protocol):
     """A classifier that also says what it sees, which a sequence network reads."""
 
+    @property
+    def features_of(self) -> str:
+        """SHA-256 of its network's file; empty where it does not give its features."""
+        ...
+
     def features(self, images: np.ndarray) -> np.ndarray:
         """Return features and probabilities, float32 (n, size), for crops, uint8 (n, side, side, channels)."""
         ...
@@ -250,7 +255,7 @@ def check_temporal(temporal: SequenceClassifier, classifier: Classifier, raw: bo
         raise InputError("--temporal needs a video or a camera: a picture shows nothing over time")
     if raw:
         raise InputError("--raw shows single frames, --temporal what a face did over time; give one of the two")
-    temporal.check_features(classifier)
+    temporal.check_features(classifier.features_of if isinstance(classifier, Describing) else "")
 
 
 def _recognize_picture(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from configuration import TRACKING
+from configuration import CALM, TRACKING
 from realtime.calm import Verdict
 from training.sequence_classifier import SequenceClassifier
 
@@ -21,12 +21,14 @@ class _Past:
     Attributes:
         reference: float (size,): what the network of single faces saw in its most neutral frame so far.
         neutral: That frame's probability of neutral, 0-1.
+        index: The class shown; none before the first answer.
         times: Seconds, of each frame kept.
         frames: float (size,) each.
     """
 
     reference: np.ndarray
     neutral: float
+    index: int | None = None
     times: deque[float] = field(default_factory=deque)
     frames: deque[np.ndarray] = field(default_factory=deque)
 
@@ -65,9 +67,16 @@ class TemporalReader:
             self._add(number, row, time)
         # A face away for longer gets a new number from the tracker.
         self._pasts = {n: past for n, past in self._pasts.items() if 0 <= time - past.times[-1] <= TRACKING.remember}
-        windows = [self._window(self._pasts[number], time) for number in numbers]
-        probabilities = self._network.predict(windows)
-        return [Verdict(row, int(row.argmax()), bool(row.max() < self._network.unsure_below)) for row in probabilities]
+        pasts = [self._pasts[number] for number in numbers]
+        probabilities = self._network.predict([self._window(past, time) for past in pasts])
+        return [self._verdict(past, row) for past, row in zip(pasts, probabilities, strict=True)]
+
+    def _verdict(self, past: _Past, row: np.ndarray) -> Verdict:
+        """Keep the label until another one is clearly more probable, as `calm.Steadier` does."""
+        best = int(row.argmax())
+        if past.index is None or row[best] > row[past.index] + CALM.margin:
+            past.index = best
+        return Verdict(row, past.index, bool(row[past.index] < self._network.unsure_below))
 
     def _add(self, number: int, row: np.ndarray, time: float) -> None:
         neutral = 0.0 if self._neutral is None else float(row[self._neutral])

@@ -235,7 +235,7 @@ def train_or_resume(
     keras.utils.set_random_seed(fitting.seed)
     network, trainer = build(run["precision"])
     history = _train(trainer, network, train, dev, folder, fitting)
-    best = max(history, key=lambda row: row[MONITOR])
+    best = max(history, key=_merit)
     if not np.isfinite(best["val_loss"]):
         raise InputError(f"the training diverged (see {folder / 'history.csv'}); give a smaller learning rate")
     network.load_weights(_weights(folder, "best", best["epoch"]))
@@ -252,7 +252,7 @@ def train_or_resume(
         "seed": fitting.seed,
         "epochs_run": len(history),
         "epoch_chosen": best["epoch"],
-        "chosen_by": "highest accuracy on the dev split, one number per epoch",
+        "chosen_by": "highest accuracy on the dev split, of equal ones the lowest loss, one number per epoch",
         "versions": {"python": platform.python_version(), "keras": keras.version(), "backend": _backend()},
         "scores": [],
     }
@@ -421,6 +421,11 @@ def _train(
     return keeper.history
 
 
+def _merit(row: dict[str, float]) -> tuple[float, float]:
+    """Return what an epoch is chosen by; on a small dev split many are equally accurate, and the loss tells more."""
+    return row[MONITOR], -row["val_loss"]
+
+
 def _weights(folder: Path, what: str, epoch: float) -> Path:
     return folder / f"{what}-{int(epoch):04d}.weights.h5"
 
@@ -484,7 +489,7 @@ class RunKeeper(keras.callbacks.Callback):
             trainer.stop_training = True
 
     def _best(self) -> int:
-        return int(max(self.history, key=lambda row: row[MONITOR])["epoch"])
+        return int(max(self.history, key=_merit)["epoch"])
 
     def _save(self, model: keras.Model, file: Path) -> None:
         # Keras wants the ending .weights.h5, which a temporary name keeps by going in front.

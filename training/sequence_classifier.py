@@ -20,7 +20,6 @@ from preprocessing.errors import InputError
 from preprocessing.litert import Network, converted
 from preprocessing.quiet import quiet_start
 from training.emotion_classifier import (
-    EmotionClassifier,
     card_path,
     copy_with,
     load_network,
@@ -153,14 +152,17 @@ class SequenceClassifier:
             network(np.zeros((1, 1 + card["window"], card["feature_size"]), np.float32))
         return cls(lambda windows: network(windows)[0], card, model_file.name, batch_size=1)
 
-    def check_features(self, classifier: EmotionClassifier) -> None:
-        """Refuse a classifier whose features are not those that this network was trained on.
+    def check_features(self, features_of: str) -> None:
+        """Refuse the features of another network than this one was trained on.
+
+        Args:
+            features_of: SHA-256 of that network's file, as `EmotionClassifier.features_of` has it.
 
         Raises:
             InputError: with the remedy.
         """
         wanted = self.card["features"]
-        if getattr(classifier, "features_of", "") != wanted["sha256"]:
+        if features_of != wanted["sha256"]:
             raise InputError(
                 f"{self._name} reads the features of {wanted.get('file', 'another network')} (SHA-256 "
                 f"{wanted['sha256'][:8]}...), not of the model that was given; give that one as --model, or train on "

@@ -7,6 +7,7 @@ change nothing before them, and sequences of any length need no mask. Built-in l
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -89,9 +90,8 @@ def fit_sequences(
     print(sequences.note, flush=True)
     train, dev = _split(sequences, folder)
     features = frame_features(EmotionClassifier.load(features_file, features=True), folder, sequences.frames)
-    batches = [
-        SequenceBatches(part, features, sequences.classes, options, augment=part is train) for part in (train, dev)
-    ]
+    learning = SequenceBatches(train, features, sequences.classes, options, augment=True)
+    choosing = SequenceBatches(dev, features, sequences.classes, options, augment=False)
     fitting, origin = options.fitting, described(features_file)
     settings = {
         "temporal": asdict(options),
@@ -106,9 +106,9 @@ def fit_sequences(
     def build(_: str) -> tuple[keras.Model, keras.Model]:
         spread = _spread(features[0], train)
         network = build_sequence_network(fitting, options.window, spread, len(sequences.classes))
-        return network, _compiled(network, fitting, len(batches[0]))
+        return network, _compiled(network, fitting, len(learning))
 
-    done = train_or_resume(*batches, model_file, fitting, settings, build, choose=lambda: "float32")
+    done = train_or_resume(learning, choosing, model_file, fitting, settings, build, choose=lambda: "float32")
     if done is None:
         return False
     network, run = done
@@ -146,7 +146,7 @@ def check_options(options: Temporal) -> None:
         InputError: with the value and what is accepted.
     """
     check_settings(options.fitting, TEMPORAL_PARTS)
-    for name, least, most in (("window", 2, 1024), ("rate", 1, 1000), ("ramp", 0, 100), ("speed", 1, 4)):
+    for name, least, most in (("window", 1, 1024), ("rate", 1, 1000), ("ramp", 0, 100), ("speed", 1, 4)):
         if not least <= getattr(options, name) <= most:
             raise InputError(f"{name} {getattr(options, name)} is not in {least} to {most}")
     if not 0 <= options.cut < 1:
@@ -178,12 +178,15 @@ def _spread(features: np.ndarray, train: SequenceSet) -> tuple[np.ndarray, np.nd
 def _compiled(network: keras.Model, fitting: Fitting, steps_per_epoch: int) -> keras.Model:
     """Return the model that trains a network, which shares its weights."""
     trainer = keras.Model(network.inputs, network.outputs, name="trainer")
+    # TensorFlow's XLA takes longer to compile a loop over steps than these networks take to train.
+    jit_compile: Any = False if keras.backend.backend() == "tensorflow" else "auto"
     trainer.compile(
         optimizer=build_optimizer(fitting, steps_per_epoch),
         loss=keras.losses.CategoricalCrossentropy(
             label_smoothing=fitting.label_smoothing, reduction="mean_with_sample_weight"
         ),
         weighted_metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")],
+        jit_compile=jit_compile,
     )
     trainer.optimizer.build(trainer.trainable_variables)  # so that a saved state finds its place before step one
     return trainer
