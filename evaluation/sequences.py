@@ -318,7 +318,7 @@ def write_report(
     ).rename(columns={"value": "accuracy"})
     predictions = rows[["sequence", "subject", "emotion"]].copy()
     for name, part in chances.items():
-        predictions[name] = predicted_labels(part[-1], labels)
+        predictions[f"prediction: {name}"] = predicted_labels(part[-1], labels)
     report.mkdir(parents=True, exist_ok=True)
     for table, file in (
         (scores, "scores"),

@@ -192,7 +192,8 @@ def _prepare(
     if isinstance(model, str | Path):
         from training.emotion_classifier import EmotionClassifier
 
-        model = EmotionClassifier.load_litert(Path(model), features=features)
+        load = EmotionClassifier.load_litert
+        model = load(Path(model), features=True) if features else load(Path(model))
     if isinstance(detector, str):
         detector = build_detector(detector, replace(model.faces, smallest_face=smallest_face))
     return model, detector

@@ -13,6 +13,8 @@ from configuration import CALM, TRACKING
 from realtime.calm import Verdict
 from training.sequence_classifier import SequenceClassifier
 
+_JITTER = 0.4  # steps: a frame that comes this much late still counts for its step
+
 
 @dataclass
 class _Past:
@@ -97,5 +99,5 @@ class TemporalReader:
         times = np.array(past.times)
         count = min(self._network.window, 1 + round((now - times[0]) / self._step))
         steps = now - self._step * np.arange(count - 1, -1, -1)
-        taken = np.searchsorted(times, steps + self._step / 2, side="right") - 1  # half a step: cameras jitter
+        taken = np.searchsorted(times, steps + _JITTER * self._step, side="right") - 1
         return np.stack([past.frames[index] for index in taken.clip(min=0)]), past.reference

@@ -110,10 +110,12 @@ def main(
 
         from training.emotion_classifier import EmotionClassifier  # a mistake above is told first
 
-        reader = SequenceClassifier.load_litert(temporal) if temporal else None
-        classifier = EmotionClassifier.load_litert(model, features=temporal is not None)
-        if reader:
+        if temporal:
+            reader = SequenceClassifier.load_litert(temporal)
+            classifier = EmotionClassifier.load_litert(model, features=True)
             check_temporal(reader, classifier, raw, frames.still)
+        else:
+            reader, classifier = None, EmotionClassifier.load_litert(model)
         face_detector = build_detector(detector, replace(classifier.faces, smallest_face=smallest_face))
         _, trouble = show(frames, face_detector, classifier, wanted, model.name, raw, reader)
     if frames.trouble:

@@ -294,7 +294,8 @@ def test_each_fold_is_scored_by_the_network_that_never_saw_its_people(
     predictions = pd.read_csv(report / "predictions.csv")
     assert sorted(predictions["sequence"]) == [f"S{s}/{n}" for s in range(6) for n in (0, 1)]
     scores = pd.read_csv(report / "scores.csv").set_index(["model", "score"])["value"]
-    assert scores["sequence", "accuracy"] == pytest.approx((predictions["sequence"] == predictions["emotion"]).mean())
+    right = predictions["prediction: sequence"] == predictions["emotion"]
+    assert scores["sequence", "accuracy"] == pytest.approx(right.mean())
     curve = pd.read_csv(report / "seen.csv")
     assert list(curve.loc[curve["model"] == "sequence", "seen"].round(1)) == [k / 10 for k in range(1, 11)]
     assert (report / "seen.png").stat().st_size > 5000 and "no peak-only network" in done.stdout
