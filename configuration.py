@@ -161,9 +161,9 @@ class Temporal:
     mirror: bool = True  # mirrored faces, half of the time
     fitting: Fitting = field(
         default_factory=lambda: Fitting(
-            network="gru",  # the temporal part: `gru`, or `convolution` (causal, dilated)
+            network="convolution",  # the temporal part: `convolution` (causal, dilated), or `gru`
             widths=(32,),  # size of the temporal part
-            convolutions=4,  # blocks with dilations 1, 2, 4, 8 (convolution only)
+            convolutions=5,  # blocks with dilations 1, 2, 4, 8, 16, which see 63 frames (convolution only)
             dropout=0.4,
             epochs=80,
             batch_size=32,  # sequences

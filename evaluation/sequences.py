@@ -19,6 +19,7 @@ if not __package__:  # run as a plain file
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -219,7 +220,7 @@ def _ask_sequence(model_file: Path, part: Part, folder: Path) -> tuple[tuple[str
     from training.sequences import frame_features
 
     network = SequenceClassifier.load(model_file)
-    classifier = EmotionClassifier.load(part.features_file, features=True)
+    classifier = _single_faces(part.features_file)
     network.check_features(classifier.features_of)
     features = frame_features(classifier, folder, part.sequences.frames)[0]
     return network.labels, np.stack(
@@ -233,7 +234,7 @@ def _ask_sequence(model_file: Path, part: Part, folder: Path) -> tuple[tuple[str
 def _ask_frames(model_file: Path, part: Part, folder: Path) -> tuple[tuple[str, ...], np.ndarray]:
     from evaluation.answers import read_crops
 
-    classifier = EmotionClassifier.load(model_file)
+    classifier = _single_faces(model_file)
     needed = np.unique(np.concatenate(part.sequences.steps))
     rows = part.sequences.frames.iloc[needed]
     probabilities = classifier.predict(read_crops(classifier, folder, rows))
@@ -243,6 +244,11 @@ def _ask_frames(model_file: Path, part: Part, folder: Path) -> tuple[tuple[str, 
             for share in SHARES
         ]
     )
+
+
+@cache
+def _single_faces(model_file: Path) -> EmotionClassifier:
+    return EmotionClassifier.load(model_file, features=True)  # one serves all folds
 
 
 def _seen(part: Part, share: float) -> list[tuple[np.ndarray, int]]:

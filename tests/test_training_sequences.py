@@ -308,7 +308,7 @@ def test_one_line_for_what_cannot_be_done(make_sequences, frames_network, tiny_m
     for arguments, said in [
         (["--features", frames_network, "--folds", 10], "the split has 3 folds"),
         (["--features", own, "--folds", 3], "own-folds/0.keras, which did not see fold 0, is missing"),
-        (["--features", frames_network, "--temporal-part", "lstm"], "'lstm' is not one of gru, convolution"),
+        (["--features", frames_network, "--temporal-part", "lstm"], "'lstm' is not one of convolution, gru"),
         (["--features", tmp_path / "no.keras"], "does not exist"),
     ]:
         done = run_step("training.step4_sequence_model", *places, *arguments)

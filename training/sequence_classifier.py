@@ -127,7 +127,12 @@ class SequenceClassifier:
         card = read_sequence_card(model_file)
         network: Any = load_network(model_file)
         _check_fit(network.input_shape, network.output_shape, card, model_file)
-        return cls(lambda windows: np.asarray(network.predict_on_batch(windows)), card, model_file.name, _BATCH)
+
+        def run(windows: np.ndarray) -> np.ndarray:
+            answers = np.asarray(network([windows], training=False))
+            return answers.reshape(len(windows), card["window"], -1)
+
+        return cls(run, card, model_file.name, _BATCH)
 
     @classmethod
     def load_litert(cls, model_file: Path, folder: Path = PATHS.converted) -> SequenceClassifier:

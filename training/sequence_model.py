@@ -21,7 +21,7 @@ from training.fitting import build_optimizer, check_settings, train_or_resume
 from training.sequence_classifier import described, save_sequence_network
 from training.sequences import SequenceBatches, SequenceSet, frame_features, read_sequences
 
-TEMPORAL_PARTS = ("gru", "convolution")
+TEMPORAL_PARTS = ("convolution", "gru")
 _LEAST_SPREAD = 1e-3  # features that hardly ever change are not blown up
 
 
@@ -89,6 +89,9 @@ def fit_sequences(
     sequences = read_sequences(table, folder)
     print(sequences.note, flush=True)
     train, dev = _split(sequences, folder)
+    if "neutral" not in sequences.classes:
+        print("note: no sequence shows neutral, so a live face at rest will be named as an emotion; list the data set "
+              "again with step1_inventory --frames all --neutral-first to learn it", flush=True)  # fmt: skip
     features = frame_features(EmotionClassifier.load(features_file, features=True), folder, sequences.frames)
     learning = SequenceBatches(train, features, sequences.classes, options, augment=True)
     choosing = SequenceBatches(dev, features, sequences.classes, options, augment=False)

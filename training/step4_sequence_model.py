@@ -39,7 +39,7 @@ def main(
     models: ModelsRoot = PATHS.models,
     features: Annotated[Path, typer.Option(help="Network of single faces whose features are read.")] = PATHS.pretrained,
     temporal_part: Annotated[
-        str, typer.Option(help="gru, or convolution: causal and dilated, over time.")
+        str, typer.Option(help="convolution: causal and dilated, over time; or gru.")
     ] = FITTING.network,
     folds: Annotated[
         int | None,
