@@ -140,7 +140,7 @@ def test_later_frames_and_padding_change_nothing_and_litert_agrees(part, untrain
 
 def test_a_classifier_gives_what_its_last_layer_reads_and_its_probabilities(frames_network, tmp_path):
     images = np.random.default_rng(2).integers(0, 256, (5, SIZE, SIZE, 1), np.uint8)
-    kept = keras.models.load_model(frames_network)
+    kept: Any = keras.models.load_model(frames_network)
     weights, bias = kept.layers[-1].get_weights()
     plain = EmotionClassifier.load(frames_network)
     for loaded in (
@@ -224,7 +224,7 @@ def test_features_of_mirrored_crops_are_computed_once_and_kept(make_sequences, f
     frames = read_sequences(read_table(folder, "split.csv"), folder).frames
     classifier = EmotionClassifier.load(frames_network, features=True)
     features = frame_features(classifier, folder, frames)
-    image = cv2.imread(str(folder / frames["face_path"].iloc[3]), cv2.IMREAD_GRAYSCALE)
+    image: Any = cv2.imread(str(folder / frames["face_path"].iloc[3]), cv2.IMREAD_GRAYSCALE)
     seen = np.stack([image, cv2.flip(image, 1)])[..., None]
     np.testing.assert_allclose(features[:, 3], classifier.features(seen), atol=1e-5)
     monkeypatch.setattr(EmotionClassifier, "features", None)
@@ -263,7 +263,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one_and_a_finished_one_is_n
     assert fit(folder, tmp_path / "resumed" / "sequence.keras", frames_network, settings)
     straight, resumed = history(tmp_path / "straight"), history(tmp_path / "resumed")
     assert straight[0] == resumed[0] and len(straight) == len(resumed) == 4
-    np.testing.assert_allclose(np.float64(straight[1:]), np.float64(resumed[1:]), atol=1e-4)
+    np.testing.assert_allclose(np.array(straight[1:], float), np.array(resumed[1:], float), atol=1e-4)
     capsys.readouterr()
     assert not fit(folder, tmp_path / "resumed" / "sequence.keras", frames_network, settings)
     assert "nothing to do" in capsys.readouterr().out

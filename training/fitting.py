@@ -461,8 +461,11 @@ class RunKeeper(keras.callbacks.Callback):
         return 0
 
     def out_of_patience(self) -> bool:
-        """Tell whether the best epoch lies `patience` epochs back."""
-        return bool(self.patience and self.history) and len(self.history) - self._best() >= self.patience
+        """Tell whether the most accurate epoch lies `patience` epochs back."""
+        if not (self.patience and self.history):
+            return False
+        most_accurate = int(max(self.history, key=lambda row: row[MONITOR])["epoch"])  # the first of equal ones
+        return len(self.history) - most_accurate >= self.patience
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Set the random numbers of augmentation and dropout by the epoch: Keras saves no state of theirs."""
