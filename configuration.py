@@ -154,6 +154,31 @@ BASELINES = {
 
 
 @dataclass(frozen=True)
+class Temporal:
+    """The network over the frames of a sequence (step 4): what it looks back over, and how it is trained."""
+
+    window: int = 64  # frames that it looks back over at most: two seconds of CK+
+    rate: float = 30.0  # frames per second of the data set's sequences; live faces are resampled to it
+    ramp: float = 2.0  # a step that has seen the share s of its sequence weighs s ** ramp in the loss; the last one 1
+    cut: float = 0.5  # share of a training sequence, at most, that is cut off its start, half of the time
+    speed: float = 1.5  # times, at most, that a training sequence is played faster or slower
+    mirror: bool = True  # mirrored faces, half of the time
+    fitting: Fitting = field(
+        default_factory=lambda: Fitting(
+            network="convolution",  # the temporal part: `convolution` (causal, dilated), or `gru`
+            widths=(32,),  # size of the temporal part
+            convolutions=5,  # blocks with dilations 1, 2, 4, 8, 16, which see 63 frames (convolution only)
+            dropout=0.4,
+            epochs=80,
+            batch_size=32,  # sequences
+            learning_rate=3e-3,
+            precision="float32",  # it is small, and reads numbers instead of pixels
+            augmentation=NO_AUGMENTATION,  # of pixels
+        )
+    )
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """The evaluation of a trained network."""
 
@@ -312,6 +337,7 @@ BEST = Fitting()
 FINE_TUNING = Fitting(epochs=20, batch_size=32, learning_rate=3e-4, warm_up=1)  # from a network that learnt elsewhere
 TUNING = Tuning()
 SAMPLE_TUNING = Tuning(trials=4, epochs=3, first_check=1)  # the sample shows that it runs, not what is best
+TEMPORAL = Temporal()
 EVALUATION = Evaluation()
 COVERS = Covers()
 GROUPS = Groups()

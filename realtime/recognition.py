@@ -11,21 +11,24 @@ For programs that build on it, from the repository's root or with it on `PYTHONP
 """
 
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import cv2
 import numpy as np
 
 from configuration import FACES, PATHS, WEBCAM, Faces
+from preprocessing.errors import InputError
 from preprocessing.faces import Detector, Face, FaceDetector, build_detector, network_input, read_image_rgb
-from realtime.calm import Steadier
+from realtime.calm import Steadier, Verdict
 from realtime.search import Searcher
 from realtime.sources import Frame, Source, open_source
+from realtime.temporal import TemporalReader
 from realtime.tracking import TrackedFace, Tracker
+from training.sequence_classifier import SequenceClassifier
 
 SEARCH_THREADS = 1  # cores that a search beside the following takes; the others are for what each frame waits for
 
@@ -50,6 +53,20 @@ class Classifier(Protocol):
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Return probabilities, float32 (n, classes), for crops, uint8 (n, size, size, channels)."""
+        ...
+
+
+@runtime_checkable
+class Describing(Classifier, Protocol):
+    """A classifier that also says what it sees, which a sequence network reads."""
+
+    @property
+    def features_of(self) -> str:
+        """SHA-256 of its network's file; empty where it does not give its features."""
+        ...
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """Return features and probabilities, float32 (n, size), for crops, uint8 (n, side, side, channels)."""
         ...
 
 
@@ -107,6 +124,7 @@ def watch(
     smallest_face: int = FACES.smallest_face,
     mirror: bool | None = None,
     raw: bool = False,
+    temporal: str | Path | SequenceClassifier | None = None,
 ) -> Generator[Result, None, None]:
     """Name the expression of every face in a camera's, video's, folder's or stream's frames, one frame after another.
 
@@ -121,6 +139,9 @@ def watch(
         smallest_face: Pixels; smaller faces are not looked for. Not used with a detector that was handed over.
         mirror: As `open_source` takes it. Not used with a source that was handed over.
         raw: Give what the network says of each frame, not steadied over time and never unsure.
+        temporal: A sequence network, a `.keras` file of `training.step4_sequence_model` or one that was loaded, which
+            names what each followed face did, in place of the steadying. It reads the features of `model`, which must
+            be the one that it was trained with; hand that over loaded with `features=True`, or as a file.
 
     Yields:
         A result for each frame. Faces of a video or camera keep their numbers; pictures are taken each by itself. The
@@ -128,15 +149,17 @@ def watch(
         the picture on a thread of its own, which ends with the generator.
 
     Raises:
-        InputError: the source, the model or the detector cannot be used.
+        InputError: the source, the model, the detector or the sequence network cannot be used, or do not fit.
     """
     if isinstance(source, str | int | Path):
         with closing(open_source(str(source), mirror)) as frames:
-            yield from watch(frames, model, detector, smallest_face=smallest_face, raw=raw)
+            yield from watch(frames, model, detector, smallest_face=smallest_face, raw=raw, temporal=temporal)
         return
-    classifier, faces = _prepare(model, detector, smallest_face)
+    if isinstance(temporal, str | Path):
+        temporal = SequenceClassifier.load_litert(Path(temporal))
+    classifier, faces = _prepare(model, detector, smallest_face, features=temporal is not None)
     beside = FaceDetector(faces.options, SEARCH_THREADS) if source.live and isinstance(faces, FaceDetector) else None
-    yield from recognize(source, faces, classifier, raw=raw, still=source.still, beside=beside)
+    yield from recognize(source, faces, classifier, raw=raw, still=source.still, beside=beside, temporal=temporal)
 
 
 def analyze(
@@ -170,12 +193,13 @@ def analyze(
 
 
 def _prepare(
-    model: str | Path | Classifier, detector: str | Detector, smallest_face: int
+    model: str | Path | Classifier, detector: str | Detector, smallest_face: int, features: bool = False
 ) -> tuple[Classifier, Detector]:
     if isinstance(model, str | Path):
         from training.emotion_classifier import EmotionClassifier
 
-        model = EmotionClassifier.load_litert(Path(model))
+        load = EmotionClassifier.load_litert
+        model = load(Path(model), features=True) if features else load(Path(model))
     if isinstance(detector, str):
         detector = build_detector(detector, replace(model.faces, smallest_face=smallest_face))
     return model, detector
@@ -188,6 +212,7 @@ def recognize(
     raw: bool = False,
     still: bool = False,
     beside: Detector | None = None,
+    temporal: SequenceClassifier | None = None,
 ) -> Generator[Result, None, None]:
     """Name the expression of every face in every frame; all faces of a frame are classified in one batch.
 
@@ -200,8 +225,16 @@ def recognize(
         beside: A second detector, which searches whole pictures on a thread of its own while `detector` follows: no
             frame waits for a search, but which frame shows what it found depends on the machine. None: every search is
             waited for.
+        temporal: What names the expressions instead, from the classifier's features and what each face did before.
+
+    Raises:
+        InputError: the sequence network was not trained on the classifier's features, or there is nothing that it
+            could follow.
     """
-    steadier = None if raw else Steadier(classifier.unsure_below)
+    steadier, reader, labels = Steadier(classifier.unsure_below), None, classifier.labels
+    if temporal:
+        check_temporal(temporal, classifier, raw, still)
+        reader, labels = TemporalReader(temporal, classifier.labels), temporal.labels
     with closing(Searcher(beside)) if beside else nullcontext() as searcher:
         tracker = Tracker(detector, searcher=searcher)
         for frame in frames:
@@ -212,9 +245,28 @@ def recognize(
             start = time.perf_counter()
             tracked = tracker.update(image_rgb, frame.time)
             found = time.perf_counter()
-            probabilities = classifier.predict(_crops(image_rgb, [face for _, face in tracked], classifier.faces))
+            crops, numbers = _crops(image_rgb, [face for _, face in tracked], classifier.faces), [n for n, _ in tracked]
+            if reader and isinstance(classifier, Describing):
+                verdicts = reader.update(numbers, classifier.features(crops), frame.time) if tracked else []
+            elif raw:
+                verdicts = [Verdict(row, int(row.argmax()), False) for row in classifier.predict(crops)]
+            else:
+                verdicts = steadier.update(numbers, classifier.predict(crops), frame.time)
             timing = Timing(found - start, time.perf_counter() - found)
-            yield Result(frame, _named(tracked, probabilities, classifier, steadier, frame.time), timing)
+            yield Result(frame, _named(tracked, verdicts, labels), timing)
+
+
+def check_temporal(temporal: SequenceClassifier, classifier: Classifier, raw: bool, still: bool) -> None:
+    """Refuse what a sequence network cannot work with.
+
+    Raises:
+        InputError: with the remedy.
+    """
+    if still:
+        raise InputError("--temporal needs a video or a camera: a picture shows nothing over time")
+    if raw:
+        raise InputError("--raw shows single frames, --temporal what a face did over time; give one of the two")
+    temporal.check_features(classifier.features_of if isinstance(classifier, Describing) else "")
 
 
 def _recognize_picture(
@@ -226,7 +278,9 @@ def _recognize_picture(
     probabilities = classifier.predict(_crops(image_rgb, faces, classifier.faces))
     timing = Timing(found - start, time.perf_counter() - found)
     recognitions = [
-        Recognition(face, _by_label(classifier, row), unsure=not raw and bool(row.max() < classifier.unsure_below))
+        Recognition(
+            face, _by_label(classifier.labels, row), unsure=not raw and bool(row.max() < classifier.unsure_below)
+        )
         for face, row in zip(faces, probabilities, strict=True)
     ]
     return recognitions, timing
@@ -234,27 +288,17 @@ def _recognize_picture(
 
 def _named(
     tracked: list[TrackedFace],
-    probabilities: np.ndarray,
-    classifier: Classifier,
-    steadier: Steadier | None,
-    seconds: float,
+    verdicts: Sequence[Verdict],
+    labels: Sequence[str],
 ) -> list[Recognition]:
-    if steadier is None:
-        return [
-            Recognition(face, _by_label(classifier, row), number)
-            for (number, face), row in zip(tracked, probabilities, strict=True)
-        ]
-    verdicts = steadier.update([number for number, _ in tracked], probabilities, seconds)
     return [
-        Recognition(
-            face, _by_label(classifier, verdict.probabilities), number, classifier.labels[verdict.index], verdict.unsure
-        )
+        Recognition(face, _by_label(labels, verdict.probabilities), number, labels[verdict.index], verdict.unsure)
         for (number, face), verdict in zip(tracked, verdicts, strict=True)
     ]
 
 
-def _by_label(classifier: Classifier, row: np.ndarray) -> dict[str, float]:
-    return dict(zip(classifier.labels, map(float, row), strict=True))
+def _by_label(labels: Sequence[str], row: np.ndarray) -> dict[str, float]:
+    return dict(zip(labels, map(float, row), strict=True))
 
 
 def _crops(image_rgb: np.ndarray, faces: list[Face], options: Faces) -> np.ndarray:

@@ -26,9 +26,10 @@ from configuration import FACES, PATHS, WEBCAM
 from preprocessing.command_line import progress_bar, run
 from preprocessing.faces import Detector, build_detector
 from realtime.outputs import Outputs, Wanted
-from realtime.recognition import Classifier, Result, watch
+from realtime.recognition import Classifier, Result, check_temporal, watch
 from realtime.sources import Source, open_source
 from realtime.window import has_display
+from training.sequence_classifier import SequenceClassifier
 
 
 def main(
@@ -78,6 +79,13 @@ def main(
     mirror: Annotated[
         bool | None, typer.Option("--mirror/--no-mirror", help="As a mirror shows it. [default: cameras alone]")
     ] = None,
+    temporal: Annotated[
+        Path | None,
+        typer.Option(
+            help="Sequence network of step4_sequence_model, which names what each face did, not a single frame; in "
+            "place of the steadying. Reads the features of --model."
+        ),
+    ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Show the network as it is: not steadied, never unsure.")] = False,
     doctor: Annotated[
         bool, typer.Option("--doctor", help="Say what works on this machine, how fast, and what to do about the rest.")
@@ -99,9 +107,14 @@ def main(
 
         from training.emotion_classifier import EmotionClassifier  # a mistake above is told first
 
-        classifier = EmotionClassifier.load_litert(model)
+        if temporal:
+            reader = SequenceClassifier.load_litert(temporal)
+            classifier = EmotionClassifier.load_litert(model, features=True)
+            check_temporal(reader, classifier, raw, frames.still)
+        else:
+            reader, classifier = None, EmotionClassifier.load_litert(model)
         face_detector = build_detector(detector, replace(classifier.faces, smallest_face=smallest_face))
-        _, trouble = show(frames, face_detector, classifier, wanted, model.name, raw)
+        _, trouble = show(frames, face_detector, classifier, wanted, model.name, raw, reader)
     if frames.trouble:
         print(frames.trouble, file=sys.stderr)
     if trouble or (frames.trouble and frames.live):
@@ -144,7 +157,13 @@ class Tally:
 
 
 def show(
-    source: Source, detector: Detector, classifier: Classifier, wanted: Wanted, model: str = "", raw: bool = False
+    source: Source,
+    detector: Detector,
+    classifier: Classifier,
+    wanted: Wanted,
+    model: str = "",
+    raw: bool = False,
+    temporal: SequenceClassifier | None = None,
 ) -> tuple[Tally, str]:
     """Recognize a source to its end, or until a person ends it, and do with it what is wanted.
 
@@ -157,6 +176,7 @@ def show(
         wanted: What becomes of the results.
         model: What a person calls the network.
         raw: Show the network as it is; see `watch`.
+        temporal: What names the expressions instead; see `watch`.
 
     Returns:
         What was done, and what went wrong without ending it: one line, or nothing.
@@ -164,8 +184,8 @@ def show(
     Raises:
         InputError: a file cannot be written.
     """
-    outputs, tally = Outputs(wanted, source, classifier.labels, model), Tally()
-    results = watch(source, classifier, detector, raw=raw)
+    outputs, tally = Outputs(wanted, source, (temporal or classifier).labels, model), Tally()
+    results = watch(source, classifier, detector, raw=raw, temporal=temporal)
     try:
         with closing(results), closing(outputs), progress_bar() as progress:
             for result in progress.track(results, total=source.count, description=source.name):

@@ -20,8 +20,8 @@ MAY_IMPORT = {
 SOURCES = [ROOT / "configuration.py", *(file for stage in STAGES[1:] for file in sorted((ROOT / stage).glob("*.py")))]
 STEPS = sorted(
     [file for file in SOURCES if file.name.startswith("step")]
-    + [ROOT / "preprocessing" / "label_peaks.py", ROOT / "evaluation" / "guesses.py"]
-    + [ROOT / "evaluation" / "ladder.py", ROOT / "evaluation" / "time_spans.py"]
+    + [ROOT / "preprocessing" / "label_peaks.py", ROOT / "evaluation" / "guesses.py", ROOT / "evaluation" / "ladder.py"]
+    + [ROOT / "evaluation" / "sequences.py", ROOT / "evaluation" / "time_spans.py"]
     + [ROOT / "evaluation" / "model_evaluation.py", ROOT / "realtime" / "webcam.py"]
 )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,8 +39,15 @@ def card_path(model_file: Path) -> Path:
     return model_file.with_suffix(".json")
 
 
-def read_card(model_file: Path) -> dict[str, Any]:
+def read_card(
+    model_file: Path, needed: Mapping[str, Any] = _NEEDED, step: str = "training.step3_best_model"
+) -> dict[str, Any]:
     """Return a network's card.
+
+    Args:
+        model_file: The network.
+        needed: Entries that the card must have, with their types.
+        step: What makes such a network.
 
     Raises:
         InputError: the network or its card is missing, the card is no JSON, or it lacks a needed entry.
@@ -48,7 +55,7 @@ def read_card(model_file: Path) -> dict[str, Any]:
     if model_file.suffix != ".keras":
         raise InputError(f"{model_file} is not a .keras file; give the network, its card is found beside it")
     if not model_file.is_file():
-        raise InputError(f"{model_file} does not exist; train one with python -m training.step3_best_model")
+        raise InputError(f"{model_file} does not exist; train one with python -m {step}")
     file = card_path(model_file)
     if not file.is_file():
         raise InputError(f"{model_file} has no card; {file} must lie beside it (training writes both)")
@@ -56,7 +63,9 @@ def read_card(model_file: Path) -> dict[str, Any]:
         card = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{file} is not readable JSON ({error}); train again, or restore it") from error
-    for name, kind in _NEEDED.items():
+    if isinstance(card, dict) and "window" in card and "window" not in needed:
+        raise InputError(f"{model_file} reads sequences, not single faces; the realtime program takes it as --temporal")
+    for name, kind in needed.items():
         if not isinstance(card, dict) or not isinstance(card.get(name), kind):
             raise InputError(f"{file} lacks a valid {name!r}; train again, or restore the card")
     labels = card["labels"]
@@ -110,18 +119,30 @@ def save(network: keras.Model, card: dict[str, Any], model_file: Path) -> None:
 
     A compiled network would drag its optimiser's state along, and a mixed precision would survive the saving.
     """
+    copy: Any = copy_with(network, dtype="float32")
+    _check_fit(copy.input_shape, copy.output_shape, card, model_file)
+    write_model(copy, card, model_file)
+
+
+def copy_with(network: keras.Model, **settings: Any) -> keras.Model:
+    """Return an uncompiled copy of a network, its layers built with other settings where they have such ones."""
     import keras
 
-    def in_float32(layer: keras.layers.Layer) -> keras.layers.Layer:
-        return layer.__class__.from_config({**layer.get_config(), "dtype": "float32"})
+    def rebuilt(layer: keras.layers.Layer) -> keras.layers.Layer:
+        config = layer.get_config()
+        return layer.__class__.from_config(config | {name: v for name, v in settings.items() if name in config})
 
-    copy = keras.models.clone_model(network, clone_function=in_float32)  # compiled too, if the network is
+    copy = keras.models.clone_model(network, clone_function=rebuilt)  # compiled too, if the network is
     copy = keras.Model(copy.inputs, copy.outputs, name=network.name)
     copy.set_weights(network.get_weights())
-    _check_fit(copy.input_shape, copy.output_shape, card, model_file)
+    return copy
+
+
+def write_model(network: keras.Model, card: dict[str, Any], model_file: Path) -> None:
+    """Write a network as it is, and its card; a kill never leaves an earlier network's card beside it."""
     with atomic_file(model_file) as temporary:
-        copy.save(temporary)
-        card_path(model_file).unlink(missing_ok=True)  # a kill here must not leave an earlier network's card beside it
+        network.save(temporary)
+        card_path(model_file).unlink(missing_ok=True)
     write_card(card, model_file)
 
 
@@ -138,10 +159,10 @@ def _check_fit(input_shape: Sequence[Any], output_shape: Sequence[Any], card: di
 
 
 def load_network(model_file: Path) -> keras.Model:
-    """Load a saved network by Keras, without its card.
+    """Return a saved network without its card.
 
     Raises:
-        InputError: it is no Keras model.
+        InputError: the file is no Keras model.
     """
     with quiet_start():
         import keras
@@ -153,13 +174,24 @@ def load_network(model_file: Path) -> keras.Model:
     return network
 
 
+def _with_features(network: Any) -> keras.Model:
+    """Return a network that gives, before its probabilities, what its last layer of weights is given: its features."""
+    import keras
+
+    head = next(layer for layer in reversed(network.layers) if layer.weights)
+    features = keras.layers.Flatten()(head.input)
+    return keras.Model(network.inputs, keras.layers.Concatenate()([features, network.outputs[0]]))
+
+
 class EmotionClassifier:
     """A trained network with its card: `load` runs it by Keras, `load_litert` by LiteRT.
 
     Args:
-        run: The network: uint8 images (n, input_size, input_size, channels) to its softmax (n, classes).
+        run: The network: uint8 images (n, input_size, input_size, channels) to its softmax (n, classes), with its
+            features (n, size) before it where there is a `features_of`.
         card: What its card says.
         batch_sizes: The values of n that `run` is given, ascending, the first one 1.
+        features_of: SHA-256 of the file of the network, where `run` also gives its features.
 
     Attributes:
         card: What its card says.
@@ -167,19 +199,31 @@ class EmotionClassifier:
         input_size: Side of its square input, pixels.
         channels: 1 (gray) or 3 (RGB).
         unsure_below: Least probability, 0-1, from which on the most probable class is worth telling.
+        features_of: SHA-256 of the network's file where it was loaded to give its features; else empty.
     """
 
-    def __init__(self, run: Callable[[np.ndarray], np.ndarray], card: dict[str, Any], batch_sizes: tuple[int, ...]):
+    def __init__(
+        self,
+        run: Callable[[np.ndarray], np.ndarray],
+        card: dict[str, Any],
+        batch_sizes: tuple[int, ...],
+        features_of: str = "",
+    ):
         self.card = card
         self.labels: tuple[str, ...] = tuple(card["labels"])
         self.input_size: int = card["input_size"]
         self.channels: int = card["channels"]
         self.unsure_below: float = card.get("unsure_below", 0.0)
+        self.features_of = features_of
         self._run, self._batch_sizes = run, batch_sizes
 
     @classmethod
-    def load(cls, model_file: Path) -> EmotionClassifier:
+    def load(cls, model_file: Path, features: bool = False) -> EmotionClassifier:
         """Load a network and its card, to be run by Keras.
+
+        Args:
+            model_file: The `.keras` file.
+            features: It shall give its features too.
 
         Raises:
             InputError: a file is missing, is no Keras model, or the two do not belong together.
@@ -188,11 +232,19 @@ class EmotionClassifier:
         card = read_card(model_file)
         network: Any = load_network(model_file)
         _check_fit(network.input_shape, network.output_shape, card, model_file)
-        return cls(lambda images: np.asarray(network.predict_on_batch(images)), card, KERAS_BATCHES)
+        if features:
+            network = _with_features(network)
+        origin = file_hash(model_file) if features else ""
+        return cls(lambda images: np.asarray(network.predict_on_batch(images)), card, KERAS_BATCHES, origin)
 
     @classmethod
     def load_litert(
-        cls, model_file: Path, threads: int | None = None, folder: Path = PATHS.converted, int8: bool = SERVING.int8
+        cls,
+        model_file: Path,
+        threads: int | None = None,
+        folder: Path = PATHS.converted,
+        int8: bool = SERVING.int8,
+        features: bool = False,
     ) -> EmotionClassifier:
         """Load a network and its card, to be run by LiteRT: ready in a moment, and warm.
 
@@ -204,19 +256,26 @@ class EmotionClassifier:
             folder: Where converted networks are kept.
             int8: Weights in 8 bits: faster, and within a few hundredths of the probabilities that Keras gives; else
                 within 1e-4 of them.
+            features: It shall give its features too; then never in 8 bits, as sequence networks learn from exact ones.
 
         Raises:
             InputError: as `load`.
         """
         model_file = Path(model_file)
         card = read_card(model_file)
-        file = converted(model_file.stem, [model_file], lambda: load_network(model_file), folder, int8)
+        if features:
+            name, build = f"{model_file.stem}-features", lambda: _with_features(load_network(model_file))
+        else:
+            name, build = model_file.stem, lambda: load_network(model_file)
+        file = converted(name, [model_file], build, folder, int8 and not features)
         with quiet_start():  # LiteRT's first interpreter tells how it runs
             network = Network(file, threads or min(os.cpu_count() or 1, MOST_THREADS))
-            _check_fit(*network.shapes(), card, model_file)
+            given, returned = network.shapes()
+            _check_fit(given, (None, len(card["labels"])) if features else returned, card, model_file)
             for size in LITERT_BATCHES:
                 network(np.zeros((size, card["input_size"], card["input_size"], card["channels"]), np.uint8))
-        return cls(lambda images: network(images)[0], card, LITERT_BATCHES)
+        origin = file_hash(model_file) if features else ""
+        return cls(lambda images: network(images)[0], card, LITERT_BATCHES, origin)
 
     @property
     def faces(self) -> Faces:
@@ -235,13 +294,36 @@ class EmotionClassifier:
         Raises:
             ValueError: another shape or dtype.
         """
+        if not len(images):
+            return np.zeros((0, len(self.labels)), np.float32)
+        return self._calibrated(self._outputs(images)[:, -len(self.labels) :])
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """Return what the network sees in each image: its features, then its probabilities as it gives them.
+
+        The features are what its last layer of weights is given: of a network that pools, the pooled maps.
+
+        Args:
+            images: As for `predict`; at least one.
+
+        Returns:
+            float32, (n, features + classes).
+
+        Raises:
+            ValueError: the network was loaded without its features, or as `predict`.
+        """
+        if not self.features_of:
+            raise ValueError("features need a network that was loaded with features=True")
+        return self._outputs(images)
+
+    def _outputs(self, images: np.ndarray) -> np.ndarray:
         shape = (self.input_size, self.input_size, self.channels)
         if images.dtype != np.uint8 or images.shape[1:] != shape:
             raise ValueError(f"images must be uint8 (n, {', '.join(map(str, shape))}). Received: {images.dtype} "
                              f"{images.shape}")  # fmt: skip
-        if not len(images):
-            return np.zeros((0, len(self.labels)), np.float32)
-        probabilities = np.concatenate([self._run(padded)[:n] for padded, n in self._batches(images)])
+        return np.concatenate([self._run(padded)[:n] for padded, n in self._batches(images)])
+
+    def _calibrated(self, probabilities: np.ndarray) -> np.ndarray:
         sums = probabilities.sum(axis=1)
         if not (np.abs(sums - 1) < 0.01).all() or probabilities.min() < 0:  # also refuses NaN
             raise InputError(

@@ -13,7 +13,13 @@ from preprocessing.errors import InputError
 from preprocessing.files import file_hash
 from training.emotion_classifier import load_network, read_card
 
-OF_THE_NETWORK = ("network", "widths", "convolutions", "squeeze", "dropout")  # settings that the started-from file replaces
+OF_THE_NETWORK = (
+    "network",
+    "widths",
+    "convolutions",
+    "squeeze",
+    "dropout",
+)  # settings that the started-from file replaces
 # Under a mixed precision, too, these compute in float32, as in `models`.
 _IN_FLOAT32 = (keras.layers.Rescaling, keras.layers.Normalization, keras.layers.LayerNormalization)
 

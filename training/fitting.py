@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +30,7 @@ from training import models
 from training.augmentation import build_augmentation
 from training.balancing import sample_weights
 from training.datasets import FaceBatches, flow_from_dataframe
-from training.emotion_classifier import crop_options, read_card, save
+from training.emotion_classifier import card_path, crop_options, save
 from training.fine_tuning import Start, build_from, shaping_settings
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
@@ -179,22 +179,24 @@ def fit(train: FaceBatches, dev: FaceBatches, model_file: Path, fitting: Fitting
         "votes_hash": about["votes_hash"],
         "crops": about["crops"],
     }
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    if _is_made_by(model_file, key):
-        print(f"unchanged: {model_file} was made by this very run (same settings, same data); nothing to do")
+
+    def build(precision: str) -> tuple[keras.Model, keras.Model]:
+        if start:
+            print(start.in_words(train.classes), flush=True)
+        return build_trainer(train, replace(fitting, precision=precision))
+
+    done = train_or_resume(
+        train,
+        dev,
+        model_file,
+        fitting,
+        settings,
+        build,
+        choose=lambda: choose_precision(train, fitting),
+    )
+    if done is None:
         return False
-    folder = model_file.parent / "runs" / f"{model_file.stem}-{key}"
-    if start:
-        print(start.in_words(train.classes), flush=True)
-    run = _open_run(folder, settings, lambda: choose_precision(train, fitting))
-    begun = time.monotonic()
-    keras.utils.set_random_seed(fitting.seed)
-    network, trainer = build_trainer(train, replace(fitting, precision=run["precision"]))
-    history = _train(trainer, network, train, dev, folder, fitting)
-    best = max(history, key=lambda row: row[MONITOR])
-    if not np.isfinite(best["val_loss"]):
-        raise InputError(f"the training diverged (see {folder / 'history.csv'}); give a smaller learning rate")
-    network.load_weights(_weights(folder, "best", best["epoch"]))
+    network, run = done
     card = {
         "labels": list(train.classes),
         "input_size": train.images.shape[1],
@@ -203,27 +205,74 @@ def fit(train: FaceBatches, dev: FaceBatches, model_file: Path, fitting: Fitting
         "unsure_below": 0.0,
         **about,
         **_of_the_start(start, about),
+        "training_images": len(train.images),
+        "dev_images": len(dev.images),
+        **run,
+    }
+    save(network, card, model_file)
+    print(f"network: {model_file}")
+    return True
+
+
+def train_or_resume(
+    train: keras.utils.PyDataset,
+    dev: keras.utils.PyDataset,
+    model_file: Path,
+    fitting: Fitting,
+    settings: dict[str, Any],
+    build: Callable[[str], tuple[keras.Model, keras.Model]],
+    choose: Callable[[], str],
+) -> tuple[keras.Model, dict[str, Any]] | None:
+    """Train any network in a run folder of its own, or go on where an interrupted run was.
+
+    Args:
+        train: Batches to learn from, whose attribute `epoch` says which epoch's order they come in.
+        dev: Batches to choose the epoch by.
+        model_file: Where the network will go; its card will name the run.
+        fitting: Settings of the run.
+        settings: All that the network depends on, as JSON takes it; the same settings are the same run.
+        build: Returns the network and the compiled model that trains it, in a precision.
+        choose: Returns the precision of a new run.
+
+    Returns:
+        The network with the weights of its best epoch, and what its card says of the run; None where the network is
+        there already, made by this very run.
+
+    Raises:
+        InputError: the training diverged.
+    """
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    if _is_made_by(model_file, key):
+        print(f"unchanged: {model_file} was made by this very run (same settings, same data); nothing to do")
+        return None
+    folder = model_file.parent / "runs" / f"{model_file.stem}-{key}"
+    run = _open_run(folder, settings, choose)
+    start = time.monotonic()
+    keras.utils.set_random_seed(fitting.seed)
+    network, trainer = build(run["precision"])
+    history = _train(trainer, network, train, dev, folder, fitting)
+    best = max(history, key=_merit)
+    if not np.isfinite(best["val_loss"]):
+        raise InputError(f"the training diverged (see {folder / 'history.csv'}); give a smaller learning rate")
+    network.load_weights(_weights(folder, "best", best["epoch"]))
+    print(
+        f"{len(history)} epochs ({time.monotonic() - start:.0f} s in this go), best: epoch {best['epoch']} "
+        f"with dev accuracy {best[MONITOR]:.4f}\ncurves:  {folder / 'curves.png'}"
+    )
+    return network, {
         "run": key,
         "created": datetime.now(UTC).date().isoformat(),
         "parameters": network.count_params(),
-        "training_images": len(train.images),
-        "dev_images": len(dev.images),
-        "hyperparameters": shaping,
+        "hyperparameters": settings["fitting"],
         "precision": run["precision"],
         "seed": fitting.seed,
         "epochs_run": len(history),
         "epoch_chosen": best["epoch"],
-        "chosen_by": "highest accuracy on the dev split, one number per epoch",
+        "chosen_by": "highest accuracy on the dev split, of equal ones the lowest loss, one number per epoch",
         "dev_accuracy": round(best[MONITOR], 4),  # no score: the epoch was chosen by it
         "versions": {"python": platform.python_version(), "keras": keras.version(), "backend": _backend()},
         "scores": [],
     }
-    save(network, card, model_file)
-    print(
-        f"{len(history)} epochs ({time.monotonic() - begun:.0f} s in this go), best: epoch {best['epoch']} "
-        f"with dev accuracy {best[MONITOR]:.4f}\nnetwork: {model_file}\ncurves:  {folder / 'curves.png'}"
-    )
-    return True
 
 
 def _of_the_start(start: Start | None, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -234,14 +283,18 @@ def _of_the_start(start: Start | None, about: Mapping[str, Any]) -> dict[str, An
     return {"start_from": start.entries(), "caveats": [*own, *start.caveats(own)]}
 
 
-def check_settings(fitting: Fitting) -> None:
+def check_settings(fitting: Fitting, networks: Collection[str] = models.NETWORKS) -> None:
     """Refuse settings that cannot be used, each by its name.
+
+    Args:
+        fitting: The settings.
+        networks: What may be trained.
 
     Raises:
         InputError: with the value and what is accepted.
     """
     for name, accepted in (
-        ("network", models.NETWORKS),
+        ("network", networks),
         ("targets", TARGETS),
         ("optimizer", OPTIMIZERS),
         ("schedule", SCHEDULES),
@@ -282,8 +335,9 @@ def _backend() -> str:
 def _is_made_by(model_file: Path, key: str) -> bool:
     """Return whether a saved network's card says that it was made by this run."""
     try:
-        return read_card(model_file).get("run") == key
-    except InputError:
+        card = json.loads(card_path(model_file).read_text(encoding="utf-8"))
+        return model_file.is_file() and card["run"] == key
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return False
 
 
@@ -312,7 +366,7 @@ def build_trainer(train: FaceBatches, fitting: Fitting) -> tuple[keras.Model, ke
         # TensorFlow's XLA knows no image warp; the other backends always compile.
         jit_compile: Any = False if keras.backend.backend() == "tensorflow" else "auto"
         trainer.compile(
-            optimizer=_build_optimizer(fitting, steps_per_epoch=len(train)),
+            optimizer=build_optimizer(fitting, steps_per_epoch=len(train)),
             loss=keras.losses.CategoricalCrossentropy(
                 label_smoothing=fitting.label_smoothing if fitting.targets == "labels" else 0.0
             ),
@@ -329,11 +383,12 @@ def build_network(shape: tuple[int, int, int], classes: Sequence[str], fitting: 
     """Return the network to be trained: a new one, or a copy of the one that the run starts from."""
     if fitting.start_from:
         return build_from(Path(fitting.start_from), classes)
-    shaped = {name: getattr(fitting, name) for name in ("widths", "convolutions", "dropout")}
+    shaped = {name: getattr(fitting, name) for name in ("widths", "convolutions", "squeeze", "dropout")}
     return models.build(fitting.network, shape, len(classes), **shaped)
 
 
-def _build_optimizer(fitting: Fitting, steps_per_epoch: int) -> keras.optimizers.Optimizer:
+def build_optimizer(fitting: Fitting, steps_per_epoch: int) -> keras.optimizers.Optimizer:
+    """Return the optimiser with its learning rate's schedule."""
     rate: Any = fitting.learning_rate
     cosine, warm_up = fitting.schedule == "cosine", fitting.warm_up * steps_per_epoch
     if cosine or warm_up:
@@ -374,7 +429,7 @@ def choose_precision(train: FaceBatches, fitting: Fitting, steps: int = 4) -> st
 
 
 def _train(
-    trainer: keras.Model, network: keras.Model, train: FaceBatches, dev: FaceBatches, folder: Path, fitting: Fitting
+    trainer: keras.Model, network: keras.Model, train: Any, dev: Any, folder: Path, fitting: Fitting
 ) -> list[dict[str, float]]:
     """Fit from the last whole epoch on, and return one row of figures per epoch."""
     keeper = RunKeeper(folder, network, fitting.patience)
@@ -395,6 +450,11 @@ def _train(
         )
     draw_curves(keeper.history, folder / "curves.png")
     return keeper.history
+
+
+def _merit(row: dict[str, float]) -> tuple[float, float]:
+    """Return what an epoch is chosen by; on a small dev split many are equally accurate, and the loss tells more."""
+    return row[MONITOR], -row["val_loss"]
 
 
 def _weights(folder: Path, what: str, epoch: float) -> Path:
@@ -432,8 +492,11 @@ class RunKeeper(keras.callbacks.Callback):
         return 0
 
     def out_of_patience(self) -> bool:
-        """Tell whether the best epoch lies `patience` epochs back."""
-        return bool(self.patience and self.history) and len(self.history) - self._best() >= self.patience
+        """Tell whether the most accurate epoch lies `patience` epochs back."""
+        if not (self.patience and self.history):
+            return False
+        most_accurate = int(max(self.history, key=lambda row: row[MONITOR])["epoch"])  # the first of equal ones
+        return len(self.history) - most_accurate >= self.patience
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Set the random numbers of augmentation and dropout by the epoch: Keras saves no state of theirs."""
@@ -460,7 +523,7 @@ class RunKeeper(keras.callbacks.Callback):
             trainer.stop_training = True
 
     def _best(self) -> int:
-        return int(max(self.history, key=lambda row: row[MONITOR])["epoch"])
+        return int(max(self.history, key=_merit)["epoch"])
 
     def _save(self, model: keras.Model, file: Path) -> None:
         # Keras wants the ending .weights.h5, which a temporary name keeps by going in front.

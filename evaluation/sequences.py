@@ -1,0 +1,416 @@
+"""Say what looking at a whole sequence is worth: the sequence network against networks that see the last frame alone.
+
+Reads:  models/NAME/sequence.keras, or with --folds its networks of the folds; models/NAME/best.keras (or its folds)
+        where there is one, and the released network, which never saw this data; data/NAME/split.csv and its crops
+Writes: reports/NAME/sequence/: scores.csv, differences.csv, predictions.csv, metrics.json, and accuracy by how much of
+        the sequence was seen, seen.csv and seen.png
+
+    python -m evaluation.sequences --dataset ckplus
+    python -m evaluation.sequences --dataset ckplus --folds
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+if not __package__:  # run as a plain file
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import typer
+
+from configuration import EVALUATION, PATHS, SAMPLE, Evaluation
+from evaluation.intervals import bootstrap, estimate_share, mcnemar, percentile_intervals, units_of
+from evaluation.metrics import apply_rule, predicted_labels, score_statistic
+from preprocessing.command_line import DataRoot, DatasetName, ModelsRoot, ReportsRoot, dataset_folder, run
+from preprocessing.emotions import relate
+from preprocessing.errors import InputError
+from preprocessing.files import atomic_file
+from preprocessing.image_tables import (
+    SPLITS,
+    fold_numbers,
+    labels_of,
+    read_table,
+    split_by_fold,
+    split_hash,
+    write_table,
+)
+from preprocessing.quiet import quiet_start
+from training.emotion_classifier import EmotionClassifier, crop_options, read_card
+from training.folds import fold_file
+from training.sequence_classifier import SequenceClassifier, features_without, read_sequence_card
+
+if TYPE_CHECKING:
+    from training.sequences import SequenceSet
+
+SHARES = tuple(tenth / 10 for tenth in range(1, 11))  # of each sequence's frames, seen from its start
+SCORES = {"accuracy": "accuracy", "macro_f1": "macro F1"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Sequences that one set of networks is scored on: a split, or the test part of a fold.
+
+    Attributes:
+        table: `split.csv`, as the networks were to be trained on it.
+        sequences: Those to score.
+        network_file: Says where a network lies that learnt from this part's training split, given the network that
+            stands for all parts.
+        features_file: Whose features the sequence network reads.
+    """
+
+    table: pd.DataFrame
+    sequences: "SequenceSet"
+    network_file: Callable[[Path], Path]
+    features_file: Path
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A network's answers when it has seen a share of each sequence.
+
+    Attributes:
+        name: What the tables call it.
+        labels: Its classes.
+        probabilities: float (shares, sequences, classes), at each of `SHARES`.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    probabilities: np.ndarray
+
+
+def main(
+    dataset: DatasetName = SAMPLE.name,
+    data: DataRoot = PATHS.data,
+    models: ModelsRoot = PATHS.models,
+    reports: ReportsRoot = PATHS.reports,
+    model: Annotated[
+        Path | None, typer.Option(help="Sequence network; left out: MODELS/DATASET/sequence.keras.")
+    ] = None,
+    peak_model: Annotated[
+        Path | None, typer.Option(help="Network of single faces; left out: MODELS/DATASET/best.keras, if it is there.")
+    ] = None,
+    features: Annotated[
+        Path, typer.Option(help="Network whose features the sequence network reads.")
+    ] = PATHS.pretrained,
+    folds: Annotated[
+        bool, typer.Option("--folds", help="Score each fold by the networks that were trained without it.")
+    ] = False,
+    split: Annotated[str | None, typer.Option(help=f"{', '.join(SPLITS)}; left out: test, or dev without one.")] = None,
+    resamples: Annotated[
+        int, typer.Option(min=20, max=100_000, help="Bootstrap resamples behind each interval.")
+    ] = EVALUATION.resamples,
+    seed: Annotated[int, typer.Option(min=0, help="Of the resamples.")] = EVALUATION.seed,
+) -> None:
+    """Compare a sequence network with networks that see each sequence's last frame alone."""
+    folder = dataset_folder(data, dataset)
+    table = read_table(folder, "split.csv")
+    model_file = model or models / dataset / "sequence.keras"
+    if split is not None and (folds or split not in SPLITS):
+        raise InputError(
+            f"--split {split} is not one of {', '.join(SPLITS)}, or stands beside --folds, which scores all"
+        )
+    for file in [fold_file(model_file, fold) for fold in fold_numbers(table)] if folds else [model_file]:
+        read_sequence_card(file)  # before Keras is imported, so that a mistake is told at once
+    with quiet_start():
+        from training.sequences import read_sequences
+
+    if folds:
+        numbers = fold_numbers(table)
+        sequences = read_sequences(table, folder)
+        parts = [_fold(table, folder, features, fold) for fold in numbers]
+        heading = f"{dataset}, {len(numbers)} folds"
+    else:
+        sequences = read_sequences(table, folder)
+        split = split or ("test" if (sequences.table["split"] == "test").any() else "dev")
+        chosen = sequences.of_split(split)
+        if not len(chosen):
+            raise InputError(f"split {split!r} of {folder / 'split.csv'} has no labelled sequence; use another")
+        parts = [Part(table, chosen, lambda file: file, features)]
+        heading = f"{dataset}, {split} split"
+    print(sequences.note)
+    answers, notes = ask_all(parts, folder, model_file, peak_model or models / dataset / "best.keras")
+    if split in ("train", "dev"):
+        notes.append(f"the {split} split trained or chose the networks: these are no held-out scores")
+    rows = pd.concat([part.sequences.table for part in parts], ignore_index=True)
+    options = Evaluation(resamples=resamples, seed=seed)
+    write_report(
+        answers, rows, labels_of(sequences.table), notes, heading, reports / dataset / model_file.stem, options
+    )
+
+
+def _fold(table: pd.DataFrame, folder: Path, features: Path, fold: int) -> Part:
+    from training.sequences import read_sequences
+
+    divided = split_by_fold(table, fold)
+    return Part(
+        divided,
+        read_sequences(divided, folder).of_split("test"),
+        lambda file: fold_file(file, fold),
+        features_without(features, folder.name, fold),
+    )
+
+
+def ask_all(parts: Sequence[Part], folder: Path, model_file: Path, peak_file: Path) -> tuple[list[Seen], list[str]]:
+    """Return the answers of the sequence network, the peak-only one where it can be used, and the released one.
+
+    Args:
+        parts: What is scored, with the networks that may be asked about it.
+        folder: The data set's folder.
+        model_file: The sequence network, or what its folds stand for.
+        peak_file: The network of single faces, or what its folds stand for.
+
+    Returns:
+        The answers, and what a reader must know of them.
+
+    Raises:
+        InputError: the sequence network cannot be used, or learnt from another split.
+    """
+    notes: list[str] = []
+    for part in parts:
+        file = part.network_file(model_file)
+        if not _fits(read_sequence_card(file), part, folder):
+            raise InputError(f"{file} learnt from another split of {folder.name}; train it again: step4_sequence_model")
+    answers = [_joined("sequence", parts, lambda part: _ask_sequence(part.network_file(model_file), part, folder))]
+    peak_files = [part.network_file(peak_file) for part in parts]
+    absent = [file for file in peak_files if not file.is_file()]
+    if absent:
+        notes.append(f"no peak-only network of this data to compare with: {absent[0]} does not exist")
+    elif not all(_fits(read_card(file), part, folder) for file, part in zip(peak_files, parts, strict=True)):
+        notes.append(f"{peak_file} is not compared: it learnt from another split of this data")
+    else:
+        answers.append(
+            _joined(
+                f"peak only ({peak_file.stem})",
+                parts,
+                lambda part: _ask_frames(part.network_file(peak_file), part, folder),
+            )
+        )
+    released = read_card(PATHS.pretrained)
+    if released["input_size"] != crop_options(folder)["size"]:
+        notes.append(f"the released network takes faces of {released['input_size']} pixels and is not compared")
+    elif released.get("dataset") != folder.name:
+        name = f"peak only, zero-shot ({PATHS.pretrained.stem})"
+        answers.append(_joined(name, parts, lambda part: _ask_frames(PATHS.pretrained, part, folder)))
+    return answers, notes
+
+
+def _fits(card: dict[str, Any], part: Part, folder: Path) -> bool:
+    """Tell whether a network learnt from the part's training split, so that what is scored is new to it."""
+    return card.get("dataset") != folder.name or card.get("split_hash") == split_hash(part.table)
+
+
+def _joined(name: str, parts: Sequence[Part], ask: Callable[[Part], tuple[tuple[str, ...], np.ndarray]]) -> Seen:
+    answers = [ask(part) for part in parts]
+    labels = answers[0][0]
+    if any(each != labels for each, _ in answers):
+        raise InputError(f"{name}: the networks of the folds have different labels; train all folds again")
+    return Seen(name, labels, np.concatenate([probabilities for _, probabilities in answers], axis=1))
+
+
+def _ask_sequence(model_file: Path, part: Part, folder: Path) -> tuple[tuple[str, ...], np.ndarray]:
+    from training.sequences import frame_features
+
+    network = SequenceClassifier.load(model_file)
+    classifier = _single_faces(part.features_file)
+    network.check_features(classifier.features_of)
+    features = frame_features(classifier, folder, part.sequences.frames)[0]
+    return network.labels, np.stack(
+        [
+            network.predict([(features[steps[:count]], features[steps[0]]) for steps, count in _seen(part, share)])
+            for share in SHARES
+        ]
+    )
+
+
+def _ask_frames(model_file: Path, part: Part, folder: Path) -> tuple[tuple[str, ...], np.ndarray]:
+    from evaluation.answers import read_crops
+
+    classifier = _single_faces(model_file)
+    needed = np.unique(np.concatenate(part.sequences.steps))
+    rows = part.sequences.frames.iloc[needed]
+    probabilities = classifier.predict(read_crops(classifier, folder, rows))
+    return classifier.labels, np.stack(
+        [
+            probabilities[np.searchsorted(needed, [steps[count - 1] for steps, count in _seen(part, share)])]
+            for share in SHARES
+        ]
+    )
+
+
+@cache
+def _single_faces(model_file: Path) -> EmotionClassifier:
+    return EmotionClassifier.load(model_file, features=True)  # one serves all folds
+
+
+def _seen(part: Part, share: float) -> list[tuple[np.ndarray, int]]:
+    """Return each sequence's steps, and how many of them the share is; at least one."""
+    return [(steps, max(1, round(share * len(steps)))) for steps in part.sequences.steps]
+
+
+def write_report(
+    answers: Sequence[Seen],
+    rows: pd.DataFrame,
+    shown: Sequence[str],
+    notes: list[str],
+    heading: str,
+    report: Path,
+    options: Evaluation,
+) -> dict[str, Any]:
+    """Score the answers against each other, print and write all figures, and return them.
+
+    All are scored on the emotions that every network knows; an emotion that no sequence ends with is taken out of the
+    answers. Intervals are resampled by person.
+
+    Args:
+        answers: The sequence network's first.
+        rows: A row per sequence: `sequence`, `subject`, `emotion`.
+        shown: The emotions that sequences end with.
+        notes: Lines for the reader.
+        heading: What was measured on what.
+        report: Folder of the figures.
+        options: For the intervals.
+
+    Raises:
+        InputError: no rule relates a network's labels to the data's.
+    """
+    rules = [relate(each.labels, shown) for each in answers]
+    labels = [label for label in shown if all(label in rule.labels for rule in rules)]
+    keep = rows["emotion"].isin(labels).to_numpy()
+    if not keep.all():
+        notes = [*notes, f"left out: {(~keep).sum():,} sequences of emotions that a network does not know"]
+    rows = rows.loc[keep].reset_index(drop=True)
+    truth = pd.Categorical(rows["emotion"], categories=labels).codes.astype(np.int64)
+    units = units_of(rows)
+    groups = np.arange(len(rows)) if units is None else units
+    if units is None or units.max() + 1 < options.few_subjects:
+        notes = [*notes, f"{len(set(groups))} people or sequences are few: the intervals are too narrow"]
+    chances = {
+        each.name: np.stack([apply_rule(part[keep], relate(each.labels, labels)) for part in each.probabilities])
+        for each in answers
+    }
+    statistics = {name: score_statistic(part[-1], truth, labels) for name, part in chances.items()}
+
+    def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
+        values = {name: one(weights) for name, one in statistics.items()}
+        return {f"{name}|{score}": values[name][score] for name in values for score in SCORES}
+
+    drawn = bootstrap(statistic, groups, options.resamples, options.seed)
+    measured = {name: float(value[0]) for name, value in statistic(np.ones((1, len(rows)))).items()}
+    each_one = percentile_intervals(drawn, options.level)
+    scores = pd.DataFrame(
+        [
+            {"model": name, "score": score, "value": measured[key], "low": each_one[key][0], "high": each_one[key][1]}
+            for name in chances
+            for score in SCORES
+            for key in [f"{name}|{score}"]
+        ]
+    )
+    differences = _differences(chances, truth, measured, drawn, options)
+    curve = pd.DataFrame(
+        [
+            {"model": name, "seen": share, **estimate_share(hits, units, options.resamples, options.seed)._asdict()}
+            for name, part in chances.items()
+            for share, hits in zip(SHARES, part.argmax(axis=2) == truth, strict=True)
+        ]
+    ).rename(columns={"value": "accuracy"})
+    predictions = rows[["sequence", "subject", "emotion"]].copy()
+    for name, part in chances.items():
+        predictions[f"prediction: {name}"] = predicted_labels(part[-1], labels)
+    report.mkdir(parents=True, exist_ok=True)
+    for table, file in (
+        (scores, "scores"),
+        (differences, "differences"),
+        (curve, "seen"),
+        (predictions, "predictions"),
+    ):
+        write_table(table, report / f"{file}.csv")
+    title = f"Accuracy by the share of each sequence that was seen\n{heading} (n = {len(rows):,} sequences)"
+    draw_seen(curve, title, report / "seen.png")
+    found = {
+        "heading": heading,
+        "n": len(rows),
+        "subjects": None if units is None else int(units.max()) + 1,
+        "labels": labels,
+        "rules": {each.name: rule.text for each, rule in zip(answers, rules, strict=True)},
+        "notes": notes,
+        "scores": scores.to_dict("records"),
+        "differences": differences.to_dict("records"),
+        "seen": curve.to_dict("records"),
+    }
+    with atomic_file(report / "metrics.json") as temporary:
+        temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    print(_in_words(found, options), f"wrote {report}/", sep="\n")
+    return found
+
+
+def _differences(
+    chances: dict[str, np.ndarray],
+    truth: np.ndarray,
+    measured: dict[str, float],
+    drawn: dict[str, np.ndarray],
+    options: Evaluation,
+) -> pd.DataFrame:
+    """Return how much better the first network is than each other one, on the same sequences and resamples."""
+    first, *others = chances
+    right = {name: part[-1].argmax(axis=1) == truth for name, part in chances.items()}
+    rows = []
+    for other in others:
+        gaps = {score: drawn[f"{first}|{score}"] - drawn[f"{other}|{score}"] for score in SCORES}
+        for score, (low, high) in percentile_intervals(gaps, options.level).items():
+            value = measured[f"{first}|{score}"] - measured[f"{other}|{score}"]
+            rows.append({"difference": f"{first} minus {other}", "score": score, "value": value, "low": low,
+                         "high": high, "p_value": mcnemar(right[other], right[first])["p_value"]})  # fmt: skip
+    return pd.DataFrame(rows, columns=["difference", "score", "value", "low", "high", "p_value"])
+
+
+def _in_words(found: dict[str, Any], options: Evaluation) -> str:
+    lines = [f"{found['heading']}, {found['n']:,} sequences, {options.level:.0%} intervals by "
+             f"{'person' if found['subjects'] else 'sequence'}"]  # fmt: skip
+    for row in found["scores"]:
+        lines.append(f"  {row['model']:32} {SCORES[row['score']]:9} {_figure(row)}")
+    for row in found["differences"]:
+        test = f"  McNemar p = {row['p_value']:.3f}" if row["score"] == "accuracy" else ""
+        lines.append(f"  {row['difference']}: {SCORES[row['score']]} {_figure(row, '+')}{test}")
+    rules = sorted({text for text in found["rules"].values() if text})
+    return "\n".join([*lines, *(f"labels: {text}" for text in rules), *(f"note: {note}" for note in found["notes"])])
+
+
+def _figure(row: dict[str, Any], sign: str = "") -> str:
+    scale, digits = (100, 1) if row["score"] == "accuracy" else (1, 3)
+    value, low, high = (f"{scale * row[name]:{sign}.{digits}f}" for name in ("value", "low", "high"))
+    return f"{value} [{low} to {high}]"
+
+
+def draw_seen(curve: pd.DataFrame, title: str, file: Path) -> Path:
+    """Draw each network's accuracy against the share of the sequences that it has seen.
+
+    Args:
+        curve: Columns `model`, `seen`, `accuracy`, `low`, `high`, all shares 0-1.
+        title: Lines above the figure.
+        file: PNG to write.
+    """
+    from evaluation.plots import SERIES, canvas, save
+
+    figure, axes = canvas(title)
+    for (name, part), (color, marker, line) in zip(curve.groupby("model", sort=False), SERIES, strict=False):
+        axes.plot(part["seen"], part["accuracy"], color=color, marker=marker, linestyle=line, label=str(name))
+        axes.fill_between(part["seen"], part["low"], part["high"], color=color, alpha=0.12, linewidth=0)
+    axes.set(xlabel="share of the frames seen, from the start", ylabel="accuracy (band: 95 % interval)", ylim=(0, 1.01))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:.0%}")
+    axes.grid(color="#dddddd")
+    axes.legend(frameon=False, fontsize=9, loc="upper left")
+    return save(figure, file)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,124 @@
+import numpy as np
+import pytest
+from realtime_fakes import FACE, FakeClassifier, FakeDetector, write_video
+
+from configuration import CALM
+from preprocessing.errors import InputError
+from realtime.recognition import watch
+from realtime.temporal import TemporalReader
+from training.sequence_classifier import SequenceClassifier
+
+SINGLE = ("anger", "neutral")  # a row of features: the frame's number, then these two's probabilities
+
+
+class Network(SequenceClassifier):
+    """Answers what it is told to and remembers what it was asked: each face's frame numbers, and its reference's."""
+
+    def __init__(self, window: int = 6, rate: float = 30.0, answers: tuple[float, ...] = (0.9,)):
+        card = {"labels": ["anger", "happiness"], "window": window, "rate": rate, "features": {"sha256": "ab"}}
+        super().__init__(lambda rows: rows, card, "fake.keras", 1)
+        self.asked: list[list[tuple[list[int], int]]] = []
+        self.answers = list(answers)
+
+    def predict(self, faces):
+        self.asked.append([([int(row[0]) for row in frames], int(reference[0])) for frames, reference in faces])
+        first = self.answers[min(len(self.asked), len(self.answers)) - 1]
+        return np.array([[first, 1 - first]] * len(faces), np.float32).reshape(-1, 2)
+
+
+def ask(network: Network, times: list[float], neutrals: list[float] | None = None) -> list[tuple[list[int], int]]:
+    reader = TemporalReader(network, SINGLE)
+    for frame, time in enumerate(times):
+        neutral = neutrals[frame] if neutrals else 0.5
+        reader.update([1], np.array([[frame, 1 - neutral, neutral]], np.float32), time)
+    return [answers[0] for answers in network.asked]
+
+
+@pytest.mark.parametrize(
+    ("fps", "last"),
+    [
+        (30.0, [24, 25, 26, 27, 28, 29]),
+        (60.0, [19, 21, 23, 25, 27, 29]),  # every second frame
+        (15.0, [27, 27, 28, 28, 29, 29]),  # each frame stands for two
+        (10.0, [28, 28, 28, 29, 29, 29]),
+    ],
+)
+def test_a_face_is_seen_at_the_rate_of_the_training_in_a_bounded_window(fps, last):
+    jitter = np.random.default_rng(1).uniform(-0.15, 0.15, 30) / fps
+    asked = ask(Network(), [frame / fps + late for frame, late in enumerate(jitter)] if fps == 30 else
+                [frame / fps for frame in range(30)])  # fmt: skip
+    frames = asked[-1][0]
+    assert len(frames) == 6 and frames[-1] == 29 and max(frames) == 29
+    assert np.abs(np.array(frames) - last).max() <= 1 and (fps not in (30.0, 60.0) or frames == last)
+    assert asked[0][0] == [0] and [len(frames) for frames, _ in asked][:2] == [1, 1 + round(30 / fps)]
+    assert all(frame <= now for now, (frames, _) in enumerate(asked) for frame in frames)  # never ahead
+
+
+def test_the_past_that_is_kept_is_bounded():
+    reader = TemporalReader(Network(), SINGLE)
+    for frame in range(500):
+        reader.update([1], np.array([[frame, 0.5, 0.5]], np.float32), frame / 120)
+    (past,) = reader._pasts.values()
+    assert len(past.frames) == len(past.times) <= 6 * 4 + 2
+
+
+def test_the_most_neutral_frame_so_far_is_what_the_others_are_compared_with():
+    asked = ask(Network(), [frame / 30 for frame in range(6)], [0.4, 0.3, 0.6, 0.5, 0.9, 0.9])
+    assert [reference for _, reference in asked] == [0, 0, 2, 2, 4, 4]
+
+
+def test_faces_are_told_apart_and_a_new_source_begins_anew():
+    network = Network()
+    reader = TemporalReader(network, SINGLE)
+    row = np.array([[7, 0.5, 0.5], [8, 0.5, 0.5]], np.float32)
+    reader.update([1, 2], row, 0.0)
+    reader.update([2], row[:1], 1 / 30)
+    reader.update([1, 2], row, 2 / 30)
+    assert network.asked[1:] == [[([8, 7], 8)], [([7, 7, 7], 7), ([8, 7, 8], 8)]]
+    reader.update([2], row[:1], 0.0)
+    assert network.asked[-1] == [([7], 7)]
+
+
+def test_a_label_changes_only_when_another_one_is_clearly_more_probable():
+    half = CALM.margin / 2
+    network = Network(answers=(0.6, 0.5 - half / 2, 0.5 - half, 0.5 - 2 * half, 0.5, 0.5 + 2 * half))
+    reader = TemporalReader(network, SINGLE)
+    row = np.array([[0, 0.5, 0.5]], np.float32)
+    shown = [reader.update([1], row, frame / 30)[0] for frame in range(6)]
+    assert [verdict.index for verdict in shown] == [0, 0, 0, 1, 1, 0]
+    assert shown[2].probabilities[1] > shown[2].probabilities[0] and not any(verdict.unsure for verdict in shown)
+
+
+class DescribingClassifier(FakeClassifier):
+    features_of = "ab"
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        return np.array([[index, 0.1, 0.7, 0.2] for index in range(len(images))], np.float32)
+
+
+def test_watch_names_faces_by_the_sequence_network(tmp_path):
+    clip, network = write_video(tmp_path / "clip.mp4", frames=8), Network()
+    results = list(watch(clip, DescribingClassifier(), FakeDetector(FACE), temporal=network))
+    assert [result.recognitions[0].label for result in results] == ["anger"] * 8
+    assert results[0].recognitions[0].probabilities == pytest.approx({"anger": 0.9, "happiness": 0.1})
+    assert results[0].recognitions[0].number == 1 and len(network.asked) == 8
+    assert len(list(watch(clip, DescribingClassifier(), FakeDetector(), temporal=Network()))) == 8  # nobody there
+
+
+def test_one_line_where_it_cannot_be_used(tmp_path):
+    clip, network = write_video(tmp_path / "clip.mp4", frames=2), Network()
+    other = DescribingClassifier()
+    other.features_of = "cd"
+    for classifier in (other, FakeClassifier()):
+        with pytest.raises(InputError, match=r"reads the features of another network .*give that one as --model"):
+            next(watch(clip, classifier, FakeDetector(FACE), temporal=network))
+    with pytest.raises(InputError, match="--raw"):
+        next(watch(clip, DescribingClassifier(), FakeDetector(FACE), temporal=network, raw=True))
+    with pytest.raises(InputError, match="step4_sequence_model"):
+        next(watch(clip, temporal=tmp_path / "none.keras"))
+
+
+def test_the_command_refuses_pictures_and_single_face_networks_in_one_line(tmp_path, run_step, tiny_model):
+    clip = write_video(tmp_path / "clip.mp4", frames=2)
+    done = run_step("realtime.webcam", "--source", clip, "--no-window", "--temporal", tiny_model())
+    assert done.returncode == 2 and "lacks a valid 'window'" in done.stderr and done.stderr.count("\n") == 1

@@ -1,0 +1,322 @@
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+from configuration import TEMPORAL, Temporal
+from preprocessing.errors import InputError
+from preprocessing.image_tables import FACE_COLUMNS, INVENTORY_COLUMNS, read_table, write_table
+from training.emotion_classifier import EmotionClassifier, read_card
+from training.sequence_classifier import SequenceClassifier, described, save_sequence_network, window_of
+from training.sequence_model import TEMPORAL_PARTS, build_sequence_network, fit_sequences
+from training.sequences import SequenceBatches, frame_features, read_sequences
+
+SIZE, FRAMES = 24, 8
+LABELS = ("anger", "happiness", "neutral")
+
+
+def options(part: str = "gru", window: int = FRAMES, epochs: int = 2, **changes) -> Temporal:
+    fitting = replace(TEMPORAL.fitting, network=part, widths=(12,), convolutions=2, dropout=0.0, batch_size=8)
+    return replace(TEMPORAL, window=window, fitting=replace(fitting, learning_rate=0.02, epochs=epochs), **changes)
+
+
+def crop(level: float, random: np.random.Generator) -> np.ndarray:
+    image = random.integers(0, 60, (SIZE, SIZE)).astype(np.uint8)
+    image[8:14] += round(150 * level)
+    return image
+
+
+@pytest.fixture
+def make_sequences(tmp_path) -> Callable[..., Path]:
+    """Make a data set of sequences: each subject's first one rises and then falls below where it began, the second one
+    holds the very same pictures in opposite order. Both begin and end with the same picture."""
+
+    def make(splits: tuple[tuple[str, int], ...] = (("train", 3), ("dev", 2), ("test", 2)), folds: int = 0) -> Path:
+        folder = tmp_path / "data" / "waves"
+        (folder / "faces").mkdir(parents=True)
+        random, rows = np.random.default_rng(5), []
+        subjects = [split for split, count in splits for _ in range(count)]
+        for subject, split in enumerate(subjects):
+            levels = 0.5 + 0.5 * np.sin(np.linspace(0, 2 * np.pi, FRAMES))
+            images = [crop(level, random) for level in levels[:-1]]
+            images.append(images[0])
+            for number, (emotion, ordered) in enumerate([("happiness", images), ("anger", images[::-1])]):
+                for frame, image in enumerate(ordered, start=1):
+                    path = f"faces/{subject}_{number}_{frame}.png"
+                    cv2.imwrite(str(folder / path), image)
+                    row = dict.fromkeys([*INVENTORY_COLUMNS, *FACE_COLUMNS], "")
+                    row |= {"path": path, "face_path": path, "status": "ok", "face_status": "found", "split": ""}
+                    row |= {"subject": f"S{subject}", "sequence": f"S{subject}/{number}", "frame": str(frame)}
+                    row |= {"pixel_hash": path, "fold": ""}
+                    if frame == FRAMES:
+                        row |= {"emotion": emotion, "split": split, "fold": str(subject % folds) if folds else ""}
+                    rows.append(row)
+        write_table(pd.DataFrame(rows), folder / "split.csv")
+        (folder / "faces.json").write_text(json.dumps({"options": {"size": SIZE, "channels": 1, "align": "box"}}))
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def frames_network(tiny_model) -> Path:
+    return tiny_model(LABELS, SIZE, name="frames.keras")
+
+
+def accuracy(model_file: Path, folder: Path, features_file: Path, split: str = "test") -> float:
+    network = SequenceClassifier.load(model_file)
+    chosen = read_sequences(read_table(folder, "split.csv"), folder).of_split(split)
+    features = frame_features(EmotionClassifier.load(features_file, features=True), folder, chosen.frames)[0]
+    answers = network.predict([(features[steps], features[steps[0]]) for steps in chosen.steps])
+    return float(np.mean(np.array(network.labels)[answers.argmax(axis=1)] == chosen.table["emotion"]))
+
+
+def fit(folder: Path, model_file: Path, features_file: Path, settings: Temporal) -> bool:
+    return fit_sequences(read_table(folder, "split.csv"), folder, model_file, settings, features_file, "the command")
+
+
+# ---------------------------------------------------------------- time is used
+
+
+@pytest.mark.parametrize("part", TEMPORAL_PARTS)
+def test_tells_the_same_frames_in_opposite_order_apart_where_single_frames_cannot(
+    part, make_sequences, frames_network, tmp_path
+):
+    folder = make_sequences((("train", 12), ("dev", 4), ("test", 8)))
+    settings = options(part, epochs=8, cut=0.0, speed=1.0)
+    fit(folder, tmp_path / "sequence.keras", frames_network, settings)
+    assert accuracy(tmp_path / "sequence.keras", folder, frames_network) >= 0.9
+    # With a window of one frame, the same network sees the last frame beside the first one, and no order.
+    fit(folder, tmp_path / "single.keras", frames_network, replace(settings, window=1))
+    assert accuracy(tmp_path / "single.keras", folder, frames_network) == 0.5
+
+
+# ---------------------------------------------------------------- the network
+
+
+@pytest.fixture
+def untrained(tmp_path) -> Callable[[str], Path]:
+    def make(part: str) -> Path:
+        keras.utils.set_random_seed(3)
+        random = np.random.default_rng(3)
+        spread = random.normal(0, 1, 10), random.uniform(0.5, 2, 10), random.uniform(0.5, 2, 10)
+        network = build_sequence_network(options(part).fitting, 12, spread, len(LABELS))
+        card = {"labels": list(LABELS), "window": 12, "rate": 30.0, "feature_size": 10, "temperature": 2.0}
+        save_sequence_network(network, {**card, "features": {"file": "x.keras", "sha256": "ab"}}, tmp_path / "n.keras")
+        return tmp_path / "n.keras"
+
+    return make
+
+
+@pytest.mark.parametrize("part", TEMPORAL_PARTS)
+def test_later_frames_and_padding_change_nothing_and_litert_agrees(part, untrained, tmp_path):
+    file, random = untrained(part), np.random.default_rng(4)
+    frames, reference = random.normal(0, 1, (12, 10)).astype(np.float32), random.normal(0, 1, 10).astype(np.float32)
+    network: Any = keras.models.load_model(file, compile=False, safe_mode=True)
+    rows, count = window_of(frames, reference, 12)
+    each_step = network.predict_on_batch(rows[None])[0]
+    assert count == 12 and np.ptp(each_step, axis=0).max() > 0.01
+    short, count = window_of(frames[:5], reference, 12)
+    short[6:] = 99  # whatever stands behind the last frame
+    np.testing.assert_allclose(network.predict_on_batch(short[None])[0, :count], each_step[:5], atol=1e-6)
+
+    def calibrated(steps: np.ndarray) -> np.ndarray:
+        return np.sqrt(steps) / np.sqrt(steps).sum()  # temperature 2
+
+    for loaded in (SequenceClassifier.load(file), SequenceClassifier.load_litert(file, tmp_path)):
+        found = loaded.predict([(frames, reference), (frames[:5], reference), (frames[:1], reference)])
+        np.testing.assert_allclose(found, [calibrated(each_step[n]) for n in (11, 4, 0)], atol=1e-4)
+        beyond = np.concatenate([random.normal(0, 1, (30, 10)), frames])  # more than the window
+        np.testing.assert_allclose(loaded.predict([(beyond, reference)])[0], calibrated(each_step[11]), atol=1e-4)
+
+
+def test_a_classifier_gives_what_its_last_layer_reads_and_its_probabilities(frames_network, tmp_path):
+    images = np.random.default_rng(2).integers(0, 256, (5, SIZE, SIZE, 1), np.uint8)
+    kept: Any = keras.models.load_model(frames_network)
+    weights, bias = kept.layers[-1].get_weights()
+    plain = EmotionClassifier.load(frames_network)
+    for loaded in (
+        EmotionClassifier.load(frames_network, features=True),
+        EmotionClassifier.load_litert(frames_network, folder=tmp_path, features=True),
+    ):
+        features, probabilities = np.split(loaded.features(images), [64], axis=1)
+        logits = features @ weights + bias
+        np.testing.assert_allclose(probabilities, np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True), atol=1e-4)
+        np.testing.assert_allclose(loaded.predict(images), plain.predict(images), atol=1e-4)
+        assert loaded.features_of == described(frames_network)["sha256"]
+    with pytest.raises(ValueError, match="features=True"):
+        plain.features(images)
+
+
+# ---------------------------------------------------------------- rows to sequences
+
+
+def test_missing_frames_are_stood_in_for_and_counted(make_sequences):
+    folder = make_sequences()
+    table = read_table(folder, "split.csv")
+    of_first = table["sequence"] == "S0/0"
+    table.loc[of_first & (table["frame"] == "4"), "face_status"] = "not_found"
+    table = table.loc[~(of_first & (table["frame"] == "5"))]  # no row at all
+    table.loc[(table["sequence"] == "S1/0") & (table["frame"] == str(FRAMES)), "face_status"] = "not_found"
+    few = (table["sequence"] == "S2/0") & ~table["frame"].isin(["1", str(FRAMES)])
+    found = read_sequences(table.loc[~few].sample(frac=1, random_state=1), folder)  # in any order
+    assert "2 frames of 1 of them are missing" in found.note and "left out: 2" in found.note
+    paths = found.frames["path"].iloc[found.steps[list(found.table["sequence"]).index("S0/0")]]
+    numbers = [1, 2, 3, 3, 3, 6, 7, 8]
+    assert [int(path.split("_")[-1].split(".")[0]) for path in paths] == numbers
+    assert not {"S1/0", "S2/0"} & set(found.table["sequence"]) and len(found) == 12
+
+
+def test_refuses_what_holds_no_whole_sequences(make_sequences):
+    folder = make_sequences()
+    table = read_table(folder, "split.csv")
+    peaks = table.loc[table["emotion"] != ""]
+    first = table.loc[table["frame"] == "1"].assign(emotion="neutral", split="train")
+    for listed in (peaks, pd.concat([peaks, first])):  # --frames peak, without and with --neutral-first
+        with pytest.raises(InputError, match="--frames all"):
+            read_sequences(listed, folder)
+    with pytest.raises(InputError, match="no sequences"):
+        read_sequences(table.assign(sequence="", frame=""), folder)
+    with pytest.raises(InputError, match="frame 'x' of sequence S0/0 is no number"):
+        read_sequences(table.assign(frame=["x", *table["frame"][1:]]), folder)
+
+
+def test_the_loss_looks_at_the_labelled_last_frame_most(make_sequences, frames_network):
+    folder = make_sequences()
+    table = read_table(folder, "split.csv")
+    starts = (table["frame"] == "1") & (table["sequence"].str.endswith("/0"))
+    table.loc[starts, ["emotion", "split"]] = ["neutral", "train"]  # as with --neutral-first
+    found = read_sequences(table, folder)
+    assert found.classes == ("anger", "happiness", "neutral")
+    assert list(found.table["starts_neutral"]) == [True, False] * 7
+    features = frame_features(EmotionClassifier.load(frames_network, features=True), folder, found.frames)
+    settings = options(window=FRAMES + 4, cut=0.0, speed=1.0, mirror=False, ramp=2.0)
+    settings = replace(settings, fitting=replace(settings.fitting, batch_size=16))
+    windows, targets, weights = SequenceBatches(found, features, found.classes, settings, augment=False)[0]
+    assert windows.shape == (14, 1 + FRAMES + 4, features.shape[2])
+    np.testing.assert_array_equal(weights, np.tile(np.eye(FRAMES + 4)[FRAMES - 1], (14, 1)))
+    assert [found.classes[k] for k in targets[:, FRAMES - 1].argmax(axis=1)] == ["happiness", "anger"] * 7
+    learning = SequenceBatches(found, features, found.classes, settings, augment=True)
+    windows, targets, weights = learning[0]
+    for window, target, weight in zip(windows, targets, weights, strict=True):
+        ramp = (np.arange(1, FRAMES + 1) / FRAMES) ** 2
+        is_neutral = target[0].argmax() == 2
+        np.testing.assert_allclose(weight, [1.0 if is_neutral else ramp[0], *ramp[1:], 0, 0, 0, 0], atol=1e-6)
+        np.testing.assert_array_equal(window[0], window[1])  # the reference is the first frame
+    assert sum(target[0].argmax() == 2 for target in targets) == 7
+    again = SequenceBatches(found, features, found.classes, settings, augment=True)
+    again.epoch = 1
+    assert not np.array_equal(again[0][0], windows)  # another order
+    learning.on_epoch_end()
+    np.testing.assert_array_equal(again[0][0], learning[0][0])  # and the same after a restart
+
+
+def test_features_of_mirrored_crops_are_computed_once_and_kept(make_sequences, frames_network, monkeypatch):
+    folder = make_sequences()
+    frames = read_sequences(read_table(folder, "split.csv"), folder).frames
+    classifier = EmotionClassifier.load(frames_network, features=True)
+    features = frame_features(classifier, folder, frames)
+    image: Any = cv2.imread(str(folder / frames["face_path"].iloc[3]), cv2.IMREAD_GRAYSCALE)
+    seen = np.stack([image, cv2.flip(image, 1)])[..., None]
+    np.testing.assert_allclose(features[:, 3], classifier.features(seen), atol=1e-5)
+    monkeypatch.setattr(EmotionClassifier, "features", None)
+    np.testing.assert_array_equal(frame_features(classifier, folder, frames), features)
+
+
+# ---------------------------------------------------------------- the step
+
+
+def history(models_folder: Path) -> list[list[str]]:
+    (file,) = models_folder.glob("runs/*/history.csv")
+    with file.open(newline="") as lines:
+        return list(csv.reader(lines))
+
+
+def test_an_interrupted_run_ends_as_an_uninterrupted_one_and_a_finished_one_is_not_repeated(
+    make_sequences, frames_network, tmp_path, monkeypatch, capsys
+):
+    folder, settings = make_sequences(), options(epochs=3)
+    fit(folder, tmp_path / "straight" / "sequence.keras", frames_network, settings)
+
+    class KilledError(Exception):
+        pass
+
+    save_weights = keras.Model.save_weights
+
+    def save_then_die(model, file, **more):
+        save_weights(model, file, **more)
+        if "state-0002" in Path(file).name:
+            raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keras.Model, "save_weights", save_then_die)
+        with pytest.raises(KilledError):
+            fit(folder, tmp_path / "resumed" / "sequence.keras", frames_network, settings)
+    assert fit(folder, tmp_path / "resumed" / "sequence.keras", frames_network, settings)
+    straight, resumed = history(tmp_path / "straight"), history(tmp_path / "resumed")
+    assert straight[0] == resumed[0] and len(straight) == len(resumed) == 4
+    np.testing.assert_allclose(np.array(straight[1:], float), np.array(resumed[1:], float), atol=1e-4)
+    capsys.readouterr()
+    assert not fit(folder, tmp_path / "resumed" / "sequence.keras", frames_network, settings)
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_each_fold_is_scored_by_the_network_that_never_saw_its_people(
+    make_sequences, frames_network, tmp_path, run_step
+):
+    folder = make_sequences((("train", 6),), folds=3)
+    places = [
+        "--dataset",
+        folder.name,
+        "--data",
+        folder.parent,
+        "--models",
+        tmp_path / "m",
+    ]
+    places += ["--features", frames_network]
+    done = run_step("training.step4_sequence_model", *places, "--folds", 3, "--epochs", 1, "--window", FRAMES)
+    assert done.returncode == 0, done.stderr
+    cards = [json.loads(file.read_text()) for file in sorted(tmp_path.glob("m/waves/sequence-folds/*.json"))]
+    assert len(cards) == 3 and len({card["split_hash"] for card in cards}) == 3
+    assert cards[0]["training_sequences"] == 4 and cards[0]["window_seconds"] == round(FRAMES / 30, 3)
+    assert cards[0]["features"] == described(frames_network)
+    done = run_step("evaluation.sequences", *places, "--folds", "--reports", tmp_path / "r", "--resamples", 20)
+    assert done.returncode == 0, done.stderr
+    report = tmp_path / "r" / "waves" / "sequence"
+    predictions = pd.read_csv(report / "predictions.csv")
+    assert sorted(predictions["sequence"]) == [f"S{s}/{n}" for s in range(6) for n in (0, 1)]
+    scores = pd.read_csv(report / "scores.csv").set_index(["model", "score"])["value"]
+    right = predictions["prediction: sequence"] == predictions["emotion"]
+    assert scores["sequence", "accuracy"] == pytest.approx(right.mean())
+    curve = pd.read_csv(report / "seen.csv")
+    assert list(curve.loc[curve["model"] == "sequence", "seen"].round(1)) == [k / 10 for k in range(1, 11)]
+    assert (report / "seen.png").stat().st_size > 5000 and "no peak-only network" in done.stdout
+
+
+def test_one_line_for_what_cannot_be_done(make_sequences, frames_network, tiny_model, tmp_path, run_step):
+    folder = make_sequences((("train", 6),), folds=3)
+    places = ["--dataset", folder.name, "--data", folder.parent, "--models", tmp_path / "m"]
+    own = tiny_model(LABELS, SIZE, name="own.keras", dataset=folder.name)
+    for arguments, said in [
+        (["--features", frames_network, "--folds", 10], "the split has 3 folds"),
+        (["--features", own, "--folds", 3], "own-folds/0.keras, which did not see fold 0, is missing"),
+        (["--features", frames_network, "--temporal-part", "lstm"], "'lstm' is not one of convolution, gru"),
+        (["--features", tmp_path / "no.keras"], "does not exist"),
+    ]:
+        done = run_step("training.step4_sequence_model", *places, *arguments)
+        assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    done = run_step("evaluation.sequences", *places)
+    assert done.returncode == 2 and "training.step4_sequence_model" in done.stderr
+
+
+def test_a_sequence_network_is_not_taken_for_one_of_single_faces(untrained):
+    with pytest.raises(InputError, match="--temporal"):
+        read_card(untrained("convolution"))

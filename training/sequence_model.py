@@ -1,0 +1,195 @@
+"""The networks over the frames of a sequence, as functional Keras models, and how they are trained.
+
+Each takes float32 windows, (n, 1 + window, size): the reference, then the frames (`sequence_classifier.window_of`), and
+gives a softmax at each frame, (n, window, classes). All of it is causal, so the rows behind a sequence's last frame
+change nothing before them, and sequences of any length need no mask. Built-in layers only.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pandas as pd
+
+from configuration import Fitting, Temporal
+from preprocessing.errors import InputError
+from preprocessing.image_tables import digest, split_hash
+from training.emotion_classifier import EmotionClassifier
+from training.fitting import build_optimizer, check_settings, train_or_resume
+from training.sequence_classifier import described, save_sequence_network
+from training.sequences import SequenceBatches, SequenceSet, frame_features, read_sequences
+
+TEMPORAL_PARTS = ("convolution", "gru")
+_LEAST_SPREAD = 1e-3  # features that hardly ever change are not blown up
+
+
+def build_sequence_network(
+    fitting: Fitting, window: int, spread: tuple[np.ndarray, np.ndarray, np.ndarray], classes: int
+) -> keras.Model:
+    """Return a new network.
+
+    Each frame and its difference from the reference are standardised, brought down to a few numbers, and read over
+    time by a gated recurrent unit (Cho et al. 2014) or by causal dilated convolutions (Bai et al. 2018).
+
+    Args:
+        fitting: `network` names the temporal part, `widths[0]` its size, `convolutions` its blocks; `dropout`.
+        window: Frames.
+        spread: Constants of the training frames, (size,) each: mean, standard deviation, and root mean square of the
+            differences from the reference.
+        classes: Number of classes.
+    """
+    mean, deviation, change = spread
+    size, width = len(mean), fitting.widths[0]
+    inputs = keras.Input((1 + window, size))
+    reference = keras.layers.Cropping1D((0, window))(inputs)
+    frames = keras.layers.Cropping1D((1, 0))(inputs)
+    difference = keras.layers.Subtract()([frames, reference])
+    frames = keras.layers.Rescaling((1 / deviation).tolist(), (-mean / deviation).tolist(), name="standardized")(frames)
+    difference = keras.layers.Rescaling((1 / change).tolist(), name="change")(difference)
+    x = keras.layers.Concatenate()([frames, difference])
+    x = keras.layers.Dropout(fitting.dropout)(x)
+    x = keras.layers.Dense(width, activation="relu")(x)
+    if fitting.network == "gru":
+        x = keras.layers.GRU(width, return_sequences=True)(x)
+    else:
+        for block in range(fitting.convolutions):
+            y = keras.layers.Conv1D(width, 3, padding="causal", dilation_rate=2**block, activation="relu")(x)
+            x = keras.layers.Add()([x, y])
+    x = keras.layers.Dropout(fitting.dropout)(x)
+    x = keras.layers.Dense(classes)(x)
+    outputs = keras.layers.Activation("softmax", dtype="float32", name="probabilities")(x)
+    return keras.Model(inputs, outputs, name=fitting.network)
+
+
+def fit_sequences(
+    table: pd.DataFrame, folder: Path, model_file: Path, options: Temporal, features_file: Path, command: str
+) -> bool:
+    """Train a network on the sequences of a data set's table, and save its best epoch with its card.
+
+    Args:
+        table: The data set's `split.csv`.
+        folder: The data set's folder.
+        model_file: Where the network goes.
+        options: Every setting of the run.
+        features_file: The network of single faces whose features it reads.
+        command: The command that makes this network again, for its card.
+
+    Returns:
+        False where this very run had been finished before and nothing was done.
+
+    Raises:
+        InputError: a setting is not accepted, the table has no whole sequences, the train or dev split has none, or
+            an emotion has no training sequence.
+    """
+    check_options(options)
+    if model_file.suffix != ".keras" or model_file.is_dir():
+        raise InputError(f"--output {model_file} is not the name of a .keras file; the card goes beside it as .json")
+    sequences = read_sequences(table, folder)
+    print(sequences.note, flush=True)
+    train, dev = _split(sequences, folder)
+    if "neutral" not in sequences.classes:
+        print("note: no sequence shows neutral, so a live face at rest will be named as an emotion; list the data set "
+              "again with step1_inventory --frames all --neutral-first to learn it", flush=True)  # fmt: skip
+    features = frame_features(EmotionClassifier.load(features_file, features=True), folder, sequences.frames)
+    learning = SequenceBatches(train, features, sequences.classes, options, augment=True)
+    choosing = SequenceBatches(dev, features, sequences.classes, options, augment=False)
+    fitting, origin = options.fitting, described(features_file)
+    settings = {
+        "temporal": asdict(options),
+        "labels": list(sequences.classes),
+        "split_hash": split_hash(table),
+        "sequences": digest(sequences.frames[["path", "pixel_hash"]]),
+        "features": origin["sha256"],
+    }
+    print(f"{folder.name}: {len(train)} train, {len(dev)} dev sequences, {len(sequences.classes)} emotions; "
+          f"{fitting.network} over the features of {features_file}", flush=True)  # fmt: skip
+
+    def build(_: str) -> tuple[keras.Model, keras.Model]:
+        spread = _spread(features[0], train)
+        network = build_sequence_network(fitting, options.window, spread, len(sequences.classes))
+        return network, _compiled(network, fitting, len(learning))
+
+    done = train_or_resume(learning, choosing, model_file, fitting, settings, build, choose=lambda: "float32")
+    if done is None:
+        return False
+    network, run = done
+    card = {
+        "labels": list(sequences.classes),
+        "window": options.window,
+        "rate": options.rate,
+        "window_seconds": round(options.window / options.rate, 3),
+        "feature_size": features.shape[-1],
+        "features": origin,
+        "temperature": 1.0,
+        "unsure_below": 0.0,
+        "dataset": folder.name,
+        "split_hash": settings["split_hash"],
+        "command": command,
+        "caveats": [
+            "It names what a face looks like, not what a person feels; do not use it to decide about people.",
+            "It learnt from sequences that run from a neutral face to the peak: faces that return to neutral, speak or "
+            "begin in the middle of an expression were not shown to it.",
+        ],
+        "training_sequences": len(train),
+        "dev_sequences": len(dev),
+        **run,
+        "hyperparameters": asdict(options),
+    }
+    save_sequence_network(network, card, model_file)
+    print(f"network: {model_file}")
+    return True
+
+
+def check_options(options: Temporal) -> None:
+    """Refuse settings that cannot be used, each by its name.
+
+    Raises:
+        InputError: with the value and what is accepted.
+    """
+    check_settings(options.fitting, TEMPORAL_PARTS)
+    for name, least, most in (("window", 1, 1024), ("rate", 1, 1000), ("ramp", 0, 100), ("speed", 1, 4)):
+        if not least <= getattr(options, name) <= most:
+            raise InputError(f"{name} {getattr(options, name)} is not in {least} to {most}")
+    if not 0 <= options.cut < 1:
+        raise InputError(f"cut {options.cut} is not in 0 to 1")
+
+
+def _split(sequences: SequenceSet, folder: Path) -> tuple[SequenceSet, SequenceSet]:
+    train, dev = (sequences.of_split(name) for name in ("train", "dev"))
+    for name, part in (("train", train), ("dev", dev)):
+        if not len(part):
+            raise InputError(f"{folder / 'split.csv'} has no usable {name} sequences; split again with step3_split")
+    missing = [label for label in sequences.classes if label not in train.shown]
+    if missing:
+        raise InputError(f"no training sequence shows {', '.join(missing)}; split again with step3_split")
+    return train, dev
+
+
+def _spread(features: np.ndarray, train: SequenceSet) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the constants by which `build_sequence_network` standardises, from the training sequences alone."""
+    frames = features[np.concatenate(train.steps)].astype(np.float64)
+    change = np.concatenate([features[steps] - features[steps[0]] for steps in train.steps]).astype(np.float64)
+    return (
+        frames.mean(axis=0),
+        np.maximum(frames.std(axis=0), _LEAST_SPREAD),
+        np.maximum(np.sqrt((change**2).mean(axis=0)), _LEAST_SPREAD),
+    )
+
+
+def _compiled(network: keras.Model, fitting: Fitting, steps_per_epoch: int) -> keras.Model:
+    """Return the model that trains a network, which shares its weights."""
+    trainer = keras.Model(network.inputs, network.outputs, name="trainer")
+    # TensorFlow's XLA takes longer to compile a loop over steps than these networks take to train.
+    jit_compile: Any = False if keras.backend.backend() == "tensorflow" else "auto"
+    trainer.compile(
+        optimizer=build_optimizer(fitting, steps_per_epoch),
+        loss=keras.losses.CategoricalCrossentropy(
+            label_smoothing=fitting.label_smoothing, reduction="mean_with_sample_weight"
+        ),
+        weighted_metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")],
+        jit_compile=jit_compile,
+    )
+    trainer.optimizer.build(trainer.trainable_variables)  # so that a saved state finds its place before step one
+    return trainer

@@ -1,0 +1,90 @@
+"""Train a network over the frames of sequences, from the neutral face to the peak of its expression.
+
+Reads:  data/NAME/split.csv, of a data set listed with `step1_inventory --frames all`, and the crops it names; a network
+        of single faces (--features), whose features it reads and does not change
+Writes: models/NAME/sequence.keras and its card (or --output); with --folds a network per fold instead, in
+        sequence-folds/; models/NAME/runs/ (history, curves, states to resume from); data/NAME/cache/ (the features)
+
+    python -m training.step4_sequence_model --dataset ckplus
+    python -m evaluation.sequences          --dataset ckplus
+    python -m realtime.webcam --temporal models/ckplus/sequence.keras
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+if not __package__:  # run as a plain file
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from dataclasses import replace
+
+import typer
+
+from configuration import PATHS, SAMPLE, TEMPORAL
+from preprocessing.command_line import DataRoot, DatasetName, ModelsRoot, dataset_folder, run, typed_command
+from preprocessing.errors import InputError
+from preprocessing.image_tables import fold_numbers, read_table, split_by_fold
+from preprocessing.quiet import quiet_start
+from training.emotion_classifier import read_card
+from training.folds import fold_file
+from training.sequence_classifier import features_without
+
+FITTING = TEMPORAL.fitting
+
+
+def main(
+    dataset: DatasetName = SAMPLE.name,
+    data: DataRoot = PATHS.data,
+    models: ModelsRoot = PATHS.models,
+    features: Annotated[Path, typer.Option(help="Network of single faces whose features are read.")] = PATHS.pretrained,
+    temporal_part: Annotated[
+        str, typer.Option(help="convolution: causal and dilated, over time; or gru.")
+    ] = FITTING.network,
+    folds: Annotated[
+        int | None,
+        typer.Option(help="Train a network for each of the K folds that step3_split --strategy folds made."),
+    ] = None,
+    window: Annotated[int, typer.Option(help="Frames that it looks back over at most.")] = TEMPORAL.window,
+    rate: Annotated[float, typer.Option(help="Frames per second of the data set's sequences.")] = TEMPORAL.rate,
+    epochs: Annotated[int, typer.Option(help="Passes over the training split.")] = FITTING.epochs,
+    batch_size: Annotated[int, typer.Option(help="Sequences per step.")] = FITTING.batch_size,
+    learning_rate: Annotated[float, typer.Option(help="Step size at the start.")] = FITTING.learning_rate,
+    seed: Annotated[int, typer.Option(help="Seed of the run.")] = FITTING.seed,
+    output: Annotated[
+        Path | None, typer.Option(help="Where the network goes; else models/NAME/sequence.keras.")
+    ] = None,
+) -> None:
+    """Train a network over the frames of sequences, on the features of a network of single faces."""
+    folder = dataset_folder(data, dataset)
+    table = read_table(folder, "split.csv")  # before Keras is imported, so that a mistake is told at once
+    read_card(features)
+    if folds is not None and folds != len(fold_numbers(table)):
+        raise InputError(
+            f"--folds {folds}: the split has {len(fold_numbers(table))} folds; give that number, or make others: "
+            f"python -m preprocessing.step3_split --dataset {dataset} --strategy folds --folds {folds}"
+        )
+    with quiet_start():
+        from training.sequence_model import fit_sequences
+
+    fitting = replace(
+        FITTING,
+        network=temporal_part,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+    options = replace(TEMPORAL, window=window, rate=rate, fitting=fitting)
+    model_file, command = output or models / dataset / "sequence.keras", typed_command()
+    if folds is None:
+        fit_sequences(table, folder, model_file, options, features, command)
+        return
+    for fold in fold_numbers(table):
+        print(f"fold {fold} of {folds}", flush=True)
+        source = features_without(features, dataset, fold)
+        fit_sequences(split_by_fold(table, fold), folder, fold_file(model_file, fold), options, source, command)
+
+
+if __name__ == "__main__":
+    run(main)
