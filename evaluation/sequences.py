@@ -44,8 +44,8 @@ from preprocessing.image_tables import (
 )
 from preprocessing.quiet import quiet_start
 from training.emotion_classifier import EmotionClassifier, crop_options, read_card
-from training.folds import fold_file
-from training.sequence_classifier import SequenceClassifier, features_without, read_sequence_card
+from training.folds import features_without, fold_file
+from training.sequence_classifier import SequenceClassifier, read_sequence_card
 
 if TYPE_CHECKING:
     from training.sequences import SequenceSet

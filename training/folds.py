@@ -138,3 +138,24 @@ def fold_networks(model_file: Path, folder: Path, table: pd.DataFrame, column: s
                 f"would be tested on; train again: {train}"
             )
     return networks
+
+
+def features_without(model_file: Path, dataset: str, fold: int) -> Path:
+    """Return the network of single faces whose features a fold may use.
+
+    One that learnt from the data set itself knows the people of most folds; only its counterpart that was trained
+    without the fold (`fold_file`) does not.
+
+    Raises:
+        InputError: that counterpart is needed and missing.
+    """
+    if read_card(model_file).get("dataset") != dataset:
+        return model_file
+    counterpart = fold_file(model_file, fold)
+    if not counterpart.is_file():
+        raise InputError(
+            f"{model_file} learnt from {dataset}, and so from people of the folds; {counterpart}, which did not see "
+            f"fold {fold}, is missing: train it (python -m training.step3_best_model --folds), or give --features of "
+            "a network trained elsewhere"
+        )
+    return counterpart

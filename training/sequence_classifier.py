@@ -27,7 +27,6 @@ from training.emotion_classifier import (
     read_card,
     write_model,
 )
-from training.folds import fold_file
 
 if TYPE_CHECKING:
     import keras
@@ -193,27 +192,6 @@ class SequenceClassifier:
                 found[start + index] = answers[index, count - 1]
         scaled = found.astype(np.float64) ** (1 / self.card["temperature"])
         return (scaled / scaled.sum(axis=1, keepdims=True)).astype(np.float32)
-
-
-def features_without(model_file: Path, dataset: str, fold: int) -> Path:
-    """Return the network of single faces whose features a fold may use.
-
-    One that learnt from the data set itself knows the people of most folds; only its counterpart that was trained
-    without the fold (`folds.fold_file`) does not.
-
-    Raises:
-        InputError: that counterpart is needed and missing.
-    """
-    if read_card(model_file).get("dataset") != dataset:
-        return model_file
-    counterpart = fold_file(model_file, fold)
-    if not counterpart.is_file():
-        raise InputError(
-            f"{model_file} learnt from {dataset}, and so from people of the folds; {counterpart}, which did not see "
-            f"fold {fold}, is missing: train it (python -m training.step3_best_model --folds), or give --features of "
-            "a network trained elsewhere"
-        )
-    return counterpart
 
 
 def described(model_file: Path) -> dict[str, str]:

@@ -96,8 +96,10 @@ def fit_sequences(
     learning = SequenceBatches(train, features, sequences.classes, options, augment=True)
     choosing = SequenceBatches(dev, features, sequences.classes, options, augment=False)
     fitting, origin = options.fitting, described(features_file)
+    temporal = asdict(options)
     settings = {
-        "temporal": asdict(options),
+        "fitting": temporal.pop("fitting"),
+        "temporal": temporal,
         "labels": list(sequences.classes),
         "split_hash": split_hash(table),
         "sequences": digest(sequences.frames[["path", "pixel_hash"]]),

@@ -23,12 +23,10 @@ import typer
 
 from configuration import PATHS, SAMPLE, TEMPORAL
 from preprocessing.command_line import DataRoot, DatasetName, ModelsRoot, dataset_folder, run, typed_command
-from preprocessing.errors import InputError
 from preprocessing.image_tables import fold_numbers, read_table, split_by_fold
 from preprocessing.quiet import quiet_start
 from training.emotion_classifier import read_card
-from training.folds import fold_file
-from training.sequence_classifier import features_without
+from training.folds import STRICT, check_number, features_without, fold_file
 
 FITTING = TEMPORAL.fitting
 
@@ -59,11 +57,8 @@ def main(
     folder = dataset_folder(data, dataset)
     table = read_table(folder, "split.csv")  # before Keras is imported, so that a mistake is told at once
     read_card(features)
-    if folds is not None and folds != len(fold_numbers(table)):
-        raise InputError(
-            f"--folds {folds}: the split has {len(fold_numbers(table))} folds; give that number, or make others: "
-            f"python -m preprocessing.step3_split --dataset {dataset} --strategy folds --folds {folds}"
-        )
+    if folds is not None:
+        check_number(table, folds, STRICT, dataset)
     with quiet_start():
         from training.sequence_model import fit_sequences
 
