@@ -185,7 +185,8 @@ def show(
         InputError: a file cannot be written.
     """
     outputs, tally = Outputs(wanted, source, (temporal or classifier).labels, model), Tally()
-    results = watch(source, classifier, detector, raw=raw, temporal=temporal)
+    hides = wanted.anonymous or wanted.blur_unknown  # who is to be hidden must be found in time
+    results = watch(source, classifier, detector, raw=raw, temporal=temporal, patient=hides)
     try:
         with closing(results), closing(outputs), progress_bar() as progress:
             for result in progress.track(results, total=source.count, description=source.name):
