@@ -131,7 +131,7 @@ def watch(
 
     Nothing is opened before the first result is asked for. The source is closed with the generator: after its last
     frame, when a loop over it is left and the generator is dropped, or by its `close()`. One that was handed over open
-    stays open.
+    stays open. Several may be watched in turns; loops in threads of their own need a classifier and a detector each.
 
     Args:
         source: A camera number, a path or an address as `open_source` takes it, or an open source.

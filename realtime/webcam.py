@@ -196,9 +196,8 @@ def show(
                     break
     finally:  # also where a file cannot be finished
         wrote = ", ".join(str(file) for file in outputs.written if file.exists())
-        print(
-            f"{source.name}: {tally}; " + (f"wrote {wrote}" if wrote else "kept nothing (--record, --log, --summary)")
-        )
+        kept = f"wrote {wrote}" if wrote else "kept nothing (--record, --log, --spans, --summary)"
+        print(f"{source.name}: {tally}; {kept}")
     return tally, outputs.trouble
 
 
