@@ -21,7 +21,8 @@ from realtime.search import Searcher
 _SAME = 0.3  # intersection over union from which on two boxes may be one face
 _AGREED = 0.6  # the same from which on a search confirms where a face was followed to
 _COVERED = 0.7  # share of the smaller of two boxes above which two tracks hold one face
-_STEP = 0.1  # height of the face from which on a face has moved; less is the trembling of its box
+_STEP = 0.25  # height of the face from which on a hidden face has moved; less is the trembling of its box
+_NEXT_STEP = 0.15  # the same from one frame to the next
 _PACE = 6.0  # widths of the face per second that it may go between two frames: somebody who walks
 _SPAN = 2.0  # sides of the face: side of the region in which a lost face is looked for
 _SIDE = 56  # pixels: side that a lost face would have in the copy which is looked at
@@ -214,16 +215,16 @@ class Tracker:
         x, y = (old + weight * (step / seconds - old) for old, step in zip(track.velocity, steps, strict=True))
         return replace(track, face=face, seen=time, near=near, velocity=(x, y))
 
-    def _expected(self, track: _Track, time: float) -> Face:
-        """Return where a face should be if it went on as before, ever slower."""
+    def _expected(self, track: _Track, time: float, step: float = _STEP) -> Face:
+        """Return where a face should be if it went on as before, ever slower; less than a step is none."""
         coast = self._options.coast
         seconds = coast * (1 - math.exp(-(time - track.seen) / coast))
         x, y = (speed * seconds for speed in track.velocity)
-        return _moved(track.face, x, y) if math.hypot(x, y) >= _STEP * track.face.height else track.face
+        return _moved(track.face, x, y) if math.hypot(x, y) >= step * track.face.height else track.face
 
     def _ahead(self, track: _Track, time: float) -> Face:
         """Return where to look for a face that was seen in the last frame; `near` is behind one that moves."""
-        expected = self._expected(track, time)
+        expected = self._expected(track, time, _NEXT_STEP)
         return track.near if expected is track.face else expected
 
     def _replace(self, tracks: Sequence[_Track]) -> None:
