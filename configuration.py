@@ -310,6 +310,7 @@ class Tracking:
     """Which face is which, from frame to frame."""
 
     search_every: float = 0.13  # seconds: the whole picture is searched for faces; in between they are followed
+    wait_for: float = 0.02  # seconds: live, a search that takes longer runs beside the following, and shows later
     look_every: float = 0.03  # seconds: a face that was lost is looked for around its last place
     lost_below: float = 0.8  # confidence, 0-1, below which a followed face is lost
     remember: float = 1.0  # seconds: a face hidden for no longer keeps its number

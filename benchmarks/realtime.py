@@ -71,7 +71,7 @@ import sys
 import realtime.webcam  # what the program imports
 from realtime.drawing import Drawer
 from realtime.recognition import watch
-draw(next(watch(sys.argv[1])))
+Drawer().draw(next(watch(sys.argv[1])))
 """
 
 

@@ -125,12 +125,13 @@ def watch(
     mirror: bool | None = None,
     raw: bool = False,
     temporal: str | Path | SequenceClassifier | None = None,
+    patient: bool = False,
 ) -> Generator[Result, None, None]:
     """Name the expression of every face in a camera's, video's, folder's or stream's frames, one frame after another.
 
     Nothing is opened before the first result is asked for. The source is closed with the generator: after its last
     frame, when a loop over it is left and the generator is dropped, or by its `close()`. One that was handed over open
-    stays open.
+    stays open. Several may be watched in turns; loops in threads of their own need a classifier and a detector each.
 
     Args:
         source: A camera number, a path or an address as `open_source` takes it, or an open source.
@@ -142,23 +143,29 @@ def watch(
         temporal: A sequence network, a `.keras` file of `training.step4_sequence_model` or one that was loaded, which
             names what each followed face did, in place of the steadying. It reads the features of `model`, which must
             be the one that it was trained with; hand that over loaded with `features=True`, or as a file.
+        patient: Wait for every search of the whole picture, whatever it takes: results of a slow camera or stream come
+            later, and the faces in them do not.
 
     Yields:
         A result for each frame. Faces of a video or camera keep their numbers; pictures are taken each by itself. The
         same file gives the same results each time; of a camera or stream, whose frames wait for nobody, mtcnn searches
-        the picture on a thread of its own, which ends with the generator.
+        a picture that takes it long (`TRACKING.wait_for`) on a thread of its own, which ends with the generator.
 
     Raises:
         InputError: the source, the model, the detector or the sequence network cannot be used, or do not fit.
     """
     if isinstance(source, str | int | Path):
         with closing(open_source(str(source), mirror)) as frames:
-            yield from watch(frames, model, detector, smallest_face=smallest_face, raw=raw, temporal=temporal)
+            yield from watch(
+                frames, model, detector, smallest_face=smallest_face, raw=raw, temporal=temporal, patient=patient
+            )
         return
     if isinstance(temporal, str | Path):
         temporal = SequenceClassifier.load_litert(Path(temporal))
     classifier, faces = _prepare(model, detector, smallest_face, features=temporal is not None)
-    beside = FaceDetector(faces.options, SEARCH_THREADS) if source.live and isinstance(faces, FaceDetector) else None
+    beside = None
+    if source.live and not patient and isinstance(faces, FaceDetector):
+        beside = FaceDetector(faces.options, SEARCH_THREADS)
     yield from recognize(source, faces, classifier, raw=raw, still=source.still, beside=beside, temporal=temporal)
 
 
@@ -222,9 +229,9 @@ def recognize(
         classifier: What names the expressions.
         raw: Give what the classifier says of each frame, not steadied over time and never unsure.
         still: The frames are pictures that have nothing to do with each other.
-        beside: A second detector, which searches whole pictures on a thread of its own while `detector` follows: no
-            frame waits for a search, but which frame shows what it found depends on the machine. None: every search is
-            waited for.
+        beside: A second detector, which searches whole pictures on a thread of its own while `detector` follows, where
+            a search takes longer than `TRACKING.wait_for`: which frame shows what it found depends on the machine.
+            None: every search is waited for.
         temporal: What names the expressions instead, from the classifier's features and what each face did before.
 
     Raises:

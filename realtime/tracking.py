@@ -2,12 +2,13 @@
 
 Following a face by mtcnn's last network costs a tenth of a search, or less. A face that following loses is looked for
 again around the place where it should be by now, in a small copy, which costs little as well; the next search finds it
-wherever it is. A search may run beside the following: its faces are then brought up to date when it is done.
+wherever it is. A slow search may run beside the following: its faces are then brought up to date when it is done.
 """
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import cv2
@@ -21,6 +22,8 @@ _SAME = 0.3  # intersection over union from which on two boxes may be one face
 _AGREED = 0.6  # the same from which on a search confirms where a face was followed to
 _COVERED = 0.7  # share of the smaller of two boxes above which two tracks hold one face
 _STEP = 0.25  # height of the face from which on a hidden face has moved; less is the trembling of its box
+_NEXT_STEP = 0.15  # the same from one frame to the next
+_PACE = 6.0  # widths of the face per second that it may go between two frames: somebody who walks
 _SPAN = 2.0  # sides of the face: side of the region in which a lost face is looked for
 _SIDE = 56  # pixels: side that a lost face would have in the copy which is looked at
 _THUMBNAIL = (32, 24)  # pixels: what two frames are compared by
@@ -66,8 +69,8 @@ class Tracker:
     Args:
         detector: What finds the faces.
         options: How often to search, and for how long a hidden face keeps its number.
-        searcher: What searches beside the following, so that no frame waits for a search; None: each search is waited
-            for, and the same frames give the same faces every time.
+        searcher: What searches beside the following where a search takes longer than `options.wait_for`; None: each
+            search is waited for, and the same frames give the same faces every time.
     """
 
     def __init__(self, detector: Detector, options: Tracking = TRACKING, searcher: Searcher | None = None):
@@ -76,7 +79,9 @@ class Tracker:
         self._tracks: list[_Track] = []
         self._count = 0
         self._time = self._searched = -np.inf  # seconds: the last frame, the last search
-        self._then: list[_Track] = []  # the faces that were followed in the picture which is searched beside
+        self._then: list[_Track] | None = None  # who was followed in the picture searched beside; None: of no use now
+        self._took = 0.0  # seconds: the last search
+        self._size = (0, 0)  # pixels: height and width of the last frame
         self._thumbnail = np.zeros((*_THUMBNAIL[::-1], 3), np.uint8)
 
     def update(self, image_rgb: np.ndarray, time: float) -> list[TrackedFace]:
@@ -93,12 +98,12 @@ class Tracker:
             self._searched = -np.inf
         followed = self._followed(image_rgb, time)
         is_search_due = not isinstance(self._detector, Follower) or time - self._searched >= self._options.search_every
-        if self._searcher and self._searched > -np.inf:  # in a new scene there is nobody to follow
+        if self._searcher and self._is_slow(self._searcher):
             self._replace(followed)
             self._search_beside(self._searcher, image_rgb, time, is_search_due)
         elif is_search_due:
-            self._searched, self._then = time, []
-            faces = self._detector.detect(image_rgb)
+            self._searched, self._then = time, None
+            faces = self._search(self._detector, image_rgb)
             confirmed = _pairs([[track.face] for track in followed], faces, _AGREED)
             self._replace([followed[i] for i in confirmed.values()])  # a followed box does not jump
             self._assign([face for j, face in enumerate(faces) if j not in confirmed], time)
@@ -108,9 +113,22 @@ class Tracker:
         self._time = time
         return [TrackedFace(track.number, track.face) for track in self._tracks if track.seen == time]
 
+    def _is_slow(self, searcher: Searcher) -> bool:
+        """Return whether searches are not to be waited for; the first one of a scene is: there is nobody to follow."""
+        return self._searched > -np.inf and (self._took > self._options.wait_for or not searcher.is_idle)
+
+    def _search(self, detector: Detector, image_rgb: np.ndarray) -> list[Face]:
+        start = perf_counter()
+        faces = detector.detect(image_rgb)
+        self._took = perf_counter() - start
+        return faces
+
     def _is_new_scene(self, image_rgb: np.ndarray) -> bool:
-        before = self._thumbnail
+        before, size, self._size = self._thumbnail, self._size, image_rgb.shape[:2]
         self._thumbnail = cv2.resize(image_rgb, _THUMBNAIL, interpolation=cv2.INTER_NEAREST)
+        if size != self._size:
+            self._tracks = []  # where faces were says nothing about where they are
+            return True
         return cv2.absdiff(before, self._thumbnail).mean() > self._options.cut
 
     def _followed(self, image_rgb: np.ndarray, time: float) -> list[_Track]:
@@ -121,7 +139,7 @@ class Tracker:
         if not isinstance(self._detector, Follower):
             return []
         tracks = [track for track in self._tracks if track.seen == self._time]
-        faces = self._detector.follow(image_rgb, [track.near for track in tracks])
+        faces = self._detector.follow(image_rgb, [self._ahead(track, time) for track in tracks])
         sure = [
             (track, face)
             for track, face in zip(tracks, faces, strict=True)
@@ -135,20 +153,20 @@ class Tracker:
     def _search_beside(self, searcher: Searcher, image_rgb: np.ndarray, time: float, is_search_due: bool) -> None:
         """Take over what was found in an earlier picture, and let this one be searched if that is due."""
         faces = searcher.take()
-        if faces is not None:
-            self._take_over(faces, image_rgb, time)
+        if faces is not None and self._then is not None:
+            self._take_over(faces, self._then, image_rgb, time)
         if is_search_due and searcher.is_idle:
             self._searched = time
             self._then = [track for track in self._tracks if track.seen == time]
-            searcher.start(lambda detector: detector.detect(image_rgb))
+            searcher.start(lambda detector: self._search(detector, image_rgb))
         self._look_again(image_rgb, time, most=1)
 
-    def _take_over(self, faces: Sequence[Face], image_rgb: np.ndarray, time: float) -> None:
+    def _take_over(self, faces: Sequence[Face], then: Sequence[_Track], image_rgb: np.ndarray, time: float) -> None:
         """Confirm by an earlier picture's faces who was followed in it, and follow the others to this one."""
-        confirmed = _pairs([[track.face] for track in self._then], faces, _AGREED)
-        self._replace([track for i, track in enumerate(self._then) if i not in confirmed.values()])  # lost since then
+        confirmed = _pairs([[track.face] for track in then], faces, _AGREED)
+        self._replace([track for i, track in enumerate(then) if i not in confirmed.values()])  # lost since then
         here = {track.number for track in self._tracks if track.seen == time}
-        others = [f for j, f in enumerate(faces) if j not in confirmed or self._then[confirmed[j]].number not in here]
+        others = [f for j, f in enumerate(faces) if j not in confirmed or then[confirmed[j]].number not in here]
         assert isinstance(self._detector, Follower)
         moved = self._detector.follow(image_rgb, others)
         self._assign(self._unseen([face for face in moved if face.confidence >= self._options.lost_below], time), time)
@@ -175,6 +193,12 @@ class Tracker:
         tracks = [track for track in self._tracks if track.seen < time]
         places = [[track.face, self._expected(track, time)] for track in tracks]  # it may have stopped, or gone on
         assigned = _pairs(places, faces, _SAME)
+        before = [i for i, t in enumerate(tracks) if t.seen == self._time and i not in assigned.values()]
+        rest = [j for j in range(len(faces)) if j not in assigned]
+        way = min(1.0, _PACE * (time - self._time))  # where frames are slow a face goes by its own width
+        wide_places = [[_widened(face, way) for face in places[i]] for i in before]
+        wide = _pairs(wide_places, [_widened(faces[j], way) for j in rest], _SAME)
+        assigned |= {rest[j]: before[i] for j, i in wide.items()}
         self._replace([self._moved_on(tracks[i], faces[j], faces[j], time) for j, i in assigned.items()])
         for j, face in enumerate(faces):
             if j not in assigned:
@@ -191,12 +215,17 @@ class Tracker:
         x, y = (old + weight * (step / seconds - old) for old, step in zip(track.velocity, steps, strict=True))
         return replace(track, face=face, seen=time, near=near, velocity=(x, y))
 
-    def _expected(self, track: _Track, time: float) -> Face:
-        """Return where a face should be if it went on as before, ever slower."""
+    def _expected(self, track: _Track, time: float, step: float = _STEP) -> Face:
+        """Return where a face should be if it went on as before, ever slower; less than a step is none."""
         coast = self._options.coast
         seconds = coast * (1 - math.exp(-(time - track.seen) / coast))
         x, y = (speed * seconds for speed in track.velocity)
-        return _moved(track.face, x, y) if math.hypot(x, y) >= _STEP * track.face.height else track.face
+        return _moved(track.face, x, y) if math.hypot(x, y) >= step * track.face.height else track.face
+
+    def _ahead(self, track: _Track, time: float) -> Face:
+        """Return where to look for a face that was seen in the last frame; `near` is behind one that moves."""
+        expected = self._expected(track, time, _NEXT_STEP)
+        return track.near if expected is track.face else expected
 
     def _replace(self, tracks: Sequence[_Track]) -> None:
         by_number = {track.number: track for track in tracks}
@@ -265,6 +294,12 @@ def _halfway(first: Face, second: Face) -> Face:
         (getattr(first, side) + getattr(second, side)) / 2 for side in ("left", "top", "width", "height")
     )
     return replace(second, left=left, top=top, width=width, height=height)
+
+
+def _widened(face: Face, share: float) -> Face:
+    """Return a face with a box that is larger by a share of its size, around the same centre."""
+    left, top = face.left - share * face.width / 2, face.top - share * face.height / 2
+    return replace(face, left=left, top=top, width=(1 + share) * face.width, height=(1 + share) * face.height)
 
 
 def _moved(face: Face, x: float, y: float) -> Face:

@@ -185,7 +185,8 @@ def show(
         InputError: a file cannot be written.
     """
     outputs, tally = Outputs(wanted, source, (temporal or classifier).labels, model), Tally()
-    results = watch(source, classifier, detector, raw=raw, temporal=temporal)
+    hides = wanted.anonymous or wanted.blur_unknown  # who is to be hidden must be found in time
+    results = watch(source, classifier, detector, raw=raw, temporal=temporal, patient=hides)
     try:
         with closing(results), closing(outputs), progress_bar() as progress:
             for result in progress.track(results, total=source.count, description=source.name):
@@ -195,9 +196,8 @@ def show(
                     break
     finally:  # also where a file cannot be finished
         wrote = ", ".join(str(file) for file in outputs.written if file.exists())
-        print(
-            f"{source.name}: {tally}; " + (f"wrote {wrote}" if wrote else "kept nothing (--record, --log, --summary)")
-        )
+        kept = f"wrote {wrote}" if wrote else "kept nothing (--record, --log, --spans, --summary)"
+        print(f"{source.name}: {tally}; {kept}")
     return tally, outputs.trouble
 
 

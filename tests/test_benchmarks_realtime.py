@@ -1,9 +1,12 @@
 """The parts of the benchmark that count: what it counts is checked on inputs whose answer is known."""
 
+import subprocess
+import sys
 from itertools import pairwise
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from realtime_fakes import write_video
 
 from benchmarks import realtime
@@ -53,3 +56,10 @@ def test_the_paced_source_gives_frames_at_their_time_and_skips_those_that_a_slow
 def test_fer_that_does_not_run_is_told_in_one_line(tmp_path):
     with pytest.raises(InputError, match=r"--with-fer .* does not run fer"):
         realtime.compare_fer(tmp_path / "x.mp4", 10, 2, 1, None, tmp_path / "python")  # pyright: ignore[reportArgumentType]
+
+
+def test_the_program_whose_first_frame_is_timed_draws_it(tmp_path):
+    video = write_video(tmp_path / "clip.mp4", frames=3)
+    command = [sys.executable, "-c", realtime.FIRST_FRAME, str(video)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

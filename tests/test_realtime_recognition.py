@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
 from dataclasses import replace
 from itertools import pairwise
@@ -15,8 +16,8 @@ import pytest
 from conftest import ROOT
 from realtime_fakes import FACE, FakeClassifier, FakeDetector, write_video
 
-from configuration import FACES
-from preprocessing.faces import build_detector, network_input, read_image_rgb
+from configuration import FACES, TRACKING
+from preprocessing.faces import FaceDetector, build_detector, network_input, read_image_rgb
 from preprocessing.step2_face_crops import crop_face
 from realtime.recognition import analyze, recognize, watch
 from realtime.sources import Frame, open_source
@@ -191,7 +192,7 @@ def test_frames_of_another_size_in_mid_stream_are_recognized():
     assert [(r.frame.image_bgr.shape, len(r.recognitions)) for r in results] == [(shape, 1) for shape in shapes]
 
 
-def test_of_live_sources_alone_the_picture_is_searched_on_a_thread_which_ends_with_the_results():
+def test_a_slow_search_of_a_live_source_runs_on_a_thread_which_ends_with_the_results_unless_one_is_patient():
     class Source:
         name, still, live, fps, size, count, trouble = "camera 0", False, True, 30.0, (640, 480), None, ""
 
@@ -209,10 +210,16 @@ def test_of_live_sources_alone_the_picture_is_searched_on_a_thread_which_ends_wi
 
     portrait = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
     portrait_bgr = cv2.cvtColor(read_image_rgb(portrait), cv2.COLOR_RGB2BGR)[::2, ::2].copy()
-    detector, counts = build_detector("mtcnn"), []
-    for live in (True, False):
+
+    class SlowDetector(FaceDetector):
+        def detect(self, image_rgb):
+            time.sleep(2 * TRACKING.wait_for)
+            return super().detect(image_rgb)
+
+    detector, counts = SlowDetector(FACES), []
+    for live, patient in ((True, False), (True, True), (False, False)):
         camera: Any = Source(live)
-        results = watch(camera, FakeClassifier(), detector)
+        results = watch(camera, FakeClassifier(), detector, patient=patient)
         for result in results:
             assert [each.number for each in result.recognitions] == [1]
             if result.frame.index == 8:
@@ -220,7 +227,7 @@ def test_of_live_sources_alone_the_picture_is_searched_on_a_thread_which_ends_wi
                 break
         results.close()
         assert searchers() == []
-    assert counts == [1, 0]
+    assert counts == [1, 0, 0]
 
 
 def test_thousands_of_frames_leave_memory_flat_and_counters_right():

@@ -190,6 +190,35 @@ def test_two_faces_that_cross_keep_their_numbers(kind, front):
     assert set(told) == {1, 2}
 
 
+@pytest.mark.parametrize("kind", [FakeDetector, FollowingDetector])
+def test_a_face_that_goes_by_its_own_width_from_one_frame_to_the_next_keeps_its_number(kind):
+    """A slow machine, or a slow camera, sees one who walks so."""
+    detector = kind()
+    tracker = Tracker(detector)
+    for frame in range(7):
+        detector.faces = [at(10 + 40 * frame), at(5, top=150)]
+        assert dict(tracker.update(FRAME, frame / 6)) == {1: detector.faces[0], 2: detector.faces[1]}
+
+
+def test_a_fast_face_is_followed_where_it_should_be_by_now():
+    class Near(FollowingDetector):
+        """Sees a face only where it is given a place near it."""
+
+        def follow(self, image_rgb, faces):
+            return [
+                max(self.faces, key=lambda seen: overlap(seen, face))
+                if any(overlap(seen, face) >= 0.3 for seen in self.faces)
+                else replace(face, confidence=0.01)
+                for face in faces
+            ]
+
+    detector = Near()
+    tracker = Tracker(detector, replace(TRACKING, search_every=10.0))
+    for frame in range(36):
+        detector.faces = [at(10 + 0.2 * frame**2)]  # in the end it goes 14 pixels a frame, and is 40 wide
+        assert tracker.update(FRAME, frame / RATE) == [(1, detector.faces[0])]
+
+
 class Slow(FollowingDetector):
     """A search ends when it is let go, with what was there when it began; regions show nothing."""
 
@@ -213,7 +242,7 @@ def beside():
     following = FollowingDetector(at(10))
     following.faces = searching.faces
     with closing(Searcher(searching)) as searcher:
-        yield Tracker(following, replace(TRACKING, search_every=0.1), searcher), following, searching
+        yield Tracker(following, replace(TRACKING, search_every=0.1, wait_for=0.0), searcher), following, searching
         searching.go.set()
 
 
@@ -270,13 +299,39 @@ def test_a_face_lost_while_it_was_searched_for_comes_back_with_its_number(beside
     assert numbers(tracker, 7) == [1]
 
 
+def test_a_quick_search_is_waited_for_also_where_it_could_run_beside():
+    detector, other = FollowingDetector(at(10)), FollowingDetector(at(10))
+    with closing(Searcher(other)) as searcher:
+        tracker = Tracker(detector, replace(TRACKING, search_every=0.1, wait_for=5.0), searcher)
+        for frame in range(3):
+            numbers(tracker, frame)
+        detector.faces = [at(13), at(200)]
+        assert [numbers(tracker, frame) for frame in (3, 4)] == [[1, 2], [1, 2]]
+    assert (detector.searched, other.searched) == (2, 0)
+
+
+def test_a_frame_of_another_size_is_searched_at_once_and_what_the_last_size_showed_is_dropped(beside):
+    tracker, following, searching = beside
+    numbers(tracker, 0)
+    searching.go.clear()
+    for frame in range(1, 6):
+        numbers(tracker, frame)
+    assert searching.begun == 1  # and it is under way
+    small = FRAME[::2, ::2]
+    following.detect = lambda image_rgb: [at(60)] if image_rgb.shape == small.shape else []
+    following.faces = [at(60), at(10)]  # something where the face was
+    assert tracker.update(small, 6 / RATE) == [(2, at(60))]
+    let_go(searching)
+    assert tracker.update(small, 7 / RATE) == [(2, at(60))]
+
+
 def test_what_goes_wrong_in_a_search_beside_reaches_the_caller_and_closing_ends_the_thread():
     class Broken(FakeDetector):
         def detect(self, image_rgb):
             raise ValueError("no memory")
 
     with closing(Searcher(Broken())) as searcher:
-        tracker = Tracker(FollowingDetector(at(10)), searcher=searcher)
+        tracker = Tracker(FollowingDetector(at(10)), replace(TRACKING, wait_for=0.0), searcher)
         with pytest.raises(ValueError, match="no memory"):
             for frame in range(100):
                 numbers(tracker, frame)

@@ -14,6 +14,7 @@ from realtime_fakes import FACE, FakeClassifier, FakeDetector, read_video, write
 from preprocessing.command_line import run
 from realtime import webcam
 from realtime.outputs import Wanted
+from realtime.recognition import watch
 from realtime.recording import Log
 from realtime.sources import Live, open_source
 from realtime.webcam import show
@@ -278,3 +279,20 @@ def test_what_was_done_is_told_also_where_a_file_cannot_be_finished(tmp_path, ca
     with pytest.raises(ZeroDivisionError):
         show(source, FakeDetector(FACE), FakeClassifier(), Wanted(log=tmp_path / "out.csv"))
     assert capsys.readouterr().out.startswith("clip.mp4: frames: 3, faces: 3, ")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "patient"), [({}, False), ({"anonymous": True}, True), ({"blur_unknown": True}, True)]
+)
+def test_no_search_may_be_late_where_faces_are_hidden(tmp_path, monkeypatch, wanted, patient):
+    """What a late search finds may be gone by then, and would have stayed to be seen."""
+    told = []
+
+    def watched(*given, **options):
+        told.append(options["patient"])
+        return watch(*given, **options)
+
+    monkeypatch.setattr(webcam, "watch", watched)
+    source = open_source(str(write_video(tmp_path / "clip.mp4", frames=3)))
+    show(source, FakeDetector(FACE), FakeClassifier(), Wanted(**wanted))
+    assert told == [patient]
