@@ -44,7 +44,7 @@ from preprocessing.errors import InputError
 from preprocessing.faces import build_detector
 from preprocessing.files import file_hash, fingerprint
 from preprocessing.image_tables import SPLITS, digest, labels_of, read_table, usable, write_table
-from training.emotion_classifier import EmotionClassifier, crop_options, find_start, read_card, write_card
+from training.emotion_classifier import EmotionClassifier, card_path, crop_options, find_start, read_card, write_card
 from training.folds import LOOSE, STRICT, fold_networks
 
 TRUTHS = ("labels", "majority")
@@ -312,7 +312,15 @@ def evaluate_folds(task: Task, name: str, model_file: Path, networks: dict[int, 
         loose = fold_networks(model_file, task.folder, read_table(task.folder, "split.csv"), LOOSE)
     except InputError as error:
         notes.append(f"The looser protocol, people in training and test, was not measured: {error}.")
-    inputs = _inputs(task, *networks.values(), *loose.values()) | {"not_measured": notes}
+    from evaluation.zero_shot import ask_zero_shot, zero_shot_file
+
+    start = None
+    try:
+        start = zero_shot_file(read_card(networks[0]), task.folder.name)
+    except InputError as error:
+        notes.append(f"Zero-shot was not measured: {error}.")
+    inputs = _inputs(task, *networks.values(), *loose.values()) | {"not_measured": [*notes]}
+    inputs["zero_shot"] = start and file_hash(start, card_path(start))
     if earlier := kept_report(report, inputs):
         return earlier
     from evaluation.folds import across_folds, ask_folds, settings_differ
@@ -322,6 +330,11 @@ def evaluate_folds(task: Task, name: str, model_file: Path, networks: dict[int, 
     if loose:
         title = "folds that ignore who is in the pictures"
         others[title] = ask_folds(loose, model_file, f"{name}, loose", task.folder, task.table, LOOSE)
+    if start:
+        try:
+            others |= [ask_zero_shot(answers, start)]
+        except InputError as error:
+            notes.append(f"Zero-shot was not measured: {error}.")
     parts = parts_of_report(task, answers, report)
     warnings = [text] if (text := settings_differ([*networks.values(), *loose.values()])) else []
     parts.insert(1, lambda: across_folds(answers, others, networks, task.table, notes, warnings, report, task.options))
