@@ -36,6 +36,7 @@ from preprocessing.command_line import (
     dataset_folder,
     progress_bar,
     run,
+    step_command,
     typed_command,
 )
 from preprocessing.crowd_votes import MAJORITY, labelled_by_majority
@@ -152,7 +153,8 @@ def main(
         check_goes_with_folds(one_network | {"a second --model": len(named) > 1})
         networks = fold_networks(next(iter(named.values())), folder, table)
     # before Keras is imported: a mistake is told now
-    cards = [read_card(model_file) for model_file in (networks or named).values()]
+    train = step_command("training.step3_best_model", folder, *(["--output", model[0]] if model else []))
+    cards = [read_card(model_file, train=train) for model_file in (networks or named).values()]
     if truth_of(truth, cards) == "majority":
         table = labelled_by_majority(table)
     if group_table:
@@ -594,6 +596,10 @@ def _print_summary(metrics: dict[str, Any], report: Path) -> None:
     )
     if "folds" in metrics:
         print(metrics["folds"]["summary"])
+        for row in metrics["folds"]["protocols"][1:]:
+            print(
+                f"  {row['protocol']}: accuracy {row['accuracy']:.1%}, macro F1 {row['macro_f1']:.3f}, n = {row['n']:,}"
+            )
     print(f"report: {report / 'report.html'}")
 
 

@@ -40,14 +40,14 @@ def card_path(model_file: Path) -> Path:
 
 
 def read_card(
-    model_file: Path, needed: Mapping[str, Any] = _NEEDED, step: str = "training.step3_best_model"
+    model_file: Path, needed: Mapping[str, Any] = _NEEDED, train: str = "python -m training.step3_best_model"
 ) -> dict[str, Any]:
     """Return a network's card.
 
     Args:
         model_file: The network.
         needed: Entries that the card must have, with their types.
-        step: What makes such a network.
+        train: The command that makes such a network.
 
     Raises:
         InputError: the network or its card is missing, the card is no JSON, or it lacks a needed entry.
@@ -55,7 +55,7 @@ def read_card(
     if model_file.suffix != ".keras":
         raise InputError(f"{model_file} is not a .keras file; give the network, its card is found beside it")
     if not model_file.is_file():
-        raise InputError(f"{model_file} does not exist; train one with python -m {step}")
+        raise InputError(f"{model_file} does not exist; train one with {train}")
     file = card_path(model_file)
     if not file.is_file():
         raise InputError(f"{model_file} has no card; {file} must lie beside it (training writes both)")

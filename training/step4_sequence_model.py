@@ -58,7 +58,7 @@ def main(
     table = read_table(folder, "split.csv")  # before Keras is imported, so that a mistake is told at once
     read_card(features)
     if folds is not None:
-        check_number(table, folds, STRICT, dataset)
+        check_number(table, folds, STRICT, folder)
     with quiet_start():
         from training.sequence_model import fit_sequences
 
