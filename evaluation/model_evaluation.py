@@ -153,8 +153,10 @@ def main(
         check_goes_with_folds(one_network | {"a second --model": len(named) > 1})
         networks = fold_networks(next(iter(named.values())), folder, table)
     # before Keras is imported: a mistake is told now
-    train = step_command("training.step3_best_model", folder, *(["--output", model[0]] if model else []))
-    cards = [read_card(model_file, train=train) for model_file in (networks or named).values()]
+    cards = [
+        read_card(file, train=step_command("training.step3_best_model", folder, "--output", file))
+        for file in (networks or named).values()
+    ]
     if truth_of(truth, cards) == "majority":
         table = labelled_by_majority(table)
     if group_table:

@@ -7,6 +7,7 @@ Writes: reports/NAME/sequence/ (with --folds: sequence-folds/): scores.csv, diff
 
     python -m evaluation.sequences --dataset ckplus
     python -m evaluation.sequences --dataset ckplus --folds
+    python -m evaluation.sequences --dataset ckplus --calibrate
 """
 
 import sys
@@ -131,8 +132,8 @@ def main(
     if split is not None and split not in SPLITS:
         raise InputError(f"--split {split!r} is not one of {', '.join(SPLITS)}")
     numbers = fold_numbers(table) if folds else []
-    training = [*(["--folds", len(numbers)] if folds else []), *(["--output", model] if model else [])]
-    train = step_command("training.step4_sequence_model", folder, *training)
+    of_folds = ["--folds", len(numbers)] if folds else []
+    train = step_command("training.step4_sequence_model", folder, *of_folds, "--output", model_file)
     for file in [fold_file(model_file, fold) for fold in numbers] or [model_file]:
         read_sequence_card(file, train)  # before Keras is imported, so that a mistake is told at once
     read_card(features)

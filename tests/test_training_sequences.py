@@ -181,6 +181,19 @@ def test_missing_frames_are_stood_in_for_and_counted(make_sequences):
     assert not {"S1/0", "S2/0"} & set(found.table["sequence"]) and len(found) == 12
 
 
+def test_emotions_that_step_3_left_out_are_learnt_by_no_sequence(make_sequences):
+    folder = make_sequences()
+    table = read_table(folder, "split.csv")
+    table.loc[table["frame"] == "1", "emotion"] = "neutral"  # --neutral-first, then --without neutral
+    table.loc[(table["sequence"] == "S0/0") & (table["emotion"] == "happiness"), ["emotion", "split"]] = [
+        "contempt",
+        "",
+    ]
+    found = read_sequences(table, folder)
+    assert found.classes == ("anger", "happiness") and not found.table["starts_neutral"].any()
+    assert len(found) == 13 and "1 are in no split" in found.note and "left out" not in found.note
+
+
 def test_refuses_what_holds_no_whole_sequences(make_sequences):
     folder = make_sequences()
     table = read_table(folder, "split.csv")

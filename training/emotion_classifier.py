@@ -64,7 +64,10 @@ def read_card(
     except ValueError as error:
         raise InputError(f"{file} is not readable JSON ({error}); train again, or restore it") from error
     if isinstance(card, dict) and "window" in card and "window" not in needed:
-        raise InputError(f"{model_file} reads sequences, not single faces; the realtime program takes it as --temporal")
+        raise InputError(
+            f"{model_file} reads sequences, not single faces: evaluation.sequences scores it, realtime.webcam takes it "
+            "as --temporal"
+        )
     for name, kind in needed.items():
         if not isinstance(card, dict) or not isinstance(card.get(name), kind):
             raise InputError(f"{file} lacks a valid {name!r}; train again, or restore the card")
