@@ -150,7 +150,7 @@ def refused(done, *words):
 
 
 def test_networks_that_may_have_learnt_from_their_test_images_are_refused(evaluate, train, folder, tmp_path):
-    assert refused(evaluate()[0], "0.keras", "fold 0, 1, 2", "step3_best_model --dataset stripes --folds 3")
+    assert refused(evaluate()[0], "0.keras", "fold 0, 1, 2", "step3_best_model --dataset stripes --data", "--folds 3")
     train()
     models = tmp_path / "models" / "best-folds"
     second = (models / "1.keras").rename(models / "away.keras")

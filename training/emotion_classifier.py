@@ -68,6 +68,8 @@ def read_card(
             f"{model_file} reads sequences, not single faces: evaluation.sequences scores it, realtime.webcam takes it "
             "as --temporal"
         )
+    if isinstance(card, dict) and "input_size" in card and "input_size" not in needed:
+        raise InputError(f"{model_file} sees single faces, not sequences; train a sequence network with {train}")
     for name, kind in needed.items():
         if not isinstance(card, dict) or not isinstance(card.get(name), kind):
             raise InputError(f"{file} lacks a valid {name!r}; train again, or restore the card")

@@ -41,7 +41,7 @@ def main(
     ] = FITTING.network,
     folds: Annotated[
         int | None,
-        typer.Option(help="Train a network for each of the K folds that step3_split --strategy folds made."),
+        typer.Option(min=3, help="Train a network for each of the K folds that step3_split --strategy folds made."),
     ] = None,
     window: Annotated[int, typer.Option(help="Frames that it looks back over at most.")] = TEMPORAL.window,
     rate: Annotated[float, typer.Option(help="Frames per second of the data set's sequences.")] = TEMPORAL.rate,
