@@ -36,6 +36,7 @@ from preprocessing.command_line import (
     dataset_folder,
     progress_bar,
     run,
+    step_command,
     typed_command,
 )
 from preprocessing.crowd_votes import MAJORITY, labelled_by_majority
@@ -44,7 +45,7 @@ from preprocessing.errors import InputError
 from preprocessing.faces import build_detector
 from preprocessing.files import file_hash, fingerprint
 from preprocessing.image_tables import SPLITS, digest, labels_of, read_table, usable, write_table
-from training.emotion_classifier import EmotionClassifier, crop_options, find_start, read_card, write_card
+from training.emotion_classifier import EmotionClassifier, card_path, crop_options, find_start, read_card, write_card
 from training.folds import LOOSE, STRICT, fold_networks
 
 TRUTHS = ("labels", "majority")
@@ -152,7 +153,10 @@ def main(
         check_goes_with_folds(one_network | {"a second --model": len(named) > 1})
         networks = fold_networks(next(iter(named.values())), folder, table)
     # before Keras is imported: a mistake is told now
-    cards = [read_card(model_file) for model_file in (networks or named).values()]
+    cards = [
+        read_card(file, train=step_command("training.step3_best_model", folder, "--output", file))
+        for file in (networks or named).values()
+    ]
     if truth_of(truth, cards) == "majority":
         table = labelled_by_majority(table)
     if group_table:
@@ -312,7 +316,15 @@ def evaluate_folds(task: Task, name: str, model_file: Path, networks: dict[int, 
         loose = fold_networks(model_file, task.folder, read_table(task.folder, "split.csv"), LOOSE)
     except InputError as error:
         notes.append(f"The looser protocol, people in training and test, was not measured: {error}.")
-    inputs = _inputs(task, *networks.values(), *loose.values()) | {"not_measured": notes}
+    from evaluation.zero_shot import ask_zero_shot, zero_shot_file
+
+    start = None
+    try:
+        start = zero_shot_file(read_card(networks[0]), task.folder.name)
+    except InputError as error:
+        notes.append(f"Zero-shot was not measured: {error}.")
+    inputs = _inputs(task, *networks.values(), *loose.values()) | {"not_measured": [*notes]}
+    inputs["zero_shot"] = start and file_hash(start, card_path(start))
     if earlier := kept_report(report, inputs):
         return earlier
     from evaluation.folds import across_folds, ask_folds, settings_differ
@@ -322,6 +334,11 @@ def evaluate_folds(task: Task, name: str, model_file: Path, networks: dict[int, 
     if loose:
         title = "folds that ignore who is in the pictures"
         others[title] = ask_folds(loose, model_file, f"{name}, loose", task.folder, task.table, LOOSE)
+    if start:
+        try:
+            others |= [ask_zero_shot(answers, start)]
+        except InputError as error:
+            notes.append(f"Zero-shot was not measured: {error}.")
     parts = parts_of_report(task, answers, report)
     warnings = [text] if (text := settings_differ([*networks.values(), *loose.values()])) else []
     parts.insert(1, lambda: across_folds(answers, others, networks, task.table, notes, warnings, report, task.options))
@@ -581,6 +598,10 @@ def _print_summary(metrics: dict[str, Any], report: Path) -> None:
     )
     if "folds" in metrics:
         print(metrics["folds"]["summary"])
+        for row in metrics["folds"]["protocols"][1:]:
+            print(
+                f"  {row['protocol']}: accuracy {row['accuracy']:.1%}, macro F1 {row['macro_f1']:.3f}, n = {row['n']:,}"
+            )
     print(f"report: {report / 'report.html'}")
 
 

@@ -2,11 +2,12 @@
 
 Reads:  models/NAME/sequence.keras, or with --folds its networks of the folds; models/NAME/best.keras (or its folds)
         where there is one, and the released network, which never saw this data; data/NAME/split.csv and its crops
-Writes: reports/NAME/sequence/: scores.csv, differences.csv, predictions.csv, metrics.json, and accuracy by how much of
-        the sequence was seen, seen.csv and seen.png
+Writes: reports/NAME/sequence/ (with --folds: sequence-folds/): scores.csv, differences.csv, predictions.csv,
+        metrics.json, and accuracy by how much of the sequence was seen, seen.csv and seen.png
 
     python -m evaluation.sequences --dataset ckplus
     python -m evaluation.sequences --dataset ckplus --folds
+    python -m evaluation.sequences --dataset ckplus --calibrate
 """
 
 import sys
@@ -27,9 +28,18 @@ import pandas as pd
 import typer
 
 from configuration import EVALUATION, PATHS, SAMPLE, Evaluation
+from evaluation.calibration import TEMPERATURES, choose_threshold, fit_temperature, with_temperature
 from evaluation.intervals import bootstrap, estimate_share, mcnemar, percentile_intervals, units_of
 from evaluation.metrics import apply_rule, predicted_labels, score_statistic
-from preprocessing.command_line import DataRoot, DatasetName, ModelsRoot, ReportsRoot, dataset_folder, run
+from preprocessing.command_line import (
+    DataRoot,
+    DatasetName,
+    ModelsRoot,
+    ReportsRoot,
+    dataset_folder,
+    run,
+    step_command,
+)
 from preprocessing.emotions import relate
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_file
@@ -43,7 +53,7 @@ from preprocessing.image_tables import (
     write_table,
 )
 from preprocessing.quiet import quiet_start
-from training.emotion_classifier import EmotionClassifier, crop_options, read_card
+from training.emotion_classifier import EmotionClassifier, crop_options, read_card, write_card
 from training.folds import features_without, fold_file
 from training.sequence_classifier import SequenceClassifier, read_sequence_card
 
@@ -105,6 +115,9 @@ def main(
         bool, typer.Option("--folds", help="Score each fold by the networks that were trained without it.")
     ] = False,
     split: Annotated[str | None, typer.Option(help=f"{', '.join(SPLITS)}; left out: test, or dev without one.")] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="First fit temperature and threshold on dev, into the network's card.")
+    ] = False,
     resamples: Annotated[
         int, typer.Option(min=20, max=100_000, help="Bootstrap resamples behind each interval.")
     ] = EVALUATION.resamples,
@@ -114,17 +127,20 @@ def main(
     folder = dataset_folder(data, dataset)
     table = read_table(folder, "split.csv")
     model_file = model or models / dataset / "sequence.keras"
-    if split is not None and (folds or split not in SPLITS):
-        raise InputError(
-            f"--split {split} is not one of {', '.join(SPLITS)}, or stands beside --folds, which scores all"
-        )
-    for file in [fold_file(model_file, fold) for fold in fold_numbers(table)] if folds else [model_file]:
-        read_sequence_card(file)  # before Keras is imported, so that a mistake is told at once
+    if folds and (split is not None or calibrate):
+        raise InputError("--folds scores every sequence, by several networks: leave --split and --calibrate out")
+    if split is not None and split not in SPLITS:
+        raise InputError(f"--split {split!r} is not one of {', '.join(SPLITS)}")
+    numbers = fold_numbers(table) if folds else []
+    of_folds = ["--folds", len(numbers)] if folds else []
+    train = step_command("training.step4_sequence_model", folder, *of_folds, "--output", model_file)
+    for file in [fold_file(model_file, fold) for fold in numbers] or [model_file]:
+        read_sequence_card(file, train)  # before Keras is imported, so that a mistake is told at once
+    read_card(features)
     with quiet_start():
         from training.sequences import read_sequences
 
     if folds:
-        numbers = fold_numbers(table)
         sequences = read_sequences(table, folder)
         parts = [_fold(table, folder, features, fold) for fold in numbers]
         heading = f"{dataset}, {len(numbers)} folds"
@@ -136,15 +152,18 @@ def main(
             raise InputError(f"split {split!r} of {folder / 'split.csv'} has no labelled sequence; use another")
         parts = [Part(table, chosen, lambda file: file, features)]
         heading = f"{dataset}, {split} split"
+        if calibrate:
+            calibrate_card(Part(table, sequences.of_split("dev"), lambda file: file, features), folder, model_file)
     print(sequences.note)
     answers, notes = ask_all(parts, folder, model_file, peak_model or models / dataset / "best.keras")
+    if dataset == SAMPLE.name:
+        notes.append("the sample is one portrait, warped: no score on it means anything")
     if split in ("train", "dev"):
         notes.append(f"the {split} split trained or chose the networks: these are no held-out scores")
     rows = pd.concat([part.sequences.table for part in parts], ignore_index=True)
     options = Evaluation(resamples=resamples, seed=seed)
-    write_report(
-        answers, rows, labels_of(sequences.table), notes, heading, reports / dataset / model_file.stem, options
-    )
+    report = reports / dataset / f"{model_file.stem}{'-folds' if folds else ''}"
+    write_report(answers, rows, labels_of(sequences.table), notes, heading, report, options)
 
 
 def _fold(table: pd.DataFrame, folder: Path, features: Path, fold: int) -> Part:
@@ -157,6 +176,55 @@ def _fold(table: pd.DataFrame, folder: Path, features: Path, fold: int) -> Part:
         lambda file: fold_file(file, fold),
         features_without(features, folder.name, fold),
     )
+
+
+def calibrate_card(dev: Part, folder: Path, model_file: Path, options: Evaluation = EVALUATION) -> None:
+    """Fit a sequence network's temperature and threshold to its answers at the last frames, and write both to its card.
+
+    Raises:
+        InputError: the network cannot be used, learnt from another split, or the sequences do not tell.
+    """
+    if not len(dev.sequences):
+        raise InputError(f"{folder / 'split.csv'} has no labelled dev sequence to calibrate with; split again")
+    check_split(model_file, dev, folder)
+    labels, probabilities = _ask_sequence(model_file, dev, folder)
+    card = read_sequence_card(model_file)
+    raw = with_temperature(probabilities[-1], 1 / card["temperature"])
+    truth = np.array([labels.index(emotion) for emotion in dev.sequences.table["emotion"]])
+    temperature = round(fit_temperature(raw, truth), 4)
+    if not 1.02 * TEMPERATURES[0] < temperature < TEMPERATURES[1] / 1.02:
+        raise InputError(
+            f"--calibrate: {len(truth)} dev sequences of {folder.name} do not tell how sure {model_file.name} may be "
+            f"(temperature {temperature:.2g}): too few, or all answered alike"
+        )
+    chosen = choose_threshold(
+        with_temperature(raw, temperature), truth, options.wanted_accuracy, options.least_coverage
+    )
+    how = {"dataset": folder.name, "split": "dev", "sequences": len(truth), "frame": "last"}
+    fitted = {"temperature": temperature, "unsure_below": round(chosen.threshold, 4), "calibration": how}
+    write_card({**card, **fitted}, model_file)
+    print(
+        f"{model_file.name}: temperature {temperature}, unsure below {fitted['unsure_below']}, fitted on the last "
+        f"frames of {len(truth):,} dev sequences, where it answers {chosen.coverage:.1%} with {chosen.accuracy:.1%} "
+        f"right; written into {model_file.with_suffix('.json')}"
+    )
+
+
+def check_split(model_file: Path, part: Part, folder: Path) -> None:
+    """Refuse a sequence network that may have learnt from what it is scored on, itself or by its features.
+
+    Raises:
+        InputError: it, or the network whose features it reads, learnt from another split of this data.
+    """
+    if not _fits(read_sequence_card(model_file), part, folder):
+        raise InputError(
+            f"{model_file} learnt from another split of {folder.name}; train it again: step4_sequence_model"
+        )
+    if not _fits(read_card(part.features_file), part, folder):
+        raise InputError(
+            f"{part.features_file}, whose features are read, learnt from another split of {folder.name}: it may know "
+            "the faces that are scored; train it again, or give --features of a network trained elsewhere"
+        )
 
 
 def ask_all(parts: Sequence[Part], folder: Path, model_file: Path, peak_file: Path) -> tuple[list[Seen], list[str]]:
@@ -176,9 +244,7 @@ def ask_all(parts: Sequence[Part], folder: Path, model_file: Path, peak_file: Pa
     """
     notes: list[str] = []
     for part in parts:
-        file = part.network_file(model_file)
-        if not _fits(read_sequence_card(file), part, folder):
-            raise InputError(f"{file} learnt from another split of {folder.name}; train it again: step4_sequence_model")
+        check_split(part.network_file(model_file), part, folder)
     answers = [_joined("sequence", parts, lambda part: _ask_sequence(part.network_file(model_file), part, folder))]
     peak_files = [part.network_file(peak_file) for part in parts]
     absent = [file for file in peak_files if not file.is_file()]
@@ -194,9 +260,12 @@ def ask_all(parts: Sequence[Part], folder: Path, model_file: Path, peak_file: Pa
                 lambda part: _ask_frames(part.network_file(peak_file), part, folder),
             )
         )
-    released = read_card(PATHS.pretrained)
-    if released["input_size"] != crop_options(folder)["size"]:
-        notes.append(f"the released network takes faces of {released['input_size']} pixels and is not compared")
+    released, crops = read_card(PATHS.pretrained), crop_options(folder)
+    if (released["input_size"], released["channels"]) != (crops["size"], crops["channels"]):
+        notes.append(
+            f"the released network takes faces of {released['input_size']} pixels in {released['channels']} channel "
+            "and is not compared"
+        )
     elif released.get("dataset") != folder.name:
         name = f"peak only, zero-shot ({PATHS.pretrained.stem})"
         answers.append(_joined(name, parts, lambda part: _ask_frames(PATHS.pretrained, part, folder)))

@@ -1,11 +1,11 @@
-"""Beside a fine-tuned network: the network that it started from, which has learnt nothing of this data set."""
+"""Beside a network: one that has learnt nothing of this data set, the one that it started from or the released one."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
-from configuration import Evaluation
+from configuration import PATHS, Evaluation
 from evaluation.answers import Answers
 from evaluation.comparison import on_common_labels
 from evaluation.folds import gap, protocol_row
@@ -15,7 +15,7 @@ from evaluation.performance import format_interval, format_score
 from evaluation.sections import Section, Table
 from preprocessing.emotions import relate
 from preprocessing.errors import InputError
-from training.emotion_classifier import EmotionClassifier, find_start
+from training.emotion_classifier import EmotionClassifier, find_start, read_card
 
 _SCORES = {"accuracy": "accuracy", "macro_f1": "macro F1"}
 
@@ -48,6 +48,36 @@ def ask_start(answers: Answers, start: Path, name: str = "zero-shot") -> Answers
         left_out=answers.left_out + len(answers.rows) - len(asked.rows),
         probabilities=apply_rule(classifier.predict(asked.images), rule),
         fold_column="",
+    )
+
+
+def zero_shot_file(card: dict, dataset: str) -> Path:
+    """Return the network that is set beside another one as it is: the one that it started from, else the released one.
+
+    Args:
+        card: The other network's.
+        dataset: The data set that is scored, of which it must have learnt nothing.
+
+    Raises:
+        InputError: it is gone, another one by now, or learnt from this data set.
+    """
+    file = found_start(card) if "start_from" in card else PATHS.pretrained
+    if read_card(file).get("dataset") == dataset:
+        raise InputError(f"{file} learnt from {dataset} itself")
+    return file
+
+
+def ask_zero_shot(answers: Answers, file: Path) -> tuple[str, Answers]:
+    """Return what a table of protocols calls a network that learnt nothing of the data, and its answers.
+
+    Raises:
+        InputError: as `ask_start`.
+    """
+    from training.fine_tuning import Start  # imports Keras
+
+    learnt = ", ".join(Start.read(file).learnt)
+    return f"zero-shot: {file.name}, which learnt from {learnt} and nothing of {answers.dataset}", ask_start(
+        answers, file
     )
 
 

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from configuration import PATHS
 from preprocessing.errors import InputError
 
 # A full or read-only disk, a file one may not touch, a name that is too long, a file where a folder is needed or the
@@ -78,6 +79,18 @@ def typed_command() -> str:
     main_spec = sys.modules["__main__"].__spec__
     program = f"-m {main_spec.name}" if main_spec else sys.argv[0]
     return shlex.join(["python", *program.split(), *sys.argv[1:]])
+
+
+def step_command(step: str, folder: Path, *options: object) -> str:
+    """Return the command of a step on a data set, as one types it from the repository's root, for a message.
+
+    Args:
+        step: Such as `training.step3_best_model`.
+        folder: The data set's folder; its place is named where it is not the configured one.
+        *options: What else is typed.
+    """
+    data = [] if folder.parent == PATHS.data else ["--data", folder.parent]
+    return shlex.join(map(str, ["python", "-m", step, "--dataset", folder.name, *data, *options]))
 
 
 def progress_bar() -> Progress:

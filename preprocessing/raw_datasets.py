@@ -31,7 +31,9 @@ ACCEPTED = (
 )
 
 _CKPLUS_IMAGE = re.compile(r"(?:.*/)?(?P<subject>S\d+)/(?P<take>\d+)/(?P=subject)_(?P=take)_(?P<frame>\d+)\.\w+")
-_CKPLUS_EMOTION = re.compile(r"(?:.*/)?(?P<subject>S\d+)/(?P<take>\d+)/(?P=subject)_(?P=take)_\d+_emotion\.txt")
+_CKPLUS_EMOTION = re.compile(
+    r"(?:.*/)?(?P<subject>S\d+)/(?P<take>\d+)/(?P=subject)_(?P=take)_(?P<frame>\d+)_emotion\.txt"
+)
 _CKPLUS48_IMAGE = re.compile(r"(?P<subject>S\d+)_(?P<take>\d+)_(?P<frame>\d+)")
 _FER2013_IMAGE = re.compile(r"(?P<usage>Training|PublicTest|PrivateTest)_\d+")  # as Kaggle's image folders name them
 
@@ -154,6 +156,39 @@ def read_ckplus(files: dict[str, Path]) -> pd.DataFrame:
             "unpack all of extended-cohn-kanade-images.zip"
         )
     return table
+
+
+def print_missing_frames(files: dict[str, Path], table: pd.DataFrame) -> None:
+    """Print of which CK+ sequences frames are missing, and what stands for a missing first or last one.
+
+    A sequence's frames are numbered from 1 to that of its emotion file, or where it has none to its last picture.
+
+    Args:
+        files: The download's.
+        table: As `read_ckplus` returns it.
+    """
+    labelled: dict[str, int] = {}
+    for match in filter(None, map(_CKPLUS_EMOTION.fullmatch, files)):
+        labelled[f"{match['subject']}/{match['take']}"] = int(match["frame"])
+    missing, ends = {}, {}
+    for name, numbers in table["frame"].astype(int).groupby(table["sequence"]):
+        sequence, there = str(name), set(numbers)
+        last = labelled.get(sequence, max(there))
+        missing[sequence] = sorted(set(range(1, last + 1)) - there)
+        ends[sequence] = [end for end in (1, last) if end not in there]
+    lacking = [sequence for sequence, numbers in missing.items() if numbers]
+    if not lacking:
+        return
+    first, count = lacking[0], sum(map(len, missing.values()))
+    shown = ", ".join(map(str, missing[first][:5])) + (" ..." if len(missing[first]) > 5 else "")
+    print(f"missing: {count:,} frames of {len(lacking):,} sequences ({first} lacks {shown}); what is there is kept")
+    without = [sequence for sequence, numbers in ends.items() if numbers]
+    if without:
+        names = ", ".join(without[:5]) + (" ..." if len(without) > 5 else "")
+        print(
+            f"  the first or the labelled last frame is among them in {len(without):,} ({names}): the nearest frame "
+            "that is there stands for it, and shows less; unpack the images again"
+        )
 
 
 def print_unused(files: dict[str, Path], table: pd.DataFrame) -> None:

@@ -49,6 +49,7 @@ from preprocessing.raw_datasets import (
     link_images,
     open_download,
     parse_frames,
+    print_missing_frames,
     print_unused,
     read_ckplus,
     read_folders,
@@ -109,6 +110,8 @@ def write_inventory(
         else:
             table = read_ckplus(files) if kind is Kind.CKPLUS else read_folders(files)
             print_unused(files, table)
+            if kind is Kind.CKPLUS:
+                print_missing_frames(files, table)
         given = read_labels(label_files(labels).values()) if labels else None
         table = table if given is None else add_labels(table, given, "sequence")
         table = choose_frames(table, frames, neutral_first) if kind is Kind.CKPLUS else table

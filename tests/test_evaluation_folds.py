@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from ckplus_tree import write_ckplus_tree
 
+from configuration import PATHS
 from preprocessing.image_tables import read_table, split_by_fold, split_hash, write_table
 from preprocessing.step3_split import Strategy, split_table
 from training.datasets import read_image
@@ -149,7 +150,7 @@ def refused(done, *words):
 
 
 def test_networks_that_may_have_learnt_from_their_test_images_are_refused(evaluate, train, folder, tmp_path):
-    assert refused(evaluate()[0], "0.keras", "fold 0, 1, 2", "step3_best_model --dataset stripes --folds 3")
+    assert refused(evaluate()[0], "0.keras", "fold 0, 1, 2", "step3_best_model --dataset stripes --data", "--folds 3")
     train()
     models = tmp_path / "models" / "best-folds"
     second = (models / "1.keras").rename(models / "away.keras")
@@ -233,9 +234,19 @@ def test_ckplus_in_an_afternoon(run_step, tmp_path):
     names = [row["protocol"] for row in metrics["folds"]["protocols"]]
     assert names[1:] == [
         "folds that ignore who is in the pictures",
+        "zero-shot: pretrained.keras, which learnt from fer2013 (crowd votes) and nothing of ck",
         "the same answers, of each sequence the last frame alone",
     ]
-    assert metrics["folds"]["protocols"][2]["n"] == metrics["n"] / 3
+    _, _, zero_shot, peaks = metrics["folds"]["protocols"]
+    assert peaks["n"] == metrics["n"] / 3
+    released, scored = EmotionClassifier.load(PATHS.pretrained), table[table["fold"] != ""]
+    images = [read_image(tmp_path / "data" / "ck" / path, (48, 48), "grayscale") for path in scored["face_path"]]
+    columns = [released.labels.index(label) for label in metrics["labels"]]
+    likeliest = np.array(metrics["labels"])[released.predict(np.array(images))[:, columns].argmax(axis=1)]
+    assert zero_shot["accuracy"] == pytest.approx((likeliest == scored["emotion"]).mean())
+    assert (zero_shot["n"], zero_shot["known_people"]) == (metrics["n"], 0)
+    change = metrics["folds"]["differences"][zero_shot["protocol"]]["accuracy"]["value"]
+    assert change == pytest.approx(zero_shot["accuracy"] - metrics["accuracy"])
     fear, contempt = (int((table["emotion"] == emotion).sum()) for emotion in ("fear", "contempt"))
     assert fear and contempt
     told = f"Left out: fear ({fear} images), contempt ({contempt} images)."

@@ -409,6 +409,20 @@ def test_a_label_without_images_is_refused(tmp_path):
         write_inventory(tmp_path / "data" / "ck", root)
 
 
+def test_missing_frames_are_told_and_the_rest_is_kept(tmp_path, capsys):
+    root = write_ckplus(tmp_path / "ck", CKPLUS)
+    table = inventory(tmp_path / "data" / "whole", root, frames="all")
+    assert "missing" not in capsys.readouterr().out
+    for sequence, frame in [("S010/002", 2), ("S010/002", 3), ("S005/001", 4), ("S005/002", 1)]:
+        (root / "cohn-kanade-images" / sequence / f"{sequence.replace('/', '_')}_{frame:08d}.png").unlink()
+    without = inventory(tmp_path / "data" / "ck", root, frames="all")
+    assert len(without) == len(table) - 4
+    one, ends = capsys.readouterr().out.splitlines()[:2]
+    assert one == "missing: 4 frames of 3 sequences (S005/001 lacks 4); what is there is kept"
+    assert "in 2 (S005/001, S005/002)" in ends
+    assert without[without["sequence"] == "S005/001"]["emotion"].tolist() == ["", "", "disgust"]
+
+
 # ---- labels that a person added
 
 

@@ -121,4 +121,4 @@ def test_one_line_where_it_cannot_be_used(tmp_path):
 def test_the_command_refuses_pictures_and_single_face_networks_in_one_line(tmp_path, run_step, tiny_model):
     clip = write_video(tmp_path / "clip.mp4", frames=2)
     done = run_step("realtime.webcam", "--source", clip, "--no-window", "--temporal", tiny_model())
-    assert done.returncode == 2 and "lacks a valid 'window'" in done.stderr and done.stderr.count("\n") == 1
+    assert done.returncode == 2 and "sees single faces, not sequences" in done.stderr and done.stderr.count("\n") == 1

@@ -15,7 +15,13 @@ from configuration import TEMPORAL, Temporal
 from preprocessing.errors import InputError
 from preprocessing.image_tables import FACE_COLUMNS, INVENTORY_COLUMNS, read_table, write_table
 from training.emotion_classifier import EmotionClassifier, read_card
-from training.sequence_classifier import SequenceClassifier, described, save_sequence_network, window_of
+from training.sequence_classifier import (
+    SequenceClassifier,
+    described,
+    read_sequence_card,
+    save_sequence_network,
+    window_of,
+)
 from training.sequence_model import TEMPORAL_PARTS, build_sequence_network, fit_sequences
 from training.sequences import SequenceBatches, frame_features, read_sequences
 
@@ -175,6 +181,19 @@ def test_missing_frames_are_stood_in_for_and_counted(make_sequences):
     assert not {"S1/0", "S2/0"} & set(found.table["sequence"]) and len(found) == 12
 
 
+def test_emotions_that_step_3_left_out_are_learnt_by_no_sequence(make_sequences):
+    folder = make_sequences()
+    table = read_table(folder, "split.csv")
+    table.loc[table["frame"] == "1", "emotion"] = "neutral"  # --neutral-first, then --without neutral
+    table.loc[(table["sequence"] == "S0/0") & (table["emotion"] == "happiness"), ["emotion", "split"]] = [
+        "contempt",
+        "",
+    ]
+    found = read_sequences(table, folder)
+    assert found.classes == ("anger", "happiness") and not found.table["starts_neutral"].any()
+    assert len(found) == 13 and "1 are in no split" in found.note and "left out" not in found.note
+
+
 def test_refuses_what_holds_no_whole_sequences(make_sequences):
     folder = make_sequences()
     table = read_table(folder, "split.csv")
@@ -290,7 +309,7 @@ def test_each_fold_is_scored_by_the_network_that_never_saw_its_people(
     assert cards[0]["features"] == described(frames_network)
     done = run_step("evaluation.sequences", *places, "--folds", "--reports", tmp_path / "r", "--resamples", 20)
     assert done.returncode == 0, done.stderr
-    report = tmp_path / "r" / "waves" / "sequence"
+    report = tmp_path / "r" / "waves" / "sequence-folds"
     predictions = pd.read_csv(report / "predictions.csv")
     assert sorted(predictions["sequence"]) == [f"S{s}/{n}" for s in range(6) for n in (0, 1)]
     scores = pd.read_csv(report / "scores.csv").set_index(["model", "score"])["value"]
@@ -299,6 +318,41 @@ def test_each_fold_is_scored_by_the_network_that_never_saw_its_people(
     curve = pd.read_csv(report / "seen.csv")
     assert list(curve.loc[curve["model"] == "sequence", "seen"].round(1)) == [k / 10 for k in range(1, 11)]
     assert (report / "seen.png").stat().st_size > 5000 and "no peak-only network" in done.stdout
+
+
+def test_calibrated_answers_are_as_sure_as_they_may_be_and_the_rest_is_unsure(
+    make_sequences, frames_network, tmp_path, run_step
+):
+    folder, model_file = make_sequences((("train", 6), ("dev", 8), ("test", 2))), tmp_path / "sequence.keras"
+    table = read_table(folder, "split.csv")
+    table.loc[table["sequence"].isin(["S6/0", "S7/0", "S8/0"]) & (table["emotion"] != ""), "emotion"] = "anger"
+    write_table(table, folder / "split.csv")  # three that nobody can get right, for who is sure of all has no limit
+    fit(folder, model_file, frames_network, options(epochs=4))
+    dev = read_sequences(read_table(folder, "split.csv"), folder).of_split("dev")
+    features = frame_features(EmotionClassifier.load(frames_network, features=True), folder, dev.frames)[0]
+    faces = [(features[steps], features[steps[0]]) for steps in dev.steps]
+    raw = SequenceClassifier.load(model_file).predict(faces).astype(float)
+    places = ["--dataset", folder.name, "--data", folder.parent, "--features", frames_network, "--resamples", 20]
+    command = ("evaluation.sequences", *places, "--model", model_file, "--reports", tmp_path / "r", "--calibrate")
+    done = run_step(*command)
+    assert done.returncode == 0, done.stderr
+    card = read_sequence_card(model_file)
+    truth = [card["labels"].index(emotion) for emotion in dev.table["emotion"]]
+
+    def loss(temperature: float) -> float:
+        scaled = raw ** (1 / temperature)
+        return -np.log((scaled / scaled.sum(axis=1, keepdims=True))[np.arange(len(truth)), truth]).mean()
+
+    best = loss(card["temperature"])
+    assert card["temperature"] != 1 and all(best <= loss(card["temperature"] * by) for by in (0.7, 0.9, 1.1, 1.4))
+    network = SequenceClassifier.load(model_file)
+    chances = network.predict(faces)
+    answered = chances.max(axis=1) >= network.unsure_below - 1e-4
+    assert f"answers {answered.mean():.1%}" in done.stdout
+    assert run_step(*command).returncode == 0  # it is fitted to what the network says, not to the calibrated answers
+    assert read_sequence_card(model_file)["temperature"] == pytest.approx(card["temperature"], rel=1e-3)
+    done = run_step(*command, "--folds")
+    assert done.returncode == 2 and "--calibrate" in done.stderr
 
 
 def test_one_line_for_what_cannot_be_done(make_sequences, frames_network, tiny_model, tmp_path, run_step):
@@ -313,8 +367,9 @@ def test_one_line_for_what_cannot_be_done(make_sequences, frames_network, tiny_m
     ]:
         done = run_step("training.step4_sequence_model", *places, *arguments)
         assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
-    done = run_step("evaluation.sequences", *places)
-    assert done.returncode == 2 and "training.step4_sequence_model" in done.stderr
+    done = run_step("evaluation.sequences", *places, "--folds")
+    again = f"training.step4_sequence_model --dataset {folder.name} --data {folder.parent} --folds 3"
+    assert done.returncode == 2 and again in done.stderr
 
 
 def test_a_sequence_network_is_not_taken_for_one_of_single_faces(untrained):

@@ -40,14 +40,14 @@ def card_path(model_file: Path) -> Path:
 
 
 def read_card(
-    model_file: Path, needed: Mapping[str, Any] = _NEEDED, step: str = "training.step3_best_model"
+    model_file: Path, needed: Mapping[str, Any] = _NEEDED, train: str = "python -m training.step3_best_model"
 ) -> dict[str, Any]:
     """Return a network's card.
 
     Args:
         model_file: The network.
         needed: Entries that the card must have, with their types.
-        step: What makes such a network.
+        train: The command that makes such a network.
 
     Raises:
         InputError: the network or its card is missing, the card is no JSON, or it lacks a needed entry.
@@ -55,7 +55,7 @@ def read_card(
     if model_file.suffix != ".keras":
         raise InputError(f"{model_file} is not a .keras file; give the network, its card is found beside it")
     if not model_file.is_file():
-        raise InputError(f"{model_file} does not exist; train one with python -m {step}")
+        raise InputError(f"{model_file} does not exist; train one with {train}")
     file = card_path(model_file)
     if not file.is_file():
         raise InputError(f"{model_file} has no card; {file} must lie beside it (training writes both)")
@@ -64,7 +64,12 @@ def read_card(
     except ValueError as error:
         raise InputError(f"{file} is not readable JSON ({error}); train again, or restore it") from error
     if isinstance(card, dict) and "window" in card and "window" not in needed:
-        raise InputError(f"{model_file} reads sequences, not single faces; the realtime program takes it as --temporal")
+        raise InputError(
+            f"{model_file} reads sequences, not single faces: evaluation.sequences scores it, realtime.webcam takes it "
+            "as --temporal"
+        )
+    if isinstance(card, dict) and "input_size" in card and "input_size" not in needed:
+        raise InputError(f"{model_file} sees single faces, not sequences; train a sequence network with {train}")
     for name, kind in needed.items():
         if not isinstance(card, dict) or not isinstance(card.get(name), kind):
             raise InputError(f"{file} lacks a valid {name!r}; train again, or restore the card")

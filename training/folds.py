@@ -3,7 +3,7 @@
 They lie beside the network that they stand for. Keras is imported when the first one is trained.
 """
 
-import shlex
+import logging
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from configuration import Fitting
+from preprocessing.command_line import step_command
 from preprocessing.errors import InputError
 from preprocessing.image_tables import fold_numbers, split_by_fold, split_hash
 from preprocessing.quiet import quiet_start
@@ -31,7 +32,7 @@ def fold_file(model_file: Path, fold: int, loose: bool = False) -> Path:
     return model_file.with_name(f"{model_file.stem}{'-loose' if loose else ''}-folds") / f"{fold}{model_file.suffix}"
 
 
-def check_number(table: pd.DataFrame, folds: int, column: str, dataset: str) -> None:
+def check_number(table: pd.DataFrame, folds: int, column: str, folder: Path) -> None:
     """Refuse a number of folds that is not the split's.
 
     Raises:
@@ -39,10 +40,8 @@ def check_number(table: pd.DataFrame, folds: int, column: str, dataset: str) -> 
     """
     there = len(fold_numbers(table, column))
     if folds != there:
-        raise InputError(
-            f"--folds {folds}: the split has {there} folds; give --folds {there}, or split again: python -m "
-            f"preprocessing.step3_split --dataset {dataset} --strategy folds --folds {folds}"
-        )
+        split = step_command("preprocessing.step3_split", folder, "--strategy", "folds", "--folds", folds)
+        raise InputError(f"--folds {folds}: the split has {there} folds; give --folds {there}, or split again: {split}")
 
 
 def fit_folds(
@@ -73,6 +72,8 @@ def fit_folds(
 
         from training.fitting import fit_table
 
+    # TensorFlow takes networks that are trained once each for one that is compiled anew every time, and warns.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     accuracies = []
     for fold in folds:
         file = fold_file(model_file, fold, column == LOOSE)
@@ -90,7 +91,7 @@ def fit_folds(
     print(
         f"{len(folds)} folds ({column}): dev accuracy {mean:.4f} ± {spread:.4f}, mean and standard deviation; epochs "
         "were chosen by it, the held-out score: "
-        f"python -m evaluation.model_evaluation --dataset {folder.name} --folds"
+        f"{step_command('evaluation.model_evaluation', folder, '--folds', '--model', model_file)}"
     )
     return accuracies
 
@@ -115,10 +116,8 @@ def fold_networks(model_file: Path, folder: Path, table: pd.DataFrame, column: s
     """
     folds = fold_numbers(table, column)
     networks = {fold: fold_file(model_file, fold, column == LOOSE) for fold in folds}
-    train = (
-        f"python -m training.step3_best_model --dataset {folder.name} --folds {len(folds)}"
-        f"{' --loose' if column == LOOSE else ''} --output {shlex.quote(str(model_file))}"
-    )
+    loose = ["--loose"] if column == LOOSE else []
+    train = step_command("training.step3_best_model", folder, "--folds", len(folds), *loose, "--output", model_file)
     missing = [str(fold) for fold, file in networks.items() if not file.is_file()]
     if missing:
         raise InputError(

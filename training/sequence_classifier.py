@@ -42,13 +42,17 @@ _NEEDED = {
 _BATCH = 64  # windows that Keras is given at once
 
 
-def read_sequence_card(model_file: Path) -> dict[str, Any]:
+def read_sequence_card(model_file: Path, train: str = "python -m training.step4_sequence_model") -> dict[str, Any]:
     """Return a sequence network's card.
+
+    Args:
+        model_file: The network.
+        train: The command that makes such a network.
 
     Raises:
         InputError: the network or its card is missing, or the card is none of a sequence network.
     """
-    card = read_card(model_file, _NEEDED, step="training.step4_sequence_model")
+    card = read_card(model_file, _NEEDED, train)
     if card["window"] < 1 or card["rate"] <= 0 or not card["features"].get("sha256"):
         raise InputError(f"{card_path(model_file)}: window, rate or features cannot be used; train again")
     return card

@@ -92,11 +92,14 @@ def read_sequences(table: pd.DataFrame, folder: Path) -> SequenceSet:
             f"steps 2 and 3 again: python -m preprocessing.step1_inventory --dataset {folder.name} --source ... "
             "--frames all"
         )
-    whole, missing, holed, left_out = [], 0, 0, 0
+    whole, missing, holed, left_out, in_no_split = [], 0, 0, 0, 0
     for part in labelled:
         seen = part.loc[part["seen"]]
-        if part["split"].iloc[-1] == "" or not part["seen"].iloc[-1]:
+        if not part["seen"].iloc[-1]:
             left_out += 1
+            continue
+        if part["split"].iloc[-1] == "":
+            in_no_split += 1
             continue
         gaps = int(seen["number"].iloc[-1] - seen["number"].iloc[0] + 1 - seen["number"].nunique())
         if len(seen) < 2 or gaps > len(seen):
@@ -111,6 +114,8 @@ def read_sequences(table: pd.DataFrame, folder: Path) -> SequenceSet:
         note += f"; {missing:,} frames of {holed:,} of them are missing: the frame before stands in for each"
     if left_out:
         note += f"; left out: {left_out:,} without a usable last frame, or with more than half of the frames missing"
+    if in_no_split:
+        note += f"; {in_no_split:,} are in no split (step 3, such as --without)"
     return _gathered(whole, note)
 
 
@@ -124,8 +129,9 @@ def _gathered(parts: list[pd.DataFrame], note: str) -> SequenceSet:
         first += len(part)
     ends = frames.iloc[[each[-1] for each in steps]]
     table = ends[["sequence", "subject", "emotion", "split"]].reset_index(drop=True)
-    starts = frames["emotion"].iloc[[each[0] for each in steps]].to_numpy()
-    table = table.assign(starts_neutral=starts == "neutral")
+    starts = frames.iloc[[each[0] for each in steps]]
+    neutral = (starts["emotion"] == "neutral") & (starts["split"] != "")  # step 3 may have left neutral out
+    table = table.assign(starts_neutral=neutral.to_numpy())
     shown = set(table["emotion"]) | ({"neutral"} if table["starts_neutral"].any() else set())
     return SequenceSet(frames.drop(columns=["number", "seen"]), steps, table, tuple(in_class_order(shown)), note)
 

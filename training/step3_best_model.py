@@ -99,7 +99,7 @@ def main(
     table = read_table(folder, "split.csv")  # before Keras is imported, so that a mistake is told at once
     column = LOOSE if loose else STRICT
     if folds is not None:
-        check_number(table, folds, column, dataset)
+        check_number(table, folds, column, folder)
     elif loose:
         raise InputError("--loose goes with --folds K: it says which folds")
     with quiet_start():

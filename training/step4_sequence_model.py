@@ -41,7 +41,7 @@ def main(
     ] = FITTING.network,
     folds: Annotated[
         int | None,
-        typer.Option(help="Train a network for each of the K folds that step3_split --strategy folds made."),
+        typer.Option(min=3, help="Train a network for each of the K folds that step3_split --strategy folds made."),
     ] = None,
     window: Annotated[int, typer.Option(help="Frames that it looks back over at most.")] = TEMPORAL.window,
     rate: Annotated[float, typer.Option(help="Frames per second of the data set's sequences.")] = TEMPORAL.rate,
@@ -58,7 +58,7 @@ def main(
     table = read_table(folder, "split.csv")  # before Keras is imported, so that a mistake is told at once
     read_card(features)
     if folds is not None:
-        check_number(table, folds, STRICT, dataset)
+        check_number(table, folds, STRICT, folder)
     with quiet_start():
         from training.sequence_model import fit_sequences
 
