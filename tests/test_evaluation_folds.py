@@ -251,3 +251,33 @@ def test_ckplus_in_an_afternoon(run_step, tmp_path):
     assert fear and contempt
     told = f"Left out: fear ({fear} images), contempt ({contempt} images)."
     assert told in (report / "report.html").read_text()
+
+
+def test_sequences_and_the_ladder_on_a_tree_of_ckplus_s_shape(run_step, tmp_path):
+    """The commands that `test_ckplus_in_an_afternoon` leaves out; the sequence network is trained for one epoch."""
+    takes = write_ckplus_tree(tmp_path / "CK+", subjects=16)
+    data, models = ("--dataset", "ck", "--data", tmp_path / "data"), ("--models", tmp_path / "models")
+    reports = ("--reports", tmp_path / "reports")
+    (tmp_path / "models" / "ck").mkdir(parents=True)
+    (tmp_path / "models" / "ck" / "tuned.json").write_text(json.dumps({"fitting": TINY}))
+
+    def step(module, *arguments):
+        done = run_step(module, *arguments)
+        assert done.returncode == 0, (module, done.stderr)
+        return done.stdout
+
+    step("preprocessing.step1_inventory", *data, "--source", tmp_path / "CK+", "--frames", "all", "--neutral-first")
+    step("preprocessing.step2_face_crops", *data)
+    rare = [("--without", emotion) for emotion in ("contempt", "fear", "sadness")]
+    step("preprocessing.step3_split", *data, "--strategy", "folds", "--folds", 3, *sum(rare, ()))
+    kept = [take for take in takes if take.emotion not in ("", "contempt", "fear", "sadness")]
+
+    step("training.step4_sequence_model", *data, *models, "--folds", 3, "--epochs", 1)
+    step("evaluation.sequences", *data, *models, *reports, "--folds", "--resamples", 50)
+    found = json.loads((tmp_path / "reports" / "ck" / "sequence-folds" / "metrics.json").read_text())
+    assert found["n"] == len(kept)
+
+    told = step("evaluation.ladder", *data, *models, *reports, "--epochs", 1)
+    ladder = pd.read_csv(tmp_path / "reports" / "ck" / "ladder.csv")
+    assert set(ladder["n"]) == {(read_table(tmp_path / "data" / "ck", "split.csv")["split"] == "test").sum()}
+    assert len(ladder) == len(set(ladder["rung"])) and "fine-tuned" in told
