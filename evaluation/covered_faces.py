@@ -55,7 +55,7 @@ class Candidate:
 
     Attributes:
         predict: From images, uint8 (n, size, size, channels), to probabilities, (n, labels), in the order of `labels`.
-        card: Its card, which says whether it was trained with scars.
+        card: Its card, which says whether its training images were covered.
     """
 
     predict: Predict
@@ -462,10 +462,13 @@ def _summary(name: str, frame: pd.DataFrame) -> str:
     )
 
 
-def scars_of(card: Mapping[str, Any]) -> int | None:
-    """Return how many scars a model's training images had at most, as its card says; None where it does not."""
+TWINS = {"scars": "small black scars", "cover": "a larger black box"}  # settings of the augmentation: what they add
+
+
+def boxes_of(card: Mapping[str, Any], setting: str) -> int | None:
+    """Return a setting of `TWINS` by which a model's training images were covered; None where its card has none."""
     try:
-        return int(card["hyperparameters"]["augmentation"]["scars"])
+        return int(card["hyperparameters"]["augmentation"][setting])
     except (KeyError, TypeError, ValueError):
         return None
 
@@ -474,26 +477,28 @@ def describe(
     first: str, first_card: Mapping[str, Any], second: str, second_card: Mapping[str, Any], comparison: pd.DataFrame
 ) -> tuple[str, list[str]]:
     """Return what `compare` of two models says, by their names and cards, and warnings where they are no twins."""
-    counts = scars_of(first_card), scars_of(second_card)
     drops = {name: Estimate(*figures) for name, *figures in comparison.itertuples(index=False)}
-    if None in counts or bool(counts[0]) == bool(counts[1]):
+    with_boxes = {setting: (boxes_of(first_card, setting), boxes_of(second_card, setting)) for setting in TWINS}
+    apart = [s for s, (own, other) in with_boxes.items() if None not in (own, other) and bool(own) != bool(other)]
+    if not apart:
         all_covers = drops["mean: all covers"]
         verdict = _verdict(all_covers, f"{first} is the more robust one", f"{second} is the more robust one")
         return (
-            f"Over all covers, {first} loses {all_covers} points more than {second}: {verdict}. Whether scars in "
-            "training help cannot be told from these two: that takes a model trained with them and its twin without.",
+            f"Points lost over all covers by {first} minus those by {second}: {all_covers}, {verdict}. Whether "
+            "scars in training help cannot be told from these two: that takes a model with them and its twin without.",
             [],
         )
-    scarred, plain = (first, second) if counts[0] else (second, first)
+    setting = apart[0]
+    covered, plain = (first, second) if with_boxes[setting][0] else (second, first)
     found = []
     for kind in ("scars", PART, "random box", "picture quality", "all covers"):
-        drop = drops[f"mean: {kind}"] if counts[0] else -drops[f"mean: {kind}"]
+        drop = drops[f"mean: {kind}"] if covered == first else -drops[f"mean: {kind}"]
         found.append(f"{kind}: {-drop} points, {_verdict(drop, 'it helps', 'it harms')}")
     return (
-        "Does the first project's idea work, to train with small black scars so that no single feature decides? "
-        f"Accuracy kept by {scarred} (with scars) beyond what {plain} (without) keeps, on average over the covers: "
+        f"Does the first project's idea work, to train with {TWINS[setting]} so that no single feature decides? "
+        f"Accuracy kept by {covered} (with) beyond what {plain} (without) keeps, on average over the covers: "
         f"{'; '.join(found)}.",
-        _differences(first_card, second_card),
+        _differences(first_card, second_card, setting),
     )
 
 
@@ -505,21 +510,22 @@ def _verdict(drop: Estimate, better: str, worse: str) -> str:
     return "not shown either way: the interval includes no difference"
 
 
-def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    """Return a warning where two models differ in more than scars."""
-    own, others = _settings(first), _settings(second)
+def _differences(first: Mapping[str, Any], second: Mapping[str, Any], setting: str) -> list[str]:
+    """Return a warning where two models differ in more than one of `TWINS`."""
+    own, others = _settings(first, setting), _settings(second, setting)
     names = [name for name in sorted(own.keys() | others.keys()) if own.get(name) != others.get(name)]
     if not names:
         return []
     return [
-        f"the two models also differ in {', '.join(names)}: what separates them need not be the scars; train a twin "
-        "that differs in nothing else"
+        f"the two models also differ in {', '.join(names)}: what separates them need not be the {setting}; train a "
+        "twin that differs in nothing else"
     ]
 
 
-def _settings(card: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(card: Mapping[str, Any], left_out: str) -> dict[str, Any]:
     own = dict(card.get("hyperparameters", {}))
-    augmentation = {name: value for name, value in own.pop("augmentation", {}).items() if not name.startswith("scar")}
+    of_boxes = left_out.removesuffix("s")  # scars, scar_length, scar_width
+    augmentation = {name: value for name, value in own.pop("augmentation", {}).items() if not name.startswith(of_boxes)}
     facts = {name: card.get(name) for name in ("dataset", "split_hash")}
     return own | augmentation | facts
 

@@ -251,14 +251,18 @@ def test_does_the_first_projects_idea_work(tmp_path):
     gain = -section.tables[1].frame["difference of drops"]["mean: random box"]
     assert gain > 0 and not section.warnings
     answer = section.sentences[-1]
-    assert "Does the first project's idea work" in answer and "kept by a (with scars)" in answer
+    assert "Does the first project's idea work" in answer and "kept by a (with)" in answer
     assert f"random box: {100 * gain:.1f} (" in answer and "it helps" in answer
 
     # The same numbers, were it the second model that had the scars.
     turned, _ = describe("a", card(0), "b", card(2), comparison)
-    assert "kept by b (with scars)" in turned and f"random box: {-100 * gain:.1f} (" in turned and "it harms" in turned
+    assert "kept by b (with)" in turned and f"random box: {-100 * gain:.1f} (" in turned and "it harms" in turned
     nothing, _ = describe("a", card(2), "b", card(0), comparison.assign(low=-1.0, high=1.0))
     assert nothing.count("not shown either way") == 5
+    larger = {"hyperparameters": {"augmentation": {"scars": 2, "cover": 16}}}
+    none = {"hyperparameters": {"augmentation": {"scars": 2, "cover": 0}}}
+    told, warnings = describe("a", none, "b", larger, comparison)
+    assert "a larger black box" in told and "kept by b (with)" in told and not warnings
     _, (warning,) = describe("a", card(2, network="big"), "b", card(0), comparison)
     assert "network" in warning and "twin" in warning
     for cards in ((card(2), card(2)), (card(0), card(0)), ({}, card(2))):
