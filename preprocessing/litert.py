@@ -9,7 +9,7 @@ import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from secrets import token_hex
@@ -37,6 +37,8 @@ class Network:
         file: The `.tflite` file.
         threads: Threads of one run.
     """
+
+    _has_told = False  # the first interpreter of a process tells how it runs
 
     def __init__(self, file: Path, threads: int = 1):
         self._file, self._threads = file, threads
@@ -71,10 +73,12 @@ class Network:
             return self._by_shape[shape]
         from ai_edge_litert.interpreter import Interpreter
 
-        interpreter = Interpreter(str(self._file), num_threads=self._threads)
-        index = interpreter.get_input_details()[0]["index"]
-        interpreter.resize_tensor_input(index, shape)
-        interpreter.allocate_tensors()
+        with nullcontext() if Network._has_told else quiet_start():
+            interpreter = Interpreter(str(self._file), num_threads=self._threads)
+            index = interpreter.get_input_details()[0]["index"]
+            interpreter.resize_tensor_input(index, shape)
+            interpreter.allocate_tensors()
+        Network._has_told = True
         details = sorted(interpreter.get_output_details(), key=lambda detail: detail["shape"][-1])
         self._by_shape[shape] = interpreter, index, [detail["index"] for detail in details]
         while len(self._by_shape) > 1 and sum(map(_pixels, self._by_shape)) > KEPT_PIXELS:
