@@ -58,7 +58,7 @@ def main(
     if dev.empty or known.empty:
         raise InputError(f"{folder / 'split.csv'} needs usable train and dev images; split again with step3_split")
     with quiet_start():
-        from evaluation.answers import read_crops
+        from training.datasets import read_crops
 
         classifier = EmotionClassifier.load(model)
         images = read_crops(classifier, folder, dev)

@@ -133,25 +133,6 @@ def label_rule(model_file: Path, table: pd.DataFrame) -> LabelRule:
     return relate(read_card(model_file)["labels"], labels_of(rows[rows["split"] != ""]))
 
 
-def read_crops(classifier: EmotionClassifier, folder: Path, rows: pd.DataFrame) -> np.ndarray:
-    """Return the crops of a table's rows as a network takes them, uint8 (n, size, size, channels).
-
-    Raises:
-        InputError: a crop is missing, or of another size.
-    """
-    from training.datasets import flow_from_dataframe  # imports Keras
-
-    batches = flow_from_dataframe(
-        rows,
-        folder,
-        target_size=(classifier.input_size, classifier.input_size),
-        color_mode="grayscale" if classifier.channels == 1 else "rgb",
-        class_mode=None,
-        shuffle=False,
-    )
-    return batches.images
-
-
 def ask(model_file: Path, name: str, folder: Path, table: pd.DataFrame, rows: pd.DataFrame, split: str) -> Answers:
     """Ask a model about rows of a data set.
 
@@ -166,6 +147,8 @@ def ask(model_file: Path, name: str, folder: Path, table: pd.DataFrame, rows: pd
     Raises:
         InputError: the model cannot be used, no rule relates its labels to the data's, or a crop is missing.
     """
+    from training.datasets import read_crops  # imports Keras
+
     rule = label_rule(model_file, table)
     classifier = EmotionClassifier.load(model_file)
     scored = rows.loc[rows["emotion"].isin(rule.labels)].reset_index(drop=True)

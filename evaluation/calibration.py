@@ -113,6 +113,11 @@ def fit_temperature(probabilities: np.ndarray, truth: np.ndarray) -> float:
     return float(np.exp(fitted.x))
 
 
+def is_settled(temperature: float) -> bool:
+    """Return whether a fitted temperature is the best one, not merely the end of the range that was searched."""
+    return 1.02 * TEMPERATURES[0] < temperature < TEMPERATURES[1] / 1.02
+
+
 @dataclass(frozen=True)
 class Threshold:
     """From which probability on an answer is given.

@@ -9,7 +9,6 @@ from scipy.sparse import csr_array
 from configuration import Evaluation
 from evaluation.answers import Answers
 from evaluation.calibration import (
-    TEMPERATURES,
     CrossFit,
     Threshold,
     brier,
@@ -18,6 +17,7 @@ from evaluation.calibration import (
     cross_fit,
     expected_calibration_error,
     fit_temperature,
+    is_settled,
     log_loss,
     reliability,
     squared_errors,
@@ -141,7 +141,7 @@ def fit_calibration(answers: Answers, options: Evaluation) -> dict:
     """
     temperature = fit_temperature(answers.uncalibrated, answers.truth)
     crossed = _cross_fit(answers, options)
-    if crossed is None or not 1.02 * TEMPERATURES[0] < temperature < TEMPERATURES[1] / 1.02:
+    if crossed is None or not is_settled(temperature):
         raise InputError(
             f"--calibrate: {len(answers.rows)} images of {answers.dataset}'s {answers.split} split do not tell how "
             f"sure {answers.model_file.name} may be (temperature {temperature:.2g}): too few, or all answered alike"

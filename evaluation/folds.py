@@ -5,7 +5,6 @@ some `Answers` on the same images: folds by subject, folds that ignore who is in
 this data.
 """
 
-import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,14 +19,13 @@ from evaluation.comparison import on_common_labels
 from evaluation.honesty import learnt_from
 from evaluation.intervals import bootstrap, percentile_intervals
 from evaluation.metrics import score_statistic
-from evaluation.performance import format_interval, format_score, measure
+from evaluation.performance import MAIN_SCORES, format_interval, format_score, measure
 from evaluation.sections import NO_BREAK, Section, Table, percent
 from preprocessing.errors import InputError
 from preprocessing.image_tables import labels_of, split_by_fold, usable, write_table
+from preprocessing.quiet import silence_retracing
 from training.emotion_classifier import read_card
 from training.folds import STRICT
-
-_SCORES = ("accuracy", "macro_f1")
 
 
 def ask_folds(
@@ -48,8 +46,7 @@ def ask_folds(
     Raises:
         InputError: as `answers.ask`, or the networks do not know the same emotions.
     """
-    # TensorFlow takes networks that are asked once each for one that is compiled anew every time, and warns.
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    silence_retracing()
     answers = []
     for fold, file in networks.items():
         split = split_by_fold(table, fold, column)
@@ -110,7 +107,7 @@ def across_folds(
     protocols = pd.DataFrame(rows).set_index("protocol")
     write_table(protocols.reset_index(), report / "protocols.csv")
     gaps = {name: gap(answers, other, options) for name, other in others.items()}
-    mean, spread, pooled = folds[list(_SCORES)].mean(), folds[list(_SCORES)].std(ddof=1), rows[0]
+    mean, spread, pooled = folds[list(MAIN_SCORES)].mean(), folds[list(MAIN_SCORES)].std(ddof=1), rows[0]
     summary = (
         f"{len(folds)} folds: accuracy {percent(mean['accuracy'])} ± {100 * spread['accuracy']:.1f} (mean and standard "
         f"deviation over the folds), pooled {percent(pooled['accuracy'])}; macro F1 {mean['macro_f1']:.3f} ± "
@@ -148,7 +145,7 @@ def across_folds(
             "folds": folds.reset_index().to_dict("records"),
             "mean": mean.to_dict(),
             "standard_deviation": spread.to_dict(),
-            "pooled": {score: pooled[score] for score in _SCORES},
+            "pooled": {score: pooled[score] for score in MAIN_SCORES},
             "protocols": rows,
             "differences": gaps,
         },
@@ -183,11 +180,16 @@ def protocol_row(name: str, answers: Answers, table: pd.DataFrame, options: Eval
     intervals = percentile_intervals(drawn, options.level)
     values = statistic(np.ones((1, len(answers.rows))))
     row: dict[str, Any] = {"protocol": name, "n": len(answers.rows), "emotions": len(answers.labels)}
-    for score in _SCORES:
+    for score in MAIN_SCORES:
         row |= {score: float(values[score][0])}
         row |= dict(zip((f"{score}_low", f"{score}_high"), intervals[score], strict=True))
     row["known_people"] = int(learnt_from(answers, table, "subject").sum()) if answers.has_subjects else None
     return row
+
+
+def score_and_interval(score: str, row: Mapping[str, Any] | pd.Series) -> str:
+    """Return a score of a `protocol_row` with its interval, as one reads it."""
+    return f"{format_score(score, row[score])} [{format_interval(score, (row[f'{score}_low'], row[f'{score}_high']))}]"
 
 
 def gap(answers: Answers, other: Answers, options: Evaluation) -> dict[str, Any]:
@@ -199,14 +201,14 @@ def gap(answers: Answers, other: Answers, options: Evaluation) -> dict[str, Any]
 
     def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
         first, second = (one(weights) for one in statistics)
-        return {score: second[score] - first[score] for score in _SCORES}
+        return {score: second[score] - first[score] for score in MAIN_SCORES}
 
     count = len(pair[0].rows)
     drawn = bootstrap(statistic, pair[0].groups, options.resamples, options.seed)
     intervals = percentile_intervals(drawn, options.level)
     values = statistic(np.ones((1, count)))
     return {"n": count} | {
-        score: {"value": float(values[score][0]), "interval": list(intervals[score])} for score in _SCORES
+        score: {"value": float(values[score][0]), "interval": list(intervals[score])} for score in MAIN_SCORES
     }
 
 
@@ -224,7 +226,7 @@ def _each_fold(answers: Answers, networks: Mapping[int, Path]) -> pd.DataFrame:
                 "training_images": card.get("training_images"),
                 "epoch": card.get("epoch_chosen"),
                 "dev_accuracy": card.get("dev_accuracy"),
-                **{score: measured[score] for score in _SCORES},
+                **{score: measured[score] for score in MAIN_SCORES},
             }
         )
     return pd.DataFrame(rows).set_index("fold")
@@ -232,10 +234,9 @@ def _each_fold(answers: Answers, networks: Mapping[int, Path]) -> pd.DataFrame:
 
 def _printed(protocols: pd.DataFrame, options: Evaluation) -> pd.DataFrame:
     printed = pd.DataFrame({"n": protocols["n"], "emotions": protocols["emotions"]})
-    for score in _SCORES:
-        printed[f"{score.replace('_', ' ').replace('f1', 'F1')} [{percent(options.level, 0)}]"] = [
-            f"{format_score(score, row[score])} [{format_interval(score, (row[f'{score}_low'], row[f'{score}_high']))}]"
-            for _, row in protocols.iterrows()
+    for score, text in MAIN_SCORES.items():
+        printed[f"{text} [{percent(options.level, 0)}]"] = [
+            score_and_interval(score, row) for _, row in protocols.iterrows()
         ]
     printed["images of people the network learnt from"] = [
         "not known" if pd.isna(count) else f"{int(count):,}" for count in protocols["known_people"]

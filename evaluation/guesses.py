@@ -50,14 +50,12 @@ def unlabelled(table: pd.DataFrame) -> pd.DataFrame:
 
 def guess(classifier: EmotionClassifier, folder: Path, rows: pd.DataFrame) -> pd.DataFrame:
     """Return `path`, `prediction` and the probability of each of the network's emotions, a row per image."""
-    from evaluation.answers import read_crops
-    from evaluation.metrics import predicted_labels
+    from evaluation.metrics import predicted_labels, probability_columns
+    from training.datasets import read_crops
 
     probabilities = classifier.predict(read_crops(classifier, folder, rows))
     table = pd.DataFrame({"path": rows["path"], "prediction": predicted_labels(probabilities, classifier.labels)})
-    for index, label in enumerate(classifier.labels):
-        table[f"p_{label}"] = probabilities[:, index].round(6)
-    return table
+    return table.assign(**probability_columns(probabilities, classifier.labels))
 
 
 if __name__ == "__main__":

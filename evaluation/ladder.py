@@ -18,8 +18,6 @@ from typing import Annotated, Any
 if not __package__:  # run as a plain file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import json
-import logging
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -37,6 +35,7 @@ from evaluation.honesty import banner, protocol
 from evaluation.model_evaluation import rows_of_split
 from evaluation.performance import format_interval
 from evaluation.plots import BLACK, BLUE, ORANGE, canvas, save
+from evaluation.report import write_json
 from evaluation.sections import percent
 from evaluation.zero_shot import ask_start
 from preprocessing.command_line import (
@@ -50,9 +49,8 @@ from preprocessing.command_line import (
 )
 from preprocessing.emotions import relate
 from preprocessing.errors import InputError
-from preprocessing.files import atomic_file
 from preprocessing.image_tables import SPLITS, fold_numbers, labels_of, read_table, usable, write_table
-from preprocessing.quiet import quiet_start
+from preprocessing.quiet import quiet_start, silence_retracing
 from preprocessing.whole_images import are_whole, write_whole_images
 from training.emotion_classifier import crop_options, read_card
 from training.folds import fit_folds, fold_networks
@@ -114,8 +112,7 @@ def main(
     for rung in rungs:
         print(f"--- {rung.title}", flush=True)
         train(rung, files[rung.name], folds)
-    # TensorFlow takes networks that are asked once each for one that is compiled anew every time, and warns.
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    silence_retracing()
     answers = [answer(rung, files[rung.name], split, folds) for rung in rungs]
     answers.append(ask_start(answers[-1], start_from, ZERO_SHOT))
     titles = [rung.title for rung in rungs] + [f"zero-shot: {start_from.name} as it is"]
@@ -236,9 +233,7 @@ def write_ladder(
     draw_ladder(frame, commonest, caption, report / f"{name}.png")
     whole = {"dataset": first.dataset, "split": first.part, "labels": list(first.labels), "n": len(first.rows),
              "always_the_commonest": commonest, "rungs": rows, "steps": steps, "sentences": sentences}  # fmt: skip
-    with atomic_file(report / f"{name}.json") as temporary:  # JSON knows no NaN
-        text = json.dumps(json.loads(pd.Series(whole).to_json()), indent=2, ensure_ascii=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_json(report / f"{name}.json", whole)
     print(f"\n{caption}")
     for row in rows:
         interval = format_interval("accuracy", (row["accuracy_low"], row["accuracy_high"]))

@@ -24,6 +24,16 @@ def apply_rule(probabilities: np.ndarray, rule: LabelRule) -> np.ndarray:
     return np.divide(kept, total, out=np.full_like(kept, 1 / kept.shape[1]), where=total > 0)
 
 
+def probability_columns(probabilities: np.ndarray, labels: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return what tables of predictions hold: `p_EMOTION` -> its probabilities, six decimals.
+
+    Args:
+        probabilities: (n, classes).
+        labels: Class names in their order.
+    """
+    return {f"p_{label}": column.round(6) for label, column in zip(labels, probabilities.T, strict=True)}
+
+
 def predicted_labels(probabilities: np.ndarray, labels: Sequence[str]) -> np.ndarray:
     """Return the likeliest label of each row."""
     return np.asarray(labels, dtype=object)[probabilities.argmax(axis=1)]

@@ -336,7 +336,8 @@ def evaluate_folds(task: Task, name: str, model_file: Path, networks: dict[int, 
         others[title] = ask_folds(loose, model_file, f"{name}, loose", task.folder, task.table, LOOSE)
     if start:
         try:
-            others |= [ask_zero_shot(answers, start)]
+            title, zero_shot = ask_zero_shot(answers, start)
+            others[title] = zero_shot
         except InputError as error:
             notes.append(f"Zero-shot was not measured: {error}.")
     parts = parts_of_report(task, answers, report)
@@ -576,13 +577,14 @@ def _page(task: Task, answers: Any, performance: dict[str, Any], inputs: dict[st
 
 
 def _write_predictions(answers: Any, report: Path) -> None:
+    from evaluation.metrics import probability_columns
+
     predictions = pd.DataFrame(
         {"path": answers.rows["path"], "truth": answers.rows["emotion"], "prediction": answers.prediction}
     )
     if answers.fold_column:
         predictions.insert(1, "fold", answers.rows[answers.fold_column])
-    for index, label in enumerate(answers.labels):
-        predictions[f"p_{label}"] = answers.probabilities[:, index].round(6)
+    predictions = predictions.assign(**probability_columns(answers.probabilities, answers.labels))
     write_table(predictions, report / "predictions.csv")
 
 

@@ -21,6 +21,7 @@ HEADLINE = {
     "top2_accuracy": "top-2 accuracy",
     "roc_auc": "ROC AUC, one against the rest (mean)",
 }
+MAIN_SCORES = {"accuracy": "accuracy", "macro_f1": "macro F1"}  # what protocols and networks are compared by
 SHARES = ("accuracy", "balanced_accuracy", "top2_accuracy", "precision", "recall")
 
 

@@ -93,10 +93,23 @@ def write_report(
     whole["files"] = sorted(
         file.name for file in folder.iterdir() if file.name != METRICS_FILE and not file.name.startswith(".")
     )
-    whole = _plain(whole)
-    with atomic_file(folder / METRICS_FILE) as temporary:  # last: it vouches for the other files
-        temporary.write_text(json.dumps(whole, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    return whole
+    return write_json(folder / METRICS_FILE, whole)  # last: it vouches for the other files
+
+
+def write_json(file: Path, values: dict[str, Any], digits: int | None = None) -> dict[str, Any]:
+    """Write values so that a reader sees all of them or none, and return them as JSON knows them.
+
+    NaN and infinities become null, numpy's numbers and arrays plain ones.
+
+    Args:
+        file: The file.
+        values: What it is to hold.
+        digits: Decimals that numbers keep; None: all.
+    """
+    plain = _plain(values, digits)
+    with atomic_file(file) as temporary:
+        temporary.write_text(json.dumps(plain, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return plain
 
 
 def read_report(folder: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
@@ -152,14 +165,13 @@ def _cell(value: Any, is_share: bool) -> str:
     return percent(value) if is_share else f"{value:.3f}"
 
 
-def _plain(value: Any) -> Any:
-    """Return a value as JSON knows it; NaN and infinities become null."""
+def _plain(value: Any, digits: int | None) -> Any:
     if isinstance(value, dict):
-        return {str(name): _plain(inner) for name, inner in value.items()}
+        return {str(name): _plain(inner, digits) for name, inner in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
-        return [_plain(inner) for inner in value]
+        return [_plain(inner, digits) for inner in value]
     if isinstance(value, np.generic):
         value = value.item()
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
+    if isinstance(value, float):
+        return None if not np.isfinite(value) else value if digits is None else round(value, digits)
     return value

@@ -17,7 +17,6 @@ from typing import Annotated
 if not __package__:  # run as a plain file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -28,9 +27,11 @@ import pandas as pd
 import typer
 
 from configuration import EVALUATION, PATHS, SAMPLE, Evaluation
-from evaluation.calibration import TEMPERATURES, choose_threshold, fit_temperature, with_temperature
+from evaluation.calibration import choose_threshold, fit_temperature, is_settled, with_temperature
 from evaluation.intervals import bootstrap, estimate_share, mcnemar, percentile_intervals, units_of
 from evaluation.metrics import apply_rule, predicted_labels, score_statistic
+from evaluation.performance import MAIN_SCORES
+from evaluation.report import write_json
 from preprocessing.command_line import (
     DataRoot,
     DatasetName,
@@ -42,7 +43,6 @@ from preprocessing.command_line import (
 )
 from preprocessing.emotions import relate
 from preprocessing.errors import InputError
-from preprocessing.files import atomic_file
 from preprocessing.image_tables import (
     SPLITS,
     fold_numbers,
@@ -61,7 +61,6 @@ if TYPE_CHECKING:
     from training.sequences import SequenceSet
 
 SHARES = tuple(tenth / 10 for tenth in range(1, 11))  # of each sequence's frames, seen from its start
-SCORES = {"accuracy": "accuracy", "macro_f1": "macro F1"}
 
 
 @dataclass(frozen=True)
@@ -192,7 +191,7 @@ def calibrate_card(dev: Part, folder: Path, model_file: Path, options: Evaluatio
     raw = with_temperature(probabilities[-1], 1 / card["temperature"])
     truth = np.array([labels.index(emotion) for emotion in dev.sequences.table["emotion"]])
     temperature = round(fit_temperature(raw, truth), 4)
-    if not 1.02 * TEMPERATURES[0] < temperature < TEMPERATURES[1] / 1.02:
+    if not is_settled(temperature):
         raise InputError(
             f"--calibrate: {len(truth)} dev sequences of {folder.name} do not tell how sure {model_file.name} may be "
             f"(temperature {temperature:.2g}): too few, or all answered alike"
@@ -301,7 +300,7 @@ def _ask_sequence(model_file: Path, part: Part, folder: Path) -> tuple[tuple[str
 
 
 def _ask_frames(model_file: Path, part: Part, folder: Path) -> tuple[tuple[str, ...], np.ndarray]:
-    from evaluation.answers import read_crops
+    from training.datasets import read_crops
 
     classifier = _single_faces(model_file)
     needed = np.unique(np.concatenate(part.sequences.steps))
@@ -370,7 +369,7 @@ def write_report(
 
     def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
         values = {name: one(weights) for name, one in statistics.items()}
-        return {f"{name}|{score}": values[name][score] for name in values for score in SCORES}
+        return {f"{name}|{score}": values[name][score] for name in values for score in MAIN_SCORES}
 
     drawn = bootstrap(statistic, groups, options.resamples, options.seed)
     measured = {name: float(value[0]) for name, value in statistic(np.ones((1, len(rows)))).items()}
@@ -379,7 +378,7 @@ def write_report(
         [
             {"model": name, "score": score, "value": measured[key], "low": each_one[key][0], "high": each_one[key][1]}
             for name in chances
-            for score in SCORES
+            for score in MAIN_SCORES
             for key in [f"{name}|{score}"]
         ]
     )
@@ -415,8 +414,7 @@ def write_report(
         "differences": differences.to_dict("records"),
         "seen": curve.to_dict("records"),
     }
-    with atomic_file(report / "metrics.json") as temporary:
-        temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    write_json(report / "metrics.json", found)
     print(_in_words(found, options), f"wrote {report}/", sep="\n")
     return found
 
@@ -433,7 +431,7 @@ def _differences(
     right = {name: part[-1].argmax(axis=1) == truth for name, part in chances.items()}
     rows = []
     for other in others:
-        gaps = {score: drawn[f"{first}|{score}"] - drawn[f"{other}|{score}"] for score in SCORES}
+        gaps = {score: drawn[f"{first}|{score}"] - drawn[f"{other}|{score}"] for score in MAIN_SCORES}
         for score, (low, high) in percentile_intervals(gaps, options.level).items():
             value = measured[f"{first}|{score}"] - measured[f"{other}|{score}"]
             rows.append({"difference": f"{first} minus {other}", "score": score, "value": value, "low": low,
@@ -445,10 +443,10 @@ def _in_words(found: dict[str, Any], options: Evaluation) -> str:
     lines = [f"{found['heading']}, {found['n']:,} sequences, {options.level:.0%} intervals by "
              f"{'person' if found['subjects'] else 'sequence'}"]  # fmt: skip
     for row in found["scores"]:
-        lines.append(f"  {row['model']:32} {SCORES[row['score']]:9} {_figure(row)}")
+        lines.append(f"  {row['model']:32} {MAIN_SCORES[row['score']]:9} {_figure(row)}")
     for row in found["differences"]:
         test = f"  McNemar p = {row['p_value']:.3f}" if row["score"] == "accuracy" else ""
-        lines.append(f"  {row['difference']}: {SCORES[row['score']]} {_figure(row, '+')}{test}")
+        lines.append(f"  {row['difference']}: {MAIN_SCORES[row['score']]} {_figure(row, '+')}{test}")
     rules = sorted({text for text in found["rules"].values() if text})
     return "\n".join([*lines, *(f"labels: {text}" for text in rules), *(f"note: {note}" for note in found["notes"])])
 

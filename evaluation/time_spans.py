@@ -11,7 +11,6 @@ Writes: FOLDER/time_spans.json, time_spans.png, time_spans.csv (both time lines,
 A log (`--log`) is refused: it has no rows for frames without a face, so it does not tell for how long one was gone.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,11 +29,11 @@ from configuration import EVALUATION, PATHS, Evaluation
 from evaluation.intervals import Statistic, bootstrap, percentile_intervals
 from evaluation.performance import format_interval, format_score
 from evaluation.plots import save
+from evaluation.report import write_json
 from evaluation.sections import percent
 from preprocessing.command_line import run
 from preprocessing.emotions import COLORS, UNSURE, canonical, in_class_order
 from preprocessing.errors import InputError
-from preprocessing.files import atomic_file
 from preprocessing.image_tables import write_table
 
 NOT_SURE, NO_FACE = "unsure", "no face"  # what the program shows besides emotions
@@ -60,9 +59,8 @@ def main(
     _write(found, folder)
     write_table(lines.drop(columns="span"), folder / "time_spans.csv")
     draw_time_lines(lines, f"{spans.name} against {truth.name}", folder / "time_spans.png")
-    with atomic_file(folder / "time_spans.json") as temporary:  # last: it vouches for the other files
-        facts = {"spans": str(spans), "truth": str(truth), **_plain(found["facts"])}
-        temporary.write_text(json.dumps(facts, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    facts = {"spans": str(spans), "truth": str(truth), **found["facts"]}
+    write_json(folder / "time_spans.json", facts, digits=6)  # last: it vouches for the other files
     print("\n".join([*_told(found["facts"]), f"wrote {folder / 'time_spans.json'}"]))
 
 
@@ -384,17 +382,6 @@ def _told(facts: dict[str, Any]) -> list[str]:
 
 def _listed(faces: Any) -> str:
     return ", ".join(map(str, sorted(faces)))
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as JSON knows it: numbers rounded to a microsecond, NaN as null."""
-    if isinstance(value, dict):
-        return {str(name): _plain(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, float):
-        return round(float(value), 6) if np.isfinite(value) else None
-    return value
 
 
 if __name__ == "__main__":

@@ -8,16 +8,14 @@ import pandas as pd
 from configuration import PATHS, Evaluation
 from evaluation.answers import Answers
 from evaluation.comparison import on_common_labels
-from evaluation.folds import gap, protocol_row
+from evaluation.folds import gap, protocol_row, score_and_interval
 from evaluation.intervals import mcnemar
 from evaluation.metrics import apply_rule
-from evaluation.performance import format_interval, format_score
+from evaluation.performance import MAIN_SCORES, format_score
 from evaluation.sections import Section, Table
 from preprocessing.emotions import relate
 from preprocessing.errors import InputError
 from training.emotion_classifier import EmotionClassifier, find_start, read_card
-
-_SCORES = {"accuracy": "accuracy", "macro_f1": "macro F1"}
 
 
 def ask_start(answers: Answers, start: Path, name: str = "zero-shot") -> Answers:
@@ -107,7 +105,7 @@ def beside_zero_shot(answers: Answers, table: pd.DataFrame, options: Evaluation)
     change = difference["accuracy"]
     low, high = change["interval"]
     printed = pd.DataFrame(
-        {text: [_printed(score, row) for row in rows.values()] for score, text in _SCORES.items()},
+        {text: [score_and_interval(score, row) for row in rows.values()] for score, text in MAIN_SCORES.items()},
         index=pd.Index(rows, name="network"),
     )
     verdict = "Training on this data set is not shown to help." if low <= 0 <= high else (
@@ -128,10 +126,6 @@ def beside_zero_shot(answers: Answers, table: pd.DataFrame, options: Evaluation)
         ],
         values={**rows, "difference": difference, "mcnemar": test, "start_from": entry},
     )
-
-
-def _printed(score: str, row: dict) -> str:
-    return f"{format_score(score, row[score])} [{format_interval(score, (row[f'{score}_low'], row[f'{score}_high']))}]"
 
 
 def found_start(card: dict) -> Path:

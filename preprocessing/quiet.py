@@ -1,5 +1,6 @@
 """Keeping the notes of native libraries from the user; cheap to import."""
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,14 @@ def silence_opencv() -> None:
 
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+def silence_retracing() -> None:
+    """Keep TensorFlow from warning that networks which are run once each are compiled each by itself.
+
+    It takes them for one network that is compiled anew every time.
+    """
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from preprocessing.command_line import progress_bar
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_file
 from preprocessing.image_tables import labels_of
+from training.emotion_classifier import EmotionClassifier
 
 CHANNELS = {"grayscale": 1, "rgb": 3}
 MEMORY_LIMIT = 2 << 30  # bytes: larger caches are memory-mapped, not loaded
@@ -167,6 +168,22 @@ def flow_from_dataframe(
     images = _cached_images(list(dataframe[x_col]), Path(directory), target_size, color_mode)
     weights = None if weight_col is None else dataframe[weight_col].to_numpy(np.float32)
     return FaceBatches(images, labels, classes or (), batch_size, class_mode, shuffle, seed, weights, mixup)
+
+
+def read_crops(classifier: EmotionClassifier, directory: Path, rows: pd.DataFrame) -> np.ndarray:
+    """Return the crops of a table's rows as a network takes them, uint8 (n, size, size, channels).
+
+    Raises:
+        InputError: no rows; a crop is missing, or of another size.
+    """
+    return flow_from_dataframe(
+        rows,
+        directory,
+        target_size=(classifier.input_size, classifier.input_size),
+        color_mode="grayscale" if classifier.channels == 1 else "rgb",
+        class_mode=None,
+        shuffle=False,
+    ).images
 
 
 def _cached_images(paths: list[str], directory: Path, target_size: tuple[int, int], color_mode: str) -> np.ndarray:

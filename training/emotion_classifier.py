@@ -273,12 +273,11 @@ class EmotionClassifier:
         else:
             name, build = model_file.stem, lambda: load_network(model_file)
         file = converted(name, [model_file], build, folder, int8 and not features)
-        with quiet_start():  # LiteRT's first interpreter tells how it runs
-            network = Network(file, threads or min(os.cpu_count() or 1, MOST_THREADS))
-            given, returned = network.shapes()
-            _check_fit(given, (None, len(card["labels"])) if features else returned, card, model_file)
-            for size in LITERT_BATCHES:
-                network(np.zeros((size, card["input_size"], card["input_size"], card["channels"]), np.uint8))
+        network = Network(file, threads or min(os.cpu_count() or 1, MOST_THREADS))
+        given, returned = network.shapes()
+        _check_fit(given, (None, len(card["labels"])) if features else returned, card, model_file)
+        for size in LITERT_BATCHES:
+            network(np.zeros((size, card["input_size"], card["input_size"], card["channels"]), np.uint8))
         origin = file_hash(model_file) if features else ""
         return cls(lambda images: network(images)[0], card, LITERT_BATCHES, origin)
 

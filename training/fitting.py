@@ -37,6 +37,7 @@ OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "constant")
 TARGETS = ("labels", "votes")
 PRECISIONS = ("auto", "float32", "mixed_bfloat16")
+NOT_FEELINGS = "It names what a face looks like, not what a person feels; do not use it to decide about people."
 MONITOR = "val_accuracy"  # the best epoch is chosen by this
 
 
@@ -140,7 +141,7 @@ def _with_votes(rows: pd.DataFrame) -> pd.DataFrame:
 
 def caveats(rows: pd.DataFrame, channels: int) -> list[str]:
     """Return what whoever uses a network must know of the data it learnt from; the card says it."""
-    lines = ["It names what a face looks like, not what a person feels; do not use it to decide about people."]
+    lines = [NOT_FEELINGS]
     if set(rows["usage"]) <= {"Training", "PublicTest", "PrivateTest"}:
         lines.append("FER2013 holds small gray web images with noisy labels; it is for research use only.")
     if channels == 1:

@@ -3,7 +3,6 @@
 They lie beside the network that they stand for. Keras is imported when the first one is trained.
 """
 
-import logging
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from configuration import Fitting
 from preprocessing.command_line import step_command
 from preprocessing.errors import InputError
 from preprocessing.image_tables import fold_numbers, split_by_fold, split_hash
-from preprocessing.quiet import quiet_start
+from preprocessing.quiet import quiet_start, silence_retracing
 from training.emotion_classifier import read_card
 
 STRICT, LOOSE = "fold", "loose_fold"  # columns of the split: people stay in one fold, or may be in several
@@ -72,8 +71,7 @@ def fit_folds(
 
         from training.fitting import fit_table
 
-    # TensorFlow takes networks that are trained once each for one that is compiled anew every time, and warns.
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    silence_retracing()
     accuracies = []
     for fold in folds:
         file = fold_file(model_file, fold, column == LOOSE)

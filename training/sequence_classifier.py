@@ -19,7 +19,6 @@ from configuration import PATHS
 from preprocessing.errors import InputError
 from preprocessing.files import file_hash
 from preprocessing.litert import Network, converted
-from preprocessing.quiet import quiet_start
 from training.emotion_classifier import (
     card_path,
     copy_with,
@@ -154,10 +153,9 @@ class SequenceClassifier:
         file = converted(
             model_file.stem, [model_file], lambda: copy_with(load_network(model_file), unroll=True), folder
         )
-        with quiet_start():  # LiteRT's first interpreter tells how it runs
-            network = Network(file)
-            _check_fit(*network.shapes(), card, model_file)
-            network(np.zeros((1, 1 + card["window"], card["feature_size"]), np.float32))
+        network = Network(file)
+        _check_fit(*network.shapes(), card, model_file)
+        network(np.zeros((1, 1 + card["window"], card["feature_size"]), np.float32))
         return cls(lambda windows: network(windows)[0], card, model_file.name, batch_size=1)
 
     def check_features(self, features_of: str) -> None:

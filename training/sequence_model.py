@@ -17,7 +17,7 @@ from configuration import Fitting, Temporal
 from preprocessing.errors import InputError
 from preprocessing.image_tables import digest, split_hash
 from training.emotion_classifier import EmotionClassifier
-from training.fitting import build_optimizer, check_settings, train_or_resume
+from training.fitting import NOT_FEELINGS, build_optimizer, check_settings, train_or_resume
 from training.sequence_classifier import described, save_sequence_network
 from training.sequences import SequenceBatches, SequenceSet, frame_features, read_sequences
 
@@ -130,7 +130,7 @@ def fit_sequences(
         "split_hash": settings["split_hash"],
         "command": command,
         "caveats": [
-            "It names what a face looks like, not what a person feels; do not use it to decide about people.",
+            NOT_FEELINGS,
             "It learnt from sequences that run from a neutral face to the peak: faces that return to neutral, speak or "
             "begin in the middle of an expression were not shown to it.",
         ],

@@ -16,7 +16,7 @@ from preprocessing.emotions import in_class_order
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_file, fingerprint
 from preprocessing.image_tables import is_seen
-from training.datasets import flow_from_dataframe
+from training.datasets import read_crops
 from training.emotion_classifier import EmotionClassifier
 from training.sequence_classifier import window_of
 
@@ -150,14 +150,7 @@ def frame_features(classifier: EmotionClassifier, folder: Path, frames: pd.DataF
     Raises:
         InputError: a crop is missing, or of another size than the network takes.
     """
-    images = flow_from_dataframe(
-        frames,
-        folder,
-        target_size=(classifier.input_size, classifier.input_size),
-        color_mode="grayscale" if classifier.channels == 1 else "rgb",
-        class_mode=None,
-        shuffle=False,
-    ).images
+    images = read_crops(classifier, folder, frames)
     crops = fingerprint({path: folder / path for path in frames["face_path"]})
     key = hashlib.sha256(f"{classifier.features_of}{crops}".encode()).hexdigest()[:16]
     file = folder / "cache" / f"{key}.npy"

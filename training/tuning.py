@@ -13,7 +13,6 @@ The study is on disk after every step. Three rules keep it right without a lock 
 
 import gc
 import json
-import logging
 import time
 import warnings
 from collections.abc import Callable
@@ -37,6 +36,7 @@ from preprocessing.command_line import progress_bar
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_file
 from preprocessing.image_tables import usable
+from preprocessing.quiet import silence_retracing
 from training.datasets import FaceBatches
 from training.fitting import MONITOR, build_trainer, check_settings, choose_precision, read_batches
 from training.settings import settings_to_json
@@ -415,7 +415,7 @@ def tune(
     """
     check_budget(tuning)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns that each trial traces a network of its own
+    silence_retracing()
     trial_base = replace(base, epochs=tuning.epochs, seed=tuning.seed, warm_up=min(base.warm_up, tuning.epochs - 1))
     check_settings(trial_base)
     train, dev, about = read_batches(table, folder, trial_base)
