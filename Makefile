@@ -26,7 +26,7 @@ demo: .venv/runtime
 	@$(BIN)/python -m realtime.demo
 
 test: .venv/dev
-	@$(BIN)/python -m pytest -m "not system"
+	@$(BIN)/python -m pytest -m "not system" --numprocesses 2
 	@echo "left to 'make test-system': $$($(BIN)/python -m pytest --collect-only -q -o addopts= -m system 2>/dev/null | grep -c '::') tests"
 
 lint: .venv/dev

@@ -88,6 +88,8 @@ class Augmentation:
     scar_width: int = 2  # pixels: shorter side of a scar, at most
     cover: int = 0  # pixels: side of one larger black box, at most, over half of the images; 0: none
     noise: float = 0.0  # gray levels of 255: standard deviation of a camera's noise, at most, over half of the images
+    crop: float = 1.0  # share of a face's side that is trained on, the part moved by `shift`; 1: the whole (vgg only)
+    whole_faces: float = 0.2  # share of the epochs, the last ones, that train on whole faces in spite of `crop`
 
 
 NO_AUGMENTATION = Augmentation(False, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
@@ -334,7 +336,7 @@ SAMPLE = Sample()
 INVENTORY = Inventory()
 FACES = Faces()
 SPLIT = Split()
-BEST = Fitting()
+BEST = Fitting(epochs=110, warm_up=2, mixup=0.2, weight_decay=0.05, augmentation=Augmentation(crop=5 / 6))
 FINE_TUNING = Fitting(epochs=20, batch_size=32, learning_rate=3e-4, warm_up=1)  # from a network that learnt elsewhere
 TUNING = Tuning()
 SAMPLE_TUNING = Tuning(trials=4, epochs=3, first_check=1)  # the sample shows that it runs, not what is best

@@ -1,4 +1,4 @@
-"""Time the input of a training: reading and augmenting against Keras's generator, and its share of a training step.
+"""Time a training: reading and augmenting against Keras's generator, steps against Keras's batch norm, input's share.
 
     python -m benchmarks.training_input --dataset fer2013
 
@@ -46,7 +46,7 @@ def main(
     precision: Annotated[str, typer.Option(help="float32, mixed_bfloat16, or auto: the faster.")] = BEST.precision,
     output: Annotated[Path | None, typer.Option("--json", help="File that keeps the figures.")] = None,
 ) -> None:
-    """Compare our input path with Keras's generator, and a training step with its network alone."""
+    """Compare our input path with Keras's generator, and a training step with Keras's and with its network alone."""
     for name, value, least in (("batch-size", batch_size, 1), ("rounds", rounds, 1), ("batches", batches, 1)):
         if value < least:
             raise InputError(f"--{name} {value} is less than {least}")
@@ -58,7 +58,9 @@ def main(
         from training.fitting import choose_precision, read_batches
     if keras.backend.backend() != "tensorflow":
         raise InputError(f"the backend is {keras.backend.backend()}; Keras's generator needs TensorFlow: KERAS_BACKEND")
-    fitting = replace(BEST, batch_size=batch_size, precision=precision)
+    # What Keras's generator knows nothing of: mixing images, and training on parts of them.
+    whole_faces = replace(BEST, mixup=0.0, augmentation=replace(BEST.augmentation, crop=1.0))
+    fitting = replace(whole_faces, batch_size=batch_size, precision=precision)
     train, _, _ = read_batches(table, folder, fitting)
     rows = usable(table)
     rows = rows.loc[rows["split"] == "train"]
@@ -68,7 +70,7 @@ def main(
     ]
     if steps:
         fitting = replace(fitting, precision=choose_precision(train, fitting))
-        results.append(compare_step(train, fitting, steps))
+        results += [compare_normalization(train, fitting, steps), compare_step(train, fitting, steps)]
     print_table(results)
     if output:
         output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
@@ -194,6 +196,30 @@ def rates(work: str, pairs: list[tuple[float, float]]) -> Row:
         "ours": median(ours for _, ours in pairs),
         "ratio": median(ours / theirs for theirs, ours in pairs),
     }
+
+
+def compare_normalization(train: Any, fitting: Any, steps: int) -> Row:
+    """Compare the network's own training step with batch normalisation as Keras computes it and as we do."""
+    import keras
+
+    from training.fitting import build_trainer
+
+    fitting = replace(fitting, augmentation=NO_AUGMENTATION)
+    network, ours = build_trainer(train, fitting)  # the network itself is what Keras would train
+    theirs = keras.models.clone_model(network)
+    off: Any = False
+    theirs.compile(ours.optimizer.__class__(), ours.loss, jit_compile=off)
+    batch = train[0]
+    pairs = []
+    with progress_bar() as bar:
+        for _ in bar.track(range(steps + 1), description="batch norm"):  # the first step traces
+            seconds = []
+            for model in (theirs, ours):
+                start = time.perf_counter()
+                model.train_on_batch(*batch)
+                seconds.append(time.perf_counter() - start)
+            pairs.append((len(batch[0]) / seconds[0], len(batch[0]) / seconds[1]))
+    return rates(f"images/s, training step of {network.name}, {fitting.precision}", pairs[1:])
 
 
 def compare_step(train: Any, fitting: Any, steps: int) -> Row:

@@ -1,11 +1,12 @@
 import errno
+import os
 import subprocess
 import sys
 
 import pytest
 from conftest import ROOT
 
-from preprocessing.command_line import dataset_folder, run, typed_command
+from preprocessing.command_line import dataset_folder, run
 from preprocessing.errors import InputError
 
 
@@ -54,8 +55,11 @@ def test_a_data_set_is_named_by_a_plain_name(tmp_path, name):
         dataset_folder(tmp_path, name)
 
 
-def test_the_command_of_a_card_can_be_typed_again():
-    code = "from preprocessing.command_line import typed_command; print(typed_command())"
-    done = subprocess.run([sys.executable, "-c", code, "a b"], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "python -c 'a b'"
-    assert typed_command().startswith("python -m pytest") or "pytest" in typed_command()
+def test_the_command_of_a_card_can_be_typed_again(tmp_path):
+    code = "from preprocessing.command_line import typed_command\nprint(typed_command())"
+    (tmp_path / "step.py").write_text(code)
+    for started in (["-c", code], ["-m", "step"]):
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+        command = [sys.executable, *started, "a b", "--dataset", "x"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == f"python {' '.join(started) if started[0] == '-m' else '-c'} 'a b' --dataset x"

@@ -99,3 +99,10 @@ def test_noise_is_on_half_of_the_images_at_most_as_strong_as_configured():
     noisy = results[strengths > 5].astype(np.float64)
     assert abs(noisy.mean() - 128) < 0.2
     assert abs(np.corrcoef(noisy[0].ravel(), noisy[1].ravel())[0, 1]) < 0.1  # each image has its own
+
+
+def test_a_crop_gives_the_middle_in_training_and_the_whole_else():
+    images = RANDOM.integers(0, 256, (4, *SHAPE)).astype(np.uint8)
+    crop = replace(NO_AUGMENTATION, crop=5 / 6)
+    np.testing.assert_array_equal(augmented(crop, images), images[:, 4:44, 4:44])
+    np.testing.assert_array_equal(augmented(crop, images, training=False), images)

@@ -41,6 +41,16 @@ def test_other_settings_are_refused_by_name(entries, message, tmp_path):
         read_settings(file)
 
 
+def test_a_network_s_card_gives_the_settings_that_made_it(tmp_path):
+    card = {"labels": ["anger"], "hyperparameters": settings_to_json(replace(BEST, seed=9))}
+    file = tmp_path / "network.json"
+    file.write_text(json.dumps(card))
+    assert read_settings(file) == replace(BEST, seed=9)
+    card["hyperparameters"]["start_from"] = "1f0c"  # the content's hash
+    file.write_text(json.dumps({**card, "start_from": {"file": "models/first.keras"}}))
+    assert read_settings(file) == replace(BEST, seed=9, start_from="models/first.keras")
+
+
 @pytest.mark.parametrize("text", [None, "{", "{}", "[]"])
 def test_a_file_without_settings_is_refused(text, tmp_path):
     file = tmp_path / "tuned.json"

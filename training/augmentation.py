@@ -140,6 +140,58 @@ class RandomNoise(keras.layers.Layer):
         return images + strength * keras.random.normal((n, height, width, 1), seed=self.random)
 
 
+class TrainingCrop(keras.layers.Layer):
+    """Give the middle of each image in training, and the whole image else.
+
+    After `RandomAffine` has moved the image, that is a part drawn anywhere. Parts at their true size take less time,
+    and are another kind of augmentation; `WholeFacesLast` ends with whole faces, as the network will be given.
+
+    Args:
+        share: Share of the height and of the width that is given, 0-1. It may be changed between epochs.
+    """
+
+    def __init__(self, share: float):
+        super().__init__(dtype="float32")
+        self.share = share
+
+    def call(self, images: Any, training: bool = False) -> Any:
+        """Return the images, float32, smaller in training."""
+        if not training:
+            return images
+        height, width = (round(self.share * side) for side in images.shape[1:3])
+        top, left = (images.shape[1] - height) // 2, (images.shape[2] - width) // 2
+        return images[:, top : top + height, left : left + width]
+
+    def compute_output_spec(self, images: Any, training: bool = False) -> Any:
+        """Return what is known of the images before they come: not their height and width."""
+        return keras.KerasTensor((images.shape[0], None, None, images.shape[3]), dtype="float32")
+
+
+class WholeFacesLast(keras.callbacks.Callback):
+    """Let a training that sees parts of faces see whole ones in its last epochs.
+
+    A network that has only seen parts answers less well for whole faces (Touvron et al. 2019,
+    https://arxiv.org/abs/1906.06423); a few epochs mend it.
+
+    Args:
+        share: Share of a face's side that is trained on before that, 0-1.
+        first: Number of the first epoch, from 0, that trains on whole faces.
+    """
+
+    def __init__(self, share: float, first: int):
+        super().__init__()
+        self.share, self.first = share, first
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Set the share of this epoch, and trace the training step anew where it is another one."""
+        trainer: Any = self.model
+        share = self.share if epoch < self.first else 1.0
+        for layer in trainer.get_layer("augmentation").layers:
+            if isinstance(layer, TrainingCrop) and layer.share != share:
+                layer.share = share
+                trainer.make_train_function(force=True)
+
+
 class ToPixels(keras.layers.Layer):
     """Round to uint8, 0-255: what the network takes, when serving as when training."""
 
@@ -151,7 +203,7 @@ class ToPixels(keras.layers.Layer):
 def build_augmentation(options: Augmentation, input_shape: tuple[int, int, int], seed: int) -> keras.Model:
     """Return a model from uint8 images to randomly changed uint8 images, (n, height, width, channels).
 
-    Changes whose strength is zero leave no layer behind.
+    Changes whose strength is zero leave no layer behind. With `crop`, images are smaller in training.
     """
     inputs = keras.Input(input_shape, dtype="uint8")
     images = keras.layers.Rescaling(1.0, dtype="float32")(inputs)
@@ -165,4 +217,6 @@ def build_augmentation(options: Augmentation, input_shape: tuple[int, int, int],
         images = RandomScars(1, options.cover, options.cover, seed + 3)(images)
     if options.noise:
         images = RandomNoise(options.noise, seed + 4)(images)
+    if options.crop < 1:
+        images = TrainingCrop(options.crop)(images)
     return keras.Model(inputs, ToPixels()(images), name="augmentation")

@@ -27,10 +27,11 @@ from preprocessing.errors import InputError
 from preprocessing.files import atomic_file
 from preprocessing.image_tables import digest, labels_of, split_hash, usable
 from training import models
-from training.augmentation import build_augmentation
+from training.augmentation import WholeFacesLast, build_augmentation
 from training.balancing import sample_weights
 from training.datasets import FaceBatches, flow_from_dataframe
 from training.emotion_classifier import card_path, crop_options, save
+from training.fast_training import training_form
 from training.fine_tuning import Start, build_from, shaping_settings
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
@@ -327,6 +328,10 @@ def check_settings(fitting: Fitting, networks: Collection[str] = models.NETWORKS
         raise InputError(f"noise {fitting.augmentation.noise} is not in 0 (none) to 60 gray levels")
     if not 0 <= fitting.augmentation.cover <= 24:
         raise InputError(f"cover {fitting.augmentation.cover} is not in 0 to 24 pixels: half of the smallest face")
+    if not 0.5 <= fitting.augmentation.crop <= 1:
+        raise InputError(f"crop {fitting.augmentation.crop} is not in 0.5 to 1 (the whole face)")
+    if not 0 <= fitting.augmentation.whole_faces <= 1:
+        raise InputError(f"whole faces {fitting.augmentation.whole_faces} is not in 0 to 1 (a share of the epochs)")
 
 
 def _backend() -> str:
@@ -363,7 +368,8 @@ def build_trainer(train: FaceBatches, fitting: Fitting) -> tuple[keras.Model, ke
         network = build_network(shape, train.classes, fitting)
         augmentation = build_augmentation(fitting.augmentation, shape, fitting.seed)
         inputs = keras.Input(shape, dtype="uint8")
-        trainer = keras.Model(inputs, network(augmentation(inputs)), name="trainer")
+        form = training_form(network, any_size=fitting.augmentation.crop < 1)
+        trainer = keras.Model(inputs, form(augmentation(inputs)), name="trainer")
         # TensorFlow's XLA knows no image warp; the other backends always compile.
         jit_compile: Any = False if keras.backend.backend() == "tensorflow" else "auto"
         trainer.compile(
@@ -378,6 +384,14 @@ def build_trainer(train: FaceBatches, fitting: Fitting) -> tuple[keras.Model, ke
     finally:
         keras.config.set_dtype_policy(before)
     return network, trainer
+
+
+def whole_faces_last(fitting: Fitting) -> list[keras.callbacks.Callback]:
+    """Return the callbacks that a training on parts of faces needs, to end with whole ones; none for another one."""
+    options = fitting.augmentation
+    if options.crop == 1:
+        return []
+    return [WholeFacesLast(options.crop, int(fitting.epochs * (1 - options.whole_faces)))]
 
 
 def build_network(shape: tuple[int, int, int], classes: Sequence[str], fitting: Fitting) -> keras.Model:
@@ -445,7 +459,7 @@ def _train(
             validation_data=dev,
             epochs=fitting.epochs,
             initial_epoch=done,
-            callbacks=[keeper],
+            callbacks=[*whole_faces_last(fitting), keeper],
             shuffle=False,  # the batches come in their own seeded order
             verbose=verbose,
         )

@@ -26,13 +26,14 @@ def settings_from_json(entries: dict[str, Any]) -> Fitting:
 
 
 def read_settings(file: Path) -> Fitting:
-    """Return the settings in the entry `fitting` of a JSON file, such as `step2_tuning` writes.
+    """Return the settings in the entry `fitting` of a JSON file that `step2_tuning` wrote, or of a network's card.
 
     Raises:
         InputError: the file is missing or no JSON, or its settings cannot be used.
     """
     try:
-        entries = json.loads(file.read_text(encoding="utf-8"))["fitting"]
+        content = json.loads(file.read_text(encoding="utf-8"))
+        entries = content["fitting"] if "fitting" in content else _of_card(content)
     except FileNotFoundError as error:
         raise InputError(f"{file} does not exist; python -m training.step2_tuning writes one") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -41,6 +42,14 @@ def read_settings(file: Path) -> Fitting:
         return settings_from_json(entries)
     except InputError as error:
         raise InputError(f"{file}: {error}; remove it, or tune again") from error
+
+
+def _of_card(card: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that a network's card names; there a network that it started from is told by its content."""
+    entries = dict(card["hyperparameters"])
+    if entries.get("start_from"):
+        entries["start_from"] = card["start_from"]["file"]
+    return entries
 
 
 def _filled(default: Settings, entries: dict[str, Any]) -> Settings:

@@ -38,7 +38,14 @@ from preprocessing.files import atomic_file
 from preprocessing.image_tables import usable
 from preprocessing.quiet import silence_retracing
 from training.datasets import FaceBatches
-from training.fitting import MONITOR, build_trainer, check_settings, choose_precision, read_batches
+from training.fitting import (
+    MONITOR,
+    build_trainer,
+    check_settings,
+    choose_precision,
+    read_batches,
+    whole_faces_last,
+)
 from training.settings import settings_to_json
 from training.workers import Worker, is_at_work, one_at_a_time
 
@@ -371,7 +378,12 @@ def train_trial(trial: optuna.Trial, train: FaceBatches, dev: FaceBatches, fitti
         if network.count_params() > largest:
             raise optuna.TrialPruned
         trainer.fit(
-            train, validation_data=dev, epochs=fitting.epochs, callbacks=[pruning], shuffle=False, verbose=silent
+            train,
+            validation_data=dev,
+            epochs=fitting.epochs,
+            callbacks=[*whole_faces_last(fitting), pruning],
+            shuffle=False,
+            verbose=silent,
         )
     finally:
         del network, trainer
