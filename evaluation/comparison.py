@@ -123,9 +123,10 @@ def compare(models: Sequence[Answers], report: Path, options: Evaluation) -> Sec
                 Table(
                     pd.DataFrame(
                         {
-                            "difference": [_points(s, pair["differences"][s]["value"]) for s in names],
+                            "difference": [format_change(s, pair["differences"][s]["value"]) for s in names],
                             "95 % interval": [
-                                _range(s, pair["differences"][s]["low"], pair["differences"][s]["high"]) for s in names
+                                format_change_interval(s, pair["differences"][s]["low"], pair["differences"][s]["high"])
+                                for s in names
                             ],
                         },
                         index=pd.Index([COMPARED.get(s, s.replace("/", ", ")) for s in names], name="score"),
@@ -182,7 +183,7 @@ def _compare_pair(
     }
 
 
-def _points(score: str, difference: float) -> str:
+def format_change(score: str, difference: float) -> str:
     """Return a difference as one reads it: shares in percentage points."""
     if np.isnan(difference):
         return "–"
@@ -190,8 +191,9 @@ def _points(score: str, difference: float) -> str:
     return f"{100 * difference:+.1f} points" if is_share else f"{difference:+.3f}"
 
 
-def _range(score: str, low: float, high: float) -> str:
-    return f"{_points(score, low).removesuffix(' points')} to {_points(score, high)}"
+def format_change_interval(score: str, low: float, high: float) -> str:
+    """Return the interval of a difference in the form of the difference; the unit stands once."""
+    return f"{format_change(score, low).removesuffix(' points')} to {format_change(score, high)}"
 
 
 def _in_words(pair: dict, number_of_pairs: int) -> str:
@@ -205,8 +207,8 @@ def _in_words(pair: dict, number_of_pairs: int) -> str:
         else f"{pair['second' if accuracy['value'] > 0 else 'first']} is better on images of this kind."
     )
     return (
-        f"{pair['name']}: accuracy {_points('accuracy', accuracy['value'])} (95 % interval "
-        f"{_range('accuracy', low, high)}). {test['only_b']:,} images are right by {pair['second']} alone, "
-        f"{test['only_a']:,} by {pair['first']} alone: p {'< 0.001' if p_value < 0.001 else f'= {p_value:.3f}'} by "
-        f"McNemar's exact test{adjusted}. {verdict}"
+        f"{pair['name']}: accuracy {format_change('accuracy', accuracy['value'])} (95 % interval "
+        f"{format_change_interval('accuracy', low, high)}). {test['only_b']:,} images are right by {pair['second']} "
+        f"alone, {test['only_a']:,} by {pair['first']} alone: p "
+        f"{'< 0.001' if p_value < 0.001 else f'= {p_value:.3f}'} by McNemar's exact test{adjusted}. {verdict}"
     )

@@ -5,7 +5,7 @@ some `Answers` on the same images: folds by subject, folds that ignore who is in
 this data.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -166,7 +166,9 @@ def settings_differ(networks: Iterable[Path]) -> str:
     )
 
 
-def protocol_row(name: str, answers: Answers, table: pd.DataFrame, options: Evaluation) -> dict[str, Any]:
+def protocol_row(
+    name: str, answers: Answers, table: pd.DataFrame, options: Evaluation, scores: Collection[str] = MAIN_SCORES
+) -> dict[str, Any]:
     """Return one row of the comparison of protocols, as `protocols.csv` holds it.
 
     Args:
@@ -174,13 +176,14 @@ def protocol_row(name: str, answers: Answers, table: pd.DataFrame, options: Eval
         answers: To the images of the table, or to some of them.
         table: All of the data set's `split.csv`.
         options: For the intervals.
+        scores: Which ones, of those of `score_statistic`.
     """
     statistic = score_statistic(answers.probabilities, answers.truth, answers.labels)
     drawn = bootstrap(statistic, answers.groups, options.resamples, options.seed)
     intervals = percentile_intervals(drawn, options.level)
     values = statistic(np.ones((1, len(answers.rows))))
     row: dict[str, Any] = {"protocol": name, "n": len(answers.rows), "emotions": len(answers.labels)}
-    for score in MAIN_SCORES:
+    for score in scores:
         row |= {score: float(values[score][0])}
         row |= dict(zip((f"{score}_low", f"{score}_high"), intervals[score], strict=True))
     row["known_people"] = int(learnt_from(answers, table, "subject").sum()) if answers.has_subjects else None
@@ -192,7 +195,7 @@ def score_and_interval(score: str, row: Mapping[str, Any] | pd.Series) -> str:
     return f"{format_score(score, row[score])} [{format_interval(score, (row[f'{score}_low'], row[f'{score}_high']))}]"
 
 
-def gap(answers: Answers, other: Answers, options: Evaluation) -> dict[str, Any]:
+def gap(answers: Answers, other: Answers, options: Evaluation, scores: Collection[str] = MAIN_SCORES) -> dict[str, Any]:
     """Return the differences of scores, other minus own, on the images both answered, each with a paired interval."""
     own = answers.select(answers.rows["path"].isin(other.rows["path"]).to_numpy())
     other = other.select(other.rows["path"].isin(own.rows["path"]).to_numpy())
@@ -201,14 +204,14 @@ def gap(answers: Answers, other: Answers, options: Evaluation) -> dict[str, Any]
 
     def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
         first, second = (one(weights) for one in statistics)
-        return {score: second[score] - first[score] for score in MAIN_SCORES}
+        return {score: second[score] - first[score] for score in scores}
 
     count = len(pair[0].rows)
     drawn = bootstrap(statistic, pair[0].groups, options.resamples, options.seed)
     intervals = percentile_intervals(drawn, options.level)
     values = statistic(np.ones((1, count)))
     return {"n": count} | {
-        score: {"value": float(values[score][0]), "interval": list(intervals[score])} for score in MAIN_SCORES
+        score: {"value": float(values[score][0]), "interval": list(intervals[score])} for score in scores
     }
 
 

@@ -28,7 +28,7 @@ from training.emotion_classifier import crop_options
 _SCORES = ("accuracy", "balanced_accuracy", "macro_f1")
 
 
-def protocol(answers: Answers) -> str:
+def protocol(answers: Answers, averaging: str = "no test-time averaging") -> str:
     """Return how a score came about, in the words that stand beside it everywhere."""
     learnt = "trained on crowd votes" if answers.card.get("targets") == "votes" else "no extra labels"
     truth = f", scored against the {MAJORITY}" if answers.by_crowd else ""
@@ -36,7 +36,7 @@ def protocol(answers: Answers) -> str:
     if start := answers.card.get("start_from"):
         own = f"{learnt}, " if learnt.startswith("trained") else ""
         learnt = f"{own}extra data: started from {_name(start)}, which learnt from {', '.join(start['learnt'])}"
-    return f"{networks}, one crop per face, no test-time averaging, {learnt}{truth}"
+    return f"{networks}, one crop per face, {averaging}, {learnt}{truth}"
 
 
 def _name(start: dict) -> str:

@@ -20,7 +20,7 @@ import hashlib
 import json
 import platform
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
@@ -66,6 +66,7 @@ class Task:
         show_faces: Pictures of people may stand in the report.
         grouped_by: Columns whose groups are compared.
         pictures: Whole pictures to score with the detector, beside the split.
+        flip: Each image is also asked mirrored, and the mean is reported apart.
     """
 
     folder: Path
@@ -78,6 +79,7 @@ class Task:
     show_faces: bool
     grouped_by: list[str]
     pictures: Path | None
+    flip: bool
 
     @property
     def covers(self) -> Covers:
@@ -128,6 +130,9 @@ def main(
     pictures: Annotated[
         Path | None, typer.Option(help="Whole pictures in folders named by emotion, to score with the detector.")
     ] = None,
+    flip: Annotated[
+        bool, typer.Option("--flip", help="Also ask each image mirrored, and report the mean of the two apart.")
+    ] = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="Seconds: rough intervals, no gallery, few covered faces.")
     ] = False,
@@ -176,7 +181,7 @@ def main(
         check_columns(rows, groups)
     if pictures:
         check_pictures(pictures, cards)
-    task = Task(folder, table, rows, split, notes, options, quick, not no_faces, groups or [], pictures)
+    task = Task(folder, table, rows, split, notes, options, quick, not no_faces, groups or [], pictures, flip)
     if folds:
         for name, model_file in named.items():
             evaluate_folds(task, f"{name}-folds", model_file, networks, reports / dataset / f"{name}-folds")
@@ -191,7 +196,7 @@ def main(
             update_scores(model_file, metrics)
             print(f"scores written into {model_file.with_suffix('.json')}")
     if len(named) > 1:
-        compare_models(task, named, reports / dataset / f"comparison-{'-'.join(named)}")
+        compare_models(replace(task, flip=False), named, reports / dataset / f"comparison-{'-'.join(named)}")
 
 
 def check_goes_with_folds(given: dict[str, Any]) -> None:
@@ -340,7 +345,7 @@ def evaluate_folds(task: Task, name: str, model_file: Path, networks: dict[int, 
             others[title] = zero_shot
         except InputError as error:
             notes.append(f"Zero-shot was not measured: {error}.")
-    parts = parts_of_report(task, answers, report)
+    parts = parts_of_report(task, answers, report, networks)
     warnings = [text] if (text := settings_differ([*networks.values(), *loose.values()])) else []
     parts.insert(1, lambda: across_folds(answers, others, networks, task.table, notes, warnings, report, task.options))
     return report_on(task, answers, parts, report, inputs)
@@ -405,11 +410,20 @@ def report_on(
     return metrics
 
 
-def parts_of_report(task: Task, answers: Any, report: Path) -> list[Callable[[], Any]]:
+def parts_of_report(
+    task: Task, answers: Any, report: Path, networks: Mapping[int, Path] | None = None
+) -> list[Callable[[], Any]]:
     """Return the parts of a model's report in their order: each gives a `Section`, or None where it does not apply.
 
     A further part is one more line here.
+
+    Args:
+        task: What is evaluated.
+        answers: What came of it.
+        report: The report's folder.
+        networks: Fold number -> network, for answers pooled over folds.
     """
+    from evaluation.averaging import over_mirror_images
     from evaluation.confidence import how_sure
     from evaluation.crowd import against_the_crowd
     from evaluation.failures import how_it_fails
@@ -428,6 +442,8 @@ def parts_of_report(task: Task, answers: Any, report: Path) -> list[Callable[[],
         lambda: how_honest(answers, task.folder, task.table, task.notes, options),
         lambda: how_sure(answers, report, options),
     ]
+    if task.flip:
+        parts.append(lambda: over_mirror_images(answers, networks or {}, task.table, options))
     if answers.fold_column:  # no single network to look into
         parts.append(lambda: how_it_fails(answers, report, options, gallery=False))
     else:
@@ -604,6 +620,8 @@ def _print_summary(metrics: dict[str, Any], report: Path) -> None:
             print(
                 f"  {row['protocol']}: accuracy {row['accuracy']:.1%}, macro F1 {row['macro_f1']:.3f}, n = {row['n']:,}"
             )
+    if "test_time_averaging" in metrics:
+        print(f"reported apart: {metrics['test_time_averaging']['summary']}")
     print(f"report: {report / 'report.html'}")
 
 
@@ -624,6 +642,7 @@ def _inputs(task: Task, *model_files: Path) -> dict[str, Any]:
         "show_faces": task.show_faces,
         "covers": asdict(task.covers),
         "groups": [task.grouped_by, asdict(task.groups)],
+        "flip": task.flip,
         "pictures": task.pictures and [str(task.pictures), _pictures_hash(task.pictures), asdict(task.wild)],
         "code": _code_hash(),
     }
@@ -641,15 +660,28 @@ def _code_hash() -> str:
 
 
 def update_scores(model_file: Path, metrics: dict[str, Any]) -> None:
-    """Write an evaluation's scores into the model's card, in place of earlier ones on the same data and protocol."""
-    card = read_card(model_file)
+    """Write an evaluation's scores into the model's card, in place of earlier ones on the same data and protocol.
+
+    What test-time averaging gave follows as an entry of its own, which says so in `averaging` and in its protocol.
+    """
+    scores = [_card_score(metrics)]
+    if averaged := metrics.get("test_time_averaging"):
+        row = averaged["averaged"]
+        interval = {"accuracy_interval": [row["accuracy_low"], row["accuracy_high"]]}
+        told = {name: averaged[name] for name in ("averaging", "temperature")}  # its answers depend on the temperature
+        scores.append(_card_score({**metrics, **row, **interval, "protocol": averaged["protocol"]}) | told)
+    card, same = read_card(model_file), ("dataset", "split", "protocol")
+    written = [[score[name] for name in same] for score in scores]
+    kept = [old for old in card.get("scores", []) if [old.get(name) for name in same] not in written]
+    write_card({**card, "scores": [*kept, *scores]}, model_file)
+
+
+def _card_score(metrics: dict[str, Any]) -> dict[str, Any]:
     score = {name: metrics[name] for name in ("dataset", "split", "protocol", "label_rule", "n")}
     score |= {name: round(metrics[name], 4) for name in ("accuracy", "balanced_accuracy", "macro_f1")}
     score["accuracy_interval"] = [round(limit, 4) for limit in metrics["accuracy_interval"]]
     score["measured"] = datetime.now(UTC).date().isoformat()
-    same = ("dataset", "split", "protocol")
-    kept = [old for old in card.get("scores", []) if any(old.get(name) != score[name] for name in same)]
-    write_card({**card, "scores": [*kept, score]}, model_file)
+    return score
 
 
 if __name__ == "__main__":

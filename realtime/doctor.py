@@ -225,7 +225,11 @@ def look_at_model(model: Path, load: Callable[[Path], Any]) -> tuple[Finding, An
         return Finding("model", str(error), "git checkout models, or give --model a trained network", True), None
     seconds = time.perf_counter() - start
     card = classifier.card
-    scores = [f"{score['accuracy']:.1%} on {score['dataset']} {score['split']}" for score in card.get("scores", [])]
+    scores = [
+        f"{score['accuracy']:.1%} on {score['dataset']} {score['split']}"
+        for score in card.get("scores", [])
+        if "averaging" not in score  # here, faces are asked about once
+    ]
     is_calibrated = card["temperature"] != 1.0
     text = "; ".join(
         [

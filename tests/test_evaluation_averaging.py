@@ -1,0 +1,250 @@
+import json
+from typing import Any
+
+import cv2
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import balanced_accuracy_score, f1_score
+
+from preprocessing.image_tables import read_table, split_by_fold, split_hash, write_table
+from preprocessing.step3_split import Strategy, split_table
+from realtime.doctor import look_at_model
+from training.datasets import read_image
+from training.emotion_classifier import EmotionClassifier, read_card, save
+from training.folds import fold_file
+
+SPLITS = (("train", 3), ("dev", 3), ("test", 30))
+MIRROR_MEAN = "mean of the image and its mirror image"
+
+
+@pytest.fixture
+def noisy_dataset(make_dataset):
+    """Make a data set of noise, of which no image is like its mirror image; what a network answers is chance."""
+
+    def make(per_split=SPLITS):
+        folder, random = make_dataset(per_split=per_split), np.random.default_rng(1)
+        for path in read_table(folder, "split.csv")["face_path"]:
+            cv2.imwrite(str(folder / path), random.integers(0, 256, (24, 24)).astype(np.uint8))
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def evaluate(run_step, tmp_path):
+    def run(folder, *options):
+        roots = ["--data", folder.parent, "--reports", tmp_path / "reports"]
+        done = run_step("evaluation.model_evaluation", "--dataset", folder.name, *roots, "--quick", *options)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    return run
+
+
+def with_weights(model, seed=0, symmetric=False):
+    """Give a tiny network weights for the 8 x 8 places that it sees, equal ones for mirror images or not."""
+    network: Any = keras.models.load_model(model)
+    kernel, bias = network.get_weights()
+    places = np.random.default_rng(seed).normal(0, 4, (8, 8, len(bias)))
+    if symmetric:
+        places = (places + places[:, ::-1]) / 2
+    kernel = (places - places.mean(axis=(0, 1))).reshape(kernel.shape)  # brightness by itself says nothing
+    network.set_weights([kernel, bias])
+    save(network, read_card(model), model)
+    return model
+
+
+def images_of(folder, rows):
+    return np.stack([read_image(folder / path, (24, 24), "grayscale") for path in rows["face_path"]])
+
+
+def metrics_of(tmp_path, folder, name):
+    return json.loads((tmp_path / "reports" / folder.name / name / "metrics.json").read_text())
+
+
+def test_the_mean_with_the_mirror_image_stands_apart_and_the_headline_stays(
+    evaluate, noisy_dataset, tiny_model, tmp_path
+):
+    folder, model = noisy_dataset(), with_weights(tiny_model(temperature=2.5))
+    evaluate(folder, "--model", model)
+    without = metrics_of(tmp_path, folder, "tiny")
+    predictions = (tmp_path / "reports" / folder.name / "tiny" / "predictions.csv").read_bytes()
+    done = evaluate(folder, "--model", model, "--flip")
+    report = tmp_path / "reports" / folder.name / "tiny"
+    metrics = metrics_of(tmp_path, folder, "tiny")
+    averaged = metrics.pop("test_time_averaging")
+    assert "test_time_averaging" not in without and without.pop("inputs") != metrics.pop("inputs")
+    assert metrics == without and (report / "predictions.csv").read_bytes() == predictions
+
+    rows = read_table(folder, "split.csv").query("split == 'test'")
+    classifier, images = EmotionClassifier.load(model), images_of(folder, rows)
+    mean = (classifier.predict(images) + classifier.predict(np.flip(images, axis=2).copy())) / 2
+    truth, answers = rows["emotion"].to_numpy(), np.array(classifier.labels)[mean.argmax(axis=1)]
+    expected = {
+        "accuracy": (truth == answers).mean(),
+        "balanced_accuracy": balanced_accuracy_score(truth, answers),
+        "macro_f1": f1_score(truth, answers, average="macro"),
+    }
+    assert expected["accuracy"] != metrics["accuracy"]
+    for score, value in expected.items():
+        assert averaged["averaged"][score] == pytest.approx(value)
+        assert averaged["single"][score] == pytest.approx(metrics[score])
+        assert averaged["averaged"][f"{score}_low"] < value < averaged["averaged"][f"{score}_high"]
+        assert averaged["difference"][score]["value"] == pytest.approx(value - metrics[score])
+    single = pd.read_csv(report / "predictions.csv")["prediction"].to_numpy()
+    right, alone = truth == answers, truth == single
+    # Of paired differences the textbook knows the spread: that of the mean of -1, 0 and 1.
+    spread = (right.astype(int) - alone.astype(int)).std() / np.sqrt(len(truth))
+    low, high = averaged["difference"]["accuracy"]["interval"]
+    assert high - low == pytest.approx(2 * 1.96 * spread, rel=0.25)
+    assert averaged["mcnemar"]["only_b"] == (right & ~alone).sum() > 0
+    assert averaged["mcnemar"]["only_a"] == (alone & ~right).sum()
+
+    assert f"test-time averaging: {MIRROR_MEAN}" in averaged["protocol"]
+    assert "no test-time averaging" in metrics["protocol"] and MIRROR_MEAN not in json.dumps(metrics)
+    page = (report / "report.html").read_text()
+    _, section = page.split('<section id="test_time_averaging">')
+    assert "Test-time averaging" in section and "temperature (2.5)" in section and f"{MIRROR_MEAN}</th>" in section
+    assert "reported apart" in done.stdout and f"n = 90  accuracy {metrics['accuracy']:.4f}" in done.stdout
+    again = evaluate(folder, "--model", model, "--flip")
+    assert "unchanged" in again.stdout and "reported apart" in again.stdout
+
+
+def test_the_mean_is_of_calibrated_probabilities(evaluate, noisy_dataset, tiny_model, tmp_path):
+    folder = noisy_dataset()
+    accuracies = {}
+    for temperature in (0.05, 20.0):
+        model = with_weights(tiny_model(name=f"at{temperature:g}.keras", temperature=temperature))
+        evaluate(folder, "--model", model, "--flip")
+        metrics = metrics_of(tmp_path, folder, model.stem)
+        accuracies[temperature] = metrics["accuracy"], metrics["test_time_averaging"]["averaged"]["accuracy"]
+    assert accuracies[0.05][0] == accuracies[20.0][0] and accuracies[0.05][1] != accuracies[20.0][1]
+
+
+def test_to_a_symmetric_network_the_mirror_image_adds_nothing(evaluate, noisy_dataset, tiny_model, tmp_path):
+    folder = noisy_dataset()
+    evaluate(folder, "--model", with_weights(tiny_model(), symmetric=True), "--flip")
+    metrics = metrics_of(tmp_path, folder, "tiny")
+    averaged = metrics["test_time_averaging"]
+    for score in ("accuracy", "balanced_accuracy", "macro_f1"):
+        assert averaged["difference"][score] == {"value": 0, "interval": [0, 0]}
+        assert averaged["averaged"][score] == averaged["single"][score]
+    assert 0 < metrics["accuracy"] < 1 and averaged["mcnemar"] == {"only_a": 0, "only_b": 0, "p_value": 1}
+
+
+def test_people_are_resampled_whole_for_the_difference_too(evaluate, noisy_dataset, tiny_model, tmp_path):
+    folder, model = noisy_dataset(), with_weights(tiny_model())
+    evaluate(folder, "--model", model, "--flip")
+    by_image = metrics_of(tmp_path, folder, "tiny")["test_time_averaging"]
+    table = read_table(folder, "split.csv")
+    write_table(table.assign(subject="one"), folder / "split.csv")  # each resample is then the whole
+    evaluate(folder, "--model", model, "--flip")
+    of_one = metrics_of(tmp_path, folder, "tiny")["test_time_averaging"]
+    assert by_image["difference"]["accuracy"]["value"] == of_one["difference"]["accuracy"]["value"]
+    low, high = of_one["difference"]["accuracy"]["interval"]
+    assert low == pytest.approx(high) and of_one["averaged"]["accuracy_low"] == of_one["averaged"]["accuracy_high"]
+    low, high = by_image["difference"]["accuracy"]["interval"]
+    assert low < high
+
+
+def test_the_card_holds_the_mean_as_an_entry_of_its_own(evaluate, noisy_dataset, tiny_model, tmp_path):
+    folder, model = noisy_dataset(), with_weights(tiny_model(temperature=2.0))
+    evaluate(folder, "--model", model, "--update-card")
+    (before,) = read_card(model)["scores"]
+    for _ in range(2):  # a second time in place of the first
+        evaluate(folder, "--model", model, "--update-card", "--flip")
+        single, averaged = read_card(model)["scores"]
+        assert single == before
+    told = metrics_of(tmp_path, folder, "tiny")["test_time_averaging"]
+    assert averaged["accuracy"] == round(told["averaged"]["accuracy"], 4) != single["accuracy"]
+    assert averaged["protocol"] == told["protocol"] and averaged["averaging"] == MIRROR_MEAN
+    assert averaged["temperature"] == 2.0 and averaged["n"] == 90
+    assert averaged["accuracy_interval"] == [round(told["averaged"][f"accuracy_{end}"], 4) for end in ("low", "high")]
+    evaluate(folder, "--model", model, "--update-card")
+    assert read_card(model)["scores"] == [averaged, single]
+    finding, _ = look_at_model(model, EmotionClassifier.load)
+    assert f"accuracy {single['accuracy']:.1%} on stripes test;" in finding.text  # a camera's faces are asked once
+
+
+def test_calibration_is_that_of_single_answers(evaluate, noisy_dataset, tiny_model):
+    folder = noisy_dataset((("train", 3), ("dev", 40), ("test", 10)))
+    models = [with_weights(tiny_model(name=name)) for name in ("plain.keras", "flipped.keras")]
+    table, classifier = read_table(folder, "split.csv"), EmotionClassifier.load(models[0])
+    answers = np.array(classifier.labels)[classifier.predict(images_of(folder, table)).argmax(axis=1)]
+    table["emotion"] = np.where(np.arange(len(table)) % 3, answers, table["emotion"])  # two of three are right
+    write_table(table, folder / "split.csv")
+    evaluate(folder, "--model", models[0], "--calibrate")
+    evaluate(folder, "--model", models[1], "--calibrate", "--flip")
+    plain, flipped = (read_card(model) for model in models)
+    assert plain["temperature"] != 1 and plain == flipped
+
+
+def test_of_several_models_each_report_has_it_and_the_comparison_is_of_single_answers(
+    evaluate, noisy_dataset, tiny_model, tmp_path
+):
+    folder = noisy_dataset()
+    models = with_weights(tiny_model()), with_weights(tiny_model(name="second.keras"), seed=1)
+    both = ["--model", models[0], "--model", models[1]]
+    evaluate(folder, *both, "--flip")
+    compared = metrics_of(tmp_path, folder, "comparison-tiny-second")
+    for name in ("tiny", "second"):
+        metrics = metrics_of(tmp_path, folder, name)
+        assert metrics["test_time_averaging"]["averaged"]["accuracy"] != metrics["accuracy"]
+        assert compared["comparison"]["measured"][f"{name}|accuracy"] == pytest.approx(metrics["accuracy"])
+    written = (tmp_path / "reports" / folder.name / "comparison-tiny-second" / "metrics.json").stat().st_mtime_ns
+    evaluate(folder, *both)
+    assert "test_time_averaging" not in metrics_of(tmp_path, folder, "tiny")
+    comparison = tmp_path / "reports" / folder.name / "comparison-tiny-second" / "metrics.json"
+    assert comparison.stat().st_mtime_ns == written  # it does not depend on the option
+
+
+def test_against_the_crowd_and_of_labels_in_common_it_is_scored_as_the_rest_is(
+    evaluate, noisy_dataset, tiny_model, tmp_path
+):
+    folder = noisy_dataset()
+    table = read_table(folder, "split.csv")
+    swapped = {"anger": "happiness", "happiness": "anger", "neutral": "neutral"}
+    for label in swapped:
+        table[f"votes_{label}"] = 7 * (table["emotion"].map(swapped) == label) + 3 * (label == "neutral")
+    write_table(table, folder / "split.csv")
+    model = with_weights(tiny_model(labels=("anger", "happiness", "neutral", "contempt")))
+    evaluate(folder, "--model", model, "--flip", "--truth", "majority")
+    rows = table.query("split == 'test'")
+    classifier, images = EmotionClassifier.load(model), images_of(folder, rows)
+    alone, mirrored = (classifier.predict(images[:, :, ::step])[:, :3].astype(float) for step in (1, -1))
+    mean = alone / alone.sum(axis=1, keepdims=True) + mirrored / mirrored.sum(axis=1, keepdims=True)
+    answers = np.array(classifier.labels)[mean.argmax(axis=1)]
+    averaged = metrics_of(tmp_path, folder, "tiny")["test_time_averaging"]
+    accuracy = (answers == rows["emotion"].map(swapped).to_numpy()).mean()
+    assert averaged["averaged"]["accuracy"] == pytest.approx(accuracy)
+    assert averaged["mcnemar"]["only_a"] > 0 and averaged["mcnemar"]["only_b"] > 0
+    assert "scored against the majority" in averaged["protocol"]
+
+
+def test_of_folds_each_mirror_image_is_asked_of_the_network_of_its_fold(evaluate, noisy_dataset, tiny_model, tmp_path):
+    folder, models = noisy_dataset((("train", 20),)), tmp_path / "models"
+    table = read_table(folder, "split.csv")
+    table["subject"] = [f"S{row % 6}" for row in range(len(table))]
+    write_table(split_table(table, Strategy.FOLDS, folds=3), folder / "split.csv")
+    table = read_table(folder, "split.csv")
+    mean = np.zeros((len(table), 3))
+    for fold in range(3):
+        fits = {"dataset": folder.name, "split_hash": split_hash(split_by_fold(table, fold, "fold"))}
+        number = {"number": fold, "of": 3, "column": "fold"}
+        plain = with_weights(tiny_model(**fits, fold=number, temperature=1.0 + fold), seed=fold)
+        file = fold_file(models / "best.keras", fold, False)
+        network: Any = keras.models.load_model(plain)  # without its card, hence at temperature 1
+        save(network, read_card(plain), file)
+        asked = (table["fold"] == str(fold)).to_numpy()
+        images = images_of(folder, table[asked])
+        mean[asked] = (network.predict(images, verbose=0) + network.predict(images[:, :, ::-1], verbose=0)) / 2
+    done = evaluate(folder, "--model", models / "best.keras", "--folds", "--flip")
+    metrics = metrics_of(tmp_path, folder, "best-folds")
+    averaged = metrics["test_time_averaging"]
+    right = np.array(["anger", "happiness", "neutral"])[mean.argmax(axis=1)] == table["emotion"].to_numpy()
+    assert averaged["averaged"]["accuracy"] == pytest.approx(right.mean()) and averaged["temperature"] == 1
+    assert averaged["single"]["accuracy"] == metrics["accuracy"] == metrics["folds"]["pooled"]["accuracy"]
+    assert metrics["accuracy"] != averaged["averaged"]["accuracy"]
+    assert averaged["protocol"].startswith("one network per fold") and "reported apart" in done.stdout
