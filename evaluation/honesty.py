@@ -36,11 +36,21 @@ def protocol(answers: Answers, averaging: str = "no test-time averaging") -> str
     if start := answers.card.get("start_from"):
         own = f"{learnt}, " if learnt.startswith("trained") else ""
         learnt = f"{own}extra data: started from {_name(start)}, which learnt from {', '.join(start['learnt'])}"
+    if teachers := answers.card.get("teachers"):
+        own = f"{answers.card.get('dataset')} (labels)"
+        foreign = any(source != own for teacher in teachers for source in teacher["learnt"])
+        learnt = f"{'extra labels' if foreign and learnt == 'no extra labels' else learnt}, {_taught_by(teachers)}"
     return f"{networks}, one crop per face, {averaging}, {learnt}{truth}"
 
 
+def _taught_by(teachers: list[dict]) -> str:
+    """Return which networks another one learnt from, and what they had learnt from."""
+    sources = dict.fromkeys(source for teacher in teachers for source in teacher["learnt"])
+    return f"distilled from {', '.join(map(_name, teachers))}, which learnt from {', '.join(sources)}"
+
+
 def _name(start: dict) -> str:
-    """Return the file name of the network that another one started from, as its card has it."""
+    """Return the file name of a network that another one started or learnt from, as its card has it."""
     return start["file"].rpartition("/")[2]
 
 
@@ -246,6 +256,8 @@ def _training_data(answers: Answers, table: pd.DataFrame) -> str:
     text = f"{answers.card.get('dataset', 'unknown')}" + (f", {images:,} images" if isinstance(images, int) else "")
     if start := answers.card.get("start_from"):
         text += f", after {', '.join(start['learnt'])}, which {_name(start)} learnt from"
+    if teachers := answers.card.get("teachers"):
+        text += f", {_taught_by(teachers)}"
     if answers.card.get("dataset") != answers.dataset:
         return f"{text}; whether any of these images are among them is not known"
     if answers.card.get("targets") == "votes":

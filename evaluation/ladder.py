@@ -52,7 +52,7 @@ from preprocessing.errors import InputError
 from preprocessing.image_tables import SPLITS, fold_numbers, labels_of, read_table, usable, write_table
 from preprocessing.quiet import quiet_start, silence_retracing
 from preprocessing.whole_images import are_whole, write_whole_images
-from training.emotion_classifier import crop_options, read_card
+from training.emotion_classifier import check_crops, crop_options, read_card
 from training.folds import fit_folds, fold_networks
 from training.settings import read_settings
 
@@ -125,13 +125,8 @@ def check_start(start_from: Path, folder: Path, table: pd.DataFrame) -> None:
     Raises:
         InputError: it is missing, takes other crops, or no rule relates its labels to the data's.
     """
-    card, crops = read_card(start_from), crop_options(folder)
-    if (crops["size"], crops["channels"]) != (card["input_size"], card["channels"]):
-        raise InputError(
-            f"--start-from {start_from} takes crops of {card['input_size']} pixels with {card['channels']} channels, "
-            f"those of {folder.name} have {crops['size']} with {crops['channels']}; make them again with "
-            "step2_face_crops --size --channels, or start from another network"
-        )
+    card = read_card(start_from)
+    check_crops(start_from, card, crop_options(folder), folder.name)
     relate(card["labels"], labels_of(usable(table)))
 
 

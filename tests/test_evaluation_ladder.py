@@ -94,7 +94,7 @@ def test_with_folds_every_image_is_answered_by_the_network_of_its_fold(climb, ma
 
 def test_mistakes_are_told_before_anything_is_trained(climb, tmp_path):
     done, *_ = climb(size=48, name="large.keras")
-    assert done.returncode == 2 and "takes crops of 48 pixels" in done.stderr
+    assert done.returncode == 2 and "takes 48x48 pixels gray" in done.stderr
     done, *_ = climb("--folds")
     assert done.returncode == 2 and "no folds" in done.stderr
     assert not (tmp_path / "models" / "stripes").exists()

@@ -8,7 +8,9 @@ from preprocessing.errors import InputError
 from training.settings import read_settings, settings_from_json, settings_to_json
 
 
-@pytest.mark.parametrize("fitting", [BEST, *BASELINES.values(), replace(BEST, widths=(8,), warm_up=2)])
+@pytest.mark.parametrize(
+    "fitting", [BEST, *BASELINES.values(), replace(BEST, widths=(8,), warm_up=2, teachers=("a.keras",))]
+)
 def test_settings_survive_a_file(fitting, tmp_path):
     file = tmp_path / "tuned.json"
     file.write_text(json.dumps({"fitting": settings_to_json(fitting)}))

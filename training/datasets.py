@@ -81,6 +81,20 @@ class FaceBatches(keras.utils.PyDataset):
         served = (images, targets) if self.weights is None else (images, targets, self.weights[chosen])
         return self._mixed(served, index) if self.mixup else served
 
+    def with_targets(self, targets: np.ndarray) -> "FaceBatches":
+        """Return batches of the same images in the same order with other targets, float32 (n, classes)."""
+        return FaceBatches(
+            self.images,
+            targets,
+            self.classes,
+            self.batch_size,
+            "raw",
+            self._shuffle,
+            self._seed,
+            self.weights,
+            self.mixup,
+        )
+
     def on_epoch_end(self) -> None:
         """Go on to the next epoch's order."""
         self.epoch += 1

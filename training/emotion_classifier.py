@@ -101,6 +101,31 @@ def crop_options(folder: Path) -> dict[str, Any]:
     return options
 
 
+def check_crops(model_file: Path, card: dict[str, Any], crops: dict[str, Any], dataset: str) -> None:
+    """Refuse crops that a network does not take.
+
+    Args:
+        model_file: The network.
+        card: Its card.
+        crops: How the crops were made, as `crop_options` gives it.
+        dataset: Name of the data set that they are of.
+
+    Raises:
+        InputError: another size, or other channels, than the card says.
+    """
+    if (crops["size"], crops["channels"]) != (card["input_size"], card["channels"]):
+        raise InputError(
+            f"the crops of {dataset} are {_pixels(crops['size'], crops['channels'])}, {model_file} takes "
+            f"{_pixels(card['input_size'], card['channels'])}; make them again: python -m "
+            f"preprocessing.step2_face_crops --dataset {dataset} --size {card['input_size']} "
+            f"--channels {card['channels']}"
+        )
+
+
+def _pixels(size: int, channels: int) -> str:
+    return f"{size}x{size} pixels {'gray' if channels == 1 else 'RGB'}"
+
+
 def find_start(card: dict[str, Any]) -> Path | None:
     """Return where the network is that a card says it started from; None where it is gone, or another by now.
 

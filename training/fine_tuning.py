@@ -50,28 +50,11 @@ class Start:
 
     @property
     def learnt(self) -> list[str]:
-        """What it learnt from, and what the networks did that it started from itself: `fer2013 (crowd votes)`."""
+        """What it learnt from, and what the networks did that it learnt from itself: `fer2013 (crowd votes)`."""
         targets = "crowd votes" if self.card.get("targets") == "votes" else "labels"
-        earlier = self.card.get("start_from", {}).get("learnt", [])
-        return [*earlier, f"{self.card.get('dataset', 'unknown data')} ({targets})"]
-
-    def check(self, shape: Sequence[int], dataset: str) -> None:
-        """Refuse crops that it does not take.
-
-        Args:
-            shape: (height, width, channels) of the crops, pixels.
-            dataset: Name of the data set that they are of.
-
-        Raises:
-            InputError: other crops than its card says.
-        """
-        size, channels = self.card["input_size"], self.card["channels"]
-        if tuple(shape) != (size, size, channels):
-            raise InputError(
-                f"the crops of {dataset} are {_pixels(shape)}, {self.file} takes {_pixels((size, size, channels))}; "
-                f"make them again: python -m preprocessing.step2_face_crops --dataset {dataset} --size {size} "
-                f"--channels {channels}"
-            )
+        networks = [self.card.get("start_from", {}), *self.card.get("teachers", [])]
+        earlier = [source for network in networks for source in network.get("learnt", [])]
+        return list(dict.fromkeys([*earlier, f"{self.card.get('dataset', 'unknown data')} ({targets})"]))
 
     def entries(self) -> dict[str, Any]:
         """Return what the card of a network that starts from this one says of it."""
@@ -115,10 +98,15 @@ def _within_the_project(file: Path) -> str:
 def shaping_settings(fitting: Fitting, start: Start | None) -> dict[str, Any]:
     """Return the settings that shape a run, for its key and its card.
 
-    A run that starts from a network is told by that file's content, wherever it lies, and has its layers.
+    A run that starts from a network is told by that file's content, wherever it lies, and has its layers. Teachers are
+    told by their content as well.
     """
     settings = asdict(fitting)
     del settings["start_from"]
+    if fitting.teachers:
+        settings["teachers"] = [file_hash(Path(file)) for file in fitting.teachers]
+    else:
+        del settings["teachers"], settings["distillation"]
     if start is None:
         return settings
     return {name: value for name, value in settings.items() if name not in OF_THE_NETWORK} | {"start_from": start.hash}
@@ -171,7 +159,3 @@ def _mapped(old: np.ndarray, new: np.ndarray, labels: Sequence[str], classes: Se
         if name in labels:
             mapped[..., column] = old[..., labels.index(name)]
     return mapped
-
-
-def _pixels(shape: Sequence[int]) -> str:
-    return f"{shape[1]}x{shape[0]} pixels {'gray' if shape[2] == 1 else 'RGB'}"

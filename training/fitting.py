@@ -30,7 +30,8 @@ from training import models
 from training.augmentation import WholeFacesLast, build_augmentation
 from training.balancing import sample_weights
 from training.datasets import FaceBatches, flow_from_dataframe
-from training.emotion_classifier import card_path, crop_options, save
+from training.distillation import card_entries, read_teachers, taught
+from training.emotion_classifier import card_path, check_crops, crop_options, save
 from training.fast_training import training_form
 from training.fine_tuning import Start, build_from, shaping_settings
 
@@ -116,7 +117,7 @@ def read_batches(
         )
         for name, part in splits.items()
     }
-    about = {
+    about: dict[str, Any] = {
         "dataset": folder.name,
         "split_hash": split_hash(table),
         "targets": fitting.targets,
@@ -125,6 +126,10 @@ def read_batches(
         "crops": crops,
         "caveats": caveats(rows, crops["channels"]),
     }
+    if teachers := read_teachers(fitting.teachers, classes, about):
+        print(f"asking {', '.join(teacher.file.name for teacher in teachers)} about the training images", flush=True)
+        flows["train"] = taught(flows["train"], teachers, fitting.distillation)
+        about |= card_entries(teachers)
     return flows["train"], flows["dev"], about
 
 
@@ -172,7 +177,7 @@ def fit(train: FaceBatches, dev: FaceBatches, model_file: Path, fitting: Fitting
     """
     start = Start.read(Path(fitting.start_from)) if fitting.start_from else None
     if start:
-        start.check(train.images.shape[1:], about["dataset"])
+        check_crops(start.file, start.card, about["crops"], about["dataset"])
     shaping = shaping_settings(fitting, start)
     settings = {
         "fitting": shaping,
@@ -322,6 +327,8 @@ def check_settings(fitting: Fitting, networks: Collection[str] = models.NETWORKS
             raise InputError(f"{name.replace('_', ' ')} {getattr(fitting, name)} is not in 0 to 1")
     if not 0 < fitting.learning_rate < 10:
         raise InputError(f"learning rate {fitting.learning_rate} is not between 0 and 10")
+    if not 0 <= fitting.distillation <= 1:
+        raise InputError(f"distillation {fitting.distillation} is not in 0 to 1")
     if not 0 <= fitting.mixup <= 10:
         raise InputError(f"mixup {fitting.mixup} is not in 0 (none) to 10")
     if not 0 <= fitting.augmentation.noise <= 60:

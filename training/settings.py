@@ -45,10 +45,12 @@ def read_settings(file: Path) -> Fitting:
 
 
 def _of_card(card: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that a network's card names; there a network that it started from is told by its content."""
+    """Return the settings that a network's card names; there networks that it learnt from are told by content."""
     entries = dict(card["hyperparameters"])
     if entries.get("start_from"):
         entries["start_from"] = card["start_from"]["file"]
+    if entries.get("teachers"):
+        entries["teachers"] = [teacher["file"] for teacher in card["teachers"]]
     return entries
 
 
@@ -68,7 +70,7 @@ def _like(default: Any, value: Any, name: str) -> Any:
     if isinstance(default, Augmentation):
         return _filled(default, value)
     if isinstance(default, tuple) and isinstance(value, list):
-        return tuple(_like(default[0], part, name) for part in value)
+        return tuple(_like(default[0] if default else "", part, name) for part in value)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not type(default):

@@ -33,6 +33,7 @@ from preprocessing.command_line import (
 from preprocessing.errors import InputError
 from preprocessing.image_tables import read_table
 from preprocessing.quiet import quiet_start
+from training.emotion_classifier import check_crops, crop_options, read_card
 from training.folds import LOOSE, STRICT, check_number, fit_folds
 from training.settings import read_settings
 
@@ -52,6 +53,10 @@ def main(
             "configured FINE_TUNING.",
             show_default="from scratch",
         ),
+    ] = None,
+    teacher: Annotated[
+        list[Path] | None,
+        typer.Option(help="A finished network whose answers are learnt beside the labels; may be given several times."),
     ] = None,
     targets: Annotated[
         str | None,
@@ -102,6 +107,10 @@ def main(
         check_number(table, folds, column, folder)
     elif loose:
         raise InputError("--loose goes with --folds K: it says which folds")
+    if folds is not None and teacher:
+        raise InputError("--teacher does not go with --folds: it has learnt from the people of every fold")
+    if start_from is not None:
+        check_crops(start_from, read_card(start_from), crop_options(folder), dataset)
     with quiet_start():
         from training.fitting import fit_table
 
@@ -112,6 +121,7 @@ def main(
     print(f"settings: {settings or 'configuration.py'}", flush=True)
     typed = {
         "start_from": start_from and str(start_from),
+        "teachers": teacher and tuple(map(str, teacher)),
         "targets": targets,
         "balance": balance,
         "epochs": epochs,

@@ -1,0 +1,82 @@
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from configuration import Fitting
+from evaluation.honesty import protocol
+from preprocessing.image_tables import read_table, split_hash, write_table
+from training.emotion_classifier import EmotionClassifier
+from training.fine_tuning import Start
+from training.fitting import read_batches
+from training.settings import read_settings
+
+
+@pytest.fixture
+def teacher(make_dataset, tiny_model):
+    folder = make_dataset()
+    table = read_table(folder, "split.csv")
+    return folder, table, tiny_model(name="teacher.keras", dataset=folder.name, split_hash=split_hash(table))
+
+
+def protocol_of(card: dict[str, Any]) -> str:
+    answers: Any = SimpleNamespace(card=card, by_crowd=False, fold_column="")
+    return protocol(answers)
+
+
+def test_targets_are_labels_and_the_mean_of_the_teachers_answers_to_both_mirror_images(teacher, tiny_model):
+    folder, table, first = teacher
+    second = tiny_model(name="second.keras", dataset="elsewhere", temperature=2.0)
+    settings = Fitting(teachers=(str(first), str(second)), distillation=0.25)
+    train, dev, about = read_batches(table, folder, settings)
+    plain, plain_dev, _ = read_batches(table, folder, Fitting())
+    np.testing.assert_array_equal(train.images, plain.images)
+    told = [
+        EmotionClassifier.load(file).predict(images)
+        for file in (first, second)
+        for images in (plain.images, np.ascontiguousarray(plain.images[:, :, ::-1]))
+    ]
+    expected = 0.75 * np.eye(3)[np.asarray(plain.labels)] + 0.25 * np.mean(told, axis=0)
+    targets, judged, expected_judged = map(np.asarray, (train.labels, dev.labels, plain_dev.labels))
+    np.testing.assert_allclose(targets, expected, atol=1e-6)
+    np.testing.assert_array_equal(judged, expected_judged)  # judged by labels alone
+    assert [entry["file"].rpartition("/")[2] for entry in about["teachers"]] == ["teacher.keras", "second.keras"]
+
+
+def test_a_distilled_network_says_so_and_its_card_makes_it_again(teacher, tmp_path, run_step):
+    folder, _, first = teacher
+    (tmp_path / "quick.json").write_text(json.dumps({"fitting": {"epochs": 1, "batch_size": 8, "widths": [4]}}))
+    command = ["training.step3_best_model", "--dataset", folder.name, "--data", folder.parent, "--models", tmp_path]
+    done = run_step(*command, "--settings", tmp_path / "quick.json", "--teacher", first, "--precision", "float32")
+    assert done.returncode == 0 and "asking teacher.keras" in done.stdout, done.stderr
+    file = tmp_path / folder.name / "best.json"
+    card = json.loads(file.read_text())
+    said = "no extra labels, distilled from teacher.keras, which learnt from stripes (labels)"
+    assert protocol_of(card).endswith(said)
+    assert read_settings(file).teachers == (card["teachers"][0]["file"],)
+    again = run_step(*command, "--settings", file)
+    assert again.returncode == 0 and "nothing to do" in again.stdout, again.stderr
+    assert Start.read(file.with_suffix(".keras")).learnt == ["stripes (labels)"]
+    votes = {**card, "teachers": [{**card["teachers"][0], "learnt": ["stripes (crowd votes)"]}]}
+    assert "extra labels, distilled from teacher.keras, which learnt from stripes (crowd votes)" in protocol_of(votes)
+
+
+def test_teachers_that_cannot_be_learnt_from_are_refused_in_one_line(teacher, tiny_model, tmp_path, run_step):
+    folder, table, first = teacher
+    command = ["training.step3_best_model", "--dataset", folder.name, "--data", folder.parent, "--models", tmp_path]
+    wrong = {
+        tmp_path / "none.keras": "none.keras does not exist",
+        tiny_model(labels=("anger", "happiness"), name="two.keras"): "knows anger, happiness; it must know",
+        tiny_model(size=48, name="large.keras"): "takes 48x48 pixels gray",
+        tiny_model(name="old.keras", dataset=folder.name, split_hash="0"): "learnt from another split of stripes",
+    }
+    for file, words in wrong.items():
+        done = run_step(*command, "--teacher", file)
+        assert done.returncode == 2 and words in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    folds = pd.Series([str(row % 3) for row in range(len(table))], index=table.index)
+    write_table(table.assign(fold=folds), folder / "split.csv")
+    done = run_step(*command, "--teacher", first, "--folds", "3")
+    assert done.returncode == 2 and "--teacher does not go with --folds" in done.stderr

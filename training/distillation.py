@@ -1,0 +1,72 @@
+"""Learn from finished networks as well as from labels: knowledge distillation.
+
+The teachers' answers, at temperature 1 or as their cards calibrate them, are mixed with the labels into one target per
+image (Hinton et al. 2015, https://arxiv.org/abs/1503.02531). They are asked once, about each training image and its
+mirror image, so a training by teachers takes no longer than another one.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from preprocessing.errors import InputError
+from training.datasets import FaceBatches
+from training.emotion_classifier import EmotionClassifier, check_crops
+from training.fine_tuning import Start
+
+_TOLD = ("file", "sha256", "dataset", "split_hash", "labels", "learnt")
+
+
+def read_teachers(files: Sequence[str], classes: Sequence[str], about: Mapping[str, Any]) -> list[Start]:
+    """Return the networks to learn from.
+
+    Args:
+        files: The `.keras` files.
+        classes: Class names of the data, in class order.
+        about: What a card says of the data: at least `dataset`, `split_hash` and `crops`.
+
+    Raises:
+        InputError: one is missing, takes other crops, knows other emotions, or learnt from another split of the same
+            data, so that it may know the very images that the new network is judged by.
+    """
+    teachers = [Start.read(Path(file)) for file in files]
+    for teacher in teachers:
+        check_crops(teacher.file, teacher.card, about["crops"], about["dataset"])
+        if list(teacher.card["labels"]) != list(classes):
+            raise InputError(
+                f"teacher {teacher.file} knows {', '.join(teacher.card['labels'])}; it must know what is to be learnt: "
+                f"{', '.join(classes)}"
+            )
+        if teacher.card.get("dataset") == about["dataset"] and teacher.card.get("split_hash") != about["split_hash"]:
+            raise InputError(
+                f"teacher {teacher.file} learnt from another split of {about['dataset']}, so it may know the images "
+                "that the new network is judged by; train it again on this split"
+            )
+    return teachers
+
+
+def taught(train: FaceBatches, teachers: Sequence[Start], share: float) -> FaceBatches:
+    """Return the batches with targets in which the teachers have their share.
+
+    Args:
+        train: Batches to learn from; their targets are class indices or distributions.
+        teachers: The networks.
+        share: Share of each target that is the mean of their answers, 0-1.
+    """
+    answers = []
+    for teacher in teachers:
+        classifier = EmotionClassifier.load(teacher.file)
+        answers += [classifier.predict(images) for images in (train.images, train.images[:, :, ::-1])]
+    own: Any = train.labels
+    if own.ndim == 1:
+        own = np.eye(len(train.classes), dtype=np.float32)[own]
+    return train.with_targets((1 - share) * own + share * np.mean(answers, axis=0, dtype=np.float32))
+
+
+def card_entries(teachers: Sequence[Start]) -> dict[str, Any]:
+    """Return what a card says of the networks that its network learnt from; nothing without any."""
+    if not teachers:
+        return {}
+    return {"teachers": [{name: teacher.entries()[name] for name in _TOLD} for teacher in teachers]}
