@@ -72,7 +72,8 @@ def test_strengths_scale_what_is_configured():
     assert settings.widths == (16, 32, 64, 128)
     strength = asdict(settings.augmentation)
     assert strength == {"flip": True, "rotation": 5.5, "zoom": 0.075, "shift": 2.0, "contrast": 0.1, "brightness": 10.0,
-                        "scars": 2, "scar_length": 18, "scar_width": 6, "cover": 0, "noise": 0.0}  # fmt: skip
+                        "scars": 2, "scar_length": 18, "scar_width": 6, "cover": 0, "noise": 0.0,
+                        "crop": BEST.augmentation.crop, "whole_faces": 0.2}  # fmt: skip
     assert settings_of(params | {"scars": 0}, BEST).augmentation.scars == 0
 
 
