@@ -54,7 +54,7 @@ from preprocessing.quiet import quiet_start, silence_retracing
 from preprocessing.whole_images import are_whole, write_whole_images
 from training.emotion_classifier import check_crops, crop_options, read_card
 from training.folds import fit_folds, fold_networks
-from training.settings import read_settings
+from training.settings import read_settings, shortened
 
 BASELINE, WHOLE, CROPS, FINE_TUNED, ZERO_SHOT = "baseline", "tuned-whole", "tuned", "fine-tuned", "zero-shot"
 
@@ -152,12 +152,7 @@ def plan(folder: Path, whole: Path, tuned: Path, start_from: Path, epochs: int |
     rungs.append(Rung(FINE_TUNED, f"fine-tuned from {start_from.name}, on {on_crops}", folder, fine_tuning))
     own: dict[str, Any] = {"epochs": epochs, "seed": seed}
     typed = {name: value for name, value in own.items() if value is not None}
-    return [replace(rung, fitting=_shortened(replace(rung.fitting, **typed))) for rung in rungs]
-
-
-def _shortened(fitting: Fitting) -> Fitting:
-    """Return the settings with a warm-up that leaves an epoch."""
-    return replace(fitting, warm_up=max(0, min(fitting.warm_up, fitting.epochs - 1)))
+    return [replace(rung, fitting=shortened(replace(rung.fitting, **typed))) for rung in rungs]
 
 
 def train(rung: Rung, model_file: Path, folds: bool) -> None:

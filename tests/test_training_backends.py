@@ -16,7 +16,7 @@ from preprocessing.image_tables import read_table
 from training.fitting import fit_table
 folder, model_file = map(Path, sys.argv[1:])
 small = Fitting(widths=(8, 16), convolutions=1, squeeze=4, epochs=2, batch_size=8, warm_up=1, precision="float32",
-                mixup=0.2, augmentation=Augmentation(cover=8, noise=10.0))
+                mixup=0.2, augmentation=Augmentation(cover=8, noise=10.0, crop=5 / 6))
 fit_table(read_table(folder, "split.csv"), folder, model_file, small, "python")
 """
 PREDICT = """

@@ -9,6 +9,7 @@ import pytest
 from configuration import Fitting
 from evaluation.honesty import protocol
 from preprocessing.image_tables import read_table, split_hash, write_table
+from training.distillation import teach
 from training.emotion_classifier import EmotionClassifier
 from training.fine_tuning import Start
 from training.fitting import read_batches
@@ -29,17 +30,25 @@ def protocol_of(card: dict[str, Any]) -> str:
 
 def test_targets_are_labels_and_the_mean_of_the_teachers_answers_to_both_mirror_images(teacher, tiny_model):
     folder, table, first = teacher
-    second = tiny_model(name="second.keras", dataset="elsewhere", temperature=2.0)
+    second = tiny_model(name="second.keras", dataset="elsewhere")
+    card = json.loads(second.with_suffix(".json").read_text())
     settings = Fitting(teachers=(str(first), str(second)), distillation=0.25)
     train, dev, about = read_batches(table, folder, settings)
+    teach(train, [Start.read(file) for file in (first, second)], settings.distillation, smoothing=0.1)
     plain, plain_dev, _ = read_batches(table, folder, Fitting())
     np.testing.assert_array_equal(train.images, plain.images)
+    second.with_suffix(".json").write_text(json.dumps({**card, "temperature": 2.0}))
+    taught_later, _, _ = read_batches(table, folder, settings)
+    teach(taught_later, [Start.read(file) for file in (first, second)], settings.distillation, smoothing=0.1)
+    np.testing.assert_array_equal(np.asarray(taught_later.labels), np.asarray(train.labels))
+    second.with_suffix(".json").write_text(json.dumps(card))
     told = [
         EmotionClassifier.load(file).predict(images)
         for file in (first, second)
         for images in (plain.images, np.ascontiguousarray(plain.images[:, :, ::-1]))
     ]
-    expected = 0.75 * np.eye(3)[np.asarray(plain.labels)] + 0.25 * np.mean(told, axis=0)
+    smooth = 0.9 * np.eye(3)[np.asarray(plain.labels)] + 0.1 / 3
+    expected = 0.75 * smooth + 0.25 * np.mean(told, axis=0)
     targets, judged, expected_judged = map(np.asarray, (train.labels, dev.labels, plain_dev.labels))
     np.testing.assert_allclose(targets, expected, atol=1e-6)
     np.testing.assert_array_equal(judged, expected_judged)  # judged by labels alone
@@ -56,7 +65,7 @@ def test_a_distilled_network_says_so_and_its_card_makes_it_again(teacher, tmp_pa
     card = json.loads(file.read_text())
     said = "no extra labels, distilled from teacher.keras, which learnt from stripes (labels)"
     assert protocol_of(card).endswith(said)
-    assert read_settings(file).teachers == (card["teachers"][0]["file"],)
+    assert read_settings(file).teachers == (str(first),)
     again = run_step(*command, "--settings", file)
     assert again.returncode == 0 and "nothing to do" in again.stdout, again.stderr
     assert Start.read(file.with_suffix(".keras")).learnt == ["stripes (labels)"]
@@ -79,4 +88,4 @@ def test_teachers_that_cannot_be_learnt_from_are_refused_in_one_line(teacher, ti
     folds = pd.Series([str(row % 3) for row in range(len(table))], index=table.index)
     write_table(table.assign(fold=folds), folder / "split.csv")
     done = run_step(*command, "--teacher", first, "--folds", "3")
-    assert done.returncode == 2 and "--teacher does not go with --folds" in done.stderr
+    assert done.returncode == 2 and "teachers do not go with --folds" in done.stderr

@@ -5,6 +5,7 @@ import pytest
 
 from configuration import BASELINES, BEST, Augmentation, Fitting
 from preprocessing.errors import InputError
+from preprocessing.files import file_hash
 from training.settings import read_settings, settings_from_json, settings_to_json
 
 
@@ -48,9 +49,24 @@ def test_a_network_s_card_gives_the_settings_that_made_it(tmp_path):
     file = tmp_path / "network.json"
     file.write_text(json.dumps(card))
     assert read_settings(file) == replace(BEST, seed=9)
-    card["hyperparameters"]["start_from"] = "1f0c"  # the content's hash
-    file.write_text(json.dumps({**card, "start_from": {"file": "models/first.keras"}}))
-    assert read_settings(file) == replace(BEST, seed=9, start_from="models/first.keras")
+    first = tmp_path / "first.keras"
+    first.write_bytes(b"a network")
+    card["hyperparameters"]["start_from"] = file_hash(first)  # in a run's key networks are told by content
+    file.write_text(json.dumps({**card, "start_from": {"file": str(first), "sha256": file_hash(first)}}))
+    assert read_settings(file) == replace(BEST, seed=9, start_from=str(first))
+    first.write_bytes(b"another one")
+    with pytest.raises(InputError, match=r"learnt from .*first\.keras, which is gone or another one by now"):
+        read_settings(file)
+
+
+def test_a_network_or_a_sequence_network_s_card_in_place_of_a_card_is_told(tmp_path):
+    with pytest.raises(InputError, match=r"x\.keras is a network; .*give .*x\.json"):
+        read_settings(tmp_path / "x.keras")
+    (tmp_path / "sequence.json").write_text(json.dumps({"window": 64, "hyperparameters": {"window": 64}}))
+    with pytest.raises(InputError, match="sequence network's card"):
+        read_settings(tmp_path / "sequence.json")
+    with pytest.raises(InputError, match="neither JSON"):
+        read_settings(tmp_path)
 
 
 @pytest.mark.parametrize("text", [None, "{", "{}", "[]"])

@@ -56,7 +56,7 @@ class FaceBatches(keras.utils.PyDataset):
     ):
         super().__init__()
         self.images = images
-        self.labels = labels
+        self.labels: np.ndarray | None = labels
         self.classes = tuple(classes)
         self.batch_size = batch_size
         self.weights = weights
@@ -81,19 +81,9 @@ class FaceBatches(keras.utils.PyDataset):
         served = (images, targets) if self.weights is None else (images, targets, self.weights[chosen])
         return self._mixed(served, index) if self.mixup else served
 
-    def with_targets(self, targets: np.ndarray) -> "FaceBatches":
-        """Return batches of the same images in the same order with other targets, float32 (n, classes)."""
-        return FaceBatches(
-            self.images,
-            targets,
-            self.classes,
-            self.batch_size,
-            "raw",
-            self._shuffle,
-            self._seed,
-            self.weights,
-            self.mixup,
-        )
+    def set_targets(self, targets: np.ndarray) -> None:
+        """Serve other targets from now on, float32 (n, classes)."""
+        self.labels, self._class_mode = targets.astype(np.float32), "raw"
 
     def on_epoch_end(self) -> None:
         """Go on to the next epoch's order."""

@@ -1,8 +1,8 @@
 """Learn from finished networks as well as from labels: knowledge distillation.
 
-The teachers' answers, at temperature 1 or as their cards calibrate them, are mixed with the labels into one target per
-image (Hinton et al. 2015, https://arxiv.org/abs/1503.02531). They are asked once, about each training image and its
-mirror image, so a training by teachers takes no longer than another one.
+The teachers' answers, at temperature 1, are mixed with the labels into one target per image (Hinton et al. 2015,
+https://arxiv.org/abs/1503.02531). They are asked once, about each training image and its mirror image, so a training by
+teachers takes no longer than another one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,22 +47,25 @@ def read_teachers(files: Sequence[str], classes: Sequence[str], about: Mapping[s
     return teachers
 
 
-def taught(train: FaceBatches, teachers: Sequence[Start], share: float) -> FaceBatches:
-    """Return the batches with targets in which the teachers have their share.
+def teach(train: FaceBatches, teachers: Sequence[Start], share: float, smoothing: float) -> None:
+    """Give the batches targets in which the teachers have their share.
 
     Args:
         train: Batches to learn from; their targets are class indices or distributions.
         teachers: The networks.
         share: Share of each target that is the mean of their answers, 0-1.
+        smoothing: Label smoothing, 0-1, of the batches' own targets; the answers are soft already.
     """
     answers = []
     for teacher in teachers:
         classifier = EmotionClassifier.load(teacher.file)
+        classifier.card["temperature"] = 1.0  # calibrating a teacher later does not change what it taught
         answers += [classifier.predict(images) for images in (train.images, train.images[:, :, ::-1])]
     own: Any = train.labels
     if own.ndim == 1:
         own = np.eye(len(train.classes), dtype=np.float32)[own]
-    return train.with_targets((1 - share) * own + share * np.mean(answers, axis=0, dtype=np.float32))
+    own = (1 - smoothing) * own + smoothing / len(train.classes)
+    train.set_targets((1 - share) * own + share * np.mean(answers, axis=0, dtype=np.float32))
 
 
 def card_entries(teachers: Sequence[Start]) -> dict[str, Any]:

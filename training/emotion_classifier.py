@@ -127,11 +127,15 @@ def _pixels(size: int, channels: int) -> str:
 
 
 def find_start(card: dict[str, Any]) -> Path | None:
-    """Return where the network is that a card says it started from; None where it is gone, or another by now.
+    """Return where the network is that a card says it started from; None where it is gone, or another by now."""
+    return find_network(card["start_from"])
+
+
+def find_network(entry: dict[str, Any]) -> Path | None:
+    """Return where a network is that another one's card names by `file` and `sha256`; None where it is gone.
 
     It is looked for where the card says, and as the released network.
     """
-    entry = card["start_from"]
     for file in (Path(entry["file"]), ROOT / entry["file"], PATHS.pretrained):
         if file.is_file() and file_hash(file) == entry["sha256"]:
             return file

@@ -30,7 +30,7 @@ from training import models
 from training.augmentation import WholeFacesLast, build_augmentation
 from training.balancing import sample_weights
 from training.datasets import FaceBatches, flow_from_dataframe
-from training.distillation import card_entries, read_teachers, taught
+from training.distillation import card_entries, read_teachers, teach
 from training.emotion_classifier import card_path, check_crops, crop_options, save
 from training.fast_training import training_form
 from training.fine_tuning import Start, build_from, shaping_settings
@@ -127,8 +127,6 @@ def read_batches(
         "caveats": caveats(rows, crops["channels"]),
     }
     if teachers := read_teachers(fitting.teachers, classes, about):
-        print(f"asking {', '.join(teacher.file.name for teacher in teachers)} about the training images", flush=True)
-        flows["train"] = taught(flows["train"], teachers, fitting.distillation)
         about |= card_entries(teachers)
     return flows["train"], flows["dev"], about
 
@@ -178,6 +176,7 @@ def fit(train: FaceBatches, dev: FaceBatches, model_file: Path, fitting: Fitting
     start = Start.read(Path(fitting.start_from)) if fitting.start_from else None
     if start:
         check_crops(start.file, start.card, about["crops"], about["dataset"])
+    teachers = [Start.read(Path(file)) for file in fitting.teachers]
     shaping = shaping_settings(fitting, start)
     settings = {
         "fitting": shaping,
@@ -190,6 +189,10 @@ def fit(train: FaceBatches, dev: FaceBatches, model_file: Path, fitting: Fitting
     def build(precision: str) -> tuple[keras.Model, keras.Model]:
         if start:
             print(start.in_words(train.classes), flush=True)
+        if teachers:
+            names = ", ".join(teacher.file.name for teacher in teachers)
+            print(f"asking {names} about the training images", flush=True)
+            teach(train, teachers, fitting.distillation, _label_smoothing(fitting))
         return build_trainer(train, replace(fitting, precision=precision))
 
     done = train_or_resume(
@@ -337,6 +340,9 @@ def check_settings(fitting: Fitting, networks: Collection[str] = models.NETWORKS
         raise InputError(f"cover {fitting.augmentation.cover} is not in 0 to 24 pixels: half of the smallest face")
     if not 0.5 <= fitting.augmentation.crop <= 1:
         raise InputError(f"crop {fitting.augmentation.crop} is not in 0.5 to 1 (the whole face)")
+    if fitting.augmentation.crop < 1 and fitting.patience:
+        raise InputError(f"patience {fitting.patience} may end a training on parts of faces before it has seen whole "
+                         "ones; set patience 0, or crop 1")  # fmt: skip
     if not 0 <= fitting.augmentation.whole_faces <= 1:
         raise InputError(f"whole faces {fitting.augmentation.whole_faces} is not in 0 to 1 (a share of the epochs)")
 
@@ -382,7 +388,7 @@ def build_trainer(train: FaceBatches, fitting: Fitting) -> tuple[keras.Model, ke
         trainer.compile(
             optimizer=build_optimizer(fitting, steps_per_epoch=len(train)),
             loss=keras.losses.CategoricalCrossentropy(
-                label_smoothing=fitting.label_smoothing if fitting.targets == "labels" else 0.0
+                label_smoothing=0.0 if fitting.teachers else _label_smoothing(fitting)
             ),
             metrics=["accuracy"],
             jit_compile=jit_compile,
@@ -393,12 +399,18 @@ def build_trainer(train: FaceBatches, fitting: Fitting) -> tuple[keras.Model, ke
     return network, trainer
 
 
+def _label_smoothing(fitting: Fitting) -> float:
+    """Return the smoothing of the data's own targets; votes are soft already."""
+    return fitting.label_smoothing if fitting.targets == "labels" else 0.0
+
+
 def whole_faces_last(fitting: Fitting) -> list[keras.callbacks.Callback]:
     """Return the callbacks that a training on parts of faces needs, to end with whole ones; none for another one."""
     options = fitting.augmentation
     if options.crop == 1:
         return []
-    return [WholeFacesLast(options.crop, int(fitting.epochs * (1 - options.whole_faces)))]
+    first = round(fitting.epochs * (1 - options.whole_faces))
+    return [WholeFacesLast(options.crop, min(first, fitting.epochs - 1) if options.whole_faces else first)]
 
 
 def build_network(shape: tuple[int, int, int], classes: Sequence[str], fitting: Fitting) -> keras.Model:

@@ -1,12 +1,13 @@
 """A training run's settings as JSON, both ways; Keras is not needed for it."""
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from configuration import Augmentation, Fitting
 from preprocessing.errors import InputError
+from training.emotion_classifier import find_network
 
 Settings = TypeVar("Settings", Fitting, Augmentation)
 
@@ -31,26 +32,48 @@ def read_settings(file: Path) -> Fitting:
     Raises:
         InputError: the file is missing or no JSON, or its settings cannot be used.
     """
+    if file.suffix == ".keras":
+        raise InputError(f"{file} is a network; its settings are in its card: give {file.with_suffix('.json')}")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        entries = content["fitting"] if "fitting" in content else _of_card(content)
+        is_card = "fitting" not in content
+        entries = content["hyperparameters"] if is_card else content["fitting"]
     except FileNotFoundError as error:
         raise InputError(f"{file} does not exist; python -m training.step2_tuning writes one") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} is not JSON with settings under 'fitting' ({error!r}); tune again") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0][:80]
+        raise InputError(
+            f"{file} is neither JSON with settings under 'fitting' nor a network's card ({reason}); tune again"
+        ) from error
+    if is_card:
+        if "window" in content:
+            raise InputError(f"{file} is a sequence network's card; training.step4_sequence_model trains those")
+        entries = _of_card(content, file)
     try:
         return settings_from_json(entries)
     except InputError as error:
-        raise InputError(f"{file}: {error}; remove it, or tune again") from error
+        remedy = "its network was trained by another version" if is_card else "remove it, or tune again"
+        raise InputError(f"{file}: {error}; {remedy}") from error
 
 
-def _of_card(card: dict[str, Any]) -> dict[str, Any]:
+def shortened(fitting: Fitting) -> Fitting:
+    """Return the settings with a warm-up that leaves an epoch."""
+    return replace(fitting, warm_up=max(0, min(fitting.warm_up, fitting.epochs - 1)))
+
+
+def _of_card(card: dict[str, Any], file: Path) -> dict[str, Any]:
     """Return the settings that a network's card names; there networks that it learnt from are told by content."""
+
+    def found(entry: dict[str, Any]) -> str:
+        if place := find_network(entry):
+            return str(place)
+        raise InputError(f"{file}: its network learnt from {entry['file']}, which is gone or another one by now")
+
     entries = dict(card["hyperparameters"])
     if entries.get("start_from"):
-        entries["start_from"] = card["start_from"]["file"]
+        entries["start_from"] = found(card["start_from"])
     if entries.get("teachers"):
-        entries["teachers"] = [teacher["file"] for teacher in card["teachers"]]
+        entries["teachers"] = [found(entry) for entry in card["teachers"]]
     return entries
 
 

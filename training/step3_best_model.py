@@ -35,7 +35,7 @@ from preprocessing.image_tables import read_table
 from preprocessing.quiet import quiet_start
 from training.emotion_classifier import check_crops, crop_options, read_card
 from training.folds import LOOSE, STRICT, check_number, fit_folds
-from training.settings import read_settings
+from training.settings import read_settings, shortened
 
 
 def main(
@@ -72,7 +72,7 @@ def main(
         ),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Passes over the training split.", show_default=str(BEST.epochs))
+        int | None, typer.Option(help="Passes over the training split.", show_default=f"{BEST.epochs}, or as tuned")
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Images per step.", show_default=f"{BEST.batch_size}, or as tuned")
@@ -107,8 +107,6 @@ def main(
         check_number(table, folds, column, folder)
     elif loose:
         raise InputError("--loose goes with --folds K: it says which folds")
-    if folds is not None and teacher:
-        raise InputError("--teacher does not go with --folds: it has learnt from the people of every fold")
     if start_from is not None:
         check_crops(start_from, read_card(start_from), crop_options(folder), dataset)
     with quiet_start():
@@ -131,7 +129,9 @@ def main(
         "seed": seed,
         "augmentation": None if cover is None else replace(fitting.augmentation, cover=cover),
     }
-    fitting = replace(fitting, **{name: value for name, value in typed.items() if value is not None})
+    fitting = shortened(replace(fitting, **{name: value for name, value in typed.items() if value is not None}))
+    if folds is not None and fitting.teachers:
+        raise InputError("teachers do not go with --folds: they may have learnt from the people of every fold")
     model_file = output or models / dataset / "best.keras"
     if folds is None:
         fit_table(table, folder, model_file, fitting, typed_command())

@@ -430,6 +430,8 @@ def tune(
     silence_retracing()
     trial_base = replace(base, epochs=tuning.epochs, seed=tuning.seed, warm_up=min(base.warm_up, tuning.epochs - 1))
     check_settings(trial_base)
+    if base.teachers:
+        raise InputError("teachers do not go with a search; leave them out of BEST")
     train, dev, about = read_batches(table, folder, trial_base)
     part = drawn(table, tuning.train_images, tuning.seed)
     images = min(tuning.train_images or len(train.images), len(train.images))
