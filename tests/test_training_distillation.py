@@ -9,7 +9,7 @@ import pytest
 from configuration import Fitting
 from evaluation.honesty import protocol
 from preprocessing.image_tables import read_table, split_hash, write_table
-from training.distillation import teach
+from training.distillation import card_entries, read_teachers, teach
 from training.emotion_classifier import EmotionClassifier
 from training.fine_tuning import Start
 from training.fitting import read_batches
@@ -34,7 +34,8 @@ def test_targets_are_labels_and_the_mean_of_the_teachers_answers_to_both_mirror_
     card = json.loads(second.with_suffix(".json").read_text())
     settings = Fitting(teachers=(str(first), str(second)), distillation=0.25)
     train, dev, about = read_batches(table, folder, settings)
-    teach(train, [Start.read(file) for file in (first, second)], settings.distillation, smoothing=0.1)
+    teachers = read_teachers(settings.teachers, train.classes, about)
+    teach(train, teachers, settings.distillation, smoothing=0.1)
     plain, plain_dev, _ = read_batches(table, folder, Fitting())
     np.testing.assert_array_equal(train.images, plain.images)
     second.with_suffix(".json").write_text(json.dumps({**card, "temperature": 2.0}))
@@ -52,7 +53,10 @@ def test_targets_are_labels_and_the_mean_of_the_teachers_answers_to_both_mirror_
     targets, judged, expected_judged = map(np.asarray, (train.labels, dev.labels, plain_dev.labels))
     np.testing.assert_allclose(targets, expected, atol=1e-6)
     np.testing.assert_array_equal(judged, expected_judged)  # judged by labels alone
-    assert [entry["file"].rpartition("/")[2] for entry in about["teachers"]] == ["teacher.keras", "second.keras"]
+    assert [entry["file"].rpartition("/")[2] for entry in card_entries(teachers)["teachers"]] == [
+        "teacher.keras",
+        "second.keras",
+    ]
 
 
 def test_a_distilled_network_says_so_and_its_card_makes_it_again(teacher, tmp_path, run_step):

@@ -16,8 +16,6 @@ from training.datasets import FaceBatches
 from training.emotion_classifier import EmotionClassifier, check_crops
 from training.fine_tuning import Start
 
-_TOLD = ("file", "sha256", "dataset", "split_hash", "labels", "learnt")
-
 
 def read_teachers(files: Sequence[str], classes: Sequence[str], about: Mapping[str, Any]) -> list[Start]:
     """Return the networks to learn from.
@@ -70,6 +68,4 @@ def teach(train: FaceBatches, teachers: Sequence[Start], share: float, smoothing
 
 def card_entries(teachers: Sequence[Start]) -> dict[str, Any]:
     """Return what a card says of the networks that its network learnt from; nothing without any."""
-    if not teachers:
-        return {}
-    return {"teachers": [{name: teacher.entries()[name] for name in _TOLD} for teacher in teachers]}
+    return {"teachers": [teacher.entries() for teacher in teachers]} if teachers else {}

@@ -57,7 +57,7 @@ class Start:
         return list(dict.fromkeys([*earlier, f"{self.card.get('dataset', 'unknown data')} ({targets})"]))
 
     def entries(self) -> dict[str, Any]:
-        """Return what the card of a network that starts from this one says of it."""
+        """Return what the card of a network that learns from this one says of it."""
         return {
             "file": _within_the_project(self.file),
             "sha256": self.hash,
@@ -65,7 +65,6 @@ class Start:
             "split_hash": self.card.get("split_hash"),
             "labels": self.card["labels"],
             "learnt": self.learnt,
-            "network": "its layers; those that the settings name were not used",
         }
 
     def caveats(self, own: Sequence[str]) -> list[str]:
@@ -95,7 +94,7 @@ def _within_the_project(file: Path) -> str:
     return (file.resolve().relative_to(ROOT) if inside else file).as_posix()
 
 
-def shaping_settings(fitting: Fitting, start: Start | None) -> dict[str, Any]:
+def shaping_settings(fitting: Fitting, start: Start | None, teachers: Sequence[Start]) -> dict[str, Any]:
     """Return the settings that shape a run, for its key and its card.
 
     A run that starts from a network is told by that file's content, wherever it lies, and has its layers. Teachers are
@@ -103,8 +102,8 @@ def shaping_settings(fitting: Fitting, start: Start | None) -> dict[str, Any]:
     """
     settings = asdict(fitting)
     del settings["start_from"]
-    if fitting.teachers:
-        settings["teachers"] = [file_hash(Path(file)) for file in fitting.teachers]
+    if teachers:
+        settings["teachers"] = [teacher.hash for teacher in teachers]
     else:
         del settings["teachers"], settings["distillation"]
     if start is None:

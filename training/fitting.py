@@ -117,7 +117,7 @@ def read_batches(
         )
         for name, part in splits.items()
     }
-    about: dict[str, Any] = {
+    about = {
         "dataset": folder.name,
         "split_hash": split_hash(table),
         "targets": fitting.targets,
@@ -126,8 +126,6 @@ def read_batches(
         "crops": crops,
         "caveats": caveats(rows, crops["channels"]),
     }
-    if teachers := read_teachers(fitting.teachers, classes, about):
-        about |= card_entries(teachers)
     return flows["train"], flows["dev"], about
 
 
@@ -176,8 +174,8 @@ def fit(train: FaceBatches, dev: FaceBatches, model_file: Path, fitting: Fitting
     start = Start.read(Path(fitting.start_from)) if fitting.start_from else None
     if start:
         check_crops(start.file, start.card, about["crops"], about["dataset"])
-    teachers = [Start.read(Path(file)) for file in fitting.teachers]
-    shaping = shaping_settings(fitting, start)
+    teachers = read_teachers(fitting.teachers, train.classes, about)
+    shaping = shaping_settings(fitting, start, teachers)
     settings = {
         "fitting": shaping,
         "labels": list(train.classes),
@@ -215,6 +213,7 @@ def fit(train: FaceBatches, dev: FaceBatches, model_file: Path, fitting: Fitting
         "unsure_below": 0.0,
         **about,
         **_of_the_start(start, about),
+        **card_entries(teachers),
         "training_images": len(train.images),
         "dev_images": len(dev.images),
         **run,
@@ -290,7 +289,8 @@ def _of_the_start(start: Start | None, about: Mapping[str, Any]) -> dict[str, An
     if start is None:
         return {}
     own = about.get("caveats", [])
-    return {"start_from": start.entries(), "caveats": [*own, *start.caveats(own)]}
+    taken = {"network": "its layers; those that the settings name were not used"}
+    return {"start_from": start.entries() | taken, "caveats": [*own, *start.caveats(own)]}
 
 
 def check_settings(fitting: Fitting, networks: Collection[str] = models.NETWORKS) -> None:

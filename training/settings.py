@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from configuration import Augmentation, Fitting
 from preprocessing.errors import InputError
-from training.emotion_classifier import find_network
+from training.emotion_classifier import card_path, find_network
 
 Settings = TypeVar("Settings", Fitting, Augmentation)
 
@@ -33,7 +33,7 @@ def read_settings(file: Path) -> Fitting:
         InputError: the file is missing or no JSON, or its settings cannot be used.
     """
     if file.suffix == ".keras":
-        raise InputError(f"{file} is a network; its settings are in its card: give {file.with_suffix('.json')}")
+        raise InputError(f"{file} is a network; its settings are in its card: give {card_path(file)}")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         is_card = "fitting" not in content

@@ -46,7 +46,7 @@ from training.fitting import (
     read_batches,
     whole_faces_last,
 )
-from training.settings import settings_to_json
+from training.settings import settings_to_json, shortened
 from training.workers import Worker, is_at_work, one_at_a_time
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -428,7 +428,7 @@ def tune(
     check_budget(tuning)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     silence_retracing()
-    trial_base = replace(base, epochs=tuning.epochs, seed=tuning.seed, warm_up=min(base.warm_up, tuning.epochs - 1))
+    trial_base = shortened(replace(base, epochs=tuning.epochs, seed=tuning.seed))
     check_settings(trial_base)
     if base.teachers:
         raise InputError("teachers do not go with a search; leave them out of BEST")
