@@ -261,7 +261,7 @@ class Tuning:
     beta_2: tuple[float, ...] = (0.95, 0.98, 0.99, 0.999)  # these values
     weight_decay: tuple[float, float] = (1e-4, 1e-1)  # by its logarithm
     batch_sizes: tuple[int, ...] = (64, 128, 256)  # images
-    width: tuple[int, int, int] = (16, 48, 8)  # filters of the first stage, and their step; the others in ratio
+    width: tuple[int, int, int] = (16, 40, 8)  # filters of the first stage, and their step; the others in ratio
     parameters: int = 2_400_000  # of the network, at most: a larger one is pruned before its first epoch
     convolutions: tuple[int, int] = (1, 3)  # per stage
     dropout: tuple[float, float] = (0.0, 0.6)

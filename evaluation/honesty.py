@@ -23,7 +23,7 @@ from preprocessing.image_tables import (
     usable,
 )
 from preprocessing.step3_split import choose_strategy
-from training.emotion_classifier import crop_options
+from training.emotion_classifier import crop_options, knows_another_split
 
 _SCORES = ("accuracy", "balanced_accuracy", "macro_f1")
 
@@ -210,8 +210,9 @@ def _warnings(answers: Answers, folder: Path, table: pd.DataFrame, copies: np.nd
     start = card.get("start_from", {})
     if start:
         warnings.append(f"extra data: started from {_name(start)}, which learnt from {', '.join(start['learnt'])}")
-    if start.get("dataset") == answers.dataset and start.get("split_hash") != current:
-        warnings.append(f"{_name(start)} learnt from another split of {answers.dataset}: it may know these very images")
+    for entry in (start, *card.get("teachers", [])):
+        if entry and knows_another_split(entry, answers.dataset, current):
+            warnings.append(f"{_name(entry)} knows another split of {answers.dataset}: it may know these very images")
     align = crop_options(folder)["align"]
     if align != card["align"]:
         warnings.append(f"crops are aligned by {align}, the model was trained on {card['align']}")

@@ -80,11 +80,15 @@ def test_a_distilled_network_says_so_and_its_card_makes_it_again(teacher, tmp_pa
 def test_teachers_that_cannot_be_learnt_from_are_refused_in_one_line(teacher, tiny_model, tmp_path, run_step):
     folder, table, first = teacher
     command = ["training.step3_best_model", "--dataset", folder.name, "--data", folder.parent, "--models", tmp_path]
+    older = {"dataset": folder.name, "split_hash": "0"}
+    elsewhere = {"dataset": "elsewhere", "split_hash": "1", "splits": [["elsewhere", "1"], [folder.name, "0"]]}
     wrong = {
         tmp_path / "none.keras": "none.keras does not exist",
         tiny_model(labels=("anger", "happiness"), name="two.keras"): "knows anger, happiness; it must know",
         tiny_model(size=48, name="large.keras"): "takes 48x48 pixels gray",
         tiny_model(name="old.keras", dataset=folder.name, split_hash="0"): "learnt from another split of stripes",
+        tiny_model(name="tuned.keras", start_from=older): "tuned.keras learnt from another split of stripes",
+        tiny_model(name="taught.keras", teachers=[elsewhere]): "taught.keras learnt from another split of stripes",
     }
     for file, words in wrong.items():
         done = run_step(*command, "--teacher", file)

@@ -13,7 +13,7 @@ import numpy as np
 
 from preprocessing.errors import InputError
 from training.datasets import FaceBatches
-from training.emotion_classifier import EmotionClassifier, check_crops
+from training.emotion_classifier import EmotionClassifier, check_crops, knows_another_split
 from training.fine_tuning import Start
 
 
@@ -26,8 +26,8 @@ def read_teachers(files: Sequence[str], classes: Sequence[str], about: Mapping[s
         about: What a card says of the data: at least `dataset`, `split_hash` and `crops`.
 
     Raises:
-        InputError: one is missing, takes other crops, knows other emotions, or learnt from another split of the same
-            data, so that it may know the very images that the new network is judged by.
+        InputError: one is missing, takes other crops, knows other emotions, or learnt (or what it learnt from did)
+            from another split of the same data, so that it may know the very images that the new network is judged by.
     """
     teachers = [Start.read(Path(file)) for file in files]
     for teacher in teachers:
@@ -37,7 +37,7 @@ def read_teachers(files: Sequence[str], classes: Sequence[str], about: Mapping[s
                 f"teacher {teacher.file} knows {', '.join(teacher.card['labels'])}; it must know what is to be learnt: "
                 f"{', '.join(classes)}"
             )
-        if teacher.card.get("dataset") == about["dataset"] and teacher.card.get("split_hash") != about["split_hash"]:
+        if knows_another_split(teacher.card, about["dataset"], about["split_hash"]):
             raise InputError(
                 f"teacher {teacher.file} learnt from another split of {about['dataset']}, so it may know the images "
                 "that the new network is judged by; train it again on this split"

@@ -126,6 +126,31 @@ def _pixels(size: int, channels: int) -> str:
     return f"{size}x{size} pixels {'gray' if channels == 1 else 'RGB'}"
 
 
+def splits_learnt_from(card: dict[str, Any]) -> list[list[Any]]:
+    """Return what a network learnt from, as its card tells: each data set's name with its split's hash, `[name, hash]`.
+
+    First its own, then those of the networks that it started or learnt from, of what they learnt from, and so on.
+    """
+    if "splits" in card:  # as a network's entry in another one's card has them
+        return card["splits"]
+    own = [card.get("dataset"), card.get("split_hash")]
+    networks = [entry for entry in (card.get("start_from"), *card.get("teachers", [])) if entry]
+    return [own, *(split for entry in networks for split in splits_learnt_from(entry) if split != own)]
+
+
+def knows_another_split(card: dict[str, Any], dataset: str, split: str) -> bool:
+    """Tell whether a network, or one that it learnt from, learnt from another split of a data set than this one.
+
+    Then it may know the very images that it, or what learns from it, is judged by.
+
+    Args:
+        card: Its card, or its entry in another one's card.
+        dataset: Name of the data set.
+        split: Hash of the split.
+    """
+    return any(name == dataset and other != split for name, other in splits_learnt_from(card))
+
+
 def find_start(card: dict[str, Any]) -> Path | None:
     """Return where the network is that a card says it started from; None where it is gone, or another by now."""
     return find_network(card["start_from"])

@@ -11,7 +11,7 @@ import numpy as np
 from configuration import ROOT, Fitting
 from preprocessing.errors import InputError
 from preprocessing.files import file_hash
-from training.emotion_classifier import load_network, read_card
+from training.emotion_classifier import load_network, read_card, splits_learnt_from
 
 OF_THE_NETWORK = (
     "network",
@@ -65,6 +65,7 @@ class Start:
             "split_hash": self.card.get("split_hash"),
             "labels": self.card["labels"],
             "learnt": self.learnt,
+            "splits": splits_learnt_from(self.card),
         }
 
     def caveats(self, own: Sequence[str]) -> list[str]:
