@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from preprocessing.image_tables import read_table, write_table
+from preprocessing.image_tables import read_table, split_hash, write_table
 from training.datasets import read_image
 from training.emotion_classifier import EmotionClassifier
 
@@ -207,6 +207,19 @@ def test_exact_copies_are_counted_and_the_score_is_given_without_them(evaluate, 
     assert scores["without copies"]["accuracy"]["value"] == pytest.approx(right[5:].mean())
     assert scores["copies alone"]["accuracy"]["value"] == pytest.approx(right[:5].mean())
     assert (scores["all"]["n"], scores["without copies"]["n"], scores["copies alone"]["n"]) == (12, 7, 5)
+
+
+def test_networks_behind_the_model_that_know_another_split_are_named(evaluate, make_dataset, tiny_model):
+    folder = make_dataset()
+    split = split_hash(read_table(folder, "split.csv"))
+    entry = {"sha256": "0", "dataset": "elsewhere", "split_hash": "1", "learnt": [f"{folder.name} (labels)"]}
+    same = {**entry, "file": "same.keras", "splits": [["elsewhere", "1"], [folder.name, split]]}
+    taught = {**entry, "file": "taught.keras", "splits": [["elsewhere", "1"], [folder.name, "0"]]}
+    begun = {**entry, "file": "begun.keras", "dataset": folder.name, "split_hash": "0"}
+    model = tiny_model(dataset=folder.name, split_hash=split, start_from=begun, teachers=[same, taught])
+    told = evaluate(folder=folder, model=model)[0].stdout
+    assert f"begun.keras knows another split of {folder.name}: it may know these very images" in told
+    assert "taught.keras knows another split" in told and "same.keras knows" not in told
 
 
 def test_people_are_resampled_whole_and_shared_ones_are_told(evaluate, make_dataset):
