@@ -23,7 +23,7 @@ from preprocessing.image_tables import (
     usable,
 )
 from preprocessing.step3_split import choose_strategy
-from training.emotion_classifier import crop_options, knows_another_split
+from training.emotion_classifier import crop_options, knows_another_split, networks_behind
 
 _SCORES = ("accuracy", "balanced_accuracy", "macro_f1")
 
@@ -207,11 +207,10 @@ def _warnings(answers: Answers, folder: Path, table: pd.DataFrame, copies: np.nd
     current = split_hash(read_table(folder, "split.csv"))
     if card.get("dataset") == answers.dataset and card.get("split_hash") not in (None, current):
         warnings.append("the split was made anew since the model was trained: it may have learnt from these images")
-    start = card.get("start_from", {})
-    if start:
+    if start := card.get("start_from"):
         warnings.append(f"extra data: started from {_name(start)}, which learnt from {', '.join(start['learnt'])}")
-    for entry in (start, *card.get("teachers", [])):
-        if entry and knows_another_split(entry, answers.dataset, current):
+    for entry in networks_behind(card):
+        if knows_another_split(entry, answers.dataset, current):
             warnings.append(f"{_name(entry)} knows another split of {answers.dataset}: it may know these very images")
     align = crop_options(folder)["align"]
     if align != card["align"]:

@@ -126,6 +126,11 @@ def _pixels(size: int, channels: int) -> str:
     return f"{size}x{size} pixels {'gray' if channels == 1 else 'RGB'}"
 
 
+def networks_behind(card: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the entries of the networks that a network started or learnt from, as its card has them."""
+    return [entry for entry in (card.get("start_from"), *card.get("teachers", [])) if entry]
+
+
 def splits_learnt_from(card: dict[str, Any]) -> list[list[Any]]:
     """Return what a network learnt from, as its card tells: each data set's name with its split's hash, `[name, hash]`.
 
@@ -134,8 +139,7 @@ def splits_learnt_from(card: dict[str, Any]) -> list[list[Any]]:
     if "splits" in card:  # as a network's entry in another one's card has them
         return card["splits"]
     own = [card.get("dataset"), card.get("split_hash")]
-    networks = [entry for entry in (card.get("start_from"), *card.get("teachers", [])) if entry]
-    return [own, *(split for entry in networks for split in splits_learnt_from(entry) if split != own)]
+    return [own, *(split for entry in networks_behind(card) for split in splits_learnt_from(entry) if split != own)]
 
 
 def knows_another_split(card: dict[str, Any], dataset: str, split: str) -> bool:

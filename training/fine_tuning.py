@@ -11,7 +11,7 @@ import numpy as np
 from configuration import ROOT, Fitting
 from preprocessing.errors import InputError
 from preprocessing.files import file_hash
-from training.emotion_classifier import load_network, read_card, splits_learnt_from
+from training.emotion_classifier import load_network, networks_behind, read_card, splits_learnt_from
 
 OF_THE_NETWORK = (
     "network",
@@ -52,8 +52,7 @@ class Start:
     def learnt(self) -> list[str]:
         """What it learnt from, and what the networks did that it learnt from itself: `fer2013 (crowd votes)`."""
         targets = "crowd votes" if self.card.get("targets") == "votes" else "labels"
-        networks = [self.card.get("start_from", {}), *self.card.get("teachers", [])]
-        earlier = [source for network in networks for source in network.get("learnt", [])]
+        earlier = [source for entry in networks_behind(self.card) for source in entry.get("learnt", [])]
         return list(dict.fromkeys([*earlier, f"{self.card.get('dataset', 'unknown data')} ({targets})"]))
 
     def entries(self) -> dict[str, Any]:
