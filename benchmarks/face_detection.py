@@ -33,6 +33,7 @@ from configuration import FACES, ROOT
 from preprocessing.command_line import progress_bar, run
 from preprocessing.errors import InputError
 from preprocessing.faces import Face, FaceDetector, pyramid, read_image_rgb
+from preprocessing.files import atomic_file
 from preprocessing.quiet import quiet_start
 from preprocessing.step2_face_crops import write_face_crops
 
@@ -78,7 +79,8 @@ def main(
         rows.append(compare_cropping(mixed, pictures, stock))
     print_table(rows)
     if output:
-        output.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        with atomic_file(output) as temporary:
+            temporary.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
         print(f"wrote {output}")
 
 

@@ -28,6 +28,7 @@ from preprocessing.command_line import DataRoot, DatasetName, dataset_folder, ru
 from preprocessing.crowd_votes import labelled_by_majority
 from preprocessing.emotions import relate
 from preprocessing.errors import InputError
+from preprocessing.files import atomic_file
 from preprocessing.image_tables import labels_of, read_table, usable
 from preprocessing.litert import Network
 from preprocessing.quiet import quiet_start
@@ -58,8 +59,12 @@ def main(
     if dev.empty or known.empty:
         raise InputError(f"{folder / 'split.csv'} needs usable train and dev images; split again with step3_split")
     with quiet_start():
+        import keras
+
         from training.datasets import read_crops
 
+        if keras.backend.backend() != "tensorflow":
+            raise InputError(f"the backend is {keras.backend.backend()}; TensorFlow converts networks: KERAS_BACKEND")
         classifier = EmotionClassifier.load(model)
         images = read_crops(classifier, folder, dev)
         ranges = read_crops(classifier, folder, known.sample(min(CALIBRATION, len(known)), random_state=7))
@@ -83,7 +88,8 @@ def main(
     ]
     print_table(results, f"{model.name} on {dataset}, dev split, n = {len(dev):,}; one face, {THREADS} threads")
     if output:
-        output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        with atomic_file(output) as temporary:
+            temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         print(f"wrote {output}")
 
 

@@ -29,6 +29,7 @@ from rich.table import Table
 from configuration import BEST, NO_AUGMENTATION, PATHS, SAMPLE, Augmentation
 from preprocessing.command_line import DataRoot, DatasetName, dataset_folder, progress_bar, run
 from preprocessing.errors import InputError
+from preprocessing.files import atomic_file
 from preprocessing.image_tables import read_table, usable
 from preprocessing.quiet import quiet_start
 
@@ -39,17 +40,14 @@ COLD_IMAGES = 4000  # decoded anew, to time the first reading
 def main(
     dataset: DatasetName = SAMPLE.name,
     data: DataRoot = PATHS.data,
-    batch_size: Annotated[int, typer.Option(help="Images per step.")] = BEST.batch_size,
-    rounds: Annotated[int, typer.Option(help="Pairs of the reading test.")] = 15,
-    batches: Annotated[int, typer.Option(help="Batches of each side in a pair.")] = 4,
-    steps: Annotated[int, typer.Option(help="Pairs of the training step; 0: leave it out.")] = 40,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = BEST.batch_size,
+    rounds: Annotated[int, typer.Option(min=1, help="Pairs of the reading test.")] = 15,
+    batches: Annotated[int, typer.Option(min=1, help="Batches of each side in a pair.")] = 4,
+    steps: Annotated[int, typer.Option(min=0, help="Pairs of the training step; 0: leave it out.")] = 40,
     precision: Annotated[str, typer.Option(help="float32, mixed_bfloat16, or auto: the faster.")] = BEST.precision,
     output: Annotated[Path | None, typer.Option("--json", help="File that keeps the figures.")] = None,
 ) -> None:
     """Compare our input path with Keras's generator, and a training step with Keras's and with its network alone."""
-    for name, value, least in (("batch-size", batch_size, 1), ("rounds", rounds, 1), ("batches", batches, 1)):
-        if value < least:
-            raise InputError(f"--{name} {value} is less than {least}")
     folder = dataset_folder(data, dataset)
     table = read_table(folder, "split.csv")
     with quiet_start():
@@ -73,7 +71,8 @@ def main(
         results += [compare_normalization(train, fitting, steps), compare_step(train, fitting, steps)]
     print_table(results)
     if output:
-        output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        with atomic_file(output) as temporary:
+            temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         print(f"wrote {output}")
 
 

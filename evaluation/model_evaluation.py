@@ -662,9 +662,14 @@ def _code_hash() -> str:
 def update_scores(model_file: Path, metrics: dict[str, Any]) -> None:
     """Write an evaluation's scores into the model's card, in place of earlier ones on the same data and protocol.
 
-    What test-time averaging gave follows as an entry of its own, which says so in `averaging` and in its protocol.
+    What is left without the images that have a copy in training stands in the score's entry. What test-time averaging
+    gave follows as an entry of its own, which says so in `averaging` and in its protocol.
     """
     scores = [_card_score(metrics)]
+    if copies := metrics.get("honesty", {}).get("copies_scores"):
+        part = copies["without copies"]
+        rounded = {name: round(part[name]["value"], 4) for name in ("accuracy", "balanced_accuracy", "macro_f1")}
+        scores[0]["without_copies"] = {"n": part["n"], **rounded}
     if averaged := metrics.get("test_time_averaging"):
         row = averaged["averaged"]
         interval = {"accuracy_interval": [row["accuracy_low"], row["accuracy_high"]]}

@@ -198,13 +198,15 @@ def test_exact_copies_are_counted_and_the_score_is_given_without_them(evaluate, 
     test, train = table.index[table["split"] == "test"], table.index[table["split"] == "train"]
     table.loc[test[:5], "pixel_hash"] = table.loc[train[:5], "pixel_hash"].tolist()
     write_table(table, folder / "split.csv")
-    done, _, _, report = evaluate(folder=folder)
+    done, _, model, report = evaluate("--update-card", folder=folder)
     assert "5 images have an exact copy among the training images" in done.stdout
     scores = metrics_of(report)["honesty"]["copies_scores"]
     predictions = pd.read_csv(report / "predictions.csv")
     right = (predictions["truth"] == predictions["prediction"]).to_numpy()
     assert scores["all"]["accuracy"]["value"] == pytest.approx(right.mean())
     assert scores["without copies"]["accuracy"]["value"] == pytest.approx(right[5:].mean())
+    (score,) = json.loads(model.with_suffix(".json").read_text())["scores"]
+    assert score["without_copies"]["n"] == 7 and score["without_copies"]["accuracy"] == round(right[5:].mean(), 4)
     assert scores["copies alone"]["accuracy"]["value"] == pytest.approx(right[:5].mean())
     assert (scores["all"]["n"], scores["without copies"]["n"], scores["copies alone"]["n"]) == (12, 7, 5)
 

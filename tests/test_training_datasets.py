@@ -55,6 +55,16 @@ def test_decodes_each_file_once_and_again_only_when_it_changed(make_dataset, mon
     np.testing.assert_array_equal(after[0], before[1])
 
 
+@pytest.mark.parametrize("left", [0, 60, 3000])
+def test_a_cut_cache_is_written_anew(make_dataset, left):
+    folder = make_dataset()
+    table = read_table(folder, "split.csv")
+    before = flow_from_dataframe(table, folder, target_size=SIZE).images
+    (cache,) = folder.glob("cache/*.npy")
+    cache.write_bytes(cache.read_bytes()[:left])
+    np.testing.assert_array_equal(flow_from_dataframe(table, folder, target_size=SIZE).images, before)
+
+
 def test_colour_images_come_as_rgb(make_dataset):
     import cv2
 

@@ -80,8 +80,9 @@ def test_a_distilled_network_says_so_and_its_card_makes_it_again(teacher, tmp_pa
 def test_teachers_that_cannot_be_learnt_from_are_refused_in_one_line(teacher, tiny_model, tmp_path, run_step):
     folder, table, first = teacher
     command = ["training.step3_best_model", "--dataset", folder.name, "--data", folder.parent, "--models", tmp_path]
-    older = {"dataset": folder.name, "split_hash": "0"}
-    elsewhere = {"dataset": "elsewhere", "split_hash": "1", "splits": [["elsewhere", "1"], [folder.name, "0"]]}
+    file = {"file": "older.keras", "sha256": "0"}
+    older = file | {"dataset": folder.name, "split_hash": "0"}
+    elsewhere = file | {"dataset": "elsewhere", "split_hash": "1", "splits": [["elsewhere", "1"], [folder.name, "0"]]}
     wrong = {
         tmp_path / "none.keras": "none.keras does not exist",
         tiny_model(labels=("anger", "happiness"), name="two.keras"): "knows anger, happiness; it must know",
@@ -93,6 +94,8 @@ def test_teachers_that_cannot_be_learnt_from_are_refused_in_one_line(teacher, ti
     for file, words in wrong.items():
         done = run_step(*command, "--teacher", file)
         assert done.returncode == 2 and words in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    done = run_step(*command, "--teacher", first, "--output", first)
+    assert done.returncode == 2 and "would replace" in done.stderr and "--output" in done.stderr and first.is_file()
     folds = pd.Series([str(row % 3) for row in range(len(table))], index=table.index)
     write_table(table.assign(fold=folds), folder / "split.csv")
     done = run_step(*command, "--teacher", first, "--folds", "3")

@@ -154,6 +154,12 @@ def test_other_pixels_are_a_programming_error(tiny_model, wrong):
         ({"temperature": 1e-9}, "temperature"),
         ({"scores": "good"}, "scores"),
         ({"align": None}, "'align'"),
+        ({"unsure_below": "x"}, "unsure_below 'x'"),
+        ({"calibration": "x"}, "calibration 'x'"),
+        ({"teachers": None}, "teachers None"),
+        ({"teachers": ["x"]}, "'x' is no network"),
+        ({"start_from": {"file": "x.keras"}}, "is no network"),
+        ({"start_from": {"file": "x.keras", "sha256": "0", "splits": ["fer2013"]}}, "is no network"),
     ],
 )
 def test_a_card_that_does_not_fit_is_refused(tiny_model, change, message, load):
@@ -182,9 +188,11 @@ def spoil_the_weights(file):
         (lambda file: file.with_suffix(".json").write_text("[]"), "lacks a valid"),
         (lambda file: spoil_the_weights(file), "not a usable Keras model"),
         (lambda file: file.write_bytes(b"PK no zip"), "not a usable Keras model"),
+        (lambda file: keras.Sequential([keras.layers.Dense(3)]).save(file), "not a usable Keras model"),
         (lambda file: file.write_bytes(file.read_bytes()[:3000]), "not a usable Keras model"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:You are saving a model that has not yet been built")
 def test_missing_and_broken_files_are_refused_in_one_line(tiny_model, spoil, message, load):
     file = tiny_model()
     spoil(file)

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from configuration import NO_AUGMENTATION, Fitting
+from configuration import NO_AUGMENTATION, Augmentation, Fitting
 from preprocessing.errors import InputError
 from preprocessing.image_tables import read_table, usable, write_table
 from training import models
 from training.datasets import flow_from_dataframe
 from training.emotion_classifier import EmotionClassifier
 from training.fitting import fit_table
+from training.workers import sole_worker
 
 TINY = Fitting(network="tiny", epochs=6, batch_size=8, learning_rate=0.02, precision="float32")
 
@@ -116,6 +117,77 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(make_dataset, tmp_path,
     for ours, theirs in zip(resumed, straight, strict=True):
         for name in theirs:
             assert float(ours[name]) == pytest.approx(float(theirs[name]), abs=1e-4), (name, ours["epoch"])
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:30])
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda run: cut(run / "run.json"),
+        lambda run: (run / "run.json").write_text("{}"),
+        lambda run: (run / "history.csv").write_text("epoch,val_accuracy\n1\n2\n3\n4\n5\n6\n"),
+        lambda run: (run / "history.csv").write_bytes(b"\xff\xfe"),
+        lambda run: cut(*run.glob("state-*")),
+        lambda run: cut(*run.glob("best-*")),
+        lambda run: next(run.glob("best-*")).unlink(),
+    ],
+)
+def test_a_damaged_run_folder_is_named(make_dataset, tmp_path, spoil):
+    folder, model_file = make_dataset(), tmp_path / "models" / "best.keras"
+    fit(folder, model_file)
+    model_file.unlink()
+    (run,) = tmp_path.glob("models/runs/*")
+    spoil(run)
+    with pytest.raises(InputError, match=r"the run in .*best-.* is damaged .*; remove that folder"):
+        fit(folder, model_file)
+
+
+def test_two_processes_never_train_the_same_run(make_dataset, tmp_path):
+    folder, model_file = make_dataset(), tmp_path / "models" / "best.keras"
+    fit(folder, model_file)
+    model_file.unlink()
+    (run,) = tmp_path.glob("models/runs/*")
+    with sole_worker(run), pytest.raises(InputError, match="another process is at work"):
+        fit(folder, model_file)
+    assert fit(folder, model_file)
+
+
+def test_a_full_disk_leaves_the_last_state_and_nothing_half_written(make_dataset, tmp_path, monkeypatch):
+    folder, model_file = make_dataset(), tmp_path / "models" / "best.keras"
+    save_weights = keras.Model.save_weights
+
+    def full(model, file, **options):
+        save_weights(model, file, **options)
+        if "state-0003" in Path(file).name:
+            raise RuntimeError("Can't decrement id ref count (error message = 'No space left on device')")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keras.Model, "save_weights", full)
+        with pytest.raises(OSError, match="No space left"):
+            fit(folder, model_file)
+    assert [file.name for file in tmp_path.glob("models/runs/*/*state*")] == ["state-0002.weights.h5"]
+    assert fit(folder, model_file)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"momentum": 2.0}, "momentum 2.0 is not in 0 to 1"),
+        ({"weight_decay": -1.0}, "weight decay -1.0"),
+        ({"weight_decay": float("nan")}, "weight decay nan"),
+        ({"augmentation": Augmentation(scars=-1)}, "scars -1"),
+        ({"augmentation": Augmentation(scar_length=-5)}, "scar length -5"),
+        ({"augmentation": Augmentation(rotation=float("nan"))}, "rotation nan"),
+        ({"augmentation": Augmentation(zoom=float("inf"))}, "zoom inf"),
+        ({"augmentation": Augmentation(contrast=-3.0)}, "contrast -3.0"),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(make_dataset, tmp_path, settings, message):
+    with pytest.raises(InputError, match=message):
+        fit(make_dataset(), tmp_path / "models" / "best.keras", Fitting(**{**vars(TINY), **settings}))
 
 
 def test_stops_when_dev_accuracy_no_longer_grows(make_dataset, tmp_path):

@@ -34,7 +34,9 @@ def test_what_is_not_named_keeps_its_default():
         ({"learning_rate": "fast"}, "learning_rate 'fast'"),
         ({"widths": [32, "64"]}, "widths '64'"),
         ({"widths": 32}, "widths 32"),
+        ({"dropout": 10**400}, "dropout has a value beyond all numbers"),
         ([], "not names with values"),
+        (None, "not names with values"),
     ],
 )
 def test_other_settings_are_refused_by_name(entries, message, tmp_path):
@@ -69,7 +71,24 @@ def test_a_network_or_a_sequence_network_s_card_in_place_of_a_card_is_told(tmp_p
         read_settings(tmp_path)
 
 
-@pytest.mark.parametrize("text", [None, "{", "{}", "[]"])
+@pytest.mark.parametrize(
+    ("hyperparameters", "entries"),
+    [
+        ("x", {}),
+        ([1, 2], {}),
+        (None, {}),
+        ({"start_from": "0"}, {}),
+        ({"start_from": "0"}, {"start_from": {"file": "x.keras"}}),
+        ({"teachers": ["0"]}, {"teachers": "x"}),
+    ],
+)
+def test_a_damaged_card_is_told(hyperparameters, entries, tmp_path):
+    (tmp_path / "card.json").write_text(json.dumps({"hyperparameters": hyperparameters, **entries}))
+    with pytest.raises(InputError, match=r"card\.json is damaged"):
+        read_settings(tmp_path / "card.json")
+
+
+@pytest.mark.parametrize("text", [None, "{", "{}", "[]", "null", "7"])
 def test_a_file_without_settings_is_refused(text, tmp_path):
     file = tmp_path / "tuned.json"
     if text is not None:

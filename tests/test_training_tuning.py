@@ -134,6 +134,23 @@ def test_what_cannot_be_compared_is_refused(make_dataset, tmp_path):
         tune(table, folder, models_folder, BASE, replace(QUICK, trials=1), "python")
 
 
+def test_labels_and_votes_are_searched_side_by_side(make_dataset, tmp_path):
+    folder, models_folder = make_dataset(), tmp_path / "models" / "stripes"
+    table = read_table(folder, "split.csv")
+    for emotion in ("anger", "happiness", "neutral"):
+        table[f"votes_{emotion}"] = 10 * (table["emotion"] == emotion)
+    tune(table, folder, models_folder, BASE, replace(QUICK, trials=2, epochs=1), "python")
+    labels = (models_folder / "tuned.json").read_text()
+    tune(table, folder, models_folder, replace(BASE, targets="votes"), replace(QUICK, trials=1, epochs=1), "python")
+    assert (models_folder / "tuned.json").read_text() == labels
+    assert len((models_folder / "tuning" / "trials.csv").read_text().splitlines()) == 3
+    assert read_settings(models_folder / "tuned-votes.json").targets == "votes"
+    assert len((models_folder / "tuning-votes" / "trials.csv").read_text().splitlines()) == 2
+    table["votes_neutral"] += 3
+    with pytest.raises(InputError, match="other votes_hash"):
+        tune(table, folder, models_folder, replace(BASE, targets="votes"), replace(QUICK, trials=2, epochs=1), "python")
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -141,6 +158,7 @@ def test_what_cannot_be_compared_is_refused(make_dataset, tmp_path):
         ({"epochs": 0}, "--epochs 0"),
         ({"train_images": -1}, "--train-images -1"),
         ({"timeout": -1.0}, "--timeout -1"),
+        ({"timeout": float("nan")}, "--timeout nan"),
         ({"seed": -1}, "seed -1"),
     ],
 )
@@ -151,22 +169,46 @@ def test_budgets_that_cannot_be_used_are_refused(make_dataset, tmp_path, wrong, 
     assert not (tmp_path / "models").exists()
 
 
-@pytest.mark.parametrize("url", ["nonsense", "sqlite:////no/such/folder/tuning.db", "nodriver://host/tuning"])
+@pytest.mark.parametrize(
+    "url", ["", "sqlite:///", "nonsense", "sqlite:////no/such/folder/tuning.db", "nodriver://host/tuning"]
+)
 def test_a_storage_that_cannot_be_used_is_refused(url):
-    with pytest.raises(InputError, match=r"--storage .* cannot be used"):
+    with pytest.raises(InputError, match=r"--storage .* (cannot be used|keeps nothing)"):
         study_in(url)
 
 
-def test_a_damaged_journal_is_refused(tmp_path):
+@pytest.mark.parametrize("lines", ['{"op_code": 4, "stu\n{}\n', "[]\n", '{"op_code": 99}\n', "7\n"])
+def test_a_damaged_journal_is_refused(tmp_path, lines):
     study_in(tmp_path / "tuning.journal")
     with (tmp_path / "tuning.journal").open("a") as file:
-        file.write('{"op_code": 4, "stu\n{}\n')
+        file.write(lines)
     with pytest.raises(InputError, match="is damaged"):
         study_in(tmp_path / "tuning.journal")
 
 
+def test_a_half_line_that_a_full_disk_left_is_cut_by_whoever_writes_next(tmp_path):
+    journal = tmp_path / "tuning.journal"
+    study = study_in(journal)
+
+    def half_line() -> None:
+        with journal.open("a") as file:
+            file.write('{"op_code":9,"wor')
+
+    def beside_a_full_disk(trial: optuna.Trial) -> float:
+        if trial.number == 1:  # another process's write ends in its middle
+            half_line()
+        return accuracy_of(trial)
+
+    search(study, tmp_path, beside_a_full_disk).run()
+    half_line()
+    trials = study_in(journal).get_trials()
+    assert [trial.params for trial in trials] == [trial.params for trial in study.get_trials()] and len(trials) == 4
+    assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
+
+
 def test_training_images_are_drawn_once_and_dev_is_left_whole(make_dataset):
     table = read_table(make_dataset(), "split.csv")
+    table.loc[table.index[[0, 3]], "face_status"] = "no_face"  # so that usable rows have other numbers
     part = drawn(table, 10, seed=3)
     assert usable(part)["split"].value_counts().to_dict() == {"train": 10, "dev": 12, "test": 12}
     assert list(drawn(table, 10, seed=3).index) == list(part.index) != list(drawn(table, 10, seed=4).index)
@@ -240,13 +282,14 @@ def test_the_trial_of_a_living_process_is_left_alone(tmp_path):
     assert states(study) == ["FAIL", "WAITING"]
 
 
-def test_an_interrupted_trial_is_queued_again(tmp_path):
+@pytest.mark.parametrize("end", [KeyboardInterrupt, OSError, MemoryError, InputError])
+def test_a_trial_that_something_else_than_its_settings_ended_is_queued_again(tmp_path, end):
     study = study_in(tmp_path / "tuning.journal")
 
     def interrupted(trial: optuna.Trial) -> float:
-        raise KeyboardInterrupt
+        raise end
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(end):
         search(study, tmp_path, interrupted).run()
     assert states(study) == ["FAIL", "WAITING"]
     search(study, tmp_path, accuracy_of).run()
@@ -334,5 +377,8 @@ def test_the_training_step_takes_tuned_settings_and_typed_options_before_them(ma
     assert f"settings: {models_folder / 'tuned.json'}" in done.stdout
     used = json.loads((models_folder / "best.json").read_text())["hyperparameters"]
     assert (used["epochs"], used["learning_rate"], used["dropout"]) == (1, 0.001, 0.25)
+    (models_folder / "tuned.json").write_text(json.dumps({"fitting": quick, "found": {"split_hash": "0"}}))
+    elsewhere = run_step("training.step3_best_model", *places)
+    assert elsewhere.returncode == 0 and "was found on another split" in elsewhere.stdout
     missing = run_step("training.step3_best_model", *places, "--settings", tmp_path / "none.json")
     assert missing.returncode == 2 and "none.json does not exist" in missing.stderr

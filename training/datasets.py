@@ -200,10 +200,9 @@ def _cached_images(paths: list[str], directory: Path, target_size: tuple[int, in
             raise InputError(f"{directory / path} is missing; make the crops again with step2_face_crops") from error
         key.update(f"{path}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
     file = directory / "cache" / f"{key.hexdigest()[:16]}.npy"
-    if file.exists():
-        os.utime(file)
-    else:
-        shape = (len(paths), *target_size, CHANNELS[color_mode])
+    shape = (len(paths), *target_size, CHANNELS[color_mode])
+    images = _cached(file, shape)
+    if images is None:
         with atomic_file(file) as temporary, temporary.open("wb") as stream:
             # Not into a memory map: on a full disk, writing to one kills the process.
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
@@ -211,8 +210,21 @@ def _cached_images(paths: list[str], directory: Path, target_size: tuple[int, in
             _write_decoded(stream, [directory / path for path in paths], target_size, color_mode)
         for old in sorted(file.parent.glob("*.npy"), key=lambda f: f.stat().st_mtime)[:-KEPT_CACHES]:
             old.unlink(missing_ok=True)
-    images = np.load(file, mmap_mode="r" if file.stat().st_size > MEMORY_LIMIT else None)
+        images = _cached(file, shape)
+        assert images is not None, f"{file} cannot be read back"
     images.flags.writeable = False
+    return images
+
+
+def _cached(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Return the images of a cache file; None where there is none of this shape that can be read."""
+    try:
+        images = np.load(file, mmap_mode="r" if file.stat().st_size > MEMORY_LIMIT else None)
+    except (FileNotFoundError, ValueError, EOFError):
+        return None
+    if images.shape != shape:
+        return None
+    os.utime(file)
     return images
 
 

@@ -32,6 +32,14 @@ LITERT_BATCHES = (1, 2)  # the same for LiteRT, which is prepared for each; larg
 MOST_THREADS = 4  # cores: more than these gain nothing on a face or two
 TEMPERATURES = (0.01, 100.0)  # least and most that a card may say: beyond, every answer is certain or none is
 _NEEDED = {"labels": list, "input_size": int, "channels": int, "align": str, "temperature": (int, float)}
+_IF_THERE = {
+    "unsure_below": (int, float),
+    "calibration": dict,
+    "scores": list,
+    "caveats": list,
+    "start_from": dict,
+    "teachers": list,
+}
 
 
 def card_path(model_file: Path) -> Path:
@@ -78,9 +86,23 @@ def read_card(
         raise InputError(f"{file}: labels {labels} are not two or more, each once, among {', '.join(EMOTIONS)}")
     if not TEMPERATURES[0] <= card["temperature"] <= TEMPERATURES[1]:
         raise InputError(f"{file}: temperature {card['temperature']} is not in {TEMPERATURES[0]} to {TEMPERATURES[1]}")
-    if not isinstance(card.get("scores", []), list):
-        raise InputError(f"{file}: scores {card['scores']!r} is no list; train again, or restore the card")
+    for name, kind in _IF_THERE.items():
+        if name in card and not isinstance(card[name], kind):
+            raise InputError(f"{file}: {name} {card[name]!r} cannot be used; train again, or restore the card")
+    for entry in networks_behind(card):
+        if not _names_a_network(entry):
+            raise InputError(f"{file}: {str(entry)[:80]!r} is no network that it learnt from; restore the card")
     return card
+
+
+def _names_a_network(entry: Any) -> bool:
+    """Tell whether an entry of a card has what `find_network` and `splits_learnt_from` ask of it."""
+    return (
+        isinstance(entry, dict)
+        and all(isinstance(entry.get(name), str) for name in ("file", "sha256"))
+        and all(isinstance(entry.get(name, []), list) for name in ("learnt", "splits"))
+        and all(isinstance(split, list) and len(split) == 2 for split in entry.get("splits", []))
+    )
 
 
 def crop_options(folder: Path) -> dict[str, Any]:
@@ -231,7 +253,9 @@ def load_network(model_file: Path) -> keras.Model:
         import keras
     try:
         network: Any = keras.models.load_model(model_file, compile=False, safe_mode=True)
-    except (ValueError, OSError, TypeError, KeyError, zipfile.BadZipFile) as error:
+        if not network.built or not network.layers:
+            raise ValueError("it has no layers, or was never built")
+    except (ValueError, OSError, TypeError, KeyError, AttributeError, RuntimeError, zipfile.BadZipFile) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"{model_file} is not a usable Keras model ({reason}); train it again") from error
     return network

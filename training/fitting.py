@@ -6,12 +6,14 @@ run goes on after its last whole epoch; a finished one is not repeated.
 """
 
 import csv
+import errno
 import hashlib
 import json
 import os
 import platform
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +36,7 @@ from training.distillation import card_entries, read_teachers, teach
 from training.emotion_classifier import card_path, check_crops, crop_options, save
 from training.fast_training import training_form
 from training.fine_tuning import Start, build_from, shaping_settings
+from training.workers import sole_worker
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "constant")
@@ -41,6 +44,20 @@ TARGETS = ("labels", "votes")
 PRECISIONS = ("auto", "float32", "mixed_bfloat16")
 NOT_FEELINGS = "It names what a face looks like, not what a person feels; do not use it to decide about people."
 MONITOR = "val_accuracy"  # the best epoch is chosen by this
+AUGMENTATION_RANGES = (
+    ("rotation", 0, 180),
+    ("zoom", 0, 0.9),
+    ("shift", 0, 48),
+    ("contrast", 0, 1),
+    ("brightness", 0, 255),
+    ("scars", 0, 64),
+    ("scar_length", 1, 48),
+    ("scar_width", 1, 48),
+    ("cover", 0, 24),  # pixels: half of the smallest face
+    ("noise", 0, 60),
+    ("crop", 0.5, 1),  # 1: the whole face
+    ("whole_faces", 0, 1),
+)
 
 
 def fit_table(
@@ -124,7 +141,7 @@ def read_batches(
         "votes_hash": digest(rows[classes]) if by_votes else "",
         "align": crops["align"],
         "crops": crops,
-        "caveats": caveats(rows, crops["channels"]),
+        "caveats": caveats(rows, crops["channels"], by_votes),
     }
     return flows["train"], flows["dev"], about
 
@@ -141,11 +158,13 @@ def _with_votes(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.join(shares).loc[named & ((rows["split"] == "train") | agreed)]
 
 
-def caveats(rows: pd.DataFrame, channels: int) -> list[str]:
+def caveats(rows: pd.DataFrame, channels: int, by_votes: bool = False) -> list[str]:
     """Return what whoever uses a network must know of the data it learnt from; the card says it."""
     lines = [NOT_FEELINGS]
     if set(rows["usage"]) <= {"Training", "PublicTest", "PrivateTest"}:
         lines.append("FER2013 holds small gray web images with noisy labels; it is for research use only.")
+        if by_votes:
+            lines.append("The crowd's votes are FER+ (Barsoum et al. 2016), published under the MIT licence.")
     if channels == 1:
         lines.append("It sees gray: colour, such as of the skin, was neither used nor examined.")
     unknown = [name for name in ("gender", "race", "age") if name not in rows.columns]
@@ -169,12 +188,17 @@ def fit(train: FaceBatches, dev: FaceBatches, model_file: Path, fitting: Fitting
         False where this very run had been finished before and nothing was done.
 
     Raises:
-        InputError: the training diverged.
+        InputError: the training diverged, its files are damaged or in another process's use, or the network would
+            replace one that it learns from.
     """
     start = Start.read(Path(fitting.start_from)) if fitting.start_from else None
     if start:
         check_crops(start.file, start.card, about["crops"], about["dataset"])
     teachers = read_teachers(fitting.teachers, train.classes, about)
+    for source in (start, *teachers):
+        if source and source.file.resolve() == model_file.resolve():
+            raise InputError(f"the new network would replace {source.file}, which it learns from, so that it could not "
+                             "be made again; give another --output")  # fmt: skip
     shaping = shaping_settings(fitting, start, teachers)
     settings = {
         "fitting": shaping,
@@ -248,22 +272,24 @@ def train_or_resume(
         there already, made by this very run.
 
     Raises:
-        InputError: the training diverged.
+        InputError: the training diverged, or its files are damaged or in another process's use.
     """
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     if _is_made_by(model_file, key):
         print(f"unchanged: {model_file} was made by this very run (same settings, same data); nothing to do")
         return None
     folder = model_file.parent / "runs" / f"{model_file.stem}-{key}"
-    run = _open_run(folder, settings, choose)
-    start = time.monotonic()
-    keras.utils.set_random_seed(fitting.seed)
-    network, trainer = build(run["precision"])
-    history = _train(trainer, network, train, dev, folder, fitting)
-    best = max(history, key=_merit)
-    if not np.isfinite(best["val_loss"]):
-        raise InputError(f"the training diverged (see {folder / 'history.csv'}); give a smaller learning rate")
-    network.load_weights(_weights(folder, "best", best["epoch"]))
+    with sole_worker(folder):
+        run = _open_run(folder, settings, choose)
+        start = time.monotonic()
+        keras.utils.set_random_seed(fitting.seed)
+        network, trainer = build(run["precision"])
+        history = _train(trainer, network, train, dev, folder, fitting)
+        best = max(history, key=_merit)
+        if not np.isfinite(best["val_loss"]):
+            raise InputError(f"the training diverged (see {folder / 'history.csv'}); give a smaller learning rate")
+        with _reading(folder):
+            network.load_weights(_weights(folder, "best", best["epoch"]))
     print(
         f"{len(history)} epochs ({time.monotonic() - start:.0f} s in this go), best: epoch {best['epoch']} "
         f"with dev accuracy {best[MONITOR]:.4f}\ncurves:  {folder / 'curves.png'}"
@@ -323,6 +349,16 @@ def check_settings(fitting: Fitting, networks: Collection[str] = models.NETWORKS
     ):
         if not least <= getattr(fitting, name) <= most:
             raise InputError(f"{name} {getattr(fitting, name)} is not in {least} to {most}")
+    for name, most in (
+        *(("weight_decay", 10), ("momentum", 1), ("distillation", 1)),
+        ("mixup", 10),  # 0: none
+    ):
+        if not 0 <= getattr(fitting, name) <= most:  # nor is "not a number"
+            raise InputError(f"{name.replace('_', ' ')} {getattr(fitting, name)} is not in 0 to {most}")
+    for name, least, most in AUGMENTATION_RANGES:
+        if not least <= getattr(fitting.augmentation, name) <= most:
+            value = getattr(fitting.augmentation, name)
+            raise InputError(f"augmentation: {name.replace('_', ' ')} {value} is not in {least} to {most}")
     if not 1 <= len(fitting.widths) <= 5 or min(fitting.widths) < 1:
         raise InputError(f"widths {fitting.widths} are not one to five numbers of filters")
     for name in ("dropout", "label_smoothing", "beta_1", "beta_2"):
@@ -330,21 +366,9 @@ def check_settings(fitting: Fitting, networks: Collection[str] = models.NETWORKS
             raise InputError(f"{name.replace('_', ' ')} {getattr(fitting, name)} is not in 0 to 1")
     if not 0 < fitting.learning_rate < 10:
         raise InputError(f"learning rate {fitting.learning_rate} is not between 0 and 10")
-    if not 0 <= fitting.distillation <= 1:
-        raise InputError(f"distillation {fitting.distillation} is not in 0 to 1")
-    if not 0 <= fitting.mixup <= 10:
-        raise InputError(f"mixup {fitting.mixup} is not in 0 (none) to 10")
-    if not 0 <= fitting.augmentation.noise <= 60:
-        raise InputError(f"noise {fitting.augmentation.noise} is not in 0 (none) to 60 gray levels")
-    if not 0 <= fitting.augmentation.cover <= 24:
-        raise InputError(f"cover {fitting.augmentation.cover} is not in 0 to 24 pixels: half of the smallest face")
-    if not 0.5 <= fitting.augmentation.crop <= 1:
-        raise InputError(f"crop {fitting.augmentation.crop} is not in 0.5 to 1 (the whole face)")
     if fitting.augmentation.crop < 1 and fitting.patience:
         raise InputError(f"patience {fitting.patience} may end a training on parts of faces before it has seen whole "
                          "ones; set patience 0, or crop 1")  # fmt: skip
-    if not 0 <= fitting.augmentation.whole_faces <= 1:
-        raise InputError(f"whole faces {fitting.augmentation.whole_faces} is not in 0 to 1 (a share of the epochs)")
 
 
 def _backend() -> str:
@@ -366,7 +390,21 @@ def _open_run(folder: Path, settings: dict[str, Any], choose_precision: Callable
     if not file.is_file():
         with atomic_file(file) as temporary:
             temporary.write_text(json.dumps({**settings, "precision": choose_precision()}, indent=2), encoding="utf-8")
-    return json.loads(file.read_text(encoding="utf-8"))
+    with _reading(folder):
+        run = json.loads(file.read_text(encoding="utf-8"))
+        if run["precision"] not in PRECISIONS[1:]:
+            raise ValueError(f"precision {run['precision']!r}")
+    return run
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Tell what to do where a run's own files cannot be read."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
+        raise InputError(f"the run in {folder} is damaged ({reason}); remove that folder to train anew") from error
 
 
 def build_trainer(train: FaceBatches, fitting: Fitting) -> tuple[keras.Model, keras.Model]:
@@ -517,12 +555,14 @@ class RunKeeper(keras.callbacks.Callback):
     def restore(self, trainer: keras.Model) -> int:
         """Load the newest state into the trainer; return the number of epochs it has done."""
         for state in sorted(self.folder.glob("state-*.weights.h5"), reverse=True):
-            epoch = int(state.name.split("-")[1].split(".")[0])
-            history = self._read_history(epoch)
-            if len(history) == epoch:
-                trainer.load_weights(state)
-                self.history = history
-                return epoch
+            with _reading(self.folder):
+                epoch = int(state.name.split("-")[1].split(".")[0])
+                history = self._read_history(epoch)
+                if len(history) == epoch:
+                    self.history = history
+                    self.network.load_weights(_weights(self.folder, "best", self._best()))  # fails now, not at the end
+                    trainer.load_weights(state)
+                    return epoch
         return 0
 
     def out_of_patience(self) -> bool:
@@ -562,8 +602,15 @@ class RunKeeper(keras.callbacks.Callback):
     def _save(self, model: keras.Model, file: Path) -> None:
         # Keras wants the ending .weights.h5, which a temporary name keeps by going in front.
         temporary = file.with_name(f".part-{file.name}")
-        model.save_weights(temporary, overwrite=True)
-        temporary.replace(file)
+        try:
+            model.save_weights(temporary, overwrite=True)
+            temporary.replace(file)
+        except RuntimeError as error:  # so HDF5 tells some of what happens on a full disk
+            if "No space left" not in str(error):
+                raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file)) from error
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def _write_history(self) -> None:
         with atomic_file(self.folder / "history.csv") as temporary, temporary.open("w", newline="") as file:

@@ -35,7 +35,7 @@ def read_settings(file: Path) -> Fitting:
     if file.suffix == ".keras":
         raise InputError(f"{file} is a network; its settings are in its card: give {card_path(file)}")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = dict(json.loads(file.read_text(encoding="utf-8")))
         is_card = "fitting" not in content
         entries = content["hyperparameters"] if is_card else content["fitting"]
     except FileNotFoundError as error:
@@ -56,6 +56,17 @@ def read_settings(file: Path) -> Fitting:
         raise InputError(f"{file}: {error}; {remedy}") from error
 
 
+def tuned_file(models_folder: Path, targets: str) -> Path:
+    """Return where a search by these targets, `labels` or `votes`, leaves the settings that it found."""
+    return models_folder / ("tuned.json" if targets == "labels" else f"tuned-{targets}.json")
+
+
+def split_of(file: Path) -> str | None:
+    """Return the hash of the split that tuned settings were found on; None where the file does not say."""
+    found = json.loads(file.read_text(encoding="utf-8")).get("found")
+    return found.get("split_hash") if isinstance(found, dict) else None
+
+
 def shortened(fitting: Fitting) -> Fitting:
     """Return the settings with a warm-up that leaves an epoch."""
     return replace(fitting, warm_up=max(0, min(fitting.warm_up, fitting.epochs - 1)))
@@ -69,11 +80,16 @@ def _of_card(card: dict[str, Any], file: Path) -> dict[str, Any]:
             return str(place)
         raise InputError(f"{file}: its network learnt from {entry['file']}, which is gone or another one by now")
 
-    entries = dict(card["hyperparameters"])
-    if entries.get("start_from"):
-        entries["start_from"] = found(card["start_from"])
-    if entries.get("teachers"):
-        entries["teachers"] = [found(entry) for entry in card["teachers"]]
+    try:
+        entries = dict(card["hyperparameters"])
+        if entries.get("start_from"):
+            entries["start_from"] = found(card["start_from"])
+        if entries.get("teachers"):
+            entries["teachers"] = [found(entry) for entry in card["teachers"]]
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{file} is damaged ({error!r}); restore it, or train again") from error
     return entries
 
 
@@ -95,7 +111,10 @@ def _like(default: Any, value: Any, name: str) -> Any:
     if isinstance(default, tuple) and isinstance(value, list):
         return tuple(_like(default[0] if default else "", part, name) for part in value)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise InputError(f"setting {name} has a value beyond all numbers") from error
     if type(value) is not type(default):
         raise InputError(f"setting {name} {value!r} is not a value like {default!r}")
     return value

@@ -1,6 +1,7 @@
 """Train the configured best network.
 
-Reads:  data/NAME/split.csv and the crops it names; models/NAME/tuned.json where step2_tuning wrote one (or --settings)
+Reads:  data/NAME/split.csv and the crops it names; models/NAME/tuned.json (with --targets votes: tuned-votes.json)
+        where step2_tuning wrote one (or --settings)
 Writes: models/NAME/best.keras and its card (or --output); models/NAME/runs/ (history, curves, states to resume from)
 
     python -m training.step3_best_model --dataset fer2013
@@ -31,11 +32,11 @@ from preprocessing.command_line import (
     typed_command,
 )
 from preprocessing.errors import InputError
-from preprocessing.image_tables import read_table
+from preprocessing.image_tables import read_table, split_hash
 from preprocessing.quiet import quiet_start
 from training.emotion_classifier import check_crops, crop_options, read_card
 from training.folds import LOOSE, STRICT, check_number, fit_folds
-from training.settings import read_settings, shortened
+from training.settings import read_settings, shortened, split_of, tuned_file
 
 
 def main(
@@ -112,11 +113,14 @@ def main(
     with quiet_start():
         from training.fitting import fit_table
 
-    tuned = models / dataset / "tuned.json"
+    tuned = tuned_file(models / dataset, targets or BEST.targets)
     if settings is None and start_from is None and tuned.is_file():  # tuned for a new network
         settings = tuned
     fitting = read_settings(settings) if settings else FINE_TUNING if start_from else BEST
     print(f"settings: {settings or 'configuration.py'}", flush=True)
+    if settings == tuned and split_of(tuned) not in (None, split_hash(table)):
+        print(f"warning: {tuned} was found on another split: its dev images may be among these training images; "
+              "tune again", flush=True)  # fmt: skip
     typed = {
         "start_from": start_from and str(start_from),
         "teachers": teacher and tuple(map(str, teacher)),

@@ -35,7 +35,7 @@ from configuration import Fitting, Tuning
 from preprocessing.command_line import progress_bar
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_file
-from preprocessing.image_tables import usable
+from preprocessing.image_tables import is_usable, split_hash
 from preprocessing.quiet import silence_retracing
 from training.datasets import FaceBatches
 from training.fitting import (
@@ -46,7 +46,7 @@ from training.fitting import (
     read_batches,
     whole_faces_last,
 )
-from training.settings import settings_to_json, shortened
+from training.settings import settings_to_json, shortened, tuned_file
 from training.workers import Worker, is_at_work, one_at_a_time
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -58,6 +58,28 @@ PLOTS = {"history": "plot_optimization_history", "importance": "plot_param_impor
 
 class WithdrawnError(Exception):
     """The budget was full when this trial was created."""
+
+
+class JournalLock(JournalFileOpenLock):
+    """A journal's lock, under which a half line at the journal's end is cut.
+
+    A full disk or a power failure leaves one; the next line would go on in it, and no process could read it any more.
+
+    Args:
+        journal: The file.
+    """
+
+    def __init__(self, journal: Path):
+        super().__init__(str(journal))  # symbolic links, the other kind of lock, need rights on Windows
+        self.journal = journal
+
+    def acquire(self) -> bool:
+        """Wait for the lock, then mend the journal."""
+        taken = super().acquire()
+        with self.journal.open("r+b") as stream:
+            lines = stream.read()
+            stream.truncate(lines.rfind(b"\n") + 1)
+        return taken
 
 
 def search_space(base: Fitting, tuning: Tuning) -> dict[str, BaseDistribution]:
@@ -160,13 +182,14 @@ def open_study(name: str, storage: str | Path, base: Fitting, tuning: Tuning, fa
     Raises:
         InputError: the storage cannot be used, or holds a study with other facts.
     """
+    if storage in ("", "sqlite://", "sqlite:///", "sqlite:///:memory:"):
+        raise InputError(f"--storage {storage!r} keeps nothing; give a database's URL such as sqlite:///tuning.db")
     space = search_space(base, tuning)
     facts = {**facts, "ranges": {key: optuna.distributions.distribution_to_json(d) for key, d in space.items()}}
     try:
         if isinstance(storage, Path):
             storage.parent.mkdir(parents=True, exist_ok=True)
-            lock = JournalFileOpenLock(str(storage))  # symbolic links need rights on Windows
-            journal = JournalFileBackend(str(storage), lock)
+            journal = JournalFileBackend(str(storage), JournalLock(storage))
             store: optuna.storages.BaseStorage = optuna.storages.JournalStorage(journal)
         else:
             with warnings.catch_warnings():
@@ -194,7 +217,7 @@ def open_study(name: str, storage: str | Path, base: Fitting, tuning: Tuning, fa
             f"--storage {storage} cannot be used ({error}); give a URL such as sqlite:///tuning.db or "
             "postgresql://user@host/tuning, with its driver installed"
         ) from error
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:  # whatever its lines hold
         raise InputError(f"{storage} is damaged ({error}); move it away to start a new study") from error
     facts = json.loads(json.dumps(facts))
     other = [key for key in {**known, **facts} if known.get(key) != facts.get(key)]
@@ -269,15 +292,18 @@ class Search:
 
         try:
             self.study.optimize(objective, n_trials=1, catch=(WithdrawnError,))
-        except KeyboardInterrupt:
-            if number is not None:
-                try_again(self.study, self.study.trials[number], self.tuning.attempts)
-            raise
-        except ValueError:
-            if number is None or not done or self.study.trials[number].state != TrialState.FAIL:
+        except BaseException as error:
+            if number is None:
                 raise
-            print(f"trial {number} was taken for dead by another process, which tries its settings again", flush=True)
-            return
+            trial = self.study.trials[number]
+            if done and isinstance(error, ValueError) and trial.state == TrialState.FAIL:
+                print(
+                    f"trial {number} was taken for dead by another process, which tries its settings again", flush=True
+                )
+                return
+            if trial.state == TrialState.FAIL:  # by Ctrl-C or a full disk, say: not the fault of its settings
+                try_again(self.study, trial, self.tuning.attempts)
+            raise
         assert number is not None
         trial = self.study.trials[number]
         if "withdrawn" not in trial.user_attrs:
@@ -394,8 +420,7 @@ def train_trial(trial: optuna.Trial, train: FaceBatches, dev: FaceBatches, fitti
 
 def drawn(table: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
     """Return the table with `count` of its usable training rows, drawn at random; 0: all."""
-    rows = usable(table)
-    training = rows.index[rows["split"] == "train"]
+    training = table.index[is_usable(table) & (table["split"] == "train")]
     if not 0 < count < len(training):
         return table
     left_out = np.random.default_rng(seed).permutation(training.to_numpy())[count:]
@@ -412,6 +437,8 @@ def tune(
     storage: str | None = None,
 ) -> None:
     """Search, and write what was found: `tuned.json`, and `tuning/` with the trials' table and plots.
+
+    A search by crowd votes writes `tuned-votes.json` and `tuning-votes/` beside these.
 
     Args:
         table: The data set's `split.csv`, as `image_tables.read_table` gives it.
@@ -432,14 +459,16 @@ def tune(
     check_settings(trial_base)
     if base.teachers:
         raise InputError("teachers do not go with a search; leave them out of BEST")
-    train, dev, about = read_batches(table, folder, trial_base)
     part = drawn(table, tuning.train_images, tuning.seed)
-    images = min(tuning.train_images or len(train.images), len(train.images))
+    train, dev, about = read_batches(part, folder, trial_base)
+    about["split_hash"] = split_hash(table)  # that of all images, as every other step knows it
+    images = len(train.images)
     told_apart = ("epochs", "seed", "targets")  # by entries of their own
     facts = {
         "split_hash": about["split_hash"],
         "crops": about["crops"],
         "targets": base.targets,
+        "votes_hash": about["votes_hash"],
         "epochs": tuning.epochs,
         "train_images": images,
         "seed": tuning.seed,
@@ -447,17 +476,19 @@ def tune(
     }
     name = f"{folder.name}-{base.targets}"
     journal = models_folder / "tuning.journal"
-    study = open_study(name, storage or journal, trial_base, tuning, facts)
+    place = journal if storage is None else storage
+    study = open_study(name, place, trial_base, tuning, facts)
     done = sum(trial.state in FINISHED for trial in study.get_trials(deepcopy=False))
     print(
-        f"study {name} in {storage or journal}: {done} of {tuning.trials} trials done; "
+        f"study {name} in {place}: {done} of {tuning.trials} trials done; "
         f"{images} train, {len(dev.images)} dev images, up to {tuning.epochs} epochs each",
         flush=True,
     )
     settled = trial_base
     if done < tuning.trials:
         settled = replace(trial_base, precision=choose_precision(train, trial_base))
-    results = models_folder / "tuning"
+    file = tuned_file(models_folder, base.targets)
+    results = file.with_name(file.stem.replace("tuned", "tuning"))
 
     def run_trial(trial: optuna.Trial) -> float:
         fitting = settings_of(trial.params, settled)
@@ -474,7 +505,7 @@ def tune(
     with one_at_a_time(results / "results.lock"):
         found = {"dataset": folder.name, "split_hash": about["split_hash"], "targets": base.targets, "command": command}
         found |= {"train_images": images, "dev_images": len(dev.images), "epochs": tuning.epochs, "seed": tuning.seed}
-        write_results(study, base, start_params(trial_base, space), found, models_folder / "tuned.json", results)
+        write_results(study, base, start_params(trial_base, space), found, file, results)
 
 
 def check_budget(tuning: Tuning) -> None:
@@ -484,8 +515,8 @@ def check_budget(tuning: Tuning) -> None:
         InputError: with the value and what is accepted.
     """
     for name, least in (("trials", 1), ("epochs", 1), ("train_images", 0), ("timeout", 0)):
-        if getattr(tuning, name) < least:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(tuning, name)} is less than {least}")
+        if not getattr(tuning, name) >= least:  # nor is "not a number" at least anything
+            raise InputError(f"--{name.replace('_', '-')} {getattr(tuning, name)} is not {least} or more")
 
 
 def write_table(study: optuna.Study, file: Path) -> None:
