@@ -96,6 +96,18 @@ def test_teachers_that_cannot_be_learnt_from_are_refused_in_one_line(teacher, ti
         assert done.returncode == 2 and words in done.stderr and len(done.stderr.strip().splitlines()) == 1
     done = run_step(*command, "--teacher", first, "--output", first)
     assert done.returncode == 2 and "would replace" in done.stderr and "--output" in done.stderr and first.is_file()
+    taught = {"file": "gone.keras", "sha256": "0", "command": "python -m some.step"}
+    card = tmp_path / "card.json"
+    card.write_text(json.dumps({"hyperparameters": {"teachers": ["0"], "network": "project1", "epochs": 1},
+                                "teachers": [taught]}))  # fmt: skip
+    done = run_step(*command, "--settings", card)
+    assert done.returncode == 2 and "gone.keras, which is gone" in done.stderr
+    assert "it was made by: python -m some.step" in done.stderr
+    done = run_step(*command, "--settings", card, "--teacher", first, "--output", tmp_path / "new.keras")
+    assert done.returncode == 0, done.stderr
+    told = json.loads((tmp_path / "new.json").read_text())
+    assert [entry["file"] for entry in told["teachers"]] == [str(first)]
+    assert told["hyperparameters"]["network"] == "project1"
     folds = pd.Series([str(row % 3) for row in range(len(table))], index=table.index)
     write_table(table.assign(fold=folds), folder / "split.csv")
     done = run_step(*command, "--teacher", first, "--folds", "3")

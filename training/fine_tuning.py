@@ -65,6 +65,7 @@ class Start:
             "labels": self.card["labels"],
             "learnt": self.learnt,
             "splits": splits_learnt_from(self.card),
+            "command": self.card.get("command", ""),
         }
 
     def caveats(self, own: Sequence[str]) -> list[str]:

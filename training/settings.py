@@ -26,8 +26,12 @@ def settings_from_json(entries: dict[str, Any]) -> Fitting:
     return _filled(Fitting(), entries)
 
 
-def read_settings(file: Path) -> Fitting:
+def read_settings(file: Path, teachers: tuple[str, ...] = ()) -> Fitting:
     """Return the settings in the entry `fitting` of a JSON file that `step2_tuning` wrote, or of a network's card.
+
+    Args:
+        file: The JSON file.
+        teachers: Networks to learn from instead of those that the file names, which are then not looked for.
 
     Raises:
         InputError: the file is missing or no JSON, or its settings cannot be used.
@@ -48,9 +52,10 @@ def read_settings(file: Path) -> Fitting:
     if is_card:
         if "window" in content:
             raise InputError(f"{file} is a sequence network's card; training.step4_sequence_model trains those")
-        entries = _of_card(content, file)
+        entries = _of_card(content, file, teachers)
     try:
-        return settings_from_json(entries)
+        settings = settings_from_json(entries)
+        return replace(settings, teachers=teachers) if teachers else settings
     except InputError as error:
         remedy = "its network was trained by another version" if is_card else "remove it, or tune again"
         raise InputError(f"{file}: {error}; {remedy}") from error
@@ -72,19 +77,22 @@ def shortened(fitting: Fitting) -> Fitting:
     return replace(fitting, warm_up=max(0, min(fitting.warm_up, fitting.epochs - 1)))
 
 
-def _of_card(card: dict[str, Any], file: Path) -> dict[str, Any]:
+def _of_card(card: dict[str, Any], file: Path, teachers: tuple[str, ...]) -> dict[str, Any]:
     """Return the settings that a network's card names; there networks that it learnt from are told by content."""
 
     def found(entry: dict[str, Any]) -> str:
         if place := find_network(entry):
             return str(place)
-        raise InputError(f"{file}: its network learnt from {entry['file']}, which is gone or another one by now")
+        made_by = f"; it was made by: {entry['command']}" if entry.get("command") else ""
+        raise InputError(
+            f"{file}: its network learnt from {entry['file']}, which is gone or another one by now{made_by}"
+        )
 
     try:
         entries = dict(card["hyperparameters"])
         if entries.get("start_from"):
             entries["start_from"] = found(card["start_from"])
-        if entries.get("teachers"):
+        if entries.get("teachers") and not teachers:
             entries["teachers"] = [found(entry) for entry in card["teachers"]]
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):

@@ -116,14 +116,15 @@ def main(
     tuned = tuned_file(models / dataset, targets or BEST.targets)
     if settings is None and start_from is None and tuned.is_file():  # tuned for a new network
         settings = tuned
-    fitting = read_settings(settings) if settings else FINE_TUNING if start_from else BEST
+    teachers = tuple(map(str, teacher or []))
+    fitting = read_settings(settings, teachers) if settings else FINE_TUNING if start_from else BEST
     print(f"settings: {settings or 'configuration.py'}", flush=True)
     if settings == tuned and split_of(tuned) not in (None, split_hash(table)):
         print(f"warning: {tuned} was found on another split: its dev images may be among these training images; "
               "tune again", flush=True)  # fmt: skip
     typed = {
         "start_from": start_from and str(start_from),
-        "teachers": teacher and tuple(map(str, teacher)),
+        "teachers": teachers or None,
         "targets": targets,
         "balance": balance,
         "epochs": epochs,
