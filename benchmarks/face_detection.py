@@ -7,7 +7,6 @@ same frame, one after the other. Ratios decide, times inform. Prints a table; `-
 keeps a picture of each face that stock does not report, to be looked at.
 """
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -30,10 +29,10 @@ from rich.console import Console
 from rich.table import Table
 
 from configuration import FACES, ROOT
+from evaluation.report import write_json
 from preprocessing.command_line import progress_bar, run
 from preprocessing.errors import InputError
 from preprocessing.faces import Face, FaceDetector, pyramid, read_image_rgb
-from preprocessing.files import atomic_file
 from preprocessing.quiet import quiet_start
 from preprocessing.step2_face_crops import write_face_crops
 
@@ -79,8 +78,7 @@ def main(
         rows.append(compare_cropping(mixed, pictures, stock))
     print_table(rows)
     if output:
-        with atomic_file(output) as temporary:
-            temporary.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        write_json(output, rows)
         print(f"wrote {output}")
 
 

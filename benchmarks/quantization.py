@@ -7,7 +7,6 @@ which all variants take one face after the other, in changing order. Accuracy de
 on training images. Prints a table; `--json FILE` keeps it.
 """
 
-import json
 import sys
 import tempfile
 import time
@@ -24,11 +23,11 @@ from rich.console import Console
 from rich.table import Table
 
 from configuration import PATHS, SAMPLE
+from evaluation.report import write_json
 from preprocessing.command_line import DataRoot, DatasetName, dataset_folder, run
 from preprocessing.crowd_votes import labelled_by_majority
 from preprocessing.emotions import relate
 from preprocessing.errors import InputError
-from preprocessing.files import atomic_file
 from preprocessing.image_tables import labels_of, read_table, usable
 from preprocessing.litert import Network
 from preprocessing.quiet import quiet_start
@@ -88,8 +87,7 @@ def main(
     ]
     print_table(results, f"{model.name} on {dataset}, dev split, n = {len(dev):,}; one face, {THREADS} threads")
     if output:
-        with atomic_file(output) as temporary:
-            temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        write_json(output, results)
         print(f"wrote {output}")
 
 

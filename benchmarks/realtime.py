@@ -8,7 +8,6 @@ prepared data set, whose dev faces are shown as still faces. Prints a table; `--
 """
 
 import csv
-import json
 import subprocess
 import sys
 import tempfile
@@ -30,10 +29,10 @@ from rich.console import Console
 from rich.table import Table
 
 from configuration import FACES, PATHS, ROOT
+from evaluation.report import write_json
 from preprocessing.command_line import DataRoot, dataset_folder, run
 from preprocessing.errors import InputError
 from preprocessing.faces import FaceDetector
-from preprocessing.files import atomic_file
 from preprocessing.quiet import quiet_start
 from realtime.calm import Steadier
 from realtime.drawing import Drawer
@@ -126,8 +125,7 @@ def main(
         print(f"no {folder / 'split.csv'}: the rows on labels are left out (--data, --dataset)", file=sys.stderr)
     print_table(rows)
     if output:
-        with atomic_file(output) as part:
-            part.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        write_json(output, rows)
         print(f"wrote {output}")
 
 

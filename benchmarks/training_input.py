@@ -7,7 +7,6 @@ median over pairs: Keras and ours on as many images, one after the other; the wh
 alone, step by step. Ratios decide, times inform. Prints a table; `--json FILE` keeps it.
 """
 
-import json
 import sys
 import tempfile
 import time
@@ -27,9 +26,9 @@ from rich.console import Console
 from rich.table import Table
 
 from configuration import BEST, NO_AUGMENTATION, PATHS, SAMPLE, Augmentation
+from evaluation.report import write_json
 from preprocessing.command_line import DataRoot, DatasetName, dataset_folder, progress_bar, run
 from preprocessing.errors import InputError
-from preprocessing.files import atomic_file
 from preprocessing.image_tables import read_table, usable
 from preprocessing.quiet import quiet_start
 
@@ -71,8 +70,7 @@ def main(
         results += [compare_normalization(train, fitting, steps), compare_step(train, fitting, steps)]
     print_table(results)
     if output:
-        with atomic_file(output) as temporary:
-            temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        write_json(output, results)
         print(f"wrote {output}")
 
 

@@ -49,6 +49,7 @@ from training.emotion_classifier import EmotionClassifier, card_path, crop_optio
 from training.folds import LOOSE, STRICT, fold_networks
 
 TRUTHS = ("labels", "majority")
+CARD_SCORES = ("accuracy", "balanced_accuracy", "macro_f1")
 
 
 @dataclass(frozen=True)
@@ -397,7 +398,7 @@ def report_on(
         "banner": banner(answers),
         "notes": [warning for section in sections for warning in section.warnings],
         "n": len(answers.rows),
-        **{score: measured[score] for score in ("accuracy", "balanced_accuracy", "macro_f1")},
+        **{score: measured[score] for score in CARD_SCORES},
         "accuracy_interval": performance["intervals"]["accuracy"],
         "per_emotion": {
             label: {figure: measured[f"{figure}/{label}"] for figure in ("precision", "recall", "f1")}
@@ -668,7 +669,7 @@ def update_scores(model_file: Path, metrics: dict[str, Any]) -> None:
     scores = [_card_score(metrics)]
     if copies := metrics.get("honesty", {}).get("copies_scores"):
         part = copies["without copies"]
-        rounded = {name: round(part[name]["value"], 4) for name in ("accuracy", "balanced_accuracy", "macro_f1")}
+        rounded = {name: round(part[name]["value"], 4) for name in CARD_SCORES}
         scores[0]["without_copies"] = {"n": part["n"], **rounded}
     if averaged := metrics.get("test_time_averaging"):
         row = averaged["averaged"]
@@ -683,7 +684,7 @@ def update_scores(model_file: Path, metrics: dict[str, Any]) -> None:
 
 def _card_score(metrics: dict[str, Any]) -> dict[str, Any]:
     score = {name: metrics[name] for name in ("dataset", "split", "protocol", "label_rule", "n")}
-    score |= {name: round(metrics[name], 4) for name in ("accuracy", "balanced_accuracy", "macro_f1")}
+    score |= {name: round(metrics[name], 4) for name in CARD_SCORES}
     score["accuracy_interval"] = [round(limit, 4) for limit in metrics["accuracy_interval"]]
     score["measured"] = datetime.now(UTC).date().isoformat()
     return score

@@ -96,7 +96,7 @@ def write_report(
     return write_json(folder / METRICS_FILE, whole)  # last: it vouches for the other files
 
 
-def write_json(file: Path, values: dict[str, Any], digits: int | None = None) -> dict[str, Any]:
+def write_json(file: Path, values: Any, digits: int | None = None) -> Any:
     """Write values so that a reader sees all of them or none, and return them as JSON knows them.
 
     NaN and infinities become null, numpy's numbers and arrays plain ones.

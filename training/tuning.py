@@ -13,6 +13,7 @@ The study is on disk after every step. Three rules keep it right without a lock 
 
 import gc
 import json
+import os
 import time
 import warnings
 from collections.abc import Callable
@@ -77,8 +78,11 @@ class JournalLock(JournalFileOpenLock):
         """Wait for the lock, then mend the journal."""
         taken = super().acquire()
         with self.journal.open("r+b") as stream:
-            lines = stream.read()
-            stream.truncate(lines.rfind(b"\n") + 1)
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(size - 1, 0))
+            if stream.read() not in (b"", b"\n"):  # one byte, so that a long journal is no slower
+                stream.seek(0)
+                stream.truncate(stream.read().rfind(b"\n") + 1)
         return taken
 
 
