@@ -108,6 +108,7 @@ class Fitting:
     start_from: str = ""  # a finished network, whose layers and weights are taken instead; empty: from scratch
     teachers: tuple[str, ...] = ()  # finished networks of the same emotions, whose answers are learnt too
     distillation: float = 0.5  # share of each target that is the mean of the teachers' answers, 0-1
+    teaching: str = "once"  # `once`: they answer about each training image; `views`: about what the network sees
     targets: str = "labels"  # `labels`: the data set's own; `votes`: the crowd's votes as a distribution
     balance: str = ""  # `emotion`, a column such as `gender`, or `gender+emotion`: images weigh so that it is balanced
     epochs: int = 36  # passes over the training split

@@ -34,13 +34,25 @@ def protocol(answers: Answers, averaging: str = "no test-time averaging") -> str
     truth = f", scored against the {MAJORITY}" if answers.by_crowd else ""
     networks = "one network per fold" if answers.fold_column else "one network"
     if start := answers.card.get("start_from"):
-        own = f"{learnt}, " if learnt.startswith("trained") else ""
-        learnt = f"{own}extra data: started from {_name(start)}, which learnt from {', '.join(start['learnt'])}"
+        extra = _learnt_more(start, answers.card)
+        own = "" if extra and learnt == "no extra labels" else f"{learnt}, "
+        learnt = f"{own}{'extra data: ' if extra else ''}{_started_from(start)}"
     if teachers := answers.card.get("teachers"):
-        own = f"{answers.card.get('dataset')} (labels)"
-        foreign = any(source != own for teacher in teachers for source in teacher["learnt"])
-        learnt = f"{'extra labels' if foreign and learnt == 'no extra labels' else learnt}, {_taught_by(teachers)}"
+        extra = any(_learnt_more(teacher, answers.card) for teacher in teachers)
+        learnt = learnt.replace("no extra labels", "extra labels") if extra else learnt
+        learnt = f"{learnt}, {_taught_by(teachers)}"
     return f"{networks}, one crop per face, {averaging}, {learnt}{truth}"
+
+
+def _learnt_more(entry: dict, card: dict) -> bool:
+    """Return whether a network that another one started or learnt from knows more than its data and targets."""
+    own = f"{card.get('dataset')} ({'crowd votes' if card.get('targets') == 'votes' else 'labels'})"
+    elsewhere = knows_another_split(entry, card.get("dataset", ""), card.get("split_hash", ""))
+    return elsewhere or any(source != own for source in entry["learnt"])
+
+
+def _started_from(start: dict) -> str:
+    return f"started from {_name(start)}, which learnt from {', '.join(start['learnt'])}"
 
 
 def _taught_by(teachers: list[dict]) -> str:
@@ -207,8 +219,8 @@ def _warnings(answers: Answers, folder: Path, table: pd.DataFrame, copies: np.nd
     current = split_hash(read_table(folder, "split.csv"))
     if card.get("dataset") == answers.dataset and card.get("split_hash") not in (None, current):
         warnings.append("the split was made anew since the model was trained: it may have learnt from these images")
-    if start := card.get("start_from"):
-        warnings.append(f"extra data: started from {_name(start)}, which learnt from {', '.join(start['learnt'])}")
+    if (start := card.get("start_from")) and _learnt_more(start, card):
+        warnings.append(f"extra data: {_started_from(start)}")
     for entry in networks_behind(card):
         if knows_another_split(entry, answers.dataset, current):
             warnings.append(f"{_name(entry)} knows another split of {answers.dataset}: it may know these very images")

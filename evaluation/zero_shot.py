@@ -15,7 +15,7 @@ from evaluation.performance import MAIN_SCORES, format_score
 from evaluation.sections import Section, Table
 from preprocessing.emotions import relate
 from preprocessing.errors import InputError
-from training.emotion_classifier import EmotionClassifier, find_start, read_card
+from training.emotion_classifier import EmotionClassifier, find_start, read_card, splits_learnt_from
 
 
 def ask_start(answers: Answers, start: Path, name: str = "zero-shot") -> Answers:
@@ -60,9 +60,14 @@ def zero_shot_file(card: dict, dataset: str) -> Path:
         InputError: it is gone, another one by now, or learnt from this data set.
     """
     file = found_start(card) if "start_from" in card else PATHS.pretrained
-    if read_card(file).get("dataset") == dataset:
+    if _knows(read_card(file), dataset):
         raise InputError(f"{file} learnt from {dataset} itself")
     return file
+
+
+def _knows(card: dict, dataset: str) -> bool:
+    """Return whether a network, or one that it learnt from, learnt from a data set; its card or its entry tells."""
+    return any(name == dataset for name, _ in splits_learnt_from(card))
 
 
 def ask_zero_shot(answers: Answers, file: Path) -> tuple[str, Answers]:
@@ -80,9 +85,10 @@ def ask_zero_shot(answers: Answers, file: Path) -> tuple[str, Answers]:
 
 
 def beside_zero_shot(answers: Answers, table: pd.DataFrame, options: Evaluation) -> Section | None:
-    """Set a fine-tuned network beside the one that it started from, on the same images; None where it did not.
+    """Set a fine-tuned network beside the one that it started from, on the same images.
 
-    Where that network is gone, has changed since, or does not fit the data, the section says so.
+    None where it started from none, or from one that learnt from this data as well and so is no stranger to it. Where
+    that network is gone, has changed since, or does not fit the data, the section says so.
 
     Args:
         answers: The fine-tuned network's answers, also those pooled over folds.
@@ -90,7 +96,7 @@ def beside_zero_shot(answers: Answers, table: pd.DataFrame, options: Evaluation)
         options: For the intervals.
     """
     entry = answers.card.get("start_from")
-    if not entry:
+    if not entry or _knows(entry, answers.dataset):
         return None
     learnt = ", ".join(entry["learnt"])
     try:

@@ -222,6 +222,11 @@ def test_networks_behind_the_model_that_know_another_split_are_named(evaluate, m
     told = evaluate(folder=folder, model=model)[0].stdout
     assert f"begun.keras knows another split of {folder.name}: it may know these very images" in told
     assert "taught.keras knows another split" in told and "same.keras knows" not in told
+    assert "extra data: started from begun.keras" in told and "zero-shot" not in told  # it has learnt from this data
+    model = tiny_model(dataset=folder.name, split_hash=split, start_from={**begun, "split_hash": split}, teachers=[])
+    told = evaluate(folder=folder, model=model)[0].stdout
+    assert f"no extra labels, started from begun.keras, which learnt from {folder.name} (labels)" in told
+    assert "extra data" not in told and "zero-shot" not in told
 
 
 def test_people_are_resampled_whole_and_shared_ones_are_told(evaluate, make_dataset):

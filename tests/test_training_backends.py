@@ -10,6 +10,7 @@ from conftest import ROOT
 
 TRAIN = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 from configuration import Augmentation, Fitting
 from preprocessing.image_tables import read_table
@@ -17,7 +18,10 @@ from training.fitting import fit_table
 folder, model_file = map(Path, sys.argv[1:])
 small = Fitting(widths=(8, 16), convolutions=1, squeeze=4, epochs=2, batch_size=8, warm_up=1, precision="float32",
                 mixup=0.2, augmentation=Augmentation(cover=8, noise=10.0, crop=5 / 6))
-fit_table(read_table(folder, "split.csv"), folder, model_file, small, "python")
+table = read_table(folder, "split.csv")
+teacher = model_file.with_stem(f"{model_file.stem}_teacher")
+fit_table(table, folder, teacher, small, "python")
+fit_table(table, folder, model_file, replace(small, teachers=(str(teacher),), teaching="views"), "python")
 """
 PREDICT = """
 import sys

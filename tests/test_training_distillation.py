@@ -1,19 +1,25 @@
 import json
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import keras
 import numpy as np
 import pandas as pd
 import pytest
 
-from configuration import Fitting
+from configuration import NO_AUGMENTATION, Fitting
 from evaluation.honesty import protocol
 from preprocessing.image_tables import read_table, split_hash, write_table
-from training.distillation import card_entries, read_teachers, teach
-from training.emotion_classifier import EmotionClassifier
+from training.distillation import TaughtModel, Teachers, card_entries, read_teachers, teach
+from training.emotion_classifier import EmotionClassifier, save
 from training.fine_tuning import Start
-from training.fitting import read_batches
+from training.fitting import build_trainer, read_batches
+from training.models import build
 from training.settings import read_settings
+
+SILENT: Any = 0  # Keras types it as text
 
 
 @pytest.fixture
@@ -59,6 +65,81 @@ def test_targets_are_labels_and_the_mean_of_the_teachers_answers_to_both_mirror_
     ]
 
 
+def test_asked_about_views_each_teacher_answers_about_the_image_or_its_mirror_image(teacher, tiny_model):
+    files = [str(teacher[2]), str(tiny_model(name="second.keras", labels=("anger", "happiness", "neutral")))]
+    second: Any = keras.models.load_model(files[1])
+    second.layers[-1].set_weights([-3 * weight for weight in second.layers[-1].get_weights()])
+    second.save(files[1])
+    images = np.random.default_rng(3).integers(0, 256, (6, 24, 24, 1)).astype(np.uint8)
+    teachers = Teachers(files, ("anger", "happiness", "neutral"), any_size=False, seed=1)
+    assert np.asarray(teachers(images)).tolist() == [[0.0] * 3] * 6  # nobody is asked when it is judged
+    assert not teachers.trainable_variables
+    sides = [np.ascontiguousarray(side) for side in (images, images[:, :, ::-1])]
+    first, other = ([EmotionClassifier.load(Path(file)).predict(side) for side in sides] for file in files)
+    possible = np.stack([(one + two) / 2 for one in first for two in other])
+    told = np.stack([np.asarray(teachers(images, training=True)) for _ in range(60)])
+    distance = np.abs(told[:, None] - possible).max(axis=-1)
+    assert distance.min(axis=1).max() < 1e-5
+    chosen = distance.argmin(axis=1)
+    assert {tuple(np.unique(chosen[:, image])) for image in range(6)} == {(0, 1, 2, 3)}
+    assert len(np.unique(chosen[0])) > 1  # not the whole batch alike
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_what_a_network_learns_by_views_is_labels_and_answers_in_their_shares(share):
+    random = np.random.default_rng(5)
+    values, told = random.normal(size=(8, 4)).astype(np.float32), random.dirichlet([1] * 3, 8).astype(np.float32)
+    labels = np.eye(3, dtype=np.float32)[random.integers(0, 3, 8)]
+    inputs: Any = keras.Input((7,))
+    answers = keras.layers.Dense(3, activation="softmax")(inputs[:, :4])
+    model = TaughtModel(inputs, [answers, inputs[:, 4:]], share, 0.1, name="trainer")
+    model.compile(keras.optimizers.SGD(0.0), keras.losses.CategoricalCrossentropy(), metrics=["accuracy"])
+    given = np.concatenate([values, told], axis=1)
+    said = model.predict(given, verbose=SILENT)[0]
+    smooth = 0.9 * labels + 0.1 / 3
+    targets = (1 - share) * smooth + share * told
+    right = (said.argmax(1) == labels.argmax(1)).mean()
+    learnt: Any = model.train_on_batch(given, labels, return_dict=True)
+    assert learnt["loss"] == pytest.approx(-(targets * np.log(said)).sum(1).mean(), abs=1e-5)
+    judged: Any = model.test_on_batch(given, labels, return_dict=True)
+    assert judged["loss"] == pytest.approx(-(labels * np.log(said)).sum(1).mean(), abs=1e-5)
+    assert learnt["accuracy"] == judged["accuracy"] == pytest.approx(right)
+
+
+def test_a_network_learns_what_its_teacher_answers_about_the_views_it_sees(teacher, tmp_path):
+    folder, table, _ = teacher
+    keras.utils.set_random_seed(3)
+    body = build("vgg", (24, 24, 1), 3, widths=(4,), convolutions=1)
+    kernel, bias = body.layers[-2].get_weights()
+    body.layers[-2].set_weights([30 * kernel, bias])  # so that its answers differ
+    facts = {"labels": ["anger", "happiness", "neutral"], "input_size": 24, "channels": 1, "align": "landmarks"}
+    save(body, {**facts, "temperature": 1.0, "unsure_below": 0.0, "scores": []}, tmp_path / "wise.keras")
+    fitting = Fitting(
+        widths=(8,), schedule="constant", batch_size=16, precision="float32", distillation=1.0, teaching="views",
+        teachers=(str(tmp_path / "wise.keras"),), augmentation=replace(NO_AUGMENTATION, flip=True, crop=2 / 3),
+    )  # fmt: skip
+    train, _, _ = read_batches(table, folder, fitting)
+    network, trainer = build_trainer(train, fitting)
+    assert {id(weight) for weight in trainer.trainable_variables} == {id(w) for w in network.trainable_variables}
+    taught: Any = trainer.get_layer("teachers")
+    assert not {id(weight) for weight in network.weights} & {id(weight) for weight in taught.weights}
+    before = [np.array(weight) for weight in taught.get_weights()]
+    asked: list[tuple[int, ...]] = []
+    first = taught.networks[0].layers[1]
+    call = first.call
+    first.call = lambda images, **options: (asked.append(tuple(images.shape[1:3])), call(images, **options))[1]
+    trainer.fit(train, epochs=40, verbose=SILENT)
+    assert set(asked) == {(16, 16)}  # it is shown what the network is shown
+    for old, new in list(zip(before, taught.get_weights(), strict=True))[:-1]:  # the last is the random numbers' state
+        np.testing.assert_array_equal(old, new)
+    told, learnt = (np.argmax(model.predict(train.images, verbose=SILENT), axis=1) for model in (body, network))
+    assert len(np.unique(told)) > 1 and (learnt == told).mean() > 0.9
+    trainer.save_weights(tmp_path / "state.weights.h5")
+    resumed, trainer_again = build_trainer(train, fitting)
+    trainer_again.load_weights(tmp_path / "state.weights.h5")
+    np.testing.assert_array_equal(resumed.predict(train.images, verbose=SILENT).argmax(axis=1), learnt)
+
+
 def test_a_distilled_network_says_so_and_its_card_makes_it_again(teacher, tmp_path, run_step):
     folder, _, first = teacher
     (tmp_path / "quick.json").write_text(json.dumps({"fitting": {"epochs": 1, "batch_size": 8, "widths": [4]}}))
@@ -73,6 +154,14 @@ def test_a_distilled_network_says_so_and_its_card_makes_it_again(teacher, tmp_pa
     again = run_step(*command, "--settings", file)
     assert again.returncode == 0 and "nothing to do" in again.stdout, again.stderr
     assert Start.read(file.with_suffix(".keras")).learnt == ["stripes (labels)"]
+    begun = {**card, "start_from": {**card["teachers"][0], "file": "models/begun.keras"}}
+    assert protocol_of(begun).endswith(
+        "no extra labels, started from begun.keras, which learnt from stripes (labels), distilled from teacher.keras, "
+        "which learnt from stripes (labels)"
+    )
+    begun["start_from"]["learnt"] = ["elsewhere (labels)", "stripes (labels)"]
+    assert "extra data: started from begun.keras, which learnt from elsewhere" in protocol_of(begun)
+    assert "no extra" not in protocol_of(begun)
     votes = {**card, "teachers": [{**card["teachers"][0], "learnt": ["stripes (crowd votes)"]}]}
     assert "extra labels, distilled from teacher.keras, which learnt from stripes (crowd votes)" in protocol_of(votes)
 
@@ -112,3 +201,14 @@ def test_teachers_that_cannot_be_learnt_from_are_refused_in_one_line(teacher, ti
     write_table(table.assign(fold=folds), folder / "split.csv")
     done = run_step(*command, "--teacher", first, "--folds", "3")
     assert done.returncode == 2 and "teachers do not go with --folds" in done.stderr
+    done = run_step(*command, "--start-from", first, "--folds", "3")
+    assert done.returncode == 2 and f"{first} learnt from {folder.name} itself" in done.stderr
+    done = run_step(*command, "--teaching", "views")
+    assert done.returncode == 2 and "name them by --teacher A.keras" in done.stderr
+    for teaching, words in (
+        ("views", f"teacher {first}: network"),
+        ("twice", "not one of once, views"),
+    ):
+        card.write_text(json.dumps({"fitting": {"teaching": teaching, "augmentation": {"crop": 0.75}}}))
+        done = run_step(*command, "--teacher", first, "--settings", card)
+        assert done.returncode == 2 and words in done.stderr and len(done.stderr.strip().splitlines()) == 1

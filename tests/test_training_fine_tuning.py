@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 
+import keras
 import numpy as np
 import pytest
 
@@ -97,8 +98,13 @@ def test_mistakes_end_in_one_line(make_dataset, tiny_model, tmp_path, run_step):
 
 
 def test_a_network_without_a_last_dense_layer_is_refused_for_other_classes(tiny_model):
-    file = tiny_model()
+    file = tiny_model(SEVEN[:3])
+    inputs = keras.Input((24, 24, 1), dtype="uint8")
+    answers = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(3, 3)(keras.layers.Rescaling(1 / 255)(inputs)))
+    keras.Model(inputs, answers).save(file)
+    with pytest.raises(InputError, match="does not end with a dense layer of 3 units"):
+        build_from(file, SEVEN)
     card = json.loads(file.with_suffix(".json").read_text())
     file.with_suffix(".json").write_text(json.dumps({**card, "labels": list(SEVEN[:4])}))
-    with pytest.raises(InputError, match="does not end with a dense layer of 4 units"):
+    with pytest.raises(InputError, match=r"tiny\.json does not describe tiny\.keras"):
         build_from(file, SEVEN)

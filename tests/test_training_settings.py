@@ -59,6 +59,7 @@ def test_a_network_s_card_gives_the_settings_that_made_it(tmp_path):
     first.write_bytes(b"another one")
     with pytest.raises(InputError, match=r"learnt from .*first\.keras, which is gone or another one by now"):
         read_settings(file)
+    assert read_settings(file, start_from="made.keras").start_from == "made.keras"
 
 
 def test_a_network_or_a_sequence_network_s_card_in_place_of_a_card_is_told(tmp_path):

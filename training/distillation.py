@@ -1,20 +1,27 @@
 """Learn from finished networks as well as from labels: knowledge distillation.
 
 The teachers' answers, at temperature 1, are mixed with the labels into one target per image (Hinton et al. 2015,
-https://arxiv.org/abs/1503.02531). They are asked once, about each training image and its mirror image, so a training by
-teachers takes no longer than another one.
+https://arxiv.org/abs/1503.02531). They are asked in one of two ways:
+
+- `once`, about each training image and its mirror image: such a training takes no longer than another one;
+- about the `views`, the turned, mixed and covered images that the network itself sees, in every step (Beyer et al.
+  2022, https://arxiv.org/abs/2106.05237). Each teacher adds a third of a step's time, but none knows these by heart.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 
 from preprocessing.errors import InputError
 from training.datasets import FaceBatches
 from training.emotion_classifier import EmotionClassifier, check_crops, knows_another_split
-from training.fine_tuning import Start
+from training.fast_training import training_form
+from training.fine_tuning import Start, build_from
+
+ops: Any = keras.ops  # Keras does not type what its operations give
 
 
 def read_teachers(files: Sequence[str], classes: Sequence[str], about: Mapping[str, Any]) -> list[Start]:
@@ -64,6 +71,83 @@ def teach(train: FaceBatches, teachers: Sequence[Start], share: float, smoothing
         own = np.eye(len(train.classes), dtype=np.float32)[own]
     own = (1 - smoothing) * own + smoothing / len(train.classes)
     train.set_targets((1 - share) * own + share * np.mean(answers, axis=0, dtype=np.float32))
+
+
+class Teachers(keras.layers.Layer):
+    """Finished networks that answer, in training, about the images that a network learns from.
+
+    Takes uint8 images, (n, height, width, channels), and gives the mean of the answers, float32 (n, classes). Each is
+    about the image or about its mirror image, by chance: in the long run the mean of both, in half of the time.
+    Outside training nobody is asked, and the answers are zeros.
+
+    Args:
+        files: The networks, as `read_teachers` accepts them.
+        classes: Class names of the data, in class order.
+        any_size: The images may be of another size than the networks were made for.
+        seed: Seed of the random numbers.
+
+    Raises:
+        InputError: a network is not the one of its card; or `any_size`, and it is bound to its size.
+    """
+
+    def __init__(self, files: Sequence[str], classes: Sequence[str], any_size: bool, seed: int):
+        super().__init__(name="teachers")
+        self.networks = []
+        for file in files:
+            network = build_from(Path(file), classes)
+            try:
+                self.networks.append(training_form(network, any_size))
+            except InputError as error:
+                raise InputError(f"teacher {file}: {error}") from error
+        self.classes = len(classes)
+        self.random = keras.random.SeedGenerator(seed)
+        self.trainable = False
+
+    def call(self, images: Any, training: bool = False) -> Any:
+        """Return the mean answers."""
+        if not training:
+            return ops.zeros((ops.shape(images)[0], self.classes))
+        answers = []
+        for network in self.networks:
+            mirrored = keras.random.uniform((ops.shape(images)[0], 1, 1, 1), seed=self.random) < 0.5
+            asked = ops.where(mirrored, images[:, :, ::-1], images)
+            answers += keras.tree.flatten(network(asked, training=False))
+        return sum(answers) / len(answers)
+
+    def compute_output_spec(self, images: Any, training: bool = False) -> Any:
+        """Return what is known of the answers before the images come."""
+        return keras.KerasTensor((images.shape[0], self.classes), dtype="float32")
+
+
+class TaughtModel(keras.Model):
+    """A model of two outputs, a network's answers and its teachers', that learns from both labels and teachers.
+
+    It is compiled as if it had the first output alone, and is judged by labels alone.
+
+    Args:
+        inputs: Its input.
+        outputs: The network's answers and those of `Teachers`, (n, classes) each.
+        share: Share of each target that the teachers' answers are, 0-1.
+        smoothing: Label smoothing, 0-1, of the labels.
+    """
+
+    def __init__(self, inputs: Any, outputs: Sequence[Any], share: float, smoothing: float, name: str):
+        super().__init__(inputs=inputs, outputs=list(outputs), name=name)
+        self.share, self.smoothing = share, smoothing
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Any:
+        """Return the loss of the network's answers."""
+        answers, told = y_pred
+        if training:
+            y = (1 - self.smoothing) * y + self.smoothing / answers.shape[-1]
+            y = (1 - self.share) * y + self.share * ops.stop_gradient(told)
+        return super().compute_loss(x, y, answers, sample_weight, training)
+
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        """Return the figures of the network's answers."""
+        return super().compute_metrics(x, y, y_pred[0], sample_weight)
 
 
 def card_entries(teachers: Sequence[Start]) -> dict[str, Any]:

@@ -205,7 +205,7 @@ def save(network: keras.Model, card: dict[str, Any], model_file: Path) -> None:
     A compiled network would drag its optimiser's state along, and a mixed precision would survive the saving.
     """
     copy: Any = copy_with(network, dtype="float32")
-    _check_fit(copy.input_shape, copy.output_shape, card, model_file)
+    check_fit(copy.input_shape, copy.output_shape, card, model_file)
     write_model(copy, card, model_file)
 
 
@@ -231,7 +231,7 @@ def write_model(network: keras.Model, card: dict[str, Any], model_file: Path) ->
     write_card(card, model_file)
 
 
-def _check_fit(input_shape: Sequence[Any], output_shape: Sequence[Any], card: dict[str, Any], model_file: Path) -> None:
+def check_fit(input_shape: Sequence[Any], output_shape: Sequence[Any], card: dict[str, Any], model_file: Path) -> None:
     """Refuse a card that describes another network."""
     side = card["input_size"]
     expected = ((None, side, side, card["channels"]), (None, len(card["labels"])))
@@ -318,7 +318,7 @@ class EmotionClassifier:
         model_file = Path(model_file)
         card = read_card(model_file)
         network: Any = load_network(model_file)
-        _check_fit(network.input_shape, network.output_shape, card, model_file)
+        check_fit(network.input_shape, network.output_shape, card, model_file)
         if features:
             network = _with_features(network)
         origin = file_hash(model_file) if features else ""
@@ -357,7 +357,7 @@ class EmotionClassifier:
         file = converted(name, [model_file], build, folder, int8 and not features)
         network = Network(file, threads or min(os.cpu_count() or 1, MOST_THREADS))
         given, returned = network.shapes()
-        _check_fit(given, (None, len(card["labels"])) if features else returned, card, model_file)
+        check_fit(given, (None, len(card["labels"])) if features else returned, card, model_file)
         for size in LITERT_BATCHES:
             network(np.zeros((size, card["input_size"], card["input_size"], card["channels"]), np.uint8))
         origin = file_hash(model_file) if features else ""

@@ -11,7 +11,7 @@ import numpy as np
 from configuration import ROOT, Fitting
 from preprocessing.errors import InputError
 from preprocessing.files import file_hash
-from training.emotion_classifier import load_network, networks_behind, read_card, splits_learnt_from
+from training.emotion_classifier import check_fit, load_network, networks_behind, read_card, splits_learnt_from
 
 OF_THE_NETWORK = (
     "network",
@@ -105,8 +105,10 @@ def shaping_settings(fitting: Fitting, start: Start | None, teachers: Sequence[S
     del settings["start_from"]
     if teachers:
         settings["teachers"] = [teacher.hash for teacher in teachers]
+        if fitting.teaching == "once":  # as every run was before there was another way: it keeps its key
+            del settings["teaching"]
     else:
-        del settings["teachers"], settings["distillation"]
+        del settings["teachers"], settings["distillation"], settings["teaching"]
     if start is None:
         return settings
     return {name: value for name, value in settings.items() if name not in OF_THE_NETWORK} | {"start_from": start.hash}
@@ -123,10 +125,13 @@ def build_from(file: Path, classes: Sequence[str]) -> keras.Model:
         classes: Names in class order.
 
     Raises:
-        InputError: the network cannot be loaded, or has no dense layer that gives its classes.
+        InputError: the network cannot be loaded, is not the one of its card, or has no dense layer that gives its
+            classes.
     """
-    labels = read_card(file)["labels"]
+    card = read_card(file)
+    labels = card["labels"]
     source: Any = load_network(file)
+    check_fit(source.input_shape, source.output_shape, card, file)
     same = list(classes) == list(labels)
     dense = [layer for layer in source.layers if isinstance(layer, keras.layers.Dense)]
     head = dense[-1] if dense and dense[-1].units == len(labels) else None

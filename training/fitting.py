@@ -32,7 +32,7 @@ from training import models
 from training.augmentation import WholeFacesLast, build_augmentation
 from training.balancing import sample_weights
 from training.datasets import FaceBatches, flow_from_dataframe
-from training.distillation import card_entries, read_teachers, teach
+from training.distillation import TaughtModel, Teachers, card_entries, read_teachers, teach
 from training.emotion_classifier import card_path, check_crops, crop_options, save
 from training.fast_training import training_form
 from training.fine_tuning import Start, build_from, shaping_settings
@@ -41,6 +41,7 @@ from training.workers import sole_worker
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "constant")
 TARGETS = ("labels", "votes")
+TEACHINGS = ("once", "views")
 PRECISIONS = ("auto", "float32", "mixed_bfloat16")
 NOT_FEELINGS = "It names what a face looks like, not what a person feels; do not use it to decide about people."
 MONITOR = "val_accuracy"  # the best epoch is chosen by this
@@ -211,8 +212,10 @@ def fit(train: FaceBatches, dev: FaceBatches, model_file: Path, fitting: Fitting
     def build(precision: str) -> tuple[keras.Model, keras.Model]:
         if start:
             print(start.in_words(train.classes), flush=True)
-        if teachers:
-            names = ", ".join(teacher.file.name for teacher in teachers)
+        names = ", ".join(teacher.file.name for teacher in teachers)
+        if teachers and fitting.teaching == "views":
+            print(f"asking {names} in every step about what the network sees", flush=True)
+        elif teachers:
             print(f"asking {names} about the training images", flush=True)
             teach(train, teachers, fitting.distillation, _label_smoothing(fitting))
         return build_trainer(train, replace(fitting, precision=precision))
@@ -331,6 +334,7 @@ def check_settings(fitting: Fitting, networks: Collection[str] = models.NETWORKS
     """
     for name, accepted in (
         ("network", networks),
+        ("teaching", TEACHINGS),
         ("targets", TARGETS),
         ("optimizer", OPTIMIZERS),
         ("schedule", SCHEDULES),
@@ -349,10 +353,7 @@ def check_settings(fitting: Fitting, networks: Collection[str] = models.NETWORKS
     ):
         if not least <= getattr(fitting, name) <= most:
             raise InputError(f"{name} {getattr(fitting, name)} is not in {least} to {most}")
-    for name, most in (
-        *(("weight_decay", 10), ("momentum", 1), ("distillation", 1)),
-        ("mixup", 10),  # 0: none
-    ):
+    for name, most in (("weight_decay", 10), ("momentum", 1), ("distillation", 1), ("mixup", 10)):
         if not 0 <= getattr(fitting, name) <= most:  # nor is "not a number"
             raise InputError(f"{name.replace('_', ' ')} {getattr(fitting, name)} is not in 0 to {most}")
     for name, least, most in AUGMENTATION_RANGES:
@@ -419,8 +420,15 @@ def build_trainer(train: FaceBatches, fitting: Fitting) -> tuple[keras.Model, ke
         network = build_network(shape, train.classes, fitting)
         augmentation = build_augmentation(fitting.augmentation, shape, fitting.seed)
         inputs = keras.Input(shape, dtype="uint8")
-        form = training_form(network, any_size=fitting.augmentation.crop < 1)
-        trainer = keras.Model(inputs, form(augmentation(inputs)), name="trainer")
+        any_size = fitting.augmentation.crop < 1
+        views = augmentation(inputs)
+        answers = training_form(network, any_size)(views)
+        if fitting.teachers and fitting.teaching == "views":
+            told = Teachers(fitting.teachers, train.classes, any_size, fitting.seed + 5)(views)
+            taught = fitting.distillation, _label_smoothing(fitting)
+            trainer = TaughtModel(inputs, [*keras.tree.flatten(answers), told], *taught, name="trainer")
+        else:
+            trainer = keras.Model(inputs, answers, name="trainer")
         # TensorFlow's XLA knows no image warp; the other backends always compile.
         jit_compile: Any = False if keras.backend.backend() == "tensorflow" else "auto"
         trainer.compile(

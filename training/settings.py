@@ -26,12 +26,13 @@ def settings_from_json(entries: dict[str, Any]) -> Fitting:
     return _filled(Fitting(), entries)
 
 
-def read_settings(file: Path, teachers: tuple[str, ...] = ()) -> Fitting:
+def read_settings(file: Path, teachers: tuple[str, ...] = (), start_from: str = "") -> Fitting:
     """Return the settings in the entry `fitting` of a JSON file that `step2_tuning` wrote, or of a network's card.
 
     Args:
         file: The JSON file.
         teachers: Networks to learn from instead of those that the file names, which are then not looked for.
+        start_from: Network to start from instead of the one that the file names, in the same way.
 
     Raises:
         InputError: the file is missing or no JSON, or its settings cannot be used.
@@ -52,10 +53,10 @@ def read_settings(file: Path, teachers: tuple[str, ...] = ()) -> Fitting:
     if is_card:
         if "window" in content:
             raise InputError(f"{file} is a sequence network's card; training.step4_sequence_model trains those")
-        entries = _of_card(content, file, teachers)
+        entries = _of_card(content, file, {"teachers": teachers, "start_from": start_from})
     try:
         settings = settings_from_json(entries)
-        return replace(settings, teachers=teachers) if teachers else settings
+        return replace(settings, teachers=teachers or settings.teachers, start_from=start_from or settings.start_from)
     except InputError as error:
         remedy = "its network was trained by another version" if is_card else "remove it, or tune again"
         raise InputError(f"{file}: {error}; {remedy}") from error
@@ -77,8 +78,11 @@ def shortened(fitting: Fitting) -> Fitting:
     return replace(fitting, warm_up=max(0, min(fitting.warm_up, fitting.epochs - 1)))
 
 
-def _of_card(card: dict[str, Any], file: Path, teachers: tuple[str, ...]) -> dict[str, Any]:
-    """Return the settings that a network's card names; there networks that it learnt from are told by content."""
+def _of_card(card: dict[str, Any], file: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that a network's card names; there networks that it learnt from are told by content.
+
+    Of those, only what is not `given` is looked for.
+    """
 
     def found(entry: dict[str, Any]) -> str:
         if place := find_network(entry):
@@ -90,13 +94,13 @@ def _of_card(card: dict[str, Any], file: Path, teachers: tuple[str, ...]) -> dic
 
     try:
         entries = dict(card["hyperparameters"])
-        if entries.get("start_from"):
+        if entries.pop("start_from", "") and not given["start_from"]:
             entries["start_from"] = found(card["start_from"])
-        if entries.get("teachers") and not teachers:
+        if entries.pop("teachers", ()) and not given["teachers"]:
             entries["teachers"] = [found(entry) for entry in card["teachers"]]
+    except InputError:
+        raise
     except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{file} is damaged ({error!r}); restore it, or train again") from error
     return entries
 

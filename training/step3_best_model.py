@@ -34,7 +34,7 @@ from preprocessing.command_line import (
 from preprocessing.errors import InputError
 from preprocessing.image_tables import read_table, split_hash
 from preprocessing.quiet import quiet_start
-from training.emotion_classifier import check_crops, crop_options, read_card
+from training.emotion_classifier import check_crops, crop_options, read_card, splits_learnt_from
 from training.folds import LOOSE, STRICT, check_number, fit_folds
 from training.settings import read_settings, shortened, split_of, tuned_file
 
@@ -58,6 +58,13 @@ def main(
     teacher: Annotated[
         list[Path] | None,
         typer.Option(help="A finished network whose answers are learnt beside the labels; may be given several times."),
+    ] = None,
+    teaching: Annotated[
+        str | None,
+        typer.Option(
+            help="once: teachers answer about each training image; views: about what the network sees, in every step.",
+            show_default=BEST.teaching,
+        ),
     ] = None,
     targets: Annotated[
         str | None,
@@ -117,14 +124,16 @@ def main(
     if settings is None and start_from is None and tuned.is_file():  # tuned for a new network
         settings = tuned
     teachers = tuple(map(str, teacher or []))
-    fitting = read_settings(settings, teachers) if settings else FINE_TUNING if start_from else BEST
+    start = str(start_from) if start_from else ""
+    fitting = read_settings(settings, teachers, start) if settings else FINE_TUNING if start else BEST
     print(f"settings: {settings or 'configuration.py'}", flush=True)
     if settings == tuned and split_of(tuned) not in (None, split_hash(table)):
         print(f"warning: {tuned} was found on another split: its dev images may be among these training images; "
               "tune again", flush=True)  # fmt: skip
     typed = {
-        "start_from": start_from and str(start_from),
+        "start_from": start or None,
         "teachers": teachers or None,
+        "teaching": teaching,
         "targets": targets,
         "balance": balance,
         "epochs": epochs,
@@ -135,8 +144,15 @@ def main(
         "augmentation": None if cover is None else replace(fitting.augmentation, cover=cover),
     }
     fitting = shortened(replace(fitting, **{name: value for name, value in typed.items() if value is not None}))
+    if teaching is not None and not fitting.teachers:
+        raise InputError("--teaching says how teachers are asked; name them by --teacher A.keras")
     if folds is not None and fitting.teachers:
         raise InputError("teachers do not go with --folds: they may have learnt from the people of every fold")
+    if folds is not None and fitting.start_from:
+        begun = read_card(Path(fitting.start_from))
+        if any(name == dataset for name, _ in splits_learnt_from(begun)):
+            raise InputError(f"{fitting.start_from} learnt from {dataset} itself, so it may know the people of every "
+                             "fold; start from a network that learnt elsewhere")  # fmt: skip
     model_file = output or models / dataset / "best.keras"
     if folds is None:
         fit_table(table, folder, model_file, fitting, typed_command())
