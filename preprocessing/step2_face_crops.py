@@ -156,7 +156,10 @@ def _crops_by_workers(folder: Path, pictures: list[Picture], options: Faces, pro
     try:
         with _ignored_interruptions():  # the workers start here
             crop = partial(_crop_in_worker, folder, options, faces.network_files())
-            rows = pool.map(crop, pictures, chunksize=HANDED)
+            try:
+                rows = pool.map(crop, pictures, chunksize=HANDED)
+            except OSError as error:  # "handle is closed": the first worker ended while the next one was being started
+                raise BrokenProcessPool(str(error)) from error
         yield from rows
     except BrokenProcessPool as error:
         for worker in multiprocessing.active_children():  # one that was started meanwhile would be waited for in vain

@@ -6,8 +6,10 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -402,6 +404,16 @@ def test_ctrl_c_ends_a_run_with_workers_in_one_line(many_folder):
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert errors.endswith("interrupted\n") and "Traceback" not in errors
+
+
+def test_a_worker_that_ends_while_the_next_one_starts_is_told_in_one_line(many_folder, monkeypatch):
+    def start(*_: Any, **__: Any) -> None:
+        raise OSError("handle is closed")  # as Python's pool tells it then
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(ProcessPoolExecutor, "map", start)
+    with pytest.raises(InputError, match="run the same command again"):
+        write_face_crops(many_folder)
 
 
 def test_a_worker_that_is_killed_ends_the_run_in_one_line_and_the_next_run_goes_on(many_folder, monkeypatch, capsys):
