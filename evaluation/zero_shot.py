@@ -15,7 +15,7 @@ from evaluation.performance import MAIN_SCORES, format_score
 from evaluation.sections import Section, Table
 from preprocessing.emotions import relate
 from preprocessing.errors import InputError
-from training.emotion_classifier import EmotionClassifier, find_start, read_card, splits_learnt_from
+from training.emotion_classifier import EmotionClassifier, find_start, has_learnt_from, read_card
 
 
 def ask_start(answers: Answers, start: Path, name: str = "zero-shot") -> Answers:
@@ -60,14 +60,9 @@ def zero_shot_file(card: dict, dataset: str) -> Path:
         InputError: it is gone, another one by now, or learnt from this data set.
     """
     file = found_start(card) if "start_from" in card else PATHS.pretrained
-    if _knows(read_card(file), dataset):
+    if has_learnt_from(read_card(file), dataset):
         raise InputError(f"{file} learnt from {dataset} itself")
     return file
-
-
-def _knows(card: dict, dataset: str) -> bool:
-    """Return whether a network, or one that it learnt from, learnt from a data set; its card or its entry tells."""
-    return any(name == dataset for name, _ in splits_learnt_from(card))
 
 
 def ask_zero_shot(answers: Answers, file: Path) -> tuple[str, Answers]:
@@ -96,7 +91,7 @@ def beside_zero_shot(answers: Answers, table: pd.DataFrame, options: Evaluation)
         options: For the intervals.
     """
     entry = answers.card.get("start_from")
-    if not entry or _knows(entry, answers.dataset):
+    if not entry or has_learnt_from(entry, answers.dataset):
         return None
     learnt = ", ".join(entry["learnt"])
     try:

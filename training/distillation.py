@@ -69,8 +69,13 @@ def teach(train: FaceBatches, teachers: Sequence[Start], share: float, smoothing
     own: Any = train.labels
     if own.ndim == 1:
         own = np.eye(len(train.classes), dtype=np.float32)[own]
-    own = (1 - smoothing) * own + smoothing / len(train.classes)
-    train.set_targets((1 - share) * own + share * np.mean(answers, axis=0, dtype=np.float32))
+    train.set_targets(_mixed(own, np.mean(answers, axis=0, dtype=np.float32), share, smoothing))
+
+
+def _mixed(own: Any, told: Any, share: float, smoothing: float) -> Any:
+    """Return targets, (n, classes): the data's own, smoothed, and in their share what teachers told."""
+    own = (1 - smoothing) * own + smoothing / told.shape[-1]
+    return (1 - share) * own + share * told
 
 
 class Teachers(keras.layers.Layer):
@@ -141,8 +146,7 @@ class TaughtModel(keras.Model):
         """Return the loss of the network's answers."""
         answers, told = y_pred
         if training:
-            y = (1 - self.smoothing) * y + self.smoothing / answers.shape[-1]
-            y = (1 - self.share) * y + self.share * ops.stop_gradient(told)
+            y = _mixed(y, ops.stop_gradient(told), self.share, self.smoothing)
         return super().compute_loss(x, y, answers, sample_weight, training)
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:

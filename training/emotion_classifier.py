@@ -164,6 +164,11 @@ def splits_learnt_from(card: dict[str, Any]) -> list[list[Any]]:
     return [own, *(split for entry in networks_behind(card) for split in splits_learnt_from(entry) if split != own)]
 
 
+def has_learnt_from(card: dict[str, Any], dataset: str) -> bool:
+    """Tell whether a network, or one that it learnt from, learnt from a data set; its card or its entry tells."""
+    return any(name == dataset for name, _ in splits_learnt_from(card))
+
+
 def knows_another_split(card: dict[str, Any], dataset: str, split: str) -> bool:
     """Tell whether a network, or one that it learnt from, learnt from another split of a data set than this one.
 

@@ -34,7 +34,7 @@ from preprocessing.command_line import (
 from preprocessing.errors import InputError
 from preprocessing.image_tables import read_table, split_hash
 from preprocessing.quiet import quiet_start
-from training.emotion_classifier import check_crops, crop_options, read_card, splits_learnt_from
+from training.emotion_classifier import check_crops, crop_options, has_learnt_from, read_card
 from training.folds import LOOSE, STRICT, check_number, fit_folds
 from training.settings import read_settings, shortened, split_of, tuned_file
 
@@ -148,11 +148,9 @@ def main(
         raise InputError("--teaching says how teachers are asked; name them by --teacher A.keras")
     if folds is not None and fitting.teachers:
         raise InputError("teachers do not go with --folds: they may have learnt from the people of every fold")
-    if folds is not None and fitting.start_from:
-        begun = read_card(Path(fitting.start_from))
-        if any(name == dataset for name, _ in splits_learnt_from(begun)):
-            raise InputError(f"{fitting.start_from} learnt from {dataset} itself, so it may know the people of every "
-                             "fold; start from a network that learnt elsewhere")  # fmt: skip
+    if folds is not None and fitting.start_from and has_learnt_from(read_card(Path(fitting.start_from)), dataset):
+        raise InputError(f"{fitting.start_from} learnt from {dataset} itself, so it may know the people of every "
+                         "fold; start from a network that learnt elsewhere")  # fmt: skip
     model_file = output or models / dataset / "best.keras"
     if folds is None:
         fit_table(table, folder, model_file, fitting, typed_command())
