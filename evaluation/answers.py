@@ -15,6 +15,7 @@ from preprocessing.emotions import LabelRule, relate
 from preprocessing.errors import InputError
 from preprocessing.image_tables import labels_of, usable
 from training.emotion_classifier import EmotionClassifier, read_card
+from training.lineage import Exposure, exposure_of
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Answers:
         rule: How the model's classes answer for the data's labels.
         left_out: Images of the split whose label the model does not know.
         probabilities: As the card calibrates them, float64 (n, labels); rows sum to one.
+        exposure: What the network, or its lineage, was trained and selected on among these images.
         fold_column: Where each image was answered by the network of its fold: the column that tells which. Else empty.
     """
 
@@ -45,6 +47,7 @@ class Answers:
     rule: LabelRule
     left_out: int
     probabilities: np.ndarray
+    exposure: Exposure
     fold_column: str = ""
 
     @property
@@ -54,8 +57,8 @@ class Answers:
 
     @property
     def trained_on(self) -> bool:
-        """Whether the model learnt from this very split."""
-        return self.card.get("dataset") == self.dataset and self.split == "train"
+        """Whether the model, or a network in its lineage, was trained on these images."""
+        return self.exposure.held_out is False
 
     @property
     def title(self) -> str:
@@ -120,6 +123,7 @@ class Answers:
             rows=self.rows.loc[keep].reset_index(drop=True),
             images=self.images if keep.all() else self.images[keep],  # they may lie on disk, more than memory holds
             probabilities=self.probabilities[keep],
+            exposure=self.exposure.select(keep),
         )
 
 
@@ -166,4 +170,5 @@ def ask(model_file: Path, name: str, folder: Path, table: pd.DataFrame, rows: pd
         rule=rule,
         left_out=len(rows) - len(scored),
         probabilities=apply_rule(classifier.predict(images), rule),
+        exposure=exposure_of(model_file, classifier.card, scored, table, folder.name),
     )

@@ -25,23 +25,24 @@ MIRROR_MEAN = "mean of the image and its mirror image"
 SCORES = {name: HEADLINE[name] for name in ("accuracy", "balanced_accuracy", "macro_f1")}
 
 
-def ask_mirrored(answers: Answers, networks: Mapping[int, Path]) -> np.ndarray:
+def ask_mirrored(answers: Answers, networks: Mapping[int, Path], table: pd.DataFrame) -> np.ndarray:
     """Ask whoever answered the images about their mirror images.
 
     Args:
         answers: The answers to the images as they are.
         networks: Fold number -> network, for answers pooled over folds; else empty.
+        table: All of the data set's `split.csv`.
 
     Returns:
         Probabilities as those of the answers, float64 (n, labels): calibrated by the card, or of folds as the networks
         give them.
     """
     if not networks:
-        return ask_start(_mirrored(answers), answers.model_file).probabilities
+        return ask_start(_mirrored(answers), answers.model_file, table).probabilities
     probabilities = np.empty_like(answers.probabilities)
     for fold, file in networks.items():
         asked = (answers.rows[answers.fold_column] == str(fold)).to_numpy()
-        probabilities[asked] = ask_start(_mirrored(answers.select(asked)), file).uncalibrated
+        probabilities[asked] = ask_start(_mirrored(answers.select(asked)), file, table).uncalibrated
     return probabilities
 
 
@@ -56,7 +57,7 @@ def over_mirror_images(
         table: All of the data set's `split.csv`.
         options: For the intervals.
     """
-    both = replace(answers, probabilities=(answers.probabilities + ask_mirrored(answers, networks)) / 2)
+    both = replace(answers, probabilities=(answers.probabilities + ask_mirrored(answers, networks, table)) / 2)
     parts = {"single": ("the image alone", answers), "averaged": (MIRROR_MEAN, both)}
     rows = {key: protocol_row(name, part, table, options, SCORES) for key, (name, part) in parts.items()}
     difference, test = gap(answers, both, options, SCORES), mcnemar(answers.right, both.right)

@@ -26,6 +26,7 @@ from preprocessing.image_tables import labels_of, split_by_fold, usable, write_t
 from preprocessing.quiet import silence_retracing
 from training.emotion_classifier import read_card
 from training.folds import STRICT
+from training.lineage import Exposure
 
 
 def ask_folds(
@@ -69,6 +70,7 @@ def ask_folds(
         images=np.concatenate([part.images for part in answers])[order],
         left_out=sum(part.left_out for part in answers),
         probabilities=np.concatenate([part.uncalibrated for part in answers])[order],
+        exposure=Exposure.joined(part.exposure for part in answers).select(order),
         fold_column=column,
     )
 

@@ -23,7 +23,8 @@ from preprocessing.image_tables import (
     usable,
 )
 from preprocessing.step3_split import choose_strategy
-from training.emotion_classifier import crop_options, knows_another_split, networks_behind
+from training.emotion_classifier import crop_options, has_learnt_from, knows_another_split, networks_behind
+from training.lineage import hashes_file
 
 _SCORES = ("accuracy", "balanced_accuracy", "macro_f1")
 
@@ -73,18 +74,25 @@ def banner(answers: Answers) -> str:
     """
     if SAMPLE.name in (answers.dataset, answers.card.get("dataset")):
         return "the sample is one portrait, warped: no score on it means anything"
-    if answers.trained_on:
-        return "NOT A HELD-OUT SCORE: the model was trained on this split"
-    if selected_on(answers):
-        return "the model was chosen on this split: expect a lower score on images that nobody has used"
+    exposure, n = answers.exposure, len(answers.rows)
+    if exposure.held_out is False:
+        return f"NOT A HELD-OUT SCORE: the model was trained on {_part_of(exposure.trained, n)}"
+    if exposure.held_out is None:
+        return (
+            "NOT KNOWN WHETHER HELD OUT: no complete list of the model's training images "
+            f"({hashes_file(answers.model_file).name}) lies beside its card"
+        )
+    if exposure.selected:
+        return (
+            f"the model was selected on {_part_of(exposure.selected, n)}: expect a lower score on images that played "
+            "no part in its selection"
+        )
     return ""
 
 
-def selected_on(answers: Answers) -> bool:
-    """Return whether the card says that the model, its epoch or its threshold was chosen on this split."""
-    calibrated = answers.card.get("calibration", {})
-    trained_here = answers.card.get("dataset") == answers.dataset
-    return answers.split == "dev" and (trained_here or calibrated.get("dataset") == answers.dataset)
+def _part_of(count: int, n: int) -> str:
+    """Return how many of the scored images were seen."""
+    return "these images" if count == n else f"{count:,} of these {n:,} images"
 
 
 def how_honest(answers: Answers, folder: Path, table: pd.DataFrame, notes: list[str], options: Evaluation) -> Section:
@@ -115,8 +123,10 @@ def how_honest(answers: Answers, folder: Path, table: pd.DataFrame, notes: list[
     tables = [Table(frame, "Where the figures come from")]
     values: dict = {
         "banner": banner(answers),
-        "held_out": not answers.trained_on,
-        "selected_on": selected_on(answers),
+        "held_out": answers.exposure.held_out,
+        "selected_on": answers.exposure.selected > 0,
+        "trained_on_images": answers.exposure.trained,
+        "selected_on_images": answers.exposure.selected,
         "protocol": protocol(answers),
         "copies": int(copies.sum()),
     }
@@ -155,7 +165,7 @@ def learnt_from(answers: Answers, table: pd.DataFrame, column: str) -> np.ndarra
     own = answers.rows[column]
     shared = np.zeros(len(own), bool)
     if not answers.fold_column:
-        parts = {"": usable(table)} if answers.card.get("dataset") == answers.dataset else {}
+        parts = {"": usable(table)} if has_learnt_from(answers.card, answers.dataset) else {}
         is_answered = dict.fromkeys(parts, np.ones(len(own), bool))
     else:
         folds = fold_numbers(table, answers.fold_column)
@@ -169,6 +179,8 @@ def learnt_from(answers: Answers, table: pd.DataFrame, column: str) -> np.ndarra
 
 def _copies(answers: Answers, table: pd.DataFrame) -> tuple[np.ndarray, str]:
     """Return which images have an exact copy in another part of the table, bool (n,), and what that part is called."""
+    if answers.split != "train" and answers.exposure.complete:
+        return answers.exposure.training, "training images"
     if answers.fold_column:
         return learnt_from(answers, table, "pixel_hash"), "training images"
     rows = usable(table)
@@ -217,12 +229,13 @@ def _warnings(answers: Answers, folder: Path, table: pd.DataFrame, copies: np.nd
     if people and answers.split != "train":
         warnings.append(f"{len(people):,} people of this split are also in the training split")
     current = split_hash(read_table(folder, "split.csv"))
-    if card.get("dataset") == answers.dataset and card.get("split_hash") not in (None, current):
+    known = answers.exposure.complete
+    if not known and card.get("dataset") == answers.dataset and card.get("split_hash") not in (None, current):
         warnings.append("the split was made anew since the model was trained: it may have learnt from these images")
     if (start := card.get("start_from")) and _learnt_more(start, card):
         warnings.append(f"extra data: {_started_from(start)}")
     for entry in networks_behind(card):
-        if knows_another_split(entry, answers.dataset, current):
+        if not known and knows_another_split(entry, answers.dataset, current):
             warnings.append(f"{_name(entry)} knows another split of {answers.dataset}: it may know these very images")
     align = crop_options(folder)["align"]
     if align != card["align"]:
@@ -254,24 +267,27 @@ def _provenance(answers: Answers, folder: Path, table: pd.DataFrame) -> str:
 
 
 def _part_in_training(answers: Answers) -> str:
-    if answers.fold_column:
+    if answers.fold_column and not answers.exposure.trained:
         return "of the network that answers: none; its epoch was chosen on the next fold"
-    if answers.trained_on:
-        return "the model learnt from it"
-    if selected_on(answers):
-        return f"the model was chosen by it ({answers.card.get('chosen_by', 'the dev split of its training')})"
-    return "none that the card tells of"
+    exposure, n = answers.exposure, len(answers.rows)
+    if exposure.trained:
+        return f"the model was trained on {_part_of(exposure.trained, n)}"
+    if exposure.selected:
+        how = answers.card.get("chosen_by", "the dev split of its training")
+        return f"the model was selected on {_part_of(exposure.selected, n)} ({how})"
+    return "none" if exposure.complete else "none that the card states"
 
 
 def _training_data(answers: Answers, table: pd.DataFrame) -> str:
-    images = answers.card.get("training_images")
+    images, exposure = answers.card.get("training_images"), answers.exposure
     text = f"{answers.card.get('dataset', 'unknown')}" + (f", {images:,} images" if isinstance(images, int) else "")
     if start := answers.card.get("start_from"):
         text += f", after {', '.join(start['learnt'])}, which {_name(start)} learnt from"
     if teachers := answers.card.get("teachers"):
         text += f", {_taught_by(teachers)}"
     if answers.card.get("dataset") != answers.dataset:
-        return f"{text}; whether any of these images are among them is not known"
+        seen = f"{exposure.training.sum():,}" if exposure.complete else "an unknown number"
+        return f"{text}; {seen} of these images are among its training images"
     if answers.card.get("targets") == "votes":
         return f"{text}; learnt from the crowd's votes, not from the data set's own labels"
     extra = [name for name in _extra_sources(usable(table).query("split == 'train'")) if not name.startswith(MAJORITY)]

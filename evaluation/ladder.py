@@ -1,6 +1,6 @@
 """What did each step buy? Train a ladder of networks on one data set, and score them on the same images.
 
-Reads:  data/NAME/split.csv, the pictures and the crops it names; models/NAME/tuned.json where step2_tuning wrote one
+Reads:  data/NAME/split.csv, the pictures and the crops it names; with --settings the settings that step2_tuning wrote
 Writes: models/NAME/ladder/*.keras with their cards; data/NAME/whole/ (the pictures without face crops);
         reports/NAME/ladder.csv, ladder.json, ladder.png (with --folds: ladder-folds.*)
 
@@ -54,6 +54,7 @@ from preprocessing.quiet import quiet_start, silence_retracing
 from preprocessing.whole_images import are_whole, write_whole_images
 from training.emotion_classifier import check_crops, crop_options, read_card
 from training.folds import fit_folds, fold_networks
+from training.lineage import ImageHashes, settings_images
 from training.settings import read_settings, shortened
 
 BASELINE, WHOLE, CROPS, FINE_TUNED, ZERO_SHOT = "baseline", "tuned-whole", "tuned", "fine-tuned", "zero-shot"
@@ -68,12 +69,14 @@ class Rung:
         title: What a reader calls it.
         folder: The data set's folder that it is trained on: of face crops or of whole images.
         fitting: Every setting of its run.
+        settings_hashes: The images by which its settings were selected; None for configured settings.
     """
 
     name: str
     title: str
     folder: Path
     fitting: Fitting
+    settings_hashes: ImageHashes | None = None
 
 
 def main(
@@ -84,6 +87,10 @@ def main(
     start_from: Annotated[
         Path, typer.Option(help="The network to fine-tune, and to score as it is.")
     ] = PATHS.pretrained,
+    settings: Annotated[
+        Path | None,
+        typer.Option(help="Settings of the tuned network, such as a tuned.json.", show_default="configuration.py"),
+    ] = None,
     split: Annotated[str | None, typer.Option(help=f"{', '.join(SPLITS)}; left out: test, or dev without one.")] = None,
     folds: Annotated[bool, typer.Option("--folds", help="Train every rung once per fold of the split.")] = False,
     epochs: Annotated[int | None, typer.Option(help="Passes of every rung; else each one's own.")] = None,
@@ -107,14 +114,14 @@ def main(
             f"Whole images: the same images in the same split, without looking for a face ({left_out:,} pictures in "
             "which no face was found are in no rung)."
         )
-    rungs = plan(folder, whole, models / dataset / "tuned.json", start_from, epochs, seed)
+    rungs = plan(folder, whole, settings, start_from, epochs, seed)
     files = {rung.name: models / dataset / "ladder" / f"{rung.name}.keras" for rung in rungs}
     for rung in rungs:
         print(f"--- {rung.title}", flush=True)
         train(rung, files[rung.name], folds)
     silence_retracing()
     answers = [answer(rung, files[rung.name], split, folds) for rung in rungs]
-    answers.append(ask_start(answers[-1], start_from, ZERO_SHOT))
+    answers.append(ask_start(answers[-1], start_from, table, ZERO_SHOT))
     titles = [rung.title for rung in rungs] + [f"zero-shot: {start_from.name} as it is"]
     write_ladder(answers, titles, table, notes, reports / dataset, "ladder-folds" if folds else "ladder", EVALUATION)
 
@@ -130,24 +137,27 @@ def check_start(start_from: Path, folder: Path, table: pd.DataFrame) -> None:
     relate(card["labels"], labels_of(usable(table)))
 
 
-def plan(folder: Path, whole: Path, tuned: Path, start_from: Path, epochs: int | None, seed: int | None) -> list[Rung]:
+def plan(
+    folder: Path, whole: Path, settings: Path | None, start_from: Path, epochs: int | None, seed: int | None
+) -> list[Rung]:
     """Return the rungs to train, from the lowest.
 
     Args:
         folder: Of the face crops.
         whole: Of the whole images; the same folder where the data set has no others.
-        tuned: Settings that step2_tuning wrote; without them the configured ones are used.
+        settings: File of settings that step2_tuning wrote; None for the configured ones.
         start_from: The network to fine-tune.
         epochs: Passes of each rung, in place of its own.
         seed: Of each rung, in place of its own.
     """
     on_whole = "whole images" if whole != folder else "the pictures"
-    best, how = (read_settings(tuned), "tuned") if tuned.is_file() else (BEST, "configured, not tuned")
+    best, how = (read_settings(settings), "tuned") if settings else (BEST, "configured, not tuned")
+    hashes = settings_images(settings, read_table(folder, "split.csv"), folder.name) if settings else None
     rungs = [Rung(BASELINE, f"baseline (cifar10) on {on_whole}", whole, BASELINES["cifar10"])]
     if whole != folder:
-        rungs.append(Rung(WHOLE, f"{how}, on whole images", whole, best))
+        rungs.append(Rung(WHOLE, f"{how}, on whole images", whole, best, hashes))
     on_crops = "face crops" if whole != folder else "the pictures"
-    rungs.append(Rung(CROPS, f"{how}, on {on_crops}", folder, best))
+    rungs.append(Rung(CROPS, f"{how}, on {on_crops}", folder, best, hashes))
     fine_tuning = replace(FINE_TUNING, start_from=str(start_from))
     rungs.append(Rung(FINE_TUNED, f"fine-tuned from {start_from.name}, on {on_crops}", folder, fine_tuning))
     own: dict[str, Any] = {"epochs": epochs, "seed": seed}
@@ -161,7 +171,8 @@ def train(rung: Rung, model_file: Path, folds: bool) -> None:
         from training.fitting import fit_table
 
     table = read_table(rung.folder, "split.csv")
-    (fit_folds if folds else fit_table)(table, rung.folder, model_file, rung.fitting, typed_command())
+    fit = fit_folds if folds else fit_table
+    fit(table, rung.folder, model_file, rung.fitting, typed_command(), settings_hashes=rung.settings_hashes)
 
 
 def answer(rung: Rung, model_file: Path, split: str | None, folds: bool) -> Answers:

@@ -47,6 +47,7 @@ from preprocessing.files import file_hash, fingerprint
 from preprocessing.image_tables import SPLITS, digest, labels_of, read_table, usable, write_table
 from training.emotion_classifier import EmotionClassifier, card_path, crop_options, find_start, read_card, write_card
 from training.folds import LOOSE, STRICT, fold_networks
+from training.lineage import ImageHashes, hashes_file, read_hashes, write_hashes
 
 TRUTHS = ("labels", "majority")
 CARD_SCORES = ("accuracy", "balanced_accuracy", "macro_f1")
@@ -326,7 +327,7 @@ def evaluate_folds(task: Task, name: str, model_file: Path, networks: dict[int, 
 
     start = None
     try:
-        start = zero_shot_file(read_card(networks[0]), task.folder.name)
+        start = zero_shot_file(read_card(networks[0]), task.folder.name, task.table)
     except InputError as error:
         notes.append(f"Zero-shot was not measured: {error}.")
     inputs = _inputs(task, *networks.values(), *loose.values()) | {"not_measured": [*notes]}
@@ -342,7 +343,7 @@ def evaluate_folds(task: Task, name: str, model_file: Path, networks: dict[int, 
         others[title] = ask_folds(loose, model_file, f"{name}, loose", task.folder, task.table, LOOSE)
     if start:
         try:
-            title, zero_shot = ask_zero_shot(answers, start)
+            title, zero_shot = ask_zero_shot(answers, start, task.table)
             others[title] = zero_shot
         except InputError as error:
             notes.append(f"Zero-shot was not measured: {error}.")
@@ -394,7 +395,7 @@ def report_on(
         "labels": list(answers.labels),
         "label_rule": answers.rule.text,
         "left_out": answers.left_out,
-        "held_out": not answers.trained_on,
+        "held_out": answers.exposure.held_out,
         "banner": banner(answers),
         "notes": [warning for section in sections for warning in section.warnings],
         "n": len(answers.rows),
@@ -499,6 +500,8 @@ def calibrate_card(task: Task, name: str, model_file: Path) -> None:
     answers = ask(model_file, name, task.folder, task.table, task.rows, task.split)
     fitted = fit_calibration(answers, task.options)
     fitted["calibration"]["truth"] = MAJORITY if answers.by_crowd else "the data set's own labels"
+    selected = ImageHashes.of(selection=answers.rows["pixel_hash"])
+    write_hashes(model_file, read_hashes(model_file) | selected)
     write_card({**read_card(model_file), **fitted}, model_file)
     how = fitted["calibration"]
     print(
@@ -631,6 +634,7 @@ def _inputs(task: Task, *model_files: Path) -> dict[str, Any]:
     cards = [read_card(file) | {"scores": []} for file in model_files]  # scores are written by ourselves
     inputs = {
         "model": file_hash(*model_files),
+        "images": file_hash(*(file for file in map(hashes_file, model_files) if file.is_file())),
         "card": hashlib.sha256(json.dumps(cards, sort_keys=True).encode()).hexdigest()[:16],
         "started_from": [str(find_start(card)) for card in cards if "start_from" in card],
         "rows": digest(task.rows),

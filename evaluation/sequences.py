@@ -53,8 +53,15 @@ from preprocessing.image_tables import (
     write_table,
 )
 from preprocessing.quiet import quiet_start
-from training.emotion_classifier import EmotionClassifier, crop_options, read_card, write_card
+from training.emotion_classifier import (
+    EmotionClassifier,
+    crop_options,
+    knows_another_split,
+    read_card,
+    write_card,
+)
 from training.folds import features_without, fold_file
+from training.lineage import Exposure, ImageHashes, exposure_of, knows_images, read_hashes, write_hashes
 from training.sequence_classifier import SequenceClassifier, read_sequence_card
 
 if TYPE_CHECKING:
@@ -157,12 +164,21 @@ def main(
     answers, notes = ask_all(parts, folder, model_file, peak_model or models / dataset / "best.keras")
     if dataset == SAMPLE.name:
         notes.append("the sample is one portrait, warped: no score on it means anything")
-    if split in ("train", "dev"):
-        notes.append(f"the {split} split trained or chose the networks: these are no held-out scores")
+    exposures = [
+        exposure_of(file, read_sequence_card(file), _frames(part), part.table, dataset)
+        for part in parts
+        for file in [part.network_file(model_file)]
+    ]
+    held_out = Exposure.joined(exposures).held_out
+    if split in ("train", "dev") or held_out is False:
+        of_split = f" ({split} split)" if split else ""
+        notes.append(f"NOT A HELD-OUT SCORE: the networks were trained or selected on these images{of_split}")
+    elif held_out is None:
+        notes.append(f"not known whether held out: no complete list of training images lies beside {model_file}")
     rows = pd.concat([part.sequences.table for part in parts], ignore_index=True)
     options = Evaluation(resamples=resamples, seed=seed)
     report = reports / dataset / f"{model_file.stem}{'-folds' if folds else ''}"
-    write_report(answers, rows, labels_of(sequences.table), notes, heading, report, options)
+    write_report(answers, rows, labels_of(sequences.table), notes, heading, report, options, held_out)
 
 
 def _fold(table: pd.DataFrame, folder: Path, features: Path, fold: int) -> Part:
@@ -173,7 +189,7 @@ def _fold(table: pd.DataFrame, folder: Path, features: Path, fold: int) -> Part:
         divided,
         read_sequences(divided, folder).of_split("test"),
         lambda file: fold_file(file, fold),
-        features_without(features, folder.name, fold),
+        features_without(features, folder.name, table, fold),
     )
 
 
@@ -201,6 +217,8 @@ def calibrate_card(dev: Part, folder: Path, model_file: Path, options: Evaluatio
     )
     how = {"dataset": folder.name, "split": "dev", "sequences": len(truth), "frame": "last"}
     fitted = {"temperature": temperature, "unsure_below": round(chosen.threshold, 4), "calibration": how}
+    selected = ImageHashes.of(selection=_frames(dev)["pixel_hash"])
+    write_hashes(model_file, read_hashes(model_file) | selected)
     write_card({**card, **fitted}, model_file)
     print(
         f"{model_file.name}: temperature {temperature}, unsure below {fitted['unsure_below']}, fitted on the last "
@@ -215,14 +233,15 @@ def check_split(model_file: Path, part: Part, folder: Path) -> None:
     Raises:
         InputError: it, or the network whose features it reads, learnt from another split of this data.
     """
-    if not _fits(read_sequence_card(model_file), part, folder):
+    if not _fits(model_file, read_sequence_card(model_file), part, folder):
         raise InputError(
-            f"{model_file} learnt from another split of {folder.name}; train it again: step4_sequence_model"
+            f"{model_file}, or a network in its lineage, was trained on another split of {folder.name}, or on images "
+            "that are scored; train it again: step4_sequence_model"
         )
-    if not _fits(read_card(part.features_file), part, folder):
+    if not _fits(part.features_file, read_card(part.features_file), part, folder):
         raise InputError(
-            f"{part.features_file}, whose features are read, learnt from another split of {folder.name}: it may know "
-            "the faces that are scored; train it again, or give --features of a network trained elsewhere"
+            f"{part.features_file}, whose features are read, was trained on another split of {folder.name}, or on "
+            "images that are scored; train it again, or give --features of a network that was trained on other data"
         )
 
 
@@ -249,8 +268,8 @@ def ask_all(parts: Sequence[Part], folder: Path, model_file: Path, peak_file: Pa
     absent = [file for file in peak_files if not file.is_file()]
     if absent:
         notes.append(f"no peak-only network of this data to compare with: {absent[0]} does not exist")
-    elif not all(_fits(read_card(file), part, folder) for file, part in zip(peak_files, parts, strict=True)):
-        notes.append(f"{peak_file} is not compared: it learnt from another split of this data")
+    elif not all(_fits(file, read_card(file), part, folder) for file, part in zip(peak_files, parts, strict=True)):
+        notes.append(f"{peak_file} is not compared: it was trained on another split, or on images that are scored")
     else:
         answers.append(
             _joined(
@@ -265,15 +284,26 @@ def ask_all(parts: Sequence[Part], folder: Path, model_file: Path, peak_file: Pa
             f"the released network takes faces of {released['input_size']} pixels in {released['channels']} channel "
             "and is not compared"
         )
-    elif released.get("dataset") != folder.name:
+    elif not any(knows_images(PATHS.pretrained, released, _frames(part), folder.name) for part in parts):
         name = f"peak only, zero-shot ({PATHS.pretrained.stem})"
         answers.append(_joined(name, parts, lambda part: _ask_frames(PATHS.pretrained, part, folder)))
     return answers, notes
 
 
-def _fits(card: dict[str, Any], part: Part, folder: Path) -> bool:
-    """Tell whether a network learnt from the part's training split, so that what is scored is new to it."""
-    return card.get("dataset") != folder.name or card.get("split_hash") == split_hash(part.table)
+def _frames(part: Part) -> pd.DataFrame:
+    """Return the rows of the frames that are scored, each with the split of its sequence."""
+    steps = part.sequences.steps
+    split = np.repeat(part.sequences.table["split"].to_numpy(), [len(each) for each in steps])
+    return part.sequences.frames.iloc[np.concatenate(steps)].assign(split=split)
+
+
+def _fits(model_file: Path, card: dict[str, Any], part: Part, folder: Path) -> bool:
+    """Return whether a network's lineage was trained on no scored frame outside the part's own training split."""
+    judged = _frames(part).query("split != 'train'")
+    exposure = exposure_of(model_file, card, judged, part.table, folder.name)
+    return not exposure.trained and (
+        exposure.complete or not knows_another_split(card, folder.name, split_hash(part.table))
+    )
 
 
 def _joined(name: str, parts: Sequence[Part], ask: Callable[[Part], tuple[tuple[str, ...], np.ndarray]]) -> Seen:
@@ -332,6 +362,7 @@ def write_report(
     heading: str,
     report: Path,
     options: Evaluation,
+    held_out: bool | None,
 ) -> dict[str, Any]:
     """Score the answers against each other, print and write all figures, and return them.
 
@@ -346,6 +377,7 @@ def write_report(
         heading: What was measured on what.
         report: Folder of the figures.
         options: For the intervals.
+        held_out: Whether the sequence network was trained on none of the frames; None where that is not known.
 
     Raises:
         InputError: no rule relates a network's labels to the data's.
@@ -405,6 +437,7 @@ def write_report(
     draw_seen(curve, title, report / "seen.png")
     found = {
         "heading": heading,
+        "held_out": held_out,
         "n": len(rows),
         "subjects": None if units is None else int(units.max()) + 1,
         "labels": labels,

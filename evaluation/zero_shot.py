@@ -16,14 +16,16 @@ from evaluation.sections import Section, Table
 from preprocessing.emotions import relate
 from preprocessing.errors import InputError
 from training.emotion_classifier import EmotionClassifier, find_start, has_learnt_from, read_card
+from training.lineage import exposure_of, knows_images
 
 
-def ask_start(answers: Answers, start: Path, name: str = "zero-shot") -> Answers:
+def ask_start(answers: Answers, start: Path, table: pd.DataFrame, name: str = "zero-shot") -> Answers:
     """Ask another network about the images that a model answered, as it is.
 
     Args:
         answers: The model's answers.
         start: The other network; it takes crops of the same size.
+        table: All of the data set's `split.csv`.
         name: What the report calls it.
 
     Raises:
@@ -45,27 +47,29 @@ def ask_start(answers: Answers, start: Path, name: str = "zero-shot") -> Answers
         rule=rule,
         left_out=answers.left_out + len(answers.rows) - len(asked.rows),
         probabilities=apply_rule(classifier.predict(asked.images), rule),
+        exposure=exposure_of(start, classifier.card, asked.rows, table, answers.dataset),
         fold_column="",
     )
 
 
-def zero_shot_file(card: dict, dataset: str) -> Path:
+def zero_shot_file(card: dict, dataset: str, table: pd.DataFrame) -> Path:
     """Return the network that is set beside another one as it is: the one that it started from, else the released one.
 
     Args:
         card: The other network's.
-        dataset: The data set that is scored, of which it must have learnt nothing.
+        dataset: The data set that is scored, on none of whose images its lineage may have been trained.
+        table: All of that data set's `split.csv`.
 
     Raises:
         InputError: it is gone, another one by now, or learnt from this data set.
     """
     file = found_start(card) if "start_from" in card else PATHS.pretrained
-    if has_learnt_from(read_card(file), dataset):
+    if knows_images(file, read_card(file), table, dataset):
         raise InputError(f"{file} learnt from {dataset} itself")
     return file
 
 
-def ask_zero_shot(answers: Answers, file: Path) -> tuple[str, Answers]:
+def ask_zero_shot(answers: Answers, file: Path, table: pd.DataFrame) -> tuple[str, Answers]:
     """Return what a table of protocols calls a network that learnt nothing of the data, and its answers.
 
     Raises:
@@ -75,15 +79,16 @@ def ask_zero_shot(answers: Answers, file: Path) -> tuple[str, Answers]:
 
     learnt = ", ".join(Start.read(file).learnt)
     return f"zero-shot: {file.name}, which learnt from {learnt} and nothing of {answers.dataset}", ask_start(
-        answers, file
+        answers, file, table
     )
 
 
 def beside_zero_shot(answers: Answers, table: pd.DataFrame, options: Evaluation) -> Section | None:
     """Set a fine-tuned network beside the one that it started from, on the same images.
 
-    None where it started from none, or from one that learnt from this data as well and so is no stranger to it. Where
-    that network is gone, has changed since, or does not fit the data, the section says so.
+    None where there is no fine-tuning on this data set to judge: the network started from none, was trained on another
+    data set itself, or started from a network that knows images of this data set. Where that network is gone, has
+    changed since, or does not fit the data, the section says so.
 
     Args:
         answers: The fine-tuned network's answers, also those pooled over folds.
@@ -91,11 +96,13 @@ def beside_zero_shot(answers: Answers, table: pd.DataFrame, options: Evaluation)
         options: For the intervals.
     """
     entry = answers.card.get("start_from")
-    if not entry or has_learnt_from(entry, answers.dataset):
+    if not entry or answers.card.get("dataset") != answers.dataset or has_learnt_from(entry, answers.dataset):
+        return None
+    if (file := find_start(answers.card)) and knows_images(file, read_card(file), table, answers.dataset):
         return None
     learnt = ", ".join(entry["learnt"])
     try:
-        zero_shot = ask_start(answers, found_start(answers.card))
+        zero_shot = ask_start(answers, found_start(answers.card), table)
     except InputError as error:
         text = f"zero-shot was not measured: {error}"
         return Section("zero_shot", "Without any training on this data", warnings=[text], values={"not_measured": text})

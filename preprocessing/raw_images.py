@@ -25,7 +25,21 @@ def read_image(file: Path, flags: int = cv2.IMREAD_UNCHANGED) -> np.ndarray | No
 
 
 def pixel_hash(image: np.ndarray) -> str:
-    """Return a hash of an image's shape and pixels (16 hex digits), which exact copies share."""
+    """Return a hash of an image's shape and pixels, which exact duplicates share.
+
+    A gray image that is stored in three equal channels, or with an opaque alpha channel, has its one-channel hash.
+
+    Args:
+        image: Gray (height, width), or colour (height, width, channels), of any integer type.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    if image.ndim == 3 and image.shape[2] == 4:
+        opaque = np.iinfo(image.dtype).max if image.dtype.kind in "iu" else 1
+        image = image[..., :3] if (image[..., 3] == opaque).all() else image
+    if image.ndim == 3 and image.shape[2] in (1, 3) and (image == image[..., :1]).all():
+        image = image[..., 0]
     head = f"{image.shape} {image.dtype}".encode()
     return hashlib.blake2b(head + np.ascontiguousarray(image).tobytes(), digest_size=8).hexdigest()
 

@@ -20,7 +20,7 @@ import pandas as pd
 import pytest
 
 from preprocessing import command_line
-from preprocessing.image_tables import FACE_COLUMNS, INVENTORY_COLUMNS, write_table
+from preprocessing.image_tables import FACE_COLUMNS, INVENTORY_COLUMNS, read_table, write_table
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
@@ -101,14 +101,23 @@ def make_dataset(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def tiny_model(tmp_path: Path) -> Callable[..., Path]:
-    """Save an untrained network of a few hundred parameters with its card, and return its path."""
+    """Save an untrained network of a few hundred parameters with its card, and return its path.
+
+    Its list of training images is empty, or names the train and dev rows of the data set `trained_on`, or is missing.
+    """
 
     def make(
-        labels: tuple[str, ...] = ("anger", "happiness", "neutral"), size: int = 24, name: str = "tiny.keras", **card
+        labels: tuple[str, ...] = ("anger", "happiness", "neutral"),
+        size: int = 24,
+        name: str = "tiny.keras",
+        trained_on: Path | None = None,
+        listed: bool = True,
+        **card,
     ) -> Path:
         import keras
 
         from training.emotion_classifier import save
+        from training.lineage import ImageHashes
 
         keras.utils.set_random_seed(5)
         inputs = keras.Input((size, size, 1), dtype="uint8")
@@ -118,7 +127,17 @@ def tiny_model(tmp_path: Path) -> Callable[..., Path]:
         outputs = keras.layers.Dense(len(labels), activation="softmax")(x)
         file = tmp_path / "models" / name
         facts = {"labels": list(labels), "input_size": size, "channels": 1, "align": "landmarks", "temperature": 1.0}
-        save(keras.Model(inputs, outputs), {**facts, "unsure_below": 0.0, "scores": [], **card}, file)
+        hashes = ImageHashes.of()
+        if trained_on:
+            rows = read_table(trained_on, "split.csv")
+            card = {"dataset": trained_on.name, **card}
+            hashes = ImageHashes.of(*(rows.loc[rows["split"] == part, "pixel_hash"] for part in ("train", "dev")))
+        save(
+            keras.Model(inputs, outputs),
+            {**facts, "unsure_below": 0.0, "scores": [], **card},
+            file,
+            hashes if listed else None,
+        )
         return file
 
     return make

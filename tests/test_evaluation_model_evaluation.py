@@ -9,6 +9,7 @@ import pytest
 from preprocessing.image_tables import read_table, split_hash, write_table
 from training.datasets import read_image
 from training.emotion_classifier import EmotionClassifier
+from training.lineage import ImageHashes, read_hashes, write_hashes
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_without_a_test_split_dev_is_used_under_a_banner(evaluate, make_dataset)
 
 def test_a_score_on_the_training_split_carries_a_warning(evaluate, make_dataset, tiny_model):
     folder = make_dataset()
-    done = evaluate("--split", "train", folder=folder, model=tiny_model(dataset=folder.name))[0]
+    done = evaluate("--split", "train", folder=folder, model=tiny_model(trained_on=folder))[0]
     assert "NOT A HELD-OUT SCORE" in done.stdout
 
 
@@ -179,36 +180,40 @@ def test_a_model_evaluated_on_its_training_split_says_so_in_every_section_figure
     evaluate, make_dataset, tiny_model
 ):
     folder = make_dataset()
-    done, _, _, report = evaluate("--split", "train", folder=folder, model=tiny_model(dataset=folder.name))
+    model = tiny_model(trained_on=folder)
+    done, _, _, report = evaluate("--split", "train", folder=folder, model=model)
     assert "NOT A HELD-OUT SCORE" in done.stdout
     sections = sections_of(report)
-    assert sections and all("NOT A HELD-OUT SCORE: the model was trained on this split" in s for s in sections.values())
+    assert sections and all(
+        "NOT A HELD-OUT SCORE: the model was trained on these images" in s for s in sections.values()
+    )
     assert metrics_of(report)["held_out"] is False and "NOT A HELD-OUT" in metrics_of(report)["banner"]
     assert "not a held-out score" in (report / "classification_report.txt").read_text()
-    held_out = evaluate("--split", "test", folder=folder, model=tiny_model(dataset=folder.name))[3]
+    held_out = evaluate("--split", "test", folder=folder, model=model)[3]
     assert metrics_of(held_out)["held_out"] is True and metrics_of(held_out)["banner"] == ""
     assert 'role="note">the model was' not in (held_out / "report.html").read_text()
-    evaluate("--split", "dev", folder=folder, model=tiny_model(dataset=folder.name))
-    assert metrics_of(report)["honesty"]["selected_on"] and "was chosen on this split" in metrics_of(report)["banner"]
+    evaluate("--split", "dev", folder=folder, model=model)
+    assert metrics_of(report)["honesty"]["selected_on"] and "was selected on these" in metrics_of(report)["banner"]
 
 
-def test_exact_copies_are_counted_and_the_score_is_given_without_them(evaluate, make_dataset):
+def test_exact_copies_are_counted_and_the_score_is_given_without_them(evaluate, make_dataset, tiny_model):
     folder = make_dataset()
     table = read_table(folder, "split.csv")
     test, train = table.index[table["split"] == "test"], table.index[table["split"] == "train"]
-    table.loc[test[:5], "pixel_hash"] = table.loc[train[:5], "pixel_hash"].tolist()
+    table.loc[test[:2], "pixel_hash"] = table.loc[train[:2], "pixel_hash"].tolist()
     write_table(table, folder / "split.csv")
-    done, _, model, report = evaluate("--update-card", folder=folder)
-    assert "5 images have an exact copy among the training images" in done.stdout
+    done, _, model, report = evaluate("--update-card", folder=folder, model=tiny_model(trained_on=folder))
+    assert metrics_of(report)["held_out"] is True  # the data set publishes these duplicates
+    assert "2 images have an exact copy among the training images" in done.stdout
     scores = metrics_of(report)["honesty"]["copies_scores"]
     predictions = pd.read_csv(report / "predictions.csv")
     right = (predictions["truth"] == predictions["prediction"]).to_numpy()
     assert scores["all"]["accuracy"]["value"] == pytest.approx(right.mean())
-    assert scores["without copies"]["accuracy"]["value"] == pytest.approx(right[5:].mean())
+    assert scores["without copies"]["accuracy"]["value"] == pytest.approx(right[2:].mean())
     (score,) = json.loads(model.with_suffix(".json").read_text())["scores"]
-    assert score["without_copies"]["n"] == 7 and score["without_copies"]["accuracy"] == round(right[5:].mean(), 4)
-    assert scores["copies alone"]["accuracy"]["value"] == pytest.approx(right[:5].mean())
-    assert (scores["all"]["n"], scores["without copies"]["n"], scores["copies alone"]["n"]) == (12, 7, 5)
+    assert score["without_copies"]["n"] == 10 and score["without_copies"]["accuracy"] == round(right[2:].mean(), 4)
+    assert scores["copies alone"]["accuracy"]["value"] == pytest.approx(right[:2].mean())
+    assert (scores["all"]["n"], scores["without copies"]["n"], scores["copies alone"]["n"]) == (12, 10, 2)
 
 
 def test_networks_behind_the_model_that_know_another_split_are_named(evaluate, make_dataset, tiny_model):
@@ -218,12 +223,13 @@ def test_networks_behind_the_model_that_know_another_split_are_named(evaluate, m
     same = {**entry, "file": "same.keras", "splits": [["elsewhere", "1"], [folder.name, split]]}
     taught = {**entry, "file": "taught.keras", "splits": [["elsewhere", "1"], [folder.name, "0"]]}
     begun = {**entry, "file": "begun.keras", "dataset": folder.name, "split_hash": "0"}
-    model = tiny_model(dataset=folder.name, split_hash=split, start_from=begun, teachers=[same, taught])
+    facts = {"dataset": folder.name, "split_hash": split, "listed": False}
+    model = tiny_model(**facts, start_from=begun, teachers=[same, taught])
     told = evaluate(folder=folder, model=model)[0].stdout
     assert f"begun.keras knows another split of {folder.name}: it may know these very images" in told
     assert "taught.keras knows another split" in told and "same.keras knows" not in told
     assert "extra data: started from begun.keras" in told and "zero-shot" not in told  # it has learnt from this data
-    model = tiny_model(dataset=folder.name, split_hash=split, start_from={**begun, "split_hash": split}, teachers=[])
+    model = tiny_model(**facts, start_from={**begun, "split_hash": split}, teachers=[])
     told = evaluate(folder=folder, model=model)[0].stdout
     assert f"no extra labels, started from begun.keras, which learnt from {folder.name} (labels)" in told
     assert "extra data" not in told and "zero-shot" not in told
@@ -307,7 +313,7 @@ def test_models_are_compared_in_pairs_on_the_same_images(evaluate, make_dataset,
     import keras
 
     folder, first = make_dataset(per_split=(("train", 3), ("dev", 3), ("test", 30))), tiny_model()
-    second = tiny_model(name="second.keras")
+    second = tiny_model(name="second.keras", listed=False)
     network: Any = keras.models.load_model(second)
     network.set_weights([-weight for weight in network.get_weights()])
     network.save(second)
@@ -367,6 +373,7 @@ def trained(folder, model):
     network.compile(optimizer=keras.optimizers.Adam(0.003), loss="categorical_crossentropy")
     network.fit(batches, epochs=6, verbose=0)
     network.save(model)
+    write_hashes(model, ImageHashes.of())
 
 
 def test_calibrate_writes_the_card_and_the_classifier_uses_it(evaluate, make_dataset, tiny_model):
@@ -383,6 +390,7 @@ def test_calibrate_writes_the_card_and_the_classifier_uses_it(evaluate, make_dat
     assert done.returncode == 0, done.stderr
     card = json.loads(model.with_suffix(".json").read_text())
     assert card["temperature"] != 1 and card["calibration"]["split"] == "dev" and card["calibration"]["n"] == 120
+    assert len(read_hashes(model).selection) == 120  # calibration is a selection
     metrics = metrics_of(report)
     states = metrics["confidence"]["calibration"]
     before, fitted = states["as the network gives them"], list(states.values())[1]

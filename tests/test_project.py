@@ -1,12 +1,15 @@
 """Rules that hold the project together."""
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+
+from preprocessing.files import file_hash
 
 STAGES = ["configuration", "preprocessing", "training", "evaluation", "realtime", "benchmarks"]
 MAY_IMPORT = {
@@ -69,3 +72,16 @@ def test_every_step_also_runs_as_a_plain_file_from_anywhere(step, tmp_path):
     done = subprocess.run([sys.executable, step, "--help"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--" in done.stdout and not done.stderr
+
+
+@pytest.mark.parametrize("name", ["pretrained", "fer2013"])
+def test_quoted_private_test_score_belongs_to_the_released_network(name):
+    model, readme = ROOT / "models" / f"{name}.keras", (ROOT / "README.md").read_text(encoding="utf-8")
+    scores = json.loads(model.with_suffix(".json").read_text(encoding="utf-8"))["scores"]
+    measured = [s for s in scores if s["split"] == "test" and s["network_sha256"] == file_hash(model)]
+    rows = [
+        line for line in readme.splitlines() if line.startswith(f"| `models/{name}.keras`") and "PrivateTest" in line
+    ]
+    quoted = f"{100 * measured[0]['accuracy']:.1f} %" if measured else "PrivateTest: not yet measured"
+    assert rows and quoted in rows[0]
+    assert not measured or f"commit {measured[0]['commit']}" in readme

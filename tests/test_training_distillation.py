@@ -26,7 +26,7 @@ SILENT: Any = 0  # Keras types it as text
 def teacher(make_dataset, tiny_model):
     folder = make_dataset()
     table = read_table(folder, "split.csv")
-    return folder, table, tiny_model(name="teacher.keras", dataset=folder.name, split_hash=split_hash(table))
+    return folder, table, tiny_model(name="teacher.keras", trained_on=folder, split_hash=split_hash(table))
 
 
 def protocol_of(card: dict[str, Any]) -> str:
@@ -40,7 +40,7 @@ def test_targets_are_labels_and_the_mean_of_the_teachers_answers_to_both_mirror_
     card = json.loads(second.with_suffix(".json").read_text())
     settings = Fitting(teachers=(str(first), str(second)), distillation=0.25)
     train, dev, about = read_batches(table, folder, settings)
-    teachers = read_teachers(settings.teachers, train.classes, about)
+    teachers = read_teachers(settings.teachers, train.classes, about, table)
     teach(train, teachers, settings.distillation, smoothing=0.1)
     plain, plain_dev, _ = read_batches(table, folder, Fitting())
     np.testing.assert_array_equal(train.images, plain.images)
@@ -176,9 +176,9 @@ def test_teachers_that_cannot_be_learnt_from_are_refused_in_one_line(teacher, ti
         tmp_path / "none.keras": "none.keras does not exist",
         tiny_model(labels=("anger", "happiness"), name="two.keras"): "knows anger, happiness; it must know",
         tiny_model(size=48, name="large.keras"): "takes 48x48 pixels gray",
-        tiny_model(name="old.keras", dataset=folder.name, split_hash="0"): "learnt from another split of stripes",
-        tiny_model(name="tuned.keras", start_from=older): "tuned.keras learnt from another split of stripes",
-        tiny_model(name="taught.keras", teachers=[elsewhere]): "taught.keras learnt from another split of stripes",
+        tiny_model(name="old.keras", dataset=folder.name, split_hash="0", listed=False): "trained on another split of",
+        tiny_model(name="tuned.keras", start_from=older, listed=False): "tuned.keras was trained on another split",
+        tiny_model(name="taught.keras", teachers=[elsewhere], listed=False): "taught.keras was trained on another",
     }
     for file, words in wrong.items():
         done = run_step(*command, "--teacher", file)
@@ -202,7 +202,7 @@ def test_teachers_that_cannot_be_learnt_from_are_refused_in_one_line(teacher, ti
     done = run_step(*command, "--teacher", first, "--folds", "3")
     assert done.returncode == 2 and "teachers do not go with --folds" in done.stderr
     done = run_step(*command, "--start-from", first, "--folds", "3")
-    assert done.returncode == 2 and f"{first} learnt from {folder.name} itself" in done.stderr
+    assert done.returncode == 2 and f"{first}, or a network in its lineage, was trained" in done.stderr
     done = run_step(*command, "--teaching", "views")
     assert done.returncode == 2 and "name them by --teacher A.keras" in done.stderr
     for teaching, words in (

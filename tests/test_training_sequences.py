@@ -358,10 +358,10 @@ def test_calibrated_answers_are_as_sure_as_they_may_be_and_the_rest_is_unsure(
 def test_one_line_for_what_cannot_be_done(make_sequences, frames_network, tiny_model, tmp_path, run_step):
     folder = make_sequences((("train", 6),), folds=3)
     places = ["--dataset", folder.name, "--data", folder.parent, "--models", tmp_path / "m"]
-    own = tiny_model(LABELS, SIZE, name="own.keras", dataset=folder.name)
+    own = tiny_model(LABELS, SIZE, name="own.keras", trained_on=folder)
     for arguments, said in [
         (["--features", frames_network, "--folds", 10], "the split has 3 folds"),
-        (["--features", own, "--folds", 3], "own-folds/0.keras, which did not see fold 0, is missing"),
+        (["--features", own, "--folds", 3], "own-folds/0.keras, trained without fold 0, is missing"),
         (["--features", frames_network, "--temporal-part", "lstm"], "'lstm' is not one of convolution, gru"),
         (["--features", tmp_path / "no.keras"], "does not exist"),
     ]:

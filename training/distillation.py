@@ -14,27 +14,32 @@ from typing import Any
 
 import keras
 import numpy as np
+import pandas as pd
 
 from preprocessing.errors import InputError
 from training.datasets import FaceBatches
 from training.emotion_classifier import EmotionClassifier, check_crops, knows_another_split
 from training.fast_training import training_form
 from training.fine_tuning import Start, build_from
+from training.lineage import exposure_of
 
 ops: Any = keras.ops  # Keras does not type what its operations give
 
 
-def read_teachers(files: Sequence[str], classes: Sequence[str], about: Mapping[str, Any]) -> list[Start]:
+def read_teachers(
+    files: Sequence[str], classes: Sequence[str], about: Mapping[str, Any], table: pd.DataFrame
+) -> list[Start]:
     """Return the networks to learn from.
 
     Args:
         files: The `.keras` files.
         classes: Class names of the data, in class order.
         about: What a card says of the data: at least `dataset`, `split_hash` and `crops`.
+        table: The data set's `split.csv`.
 
     Raises:
-        InputError: one is missing, takes other crops, knows other emotions, or learnt (or what it learnt from did)
-            from another split of the same data, so that it may know the very images that the new network is judged by.
+        InputError: One is missing, takes other crops, knows other emotions, or its lineage was trained on images of
+            the dev or test split, other than cross-split duplicates.
     """
     teachers = [Start.read(Path(file)) for file in files]
     for teacher in teachers:
@@ -44,10 +49,17 @@ def read_teachers(files: Sequence[str], classes: Sequence[str], about: Mapping[s
                 f"teacher {teacher.file} knows {', '.join(teacher.card['labels'])}; it must know what is to be learnt: "
                 f"{', '.join(classes)}"
             )
-        if knows_another_split(teacher.card, about["dataset"], about["split_hash"]):
+        judged = table.loc[table["split"].isin(["dev", "test"])]
+        exposure = exposure_of(teacher.file, teacher.card, judged, table, about["dataset"])
+        if exposure.trained:
             raise InputError(
-                f"teacher {teacher.file} learnt from another split of {about['dataset']}, so it may know the images "
-                "that the new network is judged by; train it again on this split"
+                f"teacher {teacher.file} was trained on {exposure.trained:,} images of the dev or test split of "
+                f"{about['dataset']}, by which the new network is judged; train the teacher again on this split"
+            )
+        if not exposure.complete and knows_another_split(teacher.card, about["dataset"], about["split_hash"]):
+            raise InputError(
+                f"teacher {teacher.file} was trained on another split of {about['dataset']}, so it may know the images "
+                "by which the new network is judged; train the teacher again on this split"
             )
     return teachers
 

@@ -27,6 +27,8 @@ from preprocessing.quiet import quiet_start
 if TYPE_CHECKING:
     import keras
 
+    from training.lineage import ImageHashes
+
 KERAS_BATCHES = tuple(1 << power for power in range(9))  # sizes of what Keras is given: each is traced once
 LITERT_BATCHES = (1, 2)  # the same for LiteRT, which is prepared for each; larger ones are no faster per image
 MOST_THREADS = 4  # cores: more than these gain nothing on a face or two
@@ -204,14 +206,20 @@ def write_card(card: dict[str, Any], model_file: Path) -> None:
         temporary.write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def save(network: keras.Model, card: dict[str, Any], model_file: Path) -> None:
+def save(network: keras.Model, card: dict[str, Any], model_file: Path, hashes: ImageHashes | None = None) -> None:
     """Write a network, as an uncompiled float32 copy, and its card.
 
     A compiled network would drag its optimiser's state along, and a mixed precision would survive the saving.
+
+    Args:
+        network: The network.
+        card: Its card.
+        model_file: Path of the `.keras` file.
+        hashes: The images that shaped it and its lineage; left out, they count as unknown.
     """
     copy: Any = copy_with(network, dtype="float32")
     check_fit(copy.input_shape, copy.output_shape, card, model_file)
-    write_model(copy, card, model_file)
+    write_model(copy, card, model_file, hashes)
 
 
 def copy_with(network: keras.Model, **settings: Any) -> keras.Model:
@@ -228,11 +236,21 @@ def copy_with(network: keras.Model, **settings: Any) -> keras.Model:
     return copy
 
 
-def write_model(network: keras.Model, card: dict[str, Any], model_file: Path) -> None:
-    """Write a network as it is, and its card; a kill never leaves an earlier network's card beside it."""
+def write_model(
+    network: keras.Model, card: dict[str, Any], model_file: Path, hashes: ImageHashes | None = None
+) -> None:
+    """Write a network as it is, its list of images and its card.
+
+    The files of an earlier network are removed first, so that a kill never leaves them beside the new one.
+    """
+    from training.lineage import hashes_file, write_hashes
+
     with atomic_file(model_file) as temporary:
         network.save(temporary)
         card_path(model_file).unlink(missing_ok=True)
+        hashes_file(model_file).unlink(missing_ok=True)
+    if hashes is not None:
+        write_hashes(model_file, hashes)
     write_card(card, model_file)
 
 

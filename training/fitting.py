@@ -36,6 +36,7 @@ from training.distillation import TaughtModel, Teachers, card_entries, read_teac
 from training.emotion_classifier import card_path, check_crops, crop_options, save
 from training.fast_training import training_form
 from training.fine_tuning import Start, build_from, shaping_settings
+from training.lineage import ImageHashes, lineage_hashes
 from training.workers import sole_worker
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
@@ -62,7 +63,13 @@ AUGMENTATION_RANGES = (
 
 
 def fit_table(
-    table: pd.DataFrame, folder: Path, model_file: Path, fitting: Fitting, command: str, **facts: Any
+    table: pd.DataFrame,
+    folder: Path,
+    model_file: Path,
+    fitting: Fitting,
+    command: str,
+    settings_hashes: ImageHashes | None = None,
+    **facts: Any,
 ) -> bool:
     """Train a network on a data set's table, and save its best epoch with its card.
 
@@ -72,6 +79,7 @@ def fit_table(
         model_file: Where the network goes.
         fitting: Every setting of the run.
         command: The command that makes this network again, for its card.
+        settings_hashes: The images by which the settings were selected, where that is another run's work.
         **facts: Further entries of its card.
 
     Returns:
@@ -86,7 +94,11 @@ def fit_table(
     train, dev, about = read_batches(table, folder, fitting)
     counts = f"{len(train.images)} train, {len(dev.images)} dev images, {len(train.classes)} emotions"
     print(f"{folder.name}: {counts}; network {Path(fitting.start_from).name or fitting.network}", flush=True)
-    return fit(train, dev, model_file, fitting, {**about, "command": command, **facts})
+    rows = _learning_rows(table, folder, fitting)
+    images = {name: rows.loc[rows["split"] == name, "pixel_hash"] for name in ("train", "dev")}
+    own = ImageHashes.of(images["train"], images["dev"])
+    about |= {"command": command, **facts}
+    return fit(train, dev, model_file, fitting, about, own, table, settings_hashes)
 
 
 def read_batches(
@@ -98,15 +110,9 @@ def read_batches(
         InputError: see `fit_table`.
     """
     check_settings(fitting)
-    rows = usable(table)
-    rows = rows.loc[rows["split"].isin(["train", "dev"])]
     by_votes = fitting.targets == "votes"
-    if by_votes:
-        rows = _with_votes(rows)
+    rows = _learning_rows(table, folder, fitting)
     splits = {name: rows.loc[rows["split"] == name] for name in ("train", "dev")}
-    for name, part in splits.items():
-        if part.empty:
-            raise InputError(f"{folder / 'split.csv'} has no usable {name} images; split again with step3_split")
     classes = voted_emotions(rows) if by_votes else labels_of(rows)
     if len(classes) < 2:
         raise InputError(f"all of {folder / 'split.csv'} shows {classes[0]}; at least two emotions are needed")
@@ -147,6 +153,22 @@ def read_batches(
     return flows["train"], flows["dev"], about
 
 
+def _learning_rows(table: pd.DataFrame, folder: Path, fitting: Fitting) -> pd.DataFrame:
+    """Return the rows that a network is trained and selected on, with annotator votes where those are its targets.
+
+    Raises:
+        InputError: The train or dev split has no usable rows.
+    """
+    rows = usable(table)
+    rows = rows.loc[rows["split"].isin(["train", "dev"])]
+    if fitting.targets == "votes":
+        rows = _with_votes(rows)
+    for name in ("train", "dev"):
+        if not (rows["split"] == name).any():
+            raise InputError(f"{folder / 'split.csv'} has no usable {name} images; split again with step3_split")
+    return rows
+
+
 def _with_votes(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the rows to learn from and to choose by, with each emotion's share of the votes in a column of its name.
 
@@ -174,7 +196,16 @@ def caveats(rows: pd.DataFrame, channels: int, by_votes: bool = False) -> list[s
     return lines
 
 
-def fit(train: FaceBatches, dev: FaceBatches, model_file: Path, fitting: Fitting, about: Mapping[str, Any]) -> bool:
+def fit(
+    train: FaceBatches,
+    dev: FaceBatches,
+    model_file: Path,
+    fitting: Fitting,
+    about: Mapping[str, Any],
+    own: ImageHashes,
+    table: pd.DataFrame,
+    settings_hashes: ImageHashes | None = None,
+) -> bool:
     """Train a network, or go on with an interrupted training, and save its best epoch with its card.
 
     Args:
@@ -184,6 +215,9 @@ def fit(train: FaceBatches, dev: FaceBatches, model_file: Path, fitting: Fitting
         fitting: Every setting of the run.
         about: Entries of the card that the caller knows: at least `dataset`, `split_hash`, `votes_hash`, `align`
             and `crops`.
+        own: The images that the network is trained and selected on in this run.
+        table: The data set's `split.csv`; teachers must not know the images of its dev and test splits.
+        settings_hashes: The images by which the settings were selected, where that is another run's work.
 
     Returns:
         False where this very run had been finished before and nothing was done.
@@ -195,7 +229,7 @@ def fit(train: FaceBatches, dev: FaceBatches, model_file: Path, fitting: Fitting
     start = Start.read(Path(fitting.start_from)) if fitting.start_from else None
     if start:
         check_crops(start.file, start.card, about["crops"], about["dataset"])
-    teachers = read_teachers(fitting.teachers, train.classes, about)
+    teachers = read_teachers(fitting.teachers, train.classes, about, table)
     for source in (start, *teachers):
         if source and source.file.resolve() == model_file.resolve():
             raise InputError(f"the new network would replace {source.file}, which it learns from, so that it could not "
@@ -208,6 +242,13 @@ def fit(train: FaceBatches, dev: FaceBatches, model_file: Path, fitting: Fitting
         "votes_hash": about["votes_hash"],
         "crops": about["crops"],
     }
+
+    hashes = lineage_hashes(own, (source.file for source in (start, *teachers) if source))
+    if settings_hashes is not None:
+        selection = np.union1d(hashes.selection, settings_hashes.selection)
+        if len(selection) > len(hashes.selection):  # the same settings, selected on further images: another run
+            settings["settings_selected_on"] = hashlib.sha256(selection.tobytes()).hexdigest()[:16]
+        hashes = replace(hashes, selection=selection, complete=hashes.complete and settings_hashes.complete)
 
     def build(precision: str) -> tuple[keras.Model, keras.Model]:
         if start:
@@ -245,7 +286,7 @@ def fit(train: FaceBatches, dev: FaceBatches, model_file: Path, fitting: Fitting
         "dev_images": len(dev.images),
         **run,
     }
-    save(network, card, model_file)
+    save(network, card, model_file, hashes)
     print(f"network: {model_file}")
     return True
 

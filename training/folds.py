@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from configuration import Fitting
@@ -16,6 +17,7 @@ from preprocessing.errors import InputError
 from preprocessing.image_tables import fold_numbers, split_by_fold, split_hash
 from preprocessing.quiet import quiet_start, silence_retracing
 from training.emotion_classifier import read_card
+from training.lineage import ImageHashes, hash_codes, knows_images
 
 STRICT, LOOSE = "fold", "loose_fold"  # columns of the split: people stay in one fold, or may be in several
 
@@ -44,7 +46,13 @@ def check_number(table: pd.DataFrame, folds: int, column: str, folder: Path) -> 
 
 
 def fit_folds(
-    table: pd.DataFrame, folder: Path, model_file: Path, fitting: Fitting, command: str, column: str = STRICT
+    table: pd.DataFrame,
+    folder: Path,
+    model_file: Path,
+    fitting: Fitting,
+    command: str,
+    column: str = STRICT,
+    settings_hashes: ImageHashes | None = None,
 ) -> list[float]:
     """Train one network per fold: tested on that fold, its epoch chosen on the next one, learning from the others.
 
@@ -58,14 +66,36 @@ def fit_folds(
         fitting: Every setting of the runs.
         command: The command that makes these networks again, for their cards.
         column: `STRICT` or `LOOSE`.
+        settings_hashes: The images by which the settings were selected, where that is another run's work.
 
     Returns:
         Each fold's accuracy on its dev images, 0-1.
 
     Raises:
-        InputError: as `fitting.fit_table`, or the split has no such folds.
+        InputError: As `fitting.fit_table`; or the split has no such folds; or the settings were selected on images of
+            the folds, or the network to start from knows such images: every image of a fold is a test image.
     """
     folds = fold_numbers(table, column)
+    tested = table.loc[table[column] != ""]
+    if settings_hashes is not None:
+        if not settings_hashes.complete:
+            raise InputError(
+                "--settings: it is not known by which images these settings were selected, and every image of a fold "
+                "is a test image; tune again, or give settings that were selected on other data"
+            )
+        selected = np.isin(hash_codes(tested["pixel_hash"]), settings_hashes.selection).sum()
+        if selected:
+            raise InputError(
+                f"the settings were selected on {selected:,} images of the folds, and each of these is a test image of "
+                "one fold; give --settings that were selected on other data, or leave it out"
+            )
+    if fitting.start_from:
+        start = Path(fitting.start_from)
+        if knows_images(start, read_card(start), tested, folder.name):
+            raise InputError(
+                f"{start}, or a network in its lineage, was trained or selected on images of the folds, and each of "
+                "these is a test image of one fold; start from a network that was trained on other data"
+            )
     with quiet_start():
         import keras
 
@@ -77,7 +107,13 @@ def fit_folds(
         file = fold_file(model_file, fold, column == LOOSE)
         print(f"fold {fold} of 0-{folds[-1]} ({column})", flush=True)
         fit_table(
-            split_by_fold(table, fold, column), folder, file, fitting, command, fold=fold_entry(fold, folds, column)
+            split_by_fold(table, fold, column),
+            folder,
+            file,
+            fitting,
+            command,
+            settings_hashes,
+            fold=fold_entry(fold, folds, column),
         )
         keras.utils.clear_session(free_memory=True)  # else each network stays in memory
         card = read_card(file)
@@ -137,22 +173,28 @@ def fold_networks(model_file: Path, folder: Path, table: pd.DataFrame, column: s
     return networks
 
 
-def features_without(model_file: Path, dataset: str, fold: int) -> Path:
+def features_without(model_file: Path, dataset: str, table: pd.DataFrame, fold: int) -> Path:
     """Return the network of single faces whose features a fold may use.
 
-    One that learnt from the data set itself knows the people of most folds; only its counterpart that was trained
-    without the fold (`fold_file`) does not.
+    A network whose lineage knows images of the folds knows the people of most folds. Only its counterpart that was
+    trained without the fold (`fold_file`) does not.
+
+    Args:
+        model_file: The network.
+        dataset: Name of the data set.
+        table: Its `split.csv`.
+        fold: Number of the fold that is tested.
 
     Raises:
-        InputError: that counterpart is needed and missing.
+        InputError: That counterpart is needed and missing.
     """
-    if read_card(model_file).get("dataset") != dataset:
+    if not knows_images(model_file, read_card(model_file), table.loc[table[STRICT] != ""], dataset):
         return model_file
     counterpart = fold_file(model_file, fold)
     if not counterpart.is_file():
         raise InputError(
-            f"{model_file} learnt from {dataset}, and so from people of the folds; {counterpart}, which did not see "
-            f"fold {fold}, is missing: train it (python -m training.step3_best_model --folds), or give --features of "
-            "a network trained elsewhere"
+            f"{model_file}, or a network in its lineage, was trained on images of the folds; {counterpart}, trained "
+            f"without fold {fold}, is missing: train it (python -m training.step3_best_model --folds), or give "
+            "--features of a network that was trained on other data"
         )
     return counterpart

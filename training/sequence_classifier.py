@@ -30,6 +30,8 @@ from training.emotion_classifier import (
 if TYPE_CHECKING:
     import keras
 
+    from training.lineage import ImageHashes
+
 _NEEDED = {
     "labels": list,
     "window": int,
@@ -57,11 +59,13 @@ def read_sequence_card(model_file: Path, train: str = "python -m training.step4_
     return card
 
 
-def save_sequence_network(network: keras.Model, card: dict[str, Any], model_file: Path) -> None:
-    """Write a sequence network, as an uncompiled float32 copy, and its card."""
+def save_sequence_network(
+    network: keras.Model, card: dict[str, Any], model_file: Path, hashes: ImageHashes | None = None
+) -> None:
+    """Write a sequence network, as an uncompiled float32 copy, its card, and the images that shaped its lineage."""
     copy: Any = copy_with(network, dtype="float32")
     _check_fit(copy.input_shape, copy.output_shape, card, model_file)
-    write_model(copy, card, model_file)
+    write_model(copy, card, model_file, hashes)
 
 
 def _check_fit(given: Sequence[Any], returned: Sequence[Any], card: dict[str, Any], model_file: Path) -> None:

@@ -18,6 +18,7 @@ from preprocessing.errors import InputError
 from preprocessing.image_tables import digest, split_hash
 from training.emotion_classifier import EmotionClassifier
 from training.fitting import NOT_FEELINGS, build_optimizer, check_settings, train_or_resume
+from training.lineage import ImageHashes, lineage_hashes
 from training.sequence_classifier import described, save_sequence_network
 from training.sequences import SequenceBatches, SequenceSet, frame_features, read_sequences
 
@@ -108,6 +109,9 @@ def fit_sequences(
     print(f"{folder.name}: {len(train)} train, {len(dev)} dev sequences, {len(sequences.classes)} emotions; "
           f"{fitting.network} over the features of {features_file}", flush=True)  # fmt: skip
 
+    trained, selected = (sequences.frames["pixel_hash"].iloc[np.concatenate(part.steps)] for part in (train, dev))
+    hashes = lineage_hashes(ImageHashes.of(trained, selected), [features_file])
+
     def build(_: str) -> tuple[keras.Model, keras.Model]:
         spread = _spread(features[0], train)
         network = build_sequence_network(fitting, options.window, spread, len(sequences.classes))
@@ -139,7 +143,7 @@ def fit_sequences(
         **run,
         "hyperparameters": asdict(options),
     }
-    save_sequence_network(network, card, model_file)
+    save_sequence_network(network, card, model_file, hashes)
     print(f"network: {model_file}")
     return True
 

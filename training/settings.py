@@ -67,12 +67,6 @@ def tuned_file(models_folder: Path, targets: str) -> Path:
     return models_folder / ("tuned.json" if targets == "labels" else f"tuned-{targets}.json")
 
 
-def split_of(file: Path) -> str | None:
-    """Return the hash of the split that tuned settings were found on; None where the file does not say."""
-    found = json.loads(file.read_text(encoding="utf-8")).get("found")
-    return found.get("split_hash") if isinstance(found, dict) else None
-
-
 def shortened(fitting: Fitting) -> Fitting:
     """Return the settings with a warm-up that leaves an epoch."""
     return replace(fitting, warm_up=max(0, min(fitting.warm_up, fitting.epochs - 1)))

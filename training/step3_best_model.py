@@ -1,10 +1,11 @@
 """Train the configured best network.
 
-Reads:  data/NAME/split.csv and the crops it names; models/NAME/tuned.json (with --targets votes: tuned-votes.json)
-        where step2_tuning wrote one (or --settings)
+Reads:  data/NAME/split.csv and the crops it names; with --settings a file of settings, such as the
+        models/NAME/tuned.json of step2_tuning
 Writes: models/NAME/best.keras and its card (or --output); models/NAME/runs/ (history, curves, states to resume from)
 
     python -m training.step3_best_model --dataset fer2013
+    python -m training.step3_best_model --dataset fer2013 --settings models/fer2013/tuned.json
     python -m training.step3_best_model --dataset ckplus --start-from models/pretrained.keras
     python -m training.step3_best_model --dataset ckplus --folds 10
 
@@ -32,11 +33,12 @@ from preprocessing.command_line import (
     typed_command,
 )
 from preprocessing.errors import InputError
-from preprocessing.image_tables import read_table, split_hash
+from preprocessing.image_tables import read_table
 from preprocessing.quiet import quiet_start
-from training.emotion_classifier import check_crops, crop_options, has_learnt_from, read_card
+from training.emotion_classifier import check_crops, crop_options, read_card
 from training.folds import LOOSE, STRICT, check_number, fit_folds
-from training.settings import read_settings, shortened, split_of, tuned_file
+from training.lineage import settings_images
+from training.settings import read_settings, shortened, tuned_file
 
 
 def main(
@@ -45,7 +47,9 @@ def main(
     models: ModelsRoot = PATHS.models,
     settings: Annotated[
         Path | None,
-        typer.Option(help="Settings to train with; else models/NAME/tuned.json, or the configured ones without it."),
+        typer.Option(
+            help="Settings: a tuned.json of step2_tuning, or a network's card.", show_default="configuration.py"
+        ),
     ] = None,
     start_from: Annotated[
         Path | None,
@@ -120,16 +124,14 @@ def main(
     with quiet_start():
         from training.fitting import fit_table
 
-    tuned = tuned_file(models / dataset, targets or BEST.targets)
-    if settings is None and start_from is None and tuned.is_file():  # tuned for a new network
-        settings = tuned
     teachers = tuple(map(str, teacher or []))
     start = str(start_from) if start_from else ""
     fitting = read_settings(settings, teachers, start) if settings else FINE_TUNING if start else BEST
     print(f"settings: {settings or 'configuration.py'}", flush=True)
-    if settings == tuned and split_of(tuned) not in (None, split_hash(table)):
-        print(f"warning: {tuned} was found on another split: its dev images may be among these training images; "
-              "tune again", flush=True)  # fmt: skip
+    tuned = tuned_file(models / dataset, targets or BEST.targets)
+    if settings is None and not start and tuned.is_file():
+        print(f"note: {tuned} is not used; to use it: --settings {tuned}", flush=True)
+    settings_hashes = settings_images(settings, table, dataset) if settings else None
     typed = {
         "start_from": start or None,
         "teachers": teachers or None,
@@ -148,14 +150,11 @@ def main(
         raise InputError("--teaching says how teachers are asked; name them by --teacher A.keras")
     if folds is not None and fitting.teachers:
         raise InputError("teachers do not go with --folds: they may have learnt from the people of every fold")
-    if folds is not None and fitting.start_from and has_learnt_from(read_card(Path(fitting.start_from)), dataset):
-        raise InputError(f"{fitting.start_from} learnt from {dataset} itself, so it may know the people of every "
-                         "fold; start from a network that learnt elsewhere")  # fmt: skip
     model_file = output or models / dataset / "best.keras"
     if folds is None:
-        fit_table(table, folder, model_file, fitting, typed_command())
+        fit_table(table, folder, model_file, fitting, typed_command(), settings_hashes)
     else:
-        fit_folds(table, folder, model_file, fitting, typed_command(), column)
+        fit_folds(table, folder, model_file, fitting, typed_command(), column, settings_hashes)
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def main(
         return
     for fold in fold_numbers(table):
         print(f"fold {fold} of {folds}", flush=True)
-        source = features_without(features, dataset, fold)
+        source = features_without(features, dataset, table, fold)
         fit_sequences(split_by_fold(table, fold), folder, fold_file(model_file, fold), options, source, command)
 
 

@@ -36,7 +36,7 @@ from configuration import Fitting, Tuning
 from preprocessing.command_line import progress_bar
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_file
-from preprocessing.image_tables import is_usable, split_hash
+from preprocessing.image_tables import is_usable, split_hash, usable
 from preprocessing.quiet import silence_retracing
 from training.datasets import FaceBatches
 from training.fitting import (
@@ -47,6 +47,7 @@ from training.fitting import (
     read_batches,
     whole_faces_last,
 )
+from training.lineage import ImageHashes, write_hashes
 from training.settings import settings_to_json, shortened, tuned_file
 from training.workers import Worker, is_at_work, one_at_a_time
 
@@ -509,6 +510,8 @@ def tune(
     with one_at_a_time(results / "results.lock"):
         found = {"dataset": folder.name, "split_hash": about["split_hash"], "targets": base.targets, "command": command}
         found |= {"train_images": images, "dev_images": len(dev.images), "epochs": tuning.epochs, "seed": tuning.seed}
+        images = {name: usable(part).query("split == @name")["pixel_hash"] for name in ("train", "dev")}
+        write_hashes(file.with_suffix(".keras"), ImageHashes.of(images["train"], images["dev"]))
         write_results(study, base, start_params(trial_base, space), found, file, results)
 
 

@@ -1,0 +1,263 @@
+"""Which images shaped a network, over its whole lineage and whatever the data set is called."""
+
+import json
+import shutil
+from dataclasses import replace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from configuration import PATHS, Augmentation, Fitting
+from preprocessing.errors import InputError
+from preprocessing.image_tables import read_table, write_table
+from preprocessing.raw_images import pixel_hash
+from preprocessing.step3_split import Strategy, split_table
+from training.distillation import read_teachers
+from training.emotion_classifier import read_card
+from training.fitting import fit_table
+from training.folds import features_without, fit_folds
+from training.lineage import (
+    ImageHashes,
+    exposure_of,
+    hash_codes,
+    hashes_file,
+    knows_images,
+    lineage_hashes,
+    read_hashes,
+    settings_images,
+    write_hashes,
+)
+
+TINY = Fitting(
+    network="vgg",
+    widths=(4,),
+    convolutions=1,
+    epochs=1,
+    batch_size=32,
+    precision="float32",
+    augmentation=Augmentation(),
+)
+
+
+def exposure(model_file, folder, split, dataset=None):
+    """Return what a network has seen of a split."""
+    table = read_table(folder, "split.csv")
+    rows = table.loc[table["split"] == split]
+    return exposure_of(model_file, read_card(model_file), rows, table, dataset or folder.name)
+
+
+@pytest.fixture
+def train(tmp_path):
+    def run(folder, name, settings_hashes=None, **settings):
+        file = tmp_path / "models" / name
+        table = read_table(folder, "split.csv")
+        fit_table(table, folder, file, replace(TINY, **settings), "python -m some.step", settings_hashes)
+        return file
+
+    return run
+
+
+@pytest.fixture
+def other(make_dataset):
+    """Return a second data set, none of whose images are in the first one."""
+    folder = make_dataset(name="other")
+    table = read_table(folder, "split.csv")
+    write_table(table.assign(pixel_hash="other " + table["pixel_hash"]), folder / "split.csv")
+    return folder
+
+
+def test_fine_tuned_network_is_not_held_out_on_the_data_of_its_start(make_dataset, other, train, run_step, tmp_path):
+    folder = make_dataset()
+    start = train(folder, "start.keras")
+    tuned = train(other, "tuned.keras", start_from=str(start))
+    again = train(other, "again.keras", start_from=str(tuned), seed=8)
+    reports = ["--data", folder.parent, "--reports", tmp_path / "reports", "--quick", "--no-faces"]
+    for split, key in (("train", "NOT A HELD-OUT SCORE"), ("dev", "was selected on")):
+        done = run_step(
+            "evaluation.model_evaluation", "--dataset", folder.name, "--model", again, "--split", split, *reports
+        )
+        assert done.returncode == 0 and key in done.stdout, done.stdout
+        (written,) = (tmp_path / "reports").rglob("metrics.json")
+        metrics = json.loads(written.read_text())
+        assert metrics["held_out"] is (split != "train")
+        assert metrics["honesty"]["selected_on"] is (split == "dev")
+        shutil.rmtree(tmp_path / "reports")
+    assert exposure(again, folder, "test").held_out is True and exposure(again, other, "train").held_out is False
+
+
+def test_renamed_or_divided_anew_or_mixed_data_is_recognized_by_its_images(make_dataset, other, train):
+    folder = make_dataset()
+    model = train(folder, "model.keras")
+    renamed = folder.with_name("renamed")
+    shutil.copytree(folder, renamed)
+    assert exposure(model, renamed, "train").held_out is False
+    assert exposure(model, renamed, "dev").selected == 12 and exposure(model, renamed, "test").held_out is True
+    table = read_table(renamed, "split.csv")
+    swapped = table["split"].map({"train": "test", "test": "train", "dev": "dev"})
+    write_table(table.assign(split=swapped), renamed / "split.csv")
+    assert exposure(model, renamed, "test").trained == 36
+    mixed = read_table(other, "split.csv")
+    mixed.loc[mixed.index[-1], "pixel_hash"] = table["pixel_hash"][0]
+    write_table(mixed, other / "split.csv")
+    assert exposure(model, other, "test").trained == 1 and exposure(model, other, "test").held_out is False
+
+
+def test_duplicates_that_a_data_set_publishes_leave_a_score_held_out_up_to_a_share(make_dataset, train):
+    folder = make_dataset()
+    table = read_table(folder, "split.csv")
+    hashes = table.loc[table["split"] == "train", "pixel_hash"].tolist()
+    rows = table.index[table["split"] == "test"]
+    for count, held_out in ((2, True), (3, False)):  # of 12
+        table.loc[rows[:count], "pixel_hash"] = hashes[:count]
+        write_table(table, folder / "split.csv")
+        found = exposure(train(folder, f"{count}.keras"), folder, "test")
+        assert found.training.sum() == count and found.held_out is held_out
+
+
+def test_gray_image_has_one_hash_however_it_is_stored(tmp_path):
+    gray = np.random.default_rng(1).integers(0, 256, (9, 7), dtype=np.uint8)
+    stored = [gray, gray[..., None], cv2.cvtColor(gray, cv2.COLOR_GRAY2BGR), cv2.cvtColor(gray, cv2.COLOR_GRAY2BGRA)]
+    assert len({pixel_hash(image) for image in stored}) == 1
+    colour, glass = stored[2].copy(), stored[3].copy()
+    colour[0, 0, 0] ^= 1
+    glass[0, 0, 3] = 7
+    assert len({pixel_hash(image) for image in (gray, colour, glass, gray.astype(np.uint16), gray.T)}) == 5
+
+
+def test_network_without_a_list_of_images_is_judged_by_its_card_and_else_not_known(make_dataset, other, train):
+    folder = make_dataset()
+    model = train(folder, "model.keras")
+    hashes_file(model).unlink()
+    assert exposure(model, folder, "train").held_out is False and exposure(model, folder, "dev").selected == 12
+    assert exposure(model, folder, "test").held_out is True  # the card names this very split
+    assert exposure(model, other, "test").held_out is None
+    tuned = train(other, "tuned.keras", start_from=str(model))
+    assert not read_hashes(tuned).complete and exposure(tuned, other, "train").held_out is False
+    assert exposure(tuned, folder, "train").held_out is False and exposure(tuned, folder, "test").held_out is None
+
+
+def test_list_of_another_network_and_a_damaged_one_are_refused(tiny_model):
+    model = tiny_model()
+    other = tiny_model(name="other.keras", labels=("anger", "fear"))
+    file = hashes_file(model)
+    shutil.copy(hashes_file(other), file)
+    with pytest.raises(InputError, match=r"tiny\.hashes\.npz.*belongs to another file"):
+        read_hashes(model)
+    for content in (b"", b"junk", hashes_file(other).read_bytes()[:-40]):
+        file.write_bytes(content)
+        with pytest.raises(InputError, match=r"tiny\.hashes\.npz.*damaged"):
+            read_hashes(model)
+
+
+def test_list_holds_eight_bytes_an_image_and_grows_by_the_lineage(tiny_model):
+    first = ImageHashes.of(["0123456789abcdef", "b"], ["c"])
+    assert first.training.dtype == np.uint64 and 0x0123456789ABCDEF in first.training
+    teacher = tiny_model(name="teacher.keras")
+    write_hashes(teacher, first)
+    both = lineage_hashes(ImageHashes.of(["d"], ["e"]), [teacher])
+    assert sorted(both.training) == sorted(hash_codes(["0123456789abcdef", "b", "d"]))
+    assert sorted(both.selection) == sorted(hash_codes(["c", "e"])) and both.complete
+    many = ImageHashes.of(map(str, range(5000)))
+    write_hashes(teacher, many)
+    assert hashes_file(teacher).stat().st_size < 8 * 5000 + 2000
+
+
+def test_teacher_that_knows_images_of_dev_or_test_is_refused_whatever_its_data_set_is_called(make_dataset, train):
+    folder = make_dataset()
+    renamed = folder.with_name("renamed")
+    shutil.copytree(folder, renamed)
+    table = read_table(renamed, "split.csv")
+    write_table(
+        table.assign(split=table["split"].map({"train": "test", "test": "train", "dev": "dev"})), renamed / "split.csv"
+    )
+    teacher = train(renamed, "teacher.keras")
+    about = {"dataset": folder.name, "split_hash": "", "crops": {"size": 24, "channels": 1}}
+    with pytest.raises(InputError, match="was trained on 12 images of the dev or test split of stripes"):
+        read_teachers([str(teacher)], read_card(teacher)["labels"], about, read_table(folder, "split.csv"))
+
+
+@pytest.fixture
+def in_folds(make_dataset):
+    folder = make_dataset()
+    write_table(split_table(read_table(folder, "split.csv"), Strategy.FOLDS, folds=3), folder / "split.csv")
+    return folder
+
+
+def test_settings_that_were_selected_on_the_folds_are_refused_for_them(in_folds, other, tmp_path):
+    table, tuned = read_table(in_folds, "split.csv"), tmp_path / "models" / "best.keras"
+    images = {name: table.loc[table["split"] == name, "pixel_hash"] for name in ("train", "dev")}
+    for hashes, reason in (
+        (ImageHashes.of(images["train"], images["dev"]), r"selected on \d+ images of the folds"),
+        (ImageHashes.of(complete=False), "not known by which images"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            fit_folds(table, in_folds, tuned, TINY, "python", settings_hashes=hashes)
+    assert not tuned.parent.exists()
+    elsewhere = read_table(other, "split.csv")["pixel_hash"]
+    assert len(fit_folds(table, in_folds, tuned, TINY, "python", settings_hashes=ImageHashes.of((), elsewhere))) == 3
+
+
+def test_start_and_features_that_know_images_of_the_folds_are_refused_for_them(in_folds, train, tmp_path):
+    table, renamed = read_table(in_folds, "split.csv"), in_folds.with_name("renamed")
+    shutil.copytree(in_folds, renamed)
+    start = train(renamed, "start.keras")
+    with pytest.raises(InputError, match="trained or selected on images of the folds"):
+        fit_folds(table, in_folds, tmp_path / "best.keras", replace(TINY, start_from=str(start)), "python")
+    with pytest.raises(InputError, match="was trained on images of the folds"):
+        features_without(start, in_folds.name, table, 0)
+
+
+def test_tuned_settings_are_used_only_where_they_are_named(make_dataset, run_step, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.step3_best_model.BEST", TINY)
+    folder, models = make_dataset(), tmp_path / "models"
+    tuned = models / folder.name / "tuned.json"
+    tuned.parent.mkdir(parents=True)
+    table = read_table(folder, "split.csv")
+    settings = {"network": "vgg", "widths": [4], "convolutions": 1, "epochs": 1, "batch_size": 32, "seed": 11}
+    found = {"dataset": folder.name, "split_hash": "another"}
+    tuned.write_text(json.dumps({"fitting": settings, "found": found}))
+    write_hashes(tuned.with_suffix(".keras"), ImageHashes.of((), table.loc[table["split"] == "test", "pixel_hash"]))
+    where = ["--dataset", folder.name, "--data", folder.parent, "--models", models]
+    step = "training.step3_best_model"
+    done = run_step(step, *where, "--output", models / "plain.keras")
+    assert done.returncode == 0 and f"{tuned} is not used" in done.stdout, done.stderr
+    assert read_card(models / "plain.keras")["seed"] != 11
+    assert run_step(step, *where, "--settings", tuned, "--output", models / "tuned.keras").returncode == 0
+    assert read_card(models / "tuned.keras")["seed"] == 11
+    assert exposure(models / "tuned.keras", folder, "test").selected == 12  # the images that selected its settings
+
+
+def test_settings_written_by_hand_have_no_selection_images(make_dataset, tmp_path):
+    folder = make_dataset()
+    table, file = read_table(folder, "split.csv"), tmp_path / "own.json"
+    file.write_text(json.dumps({"fitting": {}}))
+    assert settings_images(file, table, folder.name) is None
+    file.write_text(json.dumps({"fitting": {}, "found": {"dataset": "elsewhere"}}))
+    hashes = settings_images(file, table, folder.name)
+    assert hashes is not None and not hashes.complete
+
+
+def test_released_networks_list_the_images_of_fer2013(shared_data):
+    def images(usage):
+        labels = np.load(shared_data / "fer2013" / f"{usage}_labels.npz")
+        atlas: Any = cv2.imread(str(shared_data / "fer2013" / f"{usage}.webp"), cv2.IMREAD_GRAYSCALE)
+        tiles = atlas.reshape(-1, 48, int(labels["columns"]), 48).swapaxes(1, 2).reshape(-1, 48, 48)
+        usable = tiles[: len(labels["row"])]
+        return hash_codes({pixel_hash(tile) for tile in usable if tile.std() > 0})
+
+    training, dev = images("Training"), images("PublicTest")
+    hashes = read_hashes(PATHS.pretrained.with_name("fer2013.keras"))
+    assert hashes.complete and sorted(hashes.training) == sorted(training) and sorted(hashes.selection) == sorted(dev)
+    by_votes = read_hashes(PATHS.pretrained)  # images without annotator votes or without a majority are left out
+    assert by_votes.complete and np.isin(by_votes.training, training).all() and np.isin(by_votes.selection, dev).all()
+    assert len(by_votes.training) > 27_000 and len(by_votes.selection) > 3_000
+
+
+def test_images_are_known_by_name_only_without_a_list(tiny_model, make_dataset):
+    folder = make_dataset()
+    rows = read_table(folder, "split.csv")
+    listed, unlisted = tiny_model(dataset=folder.name), tiny_model(name="old.keras", dataset=folder.name, listed=False)
+    assert not knows_images(listed, read_card(listed), rows, folder.name)
+    assert knows_images(unlisted, read_card(unlisted), rows, folder.name)

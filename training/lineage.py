@@ -1,0 +1,282 @@
+"""Which images shaped a network: those that it, and every network in its lineage, was trained or selected on.
+
+The lineage of a network is the network itself, the network that it started from, its teachers, and the network whose
+features it reads, recursively. `X.hashes.npz` lies beside the card of `X.keras` and lists the pixel hashes of all these
+images, so that an image is recognized whatever its file or data set is called. Only equal pixels are recognized: an
+image that was resized, mirrored or compressed again is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from preprocessing.errors import InputError
+from preprocessing.files import atomic_file, file_hash
+from preprocessing.image_tables import split_hash
+from training.emotion_classifier import has_learnt_from, splits_learnt_from
+
+# Above this share, duplicates that a data set publishes across its own splits make a score no held-out score.
+MAX_DUPLICATE_SHARE = 0.2
+_HEX_16 = re.compile("[0-9a-f]{16}")
+
+
+def hash_codes(pixel_hashes: Iterable[str]) -> np.ndarray:
+    """Return pixel hashes as numbers.
+
+    Args:
+        pixel_hashes: Values of a table's column `pixel_hash`: 16 hexadecimal digits, or any text that names an image.
+
+    Returns:
+        uint64 (n,), in the same order.
+    """
+
+    def code(text: str) -> int:
+        if _HEX_16.fullmatch(text):
+            return int(text, 16)
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")  # a table made by hand
+
+    return np.fromiter((code(text) for text in pixel_hashes), dtype=np.uint64)
+
+
+@dataclass(frozen=True)
+class ImageHashes:
+    """The images that shaped a network.
+
+    Attributes:
+        training: Hashes of the images that it, or a network in its lineage, was trained on: uint64, sorted, unique.
+        selection: Hashes of the images by which an epoch, a setting, a temperature or a threshold was chosen: the same.
+        complete: Whether the lists cover the whole lineage.
+    """
+
+    training: np.ndarray
+    selection: np.ndarray
+    complete: bool = True
+
+    @classmethod
+    def of(cls, training: Iterable[str] = (), selection: Iterable[str] = (), complete: bool = True) -> ImageHashes:
+        """Return the hashes of images that are given by their values of `pixel_hash`."""
+        return cls(np.unique(hash_codes(training)), np.unique(hash_codes(selection)), complete)
+
+    def __or__(self, other: ImageHashes) -> ImageHashes:
+        return ImageHashes(
+            np.union1d(self.training, other.training),
+            np.union1d(self.selection, other.selection),
+            self.complete and other.complete,
+        )
+
+    @property
+    def all(self) -> np.ndarray:
+        """Training and selection images together: uint64, sorted, unique."""
+        return np.union1d(self.training, self.selection)
+
+
+UNKNOWN = ImageHashes.of(complete=False)
+
+
+def hashes_file(model_file: Path) -> Path:
+    """Return the path of the list of images beside a network."""
+    return model_file.with_suffix(".hashes.npz")
+
+
+def write_hashes(model_file: Path, hashes: ImageHashes) -> None:
+    """Write the list of images beside a network, with the content hash of the network.
+
+    Args:
+        model_file: The network. For `tuned.json` it is `tuned.keras`, which does not exist.
+        hashes: Its images.
+    """
+    with atomic_file(hashes_file(model_file)) as temporary, temporary.open("wb") as stream:
+        np.savez_compressed(
+            stream,
+            belongs_to=np.array(file_hash(model_file) if model_file.is_file() else ""),
+            training=hashes.training,
+            selection=hashes.selection,
+            complete=np.array(hashes.complete),
+        )
+
+
+def read_hashes(model_file: Path) -> ImageHashes:
+    """Return the images that shaped a network; `UNKNOWN` where no list lies beside it.
+
+    Raises:
+        InputError: The list is damaged, or belongs to another file.
+    """
+    file = hashes_file(model_file)
+    remedy = "restore it, or delete it (the images then count as unknown)"
+    try:
+        with np.load(file, allow_pickle=False) as content:
+            belongs_to = str(content["belongs_to"])
+            training, selection = (np.unique(content[name].astype(np.uint64)) for name in ("training", "selection"))
+            complete = bool(content["complete"])
+    except FileNotFoundError:
+        return UNKNOWN
+    except (ValueError, TypeError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{file}, the list of training images, is damaged ({error}); {remedy}") from error
+    if model_file.is_file() and belongs_to != file_hash(model_file):
+        raise InputError(f"{file}, the list of training images, belongs to another file than {model_file}; {remedy}")
+    return ImageHashes(training, selection, complete)
+
+
+def lineage_hashes(own: ImageHashes, sources: Iterable[Path]) -> ImageHashes:
+    """Return the images of a new network: its own, and those of every network that it learns from.
+
+    Args:
+        own: The images that it is trained and selected on itself.
+        sources: The networks that it starts from, is distilled from, or reads features of.
+
+    Raises:
+        InputError: As `read_hashes`.
+    """
+    for source in sources:
+        own |= read_hashes(source)
+    return own
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """What a network has seen of the images that it is scored on.
+
+    Attributes:
+        training: Whether each image is a training image of the lineage, bool (n,).
+        selection: Whether each image is a selection image of the lineage, bool (n,).
+        duplicate_of_training: Whether the table itself has the image in its training split too, bool (n,); of an image
+            of the training split it is False. Data sets publish such cross-split duplicates (FER2013: 8 % of dev).
+        duplicate_of_selection: The same, of the dev split.
+        complete: Whether the lists cover the whole lineage. Where they do not, an image may be exposed all the same.
+    """
+
+    training: np.ndarray
+    selection: np.ndarray
+    duplicate_of_training: np.ndarray
+    duplicate_of_selection: np.ndarray
+    complete: bool
+
+    @property
+    def trained(self) -> int:
+        """Number of images that the network was trained on, other than by cross-split duplicates of the data set."""
+        return _exposed(self.training, self.duplicate_of_training)
+
+    @property
+    def selected(self) -> int:
+        """Number of images that the network was selected on, other than by cross-split duplicates of the data set."""
+        return _exposed(self.selection, self.duplicate_of_selection)
+
+    @property
+    def held_out(self) -> bool | None:
+        """Whether the network was trained on none of the images; None where the lineage is not known in full."""
+        return False if self.trained else True if self.complete else None
+
+    def select(self, keep: np.ndarray) -> Exposure:
+        """Return the exposure of some of the images.
+
+        Args:
+            keep: Mask, bool (n,), or positions, int (m,).
+        """
+        return replace(self, **{name: value[keep] for name, value in self._arrays().items()})
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+
+    @classmethod
+    def joined(cls, parts: Iterable[Exposure]) -> Exposure:
+        """Return the exposure of several sets of images, one after the other, each scored by its own network."""
+        parts = list(parts)
+        names = parts[0]._arrays()
+        arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+        return cls(**arrays, complete=all(part.complete for part in parts))
+
+
+def _exposed(seen: np.ndarray, duplicate: np.ndarray) -> int:
+    if seen.size and seen.mean() > MAX_DUPLICATE_SHARE:
+        return int(seen.sum())
+    return int((seen & ~duplicate).sum())
+
+
+def exposure_of(
+    model_file: Path, card: Mapping[str, Any], rows: pd.DataFrame, table: pd.DataFrame, dataset: str
+) -> Exposure:
+    """Return what a network has seen of some rows of a data set.
+
+    A network without a list of images is judged by its card, which names the data sets and splits of its lineage: it
+    has seen the training and dev rows of a table whose name and split hash are those of the card. Whether it has seen
+    the images of any other table is not known.
+
+    Args:
+        model_file: The network.
+        card: Its card.
+        rows: The rows that are scored, with `pixel_hash` and `split`.
+        table: All rows of the data set, with the split that is scored.
+        dataset: Name of the data set.
+
+    Raises:
+        InputError: The list of images is damaged, or belongs to another network.
+    """
+    hashes, codes, part = read_hashes(model_file), hash_codes(rows["pixel_hash"]), rows["split"].to_numpy()
+    in_train, in_dev = (
+        np.isin(codes, hash_codes(table.loc[table["split"] == name, "pixel_hash"])) for name in ("train", "dev")
+    )
+    training, selection = np.isin(codes, hashes.training), np.isin(codes, hashes.selection)
+    complete = hashes.complete
+    if not complete:
+        splits = splits_learnt_from(dict(card))
+        complete = all(list(split) == [dataset, split_hash(table)] for split in splits)
+        learned_here = has_learnt_from(dict(card), dataset)
+        calibrated_here = card.get("calibration", {}).get("dataset") == dataset
+        training = training | (in_train & (complete | (learned_here & (part == "train"))))
+        selection = selection | (in_dev & (complete | ((learned_here | calibrated_here) & (part == "dev"))))
+    return Exposure(training, selection, in_train & (part != "train"), in_dev & (part != "dev"), complete)
+
+
+def knows_images(model_file: Path, card: Mapping[str, Any], rows: pd.DataFrame, dataset: str) -> bool:
+    """Return whether any of a data set's images shaped a network.
+
+    Args:
+        model_file: The network.
+        card: Its card. It decides, by the name of the data set, where no complete list of images lies beside it.
+        rows: The images, with `pixel_hash`.
+        dataset: Name of the data set.
+
+    Raises:
+        InputError: The list of images is damaged, or belongs to another network.
+    """
+    hashes = read_hashes(model_file)
+    known = bool(np.isin(hash_codes(rows["pixel_hash"]), hashes.all).any())
+    return known or (not hashes.complete and has_learnt_from(dict(card), dataset))
+
+
+def settings_images(settings: Path, table: pd.DataFrame, dataset: str) -> ImageHashes | None:
+    """Return the images by which the settings in a file were selected; None for settings that were written by hand.
+
+    Args:
+        settings: A `tuned.json`, or a network's card.
+        table: `split.csv` of the data set that the settings are used on.
+        dataset: Name of that data set.
+
+    Raises:
+        InputError: The list of images is damaged.
+    """
+    hashes = read_hashes(settings.with_suffix(".keras"))
+    if hashes.complete:
+        return hashes
+    try:
+        content = dict(json.loads(settings.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return hashes  # whoever reads the settings says what is wrong with the file
+    if "fitting" in content and "found" not in content:
+        return None
+    found = content.get("found", content)
+    if isinstance(found, Mapping) and (found.get("dataset"), found.get("split_hash")) == (dataset, split_hash(table)):
+        rows = table.loc[table["split"].isin(["train", "dev"])]
+        images = {name: rows.loc[rows["split"] == name, "pixel_hash"] for name in ("train", "dev")}
+        return hashes | ImageHashes.of(images["train"], images["dev"])
+    return hashes
