@@ -14,6 +14,7 @@ from preprocessing.crowd_votes import MAJORITY
 from preprocessing.emotions import LabelRule, relate
 from preprocessing.errors import InputError
 from preprocessing.image_tables import labels_of, usable
+from preprocessing.quiet import quiet_start
 from training.emotion_classifier import EmotionClassifier, read_card
 from training.lineage import Exposure, exposure_of
 
@@ -151,7 +152,8 @@ def ask(model_file: Path, name: str, folder: Path, table: pd.DataFrame, rows: pd
     Raises:
         InputError: the model cannot be used, no rule relates its labels to the data's, or a crop is missing.
     """
-    from training.datasets import read_crops  # imports Keras
+    with quiet_start():
+        from training.datasets import read_crops  # imports Keras
 
     rule = label_rule(model_file, table)
     classifier = EmotionClassifier.load(model_file)

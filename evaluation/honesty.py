@@ -229,13 +229,15 @@ def _warnings(answers: Answers, folder: Path, table: pd.DataFrame, copies: np.nd
     if people and answers.split != "train":
         warnings.append(f"{len(people):,} people of this split are also in the training split")
     current = split_hash(read_table(folder, "split.csv"))
-    known = answers.exposure.complete
-    if not known and card.get("dataset") == answers.dataset and card.get("split_hash") not in (None, current):
-        warnings.append("the split was made anew since the model was trained: it may have learnt from these images")
+    if card.get("dataset") == answers.dataset and card.get("split_hash") not in (None, current):
+        warnings.append(
+            "the split was made anew since the model was trained: it may know these people, or other frames of these "
+            "sequences"
+        )
     if (start := card.get("start_from")) and _learnt_more(start, card):
         warnings.append(f"extra data: {_started_from(start)}")
     for entry in networks_behind(card):
-        if not known and knows_another_split(entry, answers.dataset, current):
+        if knows_another_split(entry, answers.dataset, current):
             warnings.append(f"{_name(entry)} knows another split of {answers.dataset}: it may know these very images")
     align = crop_options(folder)["align"]
     if align != card["align"]:

@@ -301,9 +301,7 @@ def _fits(model_file: Path, card: dict[str, Any], part: Part, folder: Path) -> b
     """Return whether a network's lineage was trained on no scored frame outside the part's own training split."""
     judged = _frames(part).query("split != 'train'")
     exposure = exposure_of(model_file, card, judged, part.table, folder.name)
-    return not exposure.trained and (
-        exposure.complete or not knows_another_split(card, folder.name, split_hash(part.table))
-    )
+    return not exposure.trained and not knows_another_split(card, folder.name, split_hash(part.table))
 
 
 def _joined(name: str, parts: Sequence[Part], ask: Callable[[Part], tuple[tuple[str, ...], np.ndarray]]) -> Seen:

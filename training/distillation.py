@@ -56,7 +56,7 @@ def read_teachers(
                 f"teacher {teacher.file} was trained on {exposure.trained:,} images of the dev or test split of "
                 f"{about['dataset']}, by which the new network is judged; train the teacher again on this split"
             )
-        if not exposure.complete and knows_another_split(teacher.card, about["dataset"], about["split_hash"]):
+        if knows_another_split(teacher.card, about["dataset"], about["split_hash"]):
             raise InputError(
                 f"teacher {teacher.file} was trained on another split of {about['dataset']}, so it may know the images "
                 "by which the new network is judged; train the teacher again on this split"
