@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from configuration import PATHS
+from preprocessing.addresses import redacted
 from preprocessing.errors import InputError
 
 # A full or read-only disk, a file one may not touch, a name that is too long, a file where a folder is needed or the
@@ -55,7 +56,8 @@ def run(command: Callable[..., Any]) -> None:
         format_message = getattr(error, "format_message", None)  # typer's own refusals of an option have it
         if format_message is None:
             raise
-        _fail(" ".join(format_message().split()) + " (see --help)")
+        # The refused word may be the address of a camera, typed without `--source`.
+        _fail(" ".join(map(redacted, format_message().split())) + " (see --help)")
 
 
 def _fail(message: str) -> None:

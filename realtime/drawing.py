@@ -19,6 +19,7 @@ from realtime.recognition import Recognition, Result
 KEYS = {
     "q, Esc": "quit",
     "space": "pause",
+    "left, right": "step through pictures",
     "s": "snapshot",
     "r": "record",
     "b": "bars",

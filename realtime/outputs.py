@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
@@ -17,7 +17,7 @@ from realtime.anonymity import Anonymizer
 from realtime.drawing import Drawer, View, draw_for_person
 from realtime.recognition import Result
 from realtime.recording import LOG_SUFFIXES, Log, Recording, check_target, open_recording, suffixes_for, write_picture
-from realtime.sources import Source
+from realtime.sources import Frame, Live, Pictures, Source, Video
 from realtime.summary import SpanTable, Summary
 from realtime.window import Window
 
@@ -62,9 +62,15 @@ class Wanted:
             "--summary": (".html",),
         }
         given = {option: file for option, file in options.items() if file}
+        is_folder = isinstance(frames, Pictures) and not frames.still
         for option, file in given.items():
             if frames.still and option in ("--spans", "--summary"):
                 raise InputError(f"{option} {file} needs a video or a camera: pictures have no time; --log takes both")
+            if is_folder and option in ("--spans", "--summary"):
+                raise InputError(
+                    f"{option} {file} needs one video or a camera: in a folder, times and face numbers begin anew with "
+                    "each video; give one video, or use --log, which names the file"
+                )
             check_target(option, file, suffixes[option], source)
         for option, file in given.items():
             same = [other for other in given if other < option and given[other].absolute() == file.absolute()]
@@ -72,6 +78,13 @@ class Wanted:
                 raise InputError(f"{same[0]} and {option} are both to write {file}; give each a file of its own")
         if frames.still and self.follow:
             raise InputError(f"--follow {self.follow} needs a video or a camera: in pictures no face is followed")
+        if is_folder and self.follow:
+            raise InputError(
+                f"--follow {self.follow} needs one video or a camera: in a folder, face numbers begin anew with each "
+                "video; give one video"
+            )
+        if is_folder and self.blur_unknown:
+            raise InputError("--blur-unknown needs one video or a camera; give one video, or use --anonymous")
         if frames.still and frames.count != 1 and self.blur_unknown:
             raise InputError(
                 "--blur-unknown needs a video or a camera: in pictures no face is followed; use --anonymous"
@@ -130,9 +143,13 @@ class Outputs:
         self._wanted, self._source = wanted, source
         self._view = View(followed=wanted.follow)
         self._note = _Note()
-        self._drawer = Drawer(source.still)
-        hides = wanted.anonymous or wanted.blur_unknown
-        self._anonymizer = Anonymizer(source.still) if hides else None
+        self._hides = wanted.anonymous or wanted.blur_unknown
+        self._video: str | None = None  # the name of the video that is shown; empty for pictures
+        self._begin(source.still)
+        self._shown: tuple[Result, np.ndarray] | None = None  # what is in the window, and how it was drawn
+        self._pictures: list[Result] = []  # those shown already, without their pixels
+        self._at = 0  # the place of the shown one among them
+        self._has_stepped = False  # the next picture was asked for by an arrow, which does not end the run
         self._sinks: list[_Sink] = []
         self._running: _Running | None = None
         self._window: Window | None = None
@@ -144,7 +161,9 @@ class Outputs:
                 self._sinks.append(opened.enter_context(closing(sink_of(file))))
                 self.written.append(file)
             if wanted.window:
-                self._window = opened.enter_context(closing(Window(source.size, source.still, source.live)))
+                self._window = opened.enter_context(closing(Window(source.size, source.live)))
+                if isinstance(source, Live | Video):
+                    source.on_wait = self.idle
             opened.callback(self._flush)  # called first
             self._opened = opened.pop_all()
 
@@ -156,6 +175,14 @@ class Outputs:
             (lambda file: Summary(file, labels, name, model), wanted.summary),
         ]
         return [(sink_of, file) for sink_of, file in sinks if file]
+
+    def _begin(self, is_still: bool) -> None:
+        """Forget the file before: what it showed says nothing about the next one."""
+        self._drawer = Drawer(is_still)
+        self._anonymizer = Anonymizer(is_still) if self._hides else None
+
+    def _is_still(self, frame: Frame) -> bool:
+        return self._source.still or frame.still
 
     @property
     def _known(self) -> int:
@@ -175,6 +202,15 @@ class Outputs:
             sink.write(result)
         if not self._is_drawn:
             return
+        video = "" if self._is_still(result.frame) else result.frame.name
+        if self._video is not None and video != self._video:
+            for ready in self._anonymizer.finish(self._known) if self._anonymizer else []:
+                self._show(ready)
+                if self.closed:
+                    return
+            self._begin(not video)
+            self._view.followed = 0  # a number means another face there
+        self._video = video
         for ready in self._anonymizer.add(result, self._known) if self._anonymizer else [result]:
             self._show(ready)
             if self.closed:
@@ -188,22 +224,86 @@ class Outputs:
         """Record what is still held back."""
         if self._anonymizer and self._running:
             for ready in self._anonymizer.finish(self._known):
-                self._record(ready.frame.time, self._drawer.draw(ready, self._view))
+                self._record(ready.frame.elapsed, self._drawer.draw(ready, self._view))
+
+    def idle(self, is_waiting: bool) -> bool:
+        """Keep window and keys alive while the source gives no frame.
+
+        Args:
+            is_waiting: The source is lost or stalls, which the window says.
+
+        Returns:
+            Whether the run goes on.
+        """
+        self._attend("waiting for the camera" if is_waiting else "")
+        return not self.closed
+
+    def finish(self) -> None:
+        """After the last picture, stay in the window while a person only steps through the pictures."""
+        while self._window and self._has_stepped and not self.closed:
+            self._note.say("no further picture; q quits")
+            self._attend()
 
     def _show(self, result: Result) -> None:
         drawn_bgr = self._drawer.draw(result, self._view)
-        self._record(result.frame.time, drawn_bgr)
+        self._record(result.frame.elapsed, drawn_bgr)
+        self._shown = result, drawn_bgr
+        if self._window and self._is_still(result.frame):
+            no_pixels = np.empty((0, 0, 3), np.uint8)
+            self._pictures.append(replace(result, frame=replace(result.frame, image_bgr=no_pixels)))
+            self._at = len(self._pictures) - 1
+        self._attend()
+
+    def _attend(self, state: str = "") -> None:
+        """Show the newest frame, or a picture before it, and obey the keys, until the next frame is wanted."""
+        view = self._view
         while self._window:
-            self._view.note, self._view.recording = str(self._note) or self._missing(result), self._running is not None
-            self._window.show(draw_for_person(drawn_bgr, self._view))
-            action = self._window.wait(result.frame.time, self._view.paused)
-            if not action:
+            if not self._shown:  # every frame is still held back, to hide faces in it
+                view.note = state
+                width, height = self._source.size
+                self._window.show(draw_for_person(np.zeros((height, width, 3), np.uint8), view))
+                self.closed = self._window.wait(0.0) == "quit"
                 return
+            result, drawn_bgr = self._shown
+            is_still = self._is_still(result.frame)
+            note = str(self._note) or self._missing(result)
+            view.note = "   ".join(filter(None, (_place(result.frame), state, note)))
+            view.recording = self._running is not None
+            self._window.show(draw_for_person(drawn_bgr, view))
+            action = self._window.wait(result.frame.elapsed, view.paused, is_still)
             if action == "quit":
                 self.closed = True
                 return
-            self._obey(action, result, drawn_bgr)
-            drawn_bgr = self._drawer.redraw(result, self._view)
+            if is_still and action in ("", "next", "previous"):
+                if action != "previous" and self._at == len(self._pictures) - 1:
+                    self._has_stepped = action == "next"
+                    return
+                self._step(-1 if action == "previous" else 1)
+            elif not action:
+                return
+            elif action not in ("next", "previous"):  # which mean nothing in a video
+                self._obey(action, result, drawn_bgr)
+                self._shown = result, self._drawer.redraw(result, view)
+
+    def _step(self, step: int) -> None:
+        """Go to a picture that was shown before."""
+        if self._at + step < 0:
+            self._note.say("first picture")
+            return
+        self._at += step
+        self._note.say("")
+        result = self._pictures[self._at]
+        assert isinstance(self._source, Pictures)
+        try:
+            image_bgr = self._source.picture(result.frame.position[0])
+        except InputError:
+            self._note.say("this picture can no longer be read")
+            width, height = self._source.size
+            result, image_bgr = replace(result, recognitions=[]), np.zeros((height, width, 3), np.uint8)
+        result = replace(result, frame=replace(result.frame, image_bgr=image_bgr))
+        if self._anonymizer:
+            (result,) = self._anonymizer.add(result, self._known)
+        self._shown = result, self._drawer.draw(result, self._view)
 
     def _missing(self, result: Result) -> str:
         followed = self._view.followed
@@ -221,8 +321,8 @@ class Outputs:
         elif action == "snapshot":
             self._snapshot(drawn_bgr)
         elif action == "record":
-            self._toggle_recording(result.frame.time, drawn_bgr)
-        elif self._source.still:
+            self._toggle_recording(result.frame.elapsed, drawn_bgr)
+        elif self._is_still(result.frame):
             self._note.say("in pictures no face is followed")  # none has a number
         elif action.isdigit():
             number = _chosen(int(action), result)
@@ -292,6 +392,12 @@ def _chosen(digit: int, result: Result) -> int:
     """Return the number of the face that a key means: its own number, else its place among the numbers in sight."""
     numbers = sorted(each.number for each in result.recognitions if each.number)
     return numbers[digit - 1] if digit not in numbers and 0 < digit <= len(numbers) else digit
+
+
+def _place(frame: Frame) -> str:
+    """Return which file of how many is shown; empty where there is one."""
+    number, count = frame.position
+    return f"{number}/{count} {frame.name}" if count > 1 else ""
 
 
 def _short(file: Path) -> Path:

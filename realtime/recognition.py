@@ -14,6 +14,7 @@ import time
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -25,7 +26,7 @@ from preprocessing.errors import InputError
 from preprocessing.faces import Detector, Face, FaceDetector, build_detector, network_input, read_image_rgb
 from realtime.calm import Steadier, Verdict
 from realtime.search import Searcher
-from realtime.sources import Frame, Source, open_source
+from realtime.sources import Frame, Source, holds_pictures, open_source
 from realtime.temporal import TemporalReader
 from realtime.tracking import TrackedFace, Tracker
 from training.sequence_classifier import SequenceClassifier
@@ -147,9 +148,10 @@ def watch(
             later, and the faces in them do not.
 
     Yields:
-        A result for each frame. Faces of a video or camera keep their numbers; pictures are taken each by itself. The
-        same file gives the same results each time; of a camera or stream, whose frames wait for nobody, mtcnn searches
-        a picture that takes it long (`TRACKING.wait_for`) on a thread of its own, which ends with the generator.
+        A result for each frame. Faces of a video or camera keep their numbers; pictures are taken each by itself. Each
+        video of a folder has times and face numbers of its own. The same file gives the same results each time. Frames
+        of a camera or stream wait for nobody: there, mtcnn searches a picture that takes it long
+        (`TRACKING.wait_for`) on a thread of its own, which ends with the generator.
 
     Raises:
         InputError: the source, the model, the detector or the sequence network cannot be used, or do not fit.
@@ -166,7 +168,14 @@ def watch(
     beside = None
     if source.live and not patient and isinstance(faces, FaceDetector):
         beside = FaceDetector(faces.options, SEARCH_THREADS)
-    yield from recognize(source, faces, classifier, raw=raw, still=source.still, beside=beside, temporal=temporal)
+    if temporal:
+        check_temporal(temporal, classifier, raw, holds_pictures(source))
+    # Each video of a folder has tracks of its own.
+    for _, frames in groupby(source, lambda frame: "" if frame.still else frame.name):
+        first = next(frames)
+        still = source.still or first.still
+        frames = chain([first], frames)
+        yield from recognize(frames, faces, classifier, raw=raw, still=still, beside=beside, temporal=temporal)
 
 
 def analyze(

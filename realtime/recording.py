@@ -16,7 +16,7 @@ from configuration import WEBCAM
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_file
 from realtime.recognition import Result
-from realtime.sources import Source
+from realtime.sources import Source, media_files
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi")
 ANIMATION_SUFFIXES = (".webp", ".gif")
@@ -51,7 +51,7 @@ def check_target(option: str, file: Path, suffixes: Sequence[str], source: str) 
     if file.is_dir() or not os.access(existing, os.W_OK):
         raise InputError(f"{option} {file} cannot be written; give a file where you may write")
     origin = Path(source)
-    read = [origin, *origin.iterdir()] if origin.is_dir() and file.suffix.lower() in PICTURE_SUFFIXES else [origin]
+    read = [origin, *media_files(origin)] if origin.is_dir() else [origin]
     if file.exists() and any(other.exists() and file.samefile(other) for other in read):
         raise InputError(f"{option} {file} is the source itself, which would be lost; give another file")
 
@@ -218,11 +218,11 @@ class Log:
     """Writes one row per face: what was seen, where, when. Each frame is on the disk before the next.
 
     A `.csv` has a header; a `.jsonl` has an object per line with the same names, its numbers as numbers and `unsure` as
-    true or false. Columns: `time` (seconds since the first frame), `frame` (its place in the source, from 0), `name`
-    (what the frame was taken from), `face` (its number, from 1, kept while it stays; where faces are not followed, as
-    in pictures, its place within the frame), `box_left`, `box_top`, `box_width`, `box_height` (pixels), `label` (the
-    emotion shown, or what it would be), `probability` (the label's), `unsure` (1: no emotion was probable enough to be
-    shown, else 0), and `p_<emotion>` for each emotion in class order.
+    true or false. Columns: `time` (seconds since its video's first frame), `frame` (its place in the video, from 0; of
+    a picture, its place among the files), `name` (what the frame was taken from), `face` (its number, from 1, kept
+    while it stays; where faces are not followed, as in pictures, its place within the frame), `box_left`, `box_top`,
+    `box_width`, `box_height` (pixels), `label` (the emotion shown, or what it would be), `probability` (the label's),
+    `unsure` (1: no emotion was probable enough to be shown, else 0), and `p_<emotion>` for each emotion in class order.
 
     Raises:
         InputError: the file cannot be written.

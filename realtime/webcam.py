@@ -21,20 +21,21 @@ if not __package__:  # run as a plain file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import typer
+from rich.markup import escape
 
 from configuration import FACES, PATHS, WEBCAM
 from preprocessing.command_line import progress_bar, run
 from preprocessing.faces import Detector, build_detector
 from realtime.outputs import Outputs, Wanted
 from realtime.recognition import Classifier, Result, check_temporal, watch
-from realtime.sources import Source, open_source
+from realtime.sources import Source, holds_pictures, open_source
 from realtime.window import has_display
 from training.sequence_classifier import SequenceClassifier
 
 
 def main(
     source: Annotated[
-        str, typer.Option(help="Camera number, video, image, folder of images, or rtsp:// or http:// address.")
+        str, typer.Option(help="Camera number, video, image, folder of them, or rtsp:// or http:// address.")
     ] = WEBCAM.source,
     model: Annotated[Path, typer.Option(help="Trained network; its card lies beside it.")] = PATHS.pretrained,
     detector: Annotated[str, typer.Option(help="mtcnn, or haar: OpenCV's frontal cascade.")] = WEBCAM.detector,
@@ -110,7 +111,7 @@ def main(
         if temporal:
             reader = SequenceClassifier.load_litert(temporal)
             classifier = EmotionClassifier.load_litert(model, features=True)
-            check_temporal(reader, classifier, raw, frames.still)
+            check_temporal(reader, classifier, raw, holds_pictures(frames))
         else:
             reader, classifier = None, EmotionClassifier.load_litert(model)
         face_detector = build_detector(detector, replace(classifier.faces, smallest_face=smallest_face))
@@ -189,11 +190,13 @@ def show(
     results = watch(source, classifier, detector, raw=raw, temporal=temporal, patient=hides)
     try:
         with closing(results), closing(outputs), progress_bar() as progress:
-            for result in progress.track(results, total=source.count, description=source.name):
+            for result in progress.track(results, total=source.count, description=escape(source.name)):
                 tally.add(result)
                 outputs.write(result)
                 if outputs.closed:
                     break
+            else:
+                outputs.finish()
     finally:  # also where a file cannot be finished
         wrote = ", ".join(str(file) for file in outputs.written if file.exists())
         kept = f"wrote {wrote}" if wrote else "kept nothing (--record, --log, --spans, --summary)"

@@ -16,6 +16,8 @@ _LARGEST = (1280, 720)  # pixels: a larger picture opens in a window of this siz
 _LOOK = 50  # milliseconds between looks at the keyboard and at the window's close button
 ACTIONS = {
     **dict.fromkeys("q\x1b", "quit"),  # \x1b: Esc
+    **dict.fromkeys(["n", "right"], "next"),
+    **dict.fromkeys(["p", "\b", "left"], "previous"),
     " ": "pause",
     "s": "snapshot",
     "r": "record",
@@ -23,6 +25,44 @@ ACTIONS = {
     "h": "help",
     **dict(zip("0123456789", "0123456789", strict=True)),  # a face's number; 0: all of them
 }
+
+
+# Codes of `cv2.waitKeyEx` for keys without a character. X and Wayland (Qt, GTK): keysyms. Windows: virtual keys << 16.
+# macOS: characters of its private range. The page keys do what the arrows do, also those of the keypad.
+_NAMES = {
+    **dict.fromkeys([0xFF51, 0xFF55, 0xFF96, 0xFF9A, 0x250000, 0x210000, 0xF702, 0xF72C], "left"),
+    **dict.fromkeys([0xFF53, 0xFF56, 0xFF98, 0xFF9B, 0x270000, 0x220000, 0xF703, 0xF72D], "right"),
+    **dict.fromkeys([0xFF0D, 0xFF8D], "\r"),
+    **dict.fromkeys([0xFF80], " "),
+    **dict.fromkeys([0xFF08, 0x7F], "\b"),  # a Mac's backspace is 0x7F
+    **dict.fromkeys([0xFF1B], "\x1b"),
+    **{0xFFB0 + digit: str(digit) for digit in range(10)},  # the keypad's
+}
+_NO_KEYSYM = 0x10000000 | 0x01000000  # bits of a media key, and of a character beyond the keysyms
+
+
+def key_name(code: int) -> str:
+    """Return which key a code of `cv2.waitKeyEx` means, whatever draws the window.
+
+    The low byte alone, as `cv2.waitKey` gives it, takes the left arrow (0xFF51) for `Q`.
+
+    Args:
+        code: The code; -1: no key.
+
+    Returns:
+        Its character, a letter in lower case; `left` or `right`, also for the page keys; empty for all other keys,
+        such as Shift, Caps Lock, dead keys, F1 or a media key.
+    """
+    if -128 <= code < -1:  # Qt gives characters from 128 on as negative numbers
+        code &= 0xFF
+    if code < 0:
+        return ""
+    if code & 0xFFFF and not code & _NO_KEYSYM:
+        code &= 0xFFFF  # GTK puts Shift, Caps Lock and Num Lock in the upper half
+    if code in _NAMES:
+        return _NAMES[code]
+    character = chr(code & 0xFF) if not code & 0xFF00 and code & 0xFF else ""
+    return character.lower() if character.isprintable() or character in "\b\r\n\x1b" else ""
 
 
 def has_display() -> bool:
@@ -65,12 +105,11 @@ class Window:
 
     Args:
         size: Width and height of the frames, pixels.
-        still: A frame stays until a key is pressed.
         live: Frames are shown as they come: one that came late must not delay those that follow.
     """
 
-    def __init__(self, size: tuple[int, int], still: bool, live: bool = False):
-        self._still, self._live = still, live
+    def __init__(self, size: tuple[int, int], live: bool = False):
+        self._live = live
         self._start = -math.inf  # seconds: when the first frame was shown, later by all delays since
         scale = min(1.0, _LARGEST[0] / size[0], _LARGEST[1] / size[1])
         cv2.namedWindow(_TITLE, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
@@ -80,12 +119,14 @@ class Window:
         """Show a frame, or the same one drawn in another way."""
         cv2.imshow(_TITLE, image_bgr)
 
-    def wait(self, frame_time: float, paused: bool = False) -> str:
+    def wait(self, frame_time: float, paused: bool = False, still: bool = False) -> str:
         """Wait until a shown frame's time is over or a key is pressed.
 
         Args:
             frame_time: Seconds since the source's first frame.
             paused: Wait for a key only.
+            still: The frame is a picture: it stays until a key is pressed, and space, Enter and the characters that
+                have no meaning go on.
 
         Returns:
             What the key asks for (a value of `ACTIONS`; closing the window is `quit`); empty to go on.
@@ -93,16 +134,16 @@ class Window:
         now = time.monotonic()
         self._start = max(self._start, now - frame_time)  # what came late, or a pause, delays what follows
         due = now if self._live else self._start + frame_time
-        if paused or self._still:
+        if paused or still:
             due = math.inf
         while True:
             remaining = min(_LOOK, 1000 * (due - time.monotonic()))
-            key = cv2.waitKey(max(1, round(remaining)))
+            key = key_name(cv2.waitKeyEx(max(1, round(remaining))))
             if not _is_visible():
                 return "quit"
-            action = ACTIONS.get(chr(key & 0xFF).lower(), "") if key != -1 else ""
-            if self._still and (action == "pause" or (key != -1 and not action)):
-                return ""  # any other key goes to the next picture
+            action = ACTIONS.get(key, "")
+            if still and (action == "pause" or (key and not action)):
+                return ""
             if action or time.monotonic() >= due:
                 return action
 

@@ -2,6 +2,7 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,9 @@ from configuration import WEBCAM
 from preprocessing.errors import InputError
 from preprocessing.faces import Face
 from realtime.outputs import Outputs, Wanted
+from realtime.recognition import Result
+from realtime.sources import Frame, Live, Pictures
+from realtime.window import ACTIONS, key_name
 
 SIZE = (160, 120)
 PLACE = Face(60.0, 40.0, 30.0, 40.0, 0.9)
@@ -37,7 +41,7 @@ class FakeScreen:
         for name in ("namedWindow", "resizeWindow", "destroyAllWindows"):
             monkeypatch.setattr(cv2, name, lambda *_: None)
         monkeypatch.setattr(cv2, "imshow", lambda _, image_bgr: self.shown.append(image_bgr.copy()))
-        monkeypatch.setattr(cv2, "waitKey", lambda _: ord(self.keys.pop(len(self.shown), "\xff")))
+        monkeypatch.setattr(cv2, "waitKeyEx", lambda _: ord(self.keys.pop(len(self.shown), "\xff")))
         monkeypatch.setattr(cv2, "getWindowProperty", lambda *_: 1.0)
         monkeypatch.setattr("realtime.window.time.monotonic", self.clock)
         self.now = 0.0
@@ -306,3 +310,173 @@ def test_a_digit_dims_no_face_of_a_picture(monkeypatch):
     place = np.s_[int(PLACE.top) - 5 : int(PLACE.top + PLACE.height) + 5, :]
     np.testing.assert_array_equal(pressed[place], plain[place])
     assert (pressed != plain).any()  # the note
+
+
+class Screen:
+    """Stands for OpenCV's window functions: a script of keys, one for each picture shown.
+
+    Attributes:
+        shown: The pictures shown.
+        grays: The gray level in the lower right corner of each.
+        tops: The shaded part of the upper left corner of each, where a note is written.
+    """
+
+    def __init__(self, monkeypatch, *codes):
+        self.shown, self.grays, self.tops, self.codes = [], [], [], iter(codes)
+        for name in ("namedWindow", "resizeWindow", "destroyAllWindows"):
+            monkeypatch.setattr(cv2, name, lambda *_: None)
+        monkeypatch.setattr(cv2, "imshow", self.show)
+        monkeypatch.setattr(cv2, "waitKeyEx", lambda _: next(self.codes))
+        monkeypatch.setattr(cv2, "getWindowProperty", lambda *_: 1.0)
+
+    def show(self, _, image_bgr):
+        self.shown.append(image_bgr.copy())
+        self.grays.append(int(image_bgr[-1, -1, 0]))
+        self.tops.append(image_bgr[:16].copy())
+
+
+LEFT, RIGHT, SHIFT, PAGE_UP, Q = 0xFF51, 0xFF53, 0xFFE1, 0xFF55, ord("q")
+
+
+def a_folder(folder, *grays):
+    folder.mkdir(exist_ok=True)
+    for number, gray in enumerate(grays):
+        cv2.imwrite(str(folder / f"{number}.png"), np.full((SIZE[1], SIZE[0], 3), gray, np.uint8))
+    return Pictures(sorted(folder.iterdir()), str(folder))
+
+
+def watch_pictures(wanted, source):
+    outputs = Outputs(wanted, source, LABELS)
+    for frame in source:
+        outputs.write(result_of(frame))
+        if outputs.closed:
+            break
+    else:
+        outputs.finish()
+    outputs.close()
+    return outputs
+
+
+def result_of(frame):
+    return Result(frame, [recognition(PLACE)])
+
+
+@pytest.mark.parametrize(
+    ("grays", "keys", "seen"),
+    [
+        ((20, 120, 220), [RIGHT, RIGHT, RIGHT, LEFT, LEFT, Q], [20, 120, 220, 220, 120, 20]),
+        ((20, 120, 220), [LEFT, RIGHT, PAGE_UP, RIGHT, RIGHT, Q], [20, 20, 120, 20, 120, 220]),
+        ((20, 120), [SHIFT, ord("n"), ord("p"), ord(" "), ord(" ")], [20, 120, 20, 120]),
+        ((20,), [LEFT, RIGHT, RIGHT, SHIFT, LEFT, Q], [20] * 5),
+        ((20,), [ord("x")], [20]),
+        ((20, 120), [RIGHT, RIGHT, ord("x")], [20, 120, 120]),
+    ],
+)
+def test_arrows_step_between_the_first_and_the_last_picture_and_stay_there(tmp_path, monkeypatch, grays, keys, seen):
+    screen = Screen(monkeypatch, *keys)
+    log, video = tmp_path / "out.csv", tmp_path / "out.avi"
+    watch_pictures(Wanted(video, log, window=True), a_folder(tmp_path / "folder", *grays))
+    assert screen.grays == seen
+    assert list(screen.codes) == []
+    names = [f"{number}.png" for number in range(len(set(seen)))]
+    assert [row.split(",")[2] for row in log.read_text().splitlines()[1:]] == names, "each picture is logged once"
+    assert len(read_video(video)[0]) == len(names)
+
+
+def test_the_last_picture_stays_where_files_after_it_cannot_be_read(tmp_path, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "9.png").write_text("no picture")
+    screen = Screen(monkeypatch, RIGHT, RIGHT, LEFT, Q)
+    watch_pictures(Wanted(window=True), a_folder(tmp_path / "folder", 20, 120))
+    assert screen.grays == [20, 120, 120, 20]
+
+
+def test_a_picture_that_is_gone_is_passed_over_with_a_note(tmp_path, monkeypatch):
+    source = a_folder(tmp_path / "folder", 20, 120, 220)
+    screen = Screen(monkeypatch, RIGHT, RIGHT, LEFT, LEFT, Q)
+    results = iter(source)
+    outputs = Outputs(Wanted(window=True), source, LABELS)
+    outputs.write(result_of(next(results)))
+    outputs.write(result_of(next(results)))
+    (tmp_path / "folder" / "1.png").unlink()
+    outputs.write(result_of(next(results)))
+    outputs.close()
+    assert screen.grays == [20, 120, 220, 0, 20]
+
+
+def test_a_hidden_face_stays_hidden_when_its_picture_is_shown_again(tmp_path, monkeypatch):
+    source = a_folder(tmp_path / "folder", 20, 120)
+    noise = np.random.default_rng(1).integers(0, 255, (SIZE[1], SIZE[0], 3), np.uint8)
+    cv2.imwrite(str(tmp_path / "folder" / "0.png"), noise)
+    Screen(monkeypatch, RIGHT, LEFT, ord("s"), Q)
+    watch_pictures(Wanted(window=True, anonymous=True, captures=tmp_path / "captures"), source)
+    (snapshot,) = (tmp_path / "captures").iterdir()
+    assert plain_cells(cv2.imread(str(snapshot)))
+
+
+def test_the_window_tells_which_file_of_how_many_it_shows(tmp_path, monkeypatch):
+    several, one = Screen(monkeypatch, RIGHT, Q), None
+    watch_pictures(Wanted(window=True), a_folder(tmp_path / "several", 200, 200))
+    one = Screen(monkeypatch, Q)
+    watch_pictures(Wanted(window=True), a_folder(tmp_path / "one", 200))
+    assert (several.tops[0] != several.tops[1]).any() and (several.tops[0] != one.tops[0]).any()
+    assert (one.tops[0] == 200).all()
+
+
+class SilentCamera(Live):
+    """A camera that gives no frame after its first ones."""
+
+    def __init__(self):
+        self.name, self.trouble, self.fps, self.size = "camera 0", "", 10.0, SIZE
+
+
+@pytest.mark.parametrize("anonymous", [False, True])
+def test_the_window_shows_that_it_waits_for_the_camera_and_obeys_keys_meanwhile(tmp_path, monkeypatch, anonymous):
+    camera = SilentCamera()
+    screen = Screen(monkeypatch, *([] if anonymous else [-1]), -1, -1, SHIFT, Q)
+    outputs = Outputs(Wanted(window=True, anonymous=anonymous), camera, LABELS)
+    assert camera.on_wait
+    for each in frames(1):
+        outputs.write(each)
+    assert [camera.on_wait(is_waiting) for is_waiting in (False, True, False, True)] == [True, True, True, False]
+    outputs.close()
+    quiet, waiting = screen.tops[-4:-2]
+    assert (waiting != quiet).any(), "the note"
+    assert (screen.tops[-2] == quiet).all(), "which goes with the wait"
+    assert outputs.closed and len(set(screen.grays)) == 1, "the last frame stays"
+
+
+def test_a_recording_and_the_list_of_keys_work_while_the_camera_is_away(tmp_path, monkeypatch):
+    camera = SilentCamera()
+    screen = Screen(monkeypatch, -1, ord("r"), -1, ord("r"), -1, ord("h"), -1, Q)
+    outputs = Outputs(Wanted(window=True, captures=tmp_path), camera, LABELS)
+    outputs.write(next(frames(1, 200, (640, 480))))
+    while camera.on_wait and camera.on_wait(True):
+        pass
+    outputs.close()
+    (file,) = tmp_path.glob("*.mp4")
+    assert len(read_video(file)[0]) == 1
+    assert list(screen.codes) == []
+
+
+@pytest.mark.parametrize("anonymous", [False, True])
+def test_files_of_a_folder_are_drawn_recorded_and_hidden_each_by_itself(tmp_path, monkeypatch, anonymous):
+    """A video's frames must not be hidden, delayed or dimmed by what the file before showed."""
+    screen = Screen(monkeypatch, *[-1] * 3, ord("1"), -1, *[-1] * 4, ord("x"))
+    monkeypatch.setattr("realtime.window.Window.wait", lambda *_, **__: ACTIONS.get(key_name(next(screen.codes)), ""))
+    source = a_source()
+    outputs = Outputs(Wanted(tmp_path / "out.mp4", window=True, anonymous=anonymous), source, LABELS)
+    offset = 0.0
+    for number, name, value in ((1, "a.mp4", 60), (2, "b.mp4", 160)):
+        for each in frames(4, value, SIZE, recognition(PLACE, number=number)):
+            frame = replace(each.frame, name=name, offset=offset)
+            outputs.write(replace(each, frame=frame))
+        offset += 0.4
+    picture = np.full((SIZE[1], SIZE[0], 3), 240, np.uint8)
+    outputs.write(Result(Frame(picture, 2, 0.2, "c.png", still=True, offset=0.6), [recognition(PLACE)]))
+    outputs.close()
+    assert screen.grays == [60] * 5 + [160] * 4 + [240]
+    edges = [tuple(image_bgr[60, 60]) for image_bgr in screen.shown]
+    assert len(set(edges)) == 1, "a followed face's number means another face in the next file"
+    recorded = [round(each[-1, -1].mean() / 20) * 20 for each in read_video(tmp_path / "out.mp4")[0]]
+    assert recorded == [60] * 4 + [160] * 4 + [240]

@@ -1,3 +1,6 @@
+import _thread
+import os
+import socket
 import struct
 import sys
 import threading
@@ -108,6 +111,110 @@ def test_a_folder_gives_its_pictures_in_name_order_and_tells_of_the_unreadable_o
     assert source.trouble == "1 of 4 pictures could not be read: c.jpg"
 
 
+def make_tree(folder, *names):
+    """Write small pictures and videos of these names; others get a text."""
+    for value, name in enumerate(names, 1):
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.suffix == ".png":
+            write_png(file, 10 * value)
+        elif file.suffix in (".mp4", ".avi"):
+            write_video(file, frames=3, fps=10)
+        else:
+            file.write_text("neither a picture nor a video")
+
+
+def test_subfolders_are_taken_in_natural_order_and_hidden_files_are_skipped(tmp_path):
+    names = ["1.png", "2.png", "10.png", "b1/2.png", "b1/10.png", "B2/c/1.png", "b10/1.png"]
+    hidden = [".a.png", ".cache/a.png", "b1/._2.png", "notes.txt"]
+    make_tree(tmp_path, *reversed(names), *hidden)
+    source = open_source(str(tmp_path))
+    assert [frame.name for frame in source] == names
+    assert (source.still, source.count, source.trouble) == (True, len(names), "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a right there")
+def test_links_are_followed_once_and_never_out_around_the_folder(tmp_path, capsys):
+    folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
+    make_tree(folder, "a/1.png", "a/2.png")
+    make_tree(elsewhere, "1.png", "back/2.png")
+    for link, target in (
+        ("a/loop", folder),
+        ("a/self", folder / "a"),
+        ("up", tmp_path),
+        ("root", tmp_path.parents[-1]),
+        ("linked", elsewhere),
+        ("twice", elsewhere),
+        ("a/3.png", elsewhere / "1.png"),
+        ("a/gone.png", tmp_path / "none.png"),
+        ("a/circle.png", folder / "a" / "circle.png"),
+    ):
+        (folder / link).symlink_to(target)
+    (elsewhere / "back" / "loop").symlink_to(folder)
+    os.mkfifo(folder / "pipe.png")
+    os.mkfifo(folder / "pipe.mp4")
+    names = ["a/1.png", "a/2.png", "a/3.png", "linked/1.png", "linked/back/2.png"]
+    assert [frame.name for frame in open_source(str(folder))] == names
+    skipped = capsys.readouterr().err.splitlines()
+    assert [f"{name}.png" in line for name, line in zip(("circle", "gone"), skipped, strict=True)] == [True, True]
+
+
+def test_a_folder_gives_pictures_and_videos_in_turn_each_file_with_its_own_time(tmp_path, capsys):
+    make_tree(tmp_path, "1.png", "2/talk.mp4", "3.avi", "4.png", "5.png")
+    (tmp_path / "0.mp4").write_bytes(b"")
+    (tmp_path / "6.jpg").write_text("no picture")
+    (tmp_path / "7.mkv").write_text("Dear camera,\n" * 100)
+    source = open_source(str(tmp_path))
+    frames = list(source)
+    assert [(frame.name, frame.index, frame.still) for frame in frames] == [
+        ("1.png", 1, True),
+        *(("2/talk.mp4", index, False) for index in range(3)),
+        *(("3.avi", index, False) for index in range(3)),
+        ("4.png", 4, True),
+        ("5.png", 5, True),
+    ]
+    assert [frame.time for frame in frames[1:7]] == pytest.approx([0, 0.1, 0.2] * 2)
+    assert [frame.position for frame in frames[::3]] == [(2, 8), (3, 8), (4, 8)]
+    steps = np.diff([frame.elapsed for frame in frames])
+    assert (steps > 0.09).all() and (steps < 0.2).all(), "the frames of all files follow each other"
+    assert (source.fps, source.size, source.still, source.count) == (10, (12, 8), False, None)
+    lines = capsys.readouterr().err.splitlines()
+    assert ["skipped: " in line and name in line for name, line in zip(("0.mp4", "6.jpg", "7.mkv"), lines, strict=True)]
+    assert source.trouble == "3 of 8 files could not be read: 0.mp4, 6.jpg, 7.mkv"
+
+
+def test_a_folder_with_one_video_is_that_video(tmp_path):
+    make_tree(tmp_path, "2024/talk.mp4", "2024/notes.txt")
+    source = open_source(str(tmp_path))
+    assert isinstance(source, Video)
+    assert [frame.name for frame in source] == ["2024/talk.mp4"] * 3
+
+
+def test_a_folder_where_no_file_can_be_read_is_refused_with_their_number(tmp_path):
+    for name in ("a.mp4", "b.png", "c/d.avi"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(InputError, match=r"no readable picture or video \(3 files were tried\)"):
+        open_source(str(tmp_path))
+
+
+def test_a_damaged_video_does_not_end_a_folder(tmp_path, capsys):
+    data = write_video(tmp_path / "1.avi", frames=60).read_bytes()
+    (tmp_path / "1.avi").write_bytes(data[: len(data) // 3])
+    write_png(tmp_path / "2.png", 20)
+    frames = list(open_source(str(tmp_path)))
+    assert frames[-1].name == "2.png" and len(frames) > 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "1.avi ended after" in line
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "user:hunter2@" + "x" * 300])
+def test_a_name_that_is_too_long_is_refused_in_one_line(name):
+    with pytest.raises(InputError, match="cannot be read") as refusal:
+        open_source(name)
+    assert "hunter2" not in str(refusal.value)
+
+
 def test_one_picture_is_a_source_of_one_frame(tmp_path):
     write_png(tmp_path / "me.png", 9)
     source = open_source(str(tmp_path / "me.png"))
@@ -188,7 +295,7 @@ def test_a_stream_that_does_not_answer_is_refused_without_telling_its_password()
 
 
 class FakeCapture:
-    """A camera that follows a list: a frame's gray level, `damaged`, `gone`, or seconds for which it stalls."""
+    """A camera that follows a list: a frame's gray level, `damaged`, `gone`, an error, or seconds of a stall."""
 
     opened = 0
     scripts: ClassVar[list[list]] = []
@@ -206,6 +313,8 @@ class FakeCapture:
         if isinstance(self.now, float):
             time.sleep(self.now)
             return self.grab()
+        if isinstance(self.now, BaseException):
+            raise self.now
         return self.now != "gone"
 
     def retrieve(self):
@@ -288,6 +397,88 @@ def test_a_stream_that_stalls_is_said_to_stall_once(camera, capsys):
     frames = list(open_source("rtsp://door/1"))
     assert len(frames) == 2
     assert capsys.readouterr().err.splitlines()[0] == "rtsp://door/1 stalls: no frame for 0.2 seconds; still waiting"
+
+
+@pytest.mark.parametrize("error", [cv2.error("bad\nframe"), MemoryError(), ValueError("bad frame"), OSError(5, "I/O")])
+def test_a_camera_whose_driver_raises_an_exception_is_opened_again(camera, capsys, error):
+    camera([100, error], [101, 102])
+    live = open_source("0")
+    assert [int(frame.image_bgr.max()) for frame in live] == [100, 101, 102]
+    lost, back, *_ = capsys.readouterr().err.splitlines()
+    assert lost.startswith(f"camera 0 is lost ({type(error).__name__}") and back == "camera 0 is back"
+
+
+def test_an_exception_that_stays_ends_the_camera_in_one_line(camera, capsys):
+    camera([100, ValueError("no\nframe")], [ValueError("no frame")], *[[ValueError("still no\nframe")]] * 20)
+    live = open_source("0")
+    assert len(list(live)) == 1
+    assert live.trouble == "camera 0 gives no more frames (ValueError: still no frame)"
+
+
+def test_an_exception_that_reconnecting_does_not_expect_ends_the_source_too(camera, monkeypatch):
+    camera([100, 101, 102])
+    live = open_source("0")
+    monkeypatch.setattr(live, "_reopened", lambda _: 1 / 0)
+    assert len(list(live)) >= 1
+    assert live.trouble == "camera 0 gives no more frames (ZeroDivisionError: division by zero)"
+
+
+def test_what_a_stream_raises_does_not_tell_its_address(camera, capsys):
+    address = "rtsp://user:p@ss@door/1?token=secret"
+    camera([100, ValueError(f"cannot read {address}")])
+    live = open_source(address)
+    list(live)
+    printed = capsys.readouterr().err + live.trouble + live.name
+    assert "rtsp://door/1?*** is lost (ValueError)" in printed
+    assert not any(word in printed for word in ("user", "p@ss", "ss@", "secret"))
+
+
+def test_a_camera_that_cannot_be_opened_without_an_exception_is_refused_in_one_line(camera):
+    camera([cv2.error("driver")])
+    with pytest.raises(InputError, match="camera 0 gives no picture"):
+        open_source("0")
+
+
+@pytest.mark.parametrize(
+    ("script", "source", "states"),
+    [([100, 1.0], "0", {False, True}), ([100, "gone"], "rtsp://door/1", {True}), ([100, 0.12, 101], "0", {False})],
+    ids=["stalls", "is lost", "is slow"],
+)
+def test_whoever_waits_for_a_frame_is_called_meanwhile(camera, script, source, states):
+    camera(script)
+    live = open_source(source)
+    seen = []
+    assert isinstance(live, Live)
+    live.on_wait = lambda is_waiting: seen.append(is_waiting) or True
+    start = time.monotonic()
+    for _ in live:
+        if len(script) == 2 and time.monotonic() - start > 0.6:
+            live.close()
+    assert states <= set(seen)
+    assert len(seen) <= (time.monotonic() - start) / 0.05 + 1
+
+
+@pytest.mark.parametrize("script", [[100, 2.5], [100, "gone"]], ids=["stalls", "is lost"])
+def test_a_run_that_is_ended_while_the_camera_is_away_has_no_trouble(camera, script):
+    camera(script)
+    live = open_source("7")
+    assert isinstance(live, Live)
+    live.on_wait = lambda is_waiting: not is_waiting
+    start = time.monotonic()
+    assert len(list(live)) == 1
+    live.close()
+    assert time.monotonic() - start < 2
+    assert live.trouble == ""
+
+
+def test_the_wait_for_a_stream_that_does_not_answer_can_be_interrupted():
+    """Ctrl-C reaches the program at once, while the library waits for ten seconds."""
+    with socket.create_server(("127.0.0.1", 0)) as server:  # takes the connection and says nothing
+        start = time.monotonic()
+        threading.Timer(0.3, _thread.interrupt_main).start()
+        with pytest.raises(KeyboardInterrupt):
+            open_source(f"rtsp://127.0.0.1:{server.getsockname()[1]}/1")
+        assert time.monotonic() - start < 3
 
 
 def test_closing_ends_the_reader_and_frees_the_camera(camera):

@@ -60,6 +60,36 @@ def test_a_picture_can_be_recorded_as_a_picture(tmp_path):
     assert annotated is not None and annotated.shape == (64, 96, 3) and annotated.any()
 
 
+def test_the_log_of_a_folder_is_that_of_its_files_one_after_the_other(tmp_path):
+    """Each video has its own times, frame numbers and tracks; a picture has none."""
+    folder = tmp_path / "folder"
+    (folder / "b").mkdir(parents=True)
+    files = [write_video(folder / name, frames=frames) for name, frames in (("a.mp4", 3), ("b/1.mp4", 4), ("c.avi", 2))]
+    cv2.imwrite(str(folder / "d.png"), np.zeros((64, 96, 3), np.uint8))
+
+    def log_of(source, name):
+        show(open_source(str(source)), FakeDetector(FACE, FACE), FakeClassifier(), Wanted(log=tmp_path / name))
+        return rows_of(tmp_path / name)
+
+    alone = [row for file in files for row in log_of(file, "alone.csv")]
+    together = log_of(folder, "together.csv")
+    names = [*["a.mp4"] * 6, *["b/1.mp4"] * 8, *["c.avi"] * 4, *["d.png"] * 2]
+    assert [row.pop("name") for row in together] == names
+    assert together[:-2] == [{k: v for k, v in row.items() if k != "name"} for row in alone]
+    assert [(row["frame"], row["face"]) for row in together[-2:]] == [("3", "1"), ("3", "2")]
+
+
+def test_a_folder_is_recorded_as_one_video_in_the_order_of_its_files(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name, frames in (("1.mp4", 5), ("10.mp4", 4), ("2.mp4", 3)):
+        write_video(folder / name, frames=frames, fps=10)
+    (folder / "3.mp4").write_text("no video")
+    tally, _ = show(open_source(str(folder)), FakeDetector(FACE), FakeClassifier(), Wanted(tmp_path / "out.mp4"))
+    frames, fps = read_video(tmp_path / "out.mp4")
+    assert (tally.frames, len(frames), fps) == (12, 12, 10)
+
+
 class FakeWindow:
     """Stands for OpenCV's window functions: a key is pressed, or the window closed, at the n-th frame."""
 
@@ -68,7 +98,7 @@ class FakeWindow:
         for name in ("namedWindow", "resizeWindow", "destroyAllWindows"):
             monkeypatch.setattr(cv2, name, lambda *_: None)
         monkeypatch.setattr(cv2, "imshow", self.show)
-        monkeypatch.setattr(cv2, "waitKey", lambda _: self.key if self.shown >= self.at else -1)
+        monkeypatch.setattr(cv2, "waitKeyEx", lambda _: self.key if self.shown >= self.at else -1)
         monkeypatch.setattr(
             cv2, "getWindowProperty", lambda *_: 0.0 if self.closed_by_button and self.shown >= self.at else 1.0
         )
@@ -92,7 +122,7 @@ def test_the_window_ends_the_program_and_what_was_seen_is_kept(tmp_path, monkeyp
 def test_a_still_picture_waits_for_a_key(tmp_path, monkeypatch):
     window = FakeWindow(monkeypatch)
     keys = iter([-1, -1, -1, ord("x"), -1, ord("x")])
-    monkeypatch.setattr(cv2, "waitKey", lambda _: next(keys))
+    monkeypatch.setattr(cv2, "waitKeyEx", lambda _: next(keys))
     for name in ("a.png", "b.png"):
         cv2.imwrite(str(tmp_path / name), np.zeros((64, 96, 3), np.uint8))
     show(open_source(str(tmp_path)), FakeDetector(FACE), FakeClassifier(), Wanted(window=True))
@@ -133,7 +163,15 @@ def test_without_a_display_it_says_so_and_goes_on(tmp_path, command, capsys):
         (["--source", "987"], "camera 987 gives no picture"),
         (["--source", "missing.mp4"], "missing.mp4 does not exist"),
         (["--source", "letter.mp4"], "letter.mp4 is no video"),
-        (["--source", "nothing"], "nothing holds no readable picture"),
+        (["--source", "nothing"], "nothing holds no readable picture or video"),
+        (["--source", "unreadable"], "unreadable holds no readable picture or video (2 files were tried)"),
+        (["--source", "films", "--record", "films/b/2.mp4"], "is the source itself"),
+        (["--source", "films", "--spans", "out.csv"], "--spans out.csv needs one video or a camera"),
+        (["--source", "films", "--summary", "out.html"], "--summary out.html needs one video or a camera"),
+        (["--source", "films", "--follow", "1"], "--follow 1 needs one video or a camera"),
+        (["--source", "films", "--blur-unknown"], "--blur-unknown needs one video or a camera"),
+        (["--source", "rtsp://me:s@cret@127.0.0.1:9/1?token=abc"], "rtsp://127.0.0.1:9/1?*** gives no picture"),
+        (["--source", "me:secret@127.0.0.1/1?token=abc"], "--source ***@127.0.0.1/1?*** does not exist"),
         (["--source", "clip.mp4", "--record", "clip.mp4"], "is the source itself"),
         (["--source", "clip.mp4", "--record", "out.png"], "must end in .mp4"),
         (["--source", "clip.mp4", "--record", "nowhere/out.mp4"], "nowhere does not exist"),
@@ -148,6 +186,12 @@ def test_a_mistake_is_told_in_one_line_and_nothing_is_written(
     write_video(Path("clip.mp4"), frames=3)
     Path("letter.mp4").write_text("Dear camera,\n" * 100)
     Path("nothing").mkdir()
+    Path("unreadable").mkdir()
+    Path("unreadable/a.png").write_text("no picture")
+    Path("unreadable/b.mp4").write_text("no video")
+    Path("films/b").mkdir(parents=True)
+    write_video(Path("films/1.mp4"), frames=3)
+    write_video(Path("films/b/2.mp4"), frames=3)
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
     capfd.readouterr()
     with pytest.raises(SystemExit) as end:
@@ -156,6 +200,7 @@ def test_a_mistake_is_told_in_one_line_and_nothing_is_written(
     assert end.value.code == 2
     assert printed.out == ""
     assert len(printed.err.splitlines()) == 1 and message in printed.err
+    assert not any(secret in printed.err for secret in ("s@cret", "cret@", "secret", "abc"))
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
 
 
