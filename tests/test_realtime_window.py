@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from realtime_fakes import read_video, write_video
+from realtime_fakes import read_times, read_video, write_video
 
 from realtime.window import has_display
 
@@ -190,6 +190,27 @@ def test_keys_pause_record_and_take_snapshots(tmp_path, show):
     (video,) = captures.glob("*.mp4")
     assert str(video) in printed and str(video) in told
     assert len(read_video(video)[0]) > 5
+
+
+@pytest.mark.system
+def test_a_recording_with_an_open_window_takes_keys_and_survives_a_kill(tmp_path, show):
+    """PyAV freezes OpenCV's windows where it is imported first."""
+    clip = write_video(tmp_path / "clip.mp4", frames=1200, fps=20, size=(320, 240))
+    log, video = tmp_path / "out.csv", tmp_path / "out.mp4"
+    shown = show("--source", clip, "--log", log, "--record", video, "--captures", tmp_path / "captures")
+
+    def seconds():
+        return float(log.read_text().splitlines()[-1].split(",")[0])
+
+    shown.press_until("s", lambda: any((tmp_path / "captures").glob("*.png")))
+    started = seconds()
+    while seconds() < started + 3:
+        assert not shown.has_ended() and time.monotonic() < shown.deadline
+        time.sleep(0.05)
+    shown.close()  # SIGKILL
+    assert shown.child.returncode == -9
+    times = read_times(video)
+    assert len(times) > 40 and times[-1] >= seconds() - 1
 
 
 @pytest.mark.system
