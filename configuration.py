@@ -291,7 +291,6 @@ class Webcam:
     hidden_before: float = 0.5  # seconds: --anonymous also hides the place where a face is found this much later
     hidden_after: float = 1.0  # seconds: and where one was lost this long ago
     hidden_margin: float = 0.3  # share of a face's box that is hidden around it on every side
-    hidden_cells: int = 5  # a hidden area is drawn in this many by this many plain cells
     hidden_frames: int = 90  # frames at most that are held back to look ahead
     span_gap: float = 0.5  # seconds: an expression goes on although its face is not found for as long
     summary_faces: int = 40  # faces at most that a summary shows, those seen longest
@@ -330,8 +329,7 @@ class Calm:
 
     smoothing: float = 0.3  # seconds: time constant of the average over a face's probabilities
     margin: float = 0.1  # another emotion must be this much more probable before the label changes
-    unsure_margin: float = 0.05  # above `unsure_below` before an unsure face is named, so that it does not flicker
-    newcomer: float = 3.0  # times: both margins of a face just seen; they shrink to normal within `smoothing`
+    newcomer: float = 3.0  # times: the margin of a face just seen; it shrinks to normal within `smoothing`
 
 
 PATHS = Paths()

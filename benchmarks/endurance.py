@@ -130,7 +130,8 @@ def endure(
             say(f"{given:7d} frames  {megabytes[given]:7.1f} MB  {time.monotonic() - start:6.0f} s")
 
     source: Any = Loop(file, frames, look)
-    wanted = Wanted(folder / "out.mkv", folder / "out.csv", folder / "spans.csv", folder / "summary.html")
+    record, log, spans, page = (folder / name for name in ("out.mkv", "out.csv", "spans.csv", "summary.html"))
+    wanted = Wanted(record, log, spans, page, overwrite=True)
     tally, trouble = show(source, detector, classifier, wanted)
     seconds = time.monotonic() - start
     if trouble:

@@ -1,18 +1,21 @@
 """Hiding faces, so that a recording can be shown or kept without showing whom it shows.
 
-A hidden face is replaced by a few plain cells, each the mean colour of its part: from the picture alone nobody can
-undo that. What is hidden is the face; clothes, hair beyond it, the place and the way of moving stay to be seen.
+A hidden face is covered by a solid fill of one fixed colour. The fill does not depend on the pixels below it, so no
+number of frames reveals the face; averages or blocks of its pixels would. Faces that the detector misses stay visible,
+and so do clothes, hair beyond the box, the place and the way of moving.
 """
 
 from collections import deque
 from dataclasses import replace
 
-import cv2
 import numpy as np
 
 from configuration import WEBCAM
 from preprocessing.faces import Face
 from realtime.recognition import Recognition, Result
+
+_FILL = (96, 96, 96)  # BGR
+_LEAST = 3  # frames after a face is lost in which its place stays hidden, however slow the source is
 
 
 class Anonymizer:
@@ -59,7 +62,7 @@ class Anonymizer:
     def _next(self, known: int) -> Result:
         result = self._waiting.popleft()
         time = result.frame.time
-        while self._passed and not 0 <= time - self._passed[0].frame.time <= WEBCAM.hidden_after:
+        while len(self._passed) > _LEAST and not 0 <= time - self._passed[0].frame.time <= WEBCAM.hidden_after:
             self._passed.popleft()
         near = [*self._passed, *self._waiting]  # by their times
         hidden = _hide(result, _areas(result, near), known)
@@ -100,11 +103,15 @@ def _hide(result: Result, areas: list[tuple[int, Face]], known: int) -> Result:
     hidden_bgr = image_bgr.copy()
     for number, area in areas:
         if not known or number != known:
-            _coarsen(hidden_bgr, area)
-    for each in result.recognitions:
-        if known and each.number == known:  # seen here and now, whatever was hidden over it
-            part = _part(image_bgr, each.face)
-            hidden_bgr[part] = image_bgr[part]
+            hidden_bgr[_part(image_bgr, area)] = _FILL
+    if known:  # seen here and now, whatever was hidden over it, but for the other faces of this frame
+        for each in result.recognitions:
+            if each.number == known:
+                part = _part(image_bgr, each.face)
+                hidden_bgr[part] = image_bgr[part]
+        for each in result.recognitions:
+            if each.number != known:
+                hidden_bgr[_part(image_bgr, each.face)] = _FILL
     return replace(result, frame=replace(result.frame, image_bgr=hidden_bgr))
 
 
@@ -116,14 +123,3 @@ def _part(image_bgr: np.ndarray, area: Face) -> tuple[slice, slice]:
         slice(max(0, int(area.top)), max(0, min(height, int(bottom) + 1))),
         slice(max(0, int(area.left)), max(0, min(width, int(right) + 1))),
     )
-
-
-def _coarsen(image_bgr: np.ndarray, area: Face) -> None:
-    """Replace an area by plain cells, in place."""
-    part = _part(image_bgr, area)
-    part_bgr = image_bgr[part]
-    height, width = part_bgr.shape[:2]
-    if height and width:
-        cells = (min(WEBCAM.hidden_cells, width), min(WEBCAM.hidden_cells, height))
-        coarse_bgr = cv2.resize(part_bgr, cells, interpolation=cv2.INTER_AREA)
-        image_bgr[part] = cv2.resize(coarse_bgr, (width, height), interpolation=cv2.INTER_NEAREST)

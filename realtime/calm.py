@@ -24,6 +24,27 @@ class Verdict(NamedTuple):
     unsure: bool
 
 
+def choose_class(mean: np.ndarray, current: int | None, margin: float, threshold: float) -> tuple[int, bool]:
+    """Return the class to show and whether it is unsure.
+
+    A face is unsure exactly where no class reaches the abstention threshold. The current class stays until it falls
+    below the threshold or until another one exceeds it by the margin.
+
+    Args:
+        mean: float, (classes,), smoothed probabilities.
+        current: The class shown before; None for a new face.
+        margin: Probability, 0-1.
+        threshold: The abstention threshold, 0-1; 0 never abstains.
+
+    Returns:
+        The index of the class, and True for `unsure`.
+    """
+    best = int(mean.argmax())
+    if current is None or float(mean[current]) < threshold or mean[best] > mean[current] + margin:
+        current = best
+    return current, float(mean[current]) < threshold
+
+
 @dataclass
 class _Mood:
     """A face's average so far, and what is shown of it."""
@@ -41,11 +62,11 @@ class Steadier:
 
     The average is exponential in seconds, not in frames, so a slow camera is as calm, and as quick, as a fast one. It
     begins as a plain average: the very first frame does not weigh more than those after it. An average of few frames is
-    shaky, so a face just seen has wider margins: it is named at once where the network is clear, else a moment later.
+    shaky, so the label of a face just seen needs a wider margin to change.
 
     Args:
-        unsure_below: Least probability, 0-1, at which a class is worth showing; from the model's card.
-        options: Time constant and margins.
+        unsure_below: Abstention threshold, 0-1, of the smoothed probability; from the model's card.
+        options: Time constant and margin.
     """
 
     def __init__(self, unsure_below: float = 0.0, options: Calm = CALM):
@@ -72,12 +93,7 @@ class Steadier:
 
     def _begin(self, row: np.ndarray, time: float) -> _Mood:
         mean = row.astype(np.float64)
-        index = int(mean.argmax())
-        return _Mood(mean, index, bool(mean[index] < self._enough(age=0.0)), time, time)
-
-    def _enough(self, age: float) -> float:
-        """Return the probability that names a face that is unsure, `age` seconds after it was seen first."""
-        return self._unsure_below + self._options.unsure_margin * self._widening(age) if self._unsure_below else 0.0
+        return _Mood(mean, *choose_class(mean, None, 0.0, self._unsure_below), time, time)
 
     def _widening(self, age: float) -> float:
         newcomer, smoothing = self._options.newcomer, self._options.smoothing
@@ -88,9 +104,5 @@ class Steadier:
         mood.steps += 1
         weight = max(1 - math.exp(-(time - mood.last) / options.smoothing), 1 / mood.steps)
         mood.mean, mood.last = mood.mean + weight * (row - mood.mean), time
-        best = int(mood.mean.argmax())
-        age = time - mood.first
-        if mood.unsure or mood.mean[best] > mood.mean[mood.index] + options.margin * self._widening(age):
-            mood.index = best  # what nobody was shown needs no margin
-        enough = self._enough(age) if mood.unsure else self._unsure_below
-        mood.unsure = bool(mood.mean[mood.index] < enough)
+        margin = options.margin * self._widening(time - mood.first)
+        mood.index, mood.unsure = choose_class(mood.mean, mood.index, margin, self._unsure_below)

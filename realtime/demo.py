@@ -86,8 +86,9 @@ def demonstrate(folder: Path, detector: Detector, classifier: Classifier) -> lis
             for result in recognize(_with_pauses(frames), detector, classifier, still=True):
                 drawn_bgr = drawer.draw(result)
                 log.write(result)
-                plain.write(result.frame.time, result.frame.image_bgr)
-                recording.write(result.frame.time, drawn_bgr)
+                for time in _repeated(result.frame):
+                    plain.write(time, result.frame.image_bgr)
+                    recording.write(time, drawn_bgr)
                 peaks_bgr[list(sequences)[result.frame.index // _PERSON.frames]] = drawn_bgr  # the last one stays
         rows = [np.hstack([peaks_bgr[emotion] for emotion in row]) for row in (_SHOWN[:3], _SHOWN[3:])]
         write_picture(expressions, np.vstack(rows))
@@ -114,6 +115,12 @@ def _with_pauses(frames: Iterable[Frame]) -> Iterator[Frame]:
     """Let the last frame of each sequence stay longer."""
     for frame in frames:
         yield replace(frame, time=frame.time + _PAUSE * (frame.index // _PERSON.frames))
+
+
+def _repeated(frame: Frame) -> list[float]:
+    """Return the times at which a frame is written, so that the videos have a constant frame rate."""
+    is_peak = (frame.index + 1) % _PERSON.frames == 0
+    return [frame.time + step / _FPS for step in range(round((1 / _STEPS + _PAUSE * is_peak) * _FPS))]
 
 
 def describe_scores(card: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 import cv2
@@ -28,6 +29,7 @@ from realtime.sources import Frame, camera_node, camera_numbers
 from realtime.window import has_display, has_windows
 
 _RESOLUTIONS = ((1920, 1080), (1280, 720), (640, 480))  # pixels: what a camera is asked for
+_OPENCV = ("opencv-python", "opencv-python-headless")  # they share their files: both go before one comes
 _ROUNDS = 15  # times that a stage runs to be measured; the median counts
 # A program of its own, as a driver may hang or crash: prints each resolution that a camera gives a frame in.
 _PROBE = """
@@ -135,11 +137,9 @@ def look_at_opencv() -> Finding:
     windows = f"windows by {cv2.currentUIFramework()}" if has_windows() else "no windows"
     text = f"{cv2.__version__}, {windows}, {'videos by FFmpeg' if has_ffmpeg else 'without FFmpeg'}"
     if not has_ffmpeg:
-        return Finding(
-            "OpenCV", text, "videos and streams need FFmpeg: pip install --force-reinstall opencv-python", True
-        )
+        return Finding("OpenCV", text, f"videos and streams need FFmpeg: {reinstall(*_OPENCV)}", True)
     if not has_windows():
-        return Finding("OpenCV", text, "pip uninstall opencv-python-headless; pip install opencv-python")
+        return Finding("OpenCV", text, reinstall(*_OPENCV))
     return Finding("OpenCV", text)
 
 
@@ -165,13 +165,14 @@ def look_at_recording() -> Finding:
                 recording.write(index / 25, noise_bgr)
             recording.close()
         except (InputError, OSError) as error:
-            return Finding("recording", f"a trial video could not be written: {error}", "make room on the disk", True)
+            remedy = f"make room in {gettempdir()}, or {reinstall('av')}"
+            return Finding("recording", f"a trial video could not be written: {error}", remedy, True)
         capture, count = cv2.VideoCapture(str(file)), 0
         while capture.read()[0]:
             count += 1
         capture.release()
     if count != 5:
-        remedy = "pip install --force-reinstall opencv-python"
+        remedy = reinstall("av", *_OPENCV)
         return Finding("recording", f"a trial video of 5 frames gave {count} back", remedy, True)
     return Finding("recording", "a trial .mp4 was written and read")
 
@@ -222,7 +223,9 @@ def look_at_model(model: Path, load: Callable[[Path], Any]) -> tuple[Finding, An
     try:
         classifier = load(model)
     except InputError as error:
-        return Finding("model", str(error), "git checkout models, or give --model a trained network", True), None
+        files = " ".join(shlex.quote(str(file)) for file in (model, model.with_suffix(".json")))
+        remedy = f"git checkout -- {files}" if model == PATHS.pretrained else "give --model a trained network"
+        return Finding("model", str(error), remedy, True), None
     seconds = time.perf_counter() - start
     card = classifier.card
     scores = [
@@ -230,19 +233,20 @@ def look_at_model(model: Path, load: Callable[[Path], Any]) -> tuple[Finding, An
         for score in card.get("scores", [])
         if "averaging" not in score  # here, faces are asked about once
     ]
-    is_calibrated = card["temperature"] != 1.0
+    is_calibrated = bool(card.get("calibration")) or card["temperature"] != 1.0
     text = "; ".join(
         [
             f"{model.name}, loaded in {seconds:.1f} s",
             f"{len(classifier.labels)} expressions ({', '.join(classifier.labels)})",
             "accuracy " + ", ".join(scores) if scores else "its card has no score",
             f"calibrated (temperature {card['temperature']:.2f})" if is_calibrated else "not calibrated",
-            f"unsure below {card.get('unsure_below', 0.0):.0%}",
+            f"unsure below a smoothed probability of {card.get('unsure_below', 0.0):.2%}",
         ]
     )
-    if not is_calibrated or not scores:
-        data = card.get("dataset", "NAME")
-        remedy = f"python -m evaluation.model_evaluation --dataset {data} --model {model} --update-card"
+    missing = ["--calibrate"] * (not is_calibrated) + ["--update-card"] * (not scores)
+    if missing:
+        words = ["--dataset", str(card.get("dataset", "NAME")), "--model", str(model), *missing]
+        remedy = f"python -m evaluation.model_evaluation {shlex.join(words)}"
         return Finding("model", text, remedy), classifier
     return Finding("model", text), classifier
 
@@ -254,12 +258,11 @@ def look_at_detector() -> tuple[Finding, Detector | None]:
         detector = build_detector("mtcnn")
         faces = detector.detect(cv2.cvtColor(portrait_frame(), cv2.COLOR_BGR2RGB))
     except (InputError, OSError) as error:
-        return Finding("detector", f"mtcnn cannot be used: {error}", "pip install -r requirements.txt", True), None
+        return Finding("detector", f"mtcnn cannot be used: {error}", reinstall("mtcnn"), True), None
     text = f"mtcnn, ready after {time.perf_counter() - start:.1f} s"
     if not faces:
-        return Finding(
-            "detector", f"{text}, finds no face in a portrait", "pip install -r requirements.txt", True
-        ), None
+        remedy = f"delete {PATHS.converted}; {reinstall('mtcnn')}"
+        return Finding("detector", f"{text}, finds no face in a portrait", remedy, True), None
     return Finding("detector", f"{text}, finds the sample portrait's face"), detector
 
 
@@ -271,6 +274,11 @@ def look_at_conversions() -> Finding:
         return Finding("converted", f"{len(files)} networks, {size:.1f} MB, in {PATHS.converted}")
     remedy = f"allow writing to {PATHS.converted}: without it, every start takes seconds longer"
     return Finding("converted", "no converted network could be kept", remedy)
+
+
+def reinstall(*packages: str) -> str:
+    """Return the commands that install packages anew, in the versions that the project takes."""
+    return f"python -m pip uninstall -y {' '.join(packages)}; python -m pip install -r requirements.txt"
 
 
 def portrait_frame() -> np.ndarray:

@@ -334,7 +334,7 @@ def _tag_size(text: str, scale: float) -> tuple[int, int]:
 def _texts(recognition: Recognition) -> Iterator[str]:
     """Yield what a tag says, from the fullest to the shortest."""
     number = f"{recognition.number} " if recognition.number else ""
-    label = "unsure" if recognition.unsure else recognition.label
+    label = recognition.shown
     if not recognition.unsure:
         yield f"{number}{label} {recognition.probability:.0%}"
     yield f"{number}{label}"

@@ -2,10 +2,11 @@
 
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import Protocol
 
@@ -16,7 +17,18 @@ from preprocessing.errors import InputError
 from realtime.anonymity import Anonymizer
 from realtime.drawing import Drawer, View, draw_for_person
 from realtime.recognition import Result
-from realtime.recording import LOG_SUFFIXES, Log, Recording, check_target, open_recording, suffixes_for, write_picture
+from realtime.recording import (
+    LOG_SUFFIXES,
+    Log,
+    Recording,
+    check_suffix,
+    check_target,
+    claim,
+    create,
+    open_recording,
+    suffixes_for,
+    write_picture,
+)
 from realtime.sources import Frame, Live, Pictures, Source, Video
 from realtime.summary import SpanTable, Summary
 from realtime.window import Window
@@ -36,6 +48,7 @@ class Wanted:
         blur_unknown: Hide all faces but the followed one.
         follow: Number of the face that is followed from the start; 0: none.
         captures: Folder for what the window's keys write.
+        overwrite: Existing files of `record`, `log`, `spans` and `summary` may be replaced.
     """
 
     record: Path | None = None
@@ -47,23 +60,40 @@ class Wanted:
     blur_unknown: bool = False
     follow: int = 0
     captures: Path = PATHS.captures
+    overwrite: bool = False
 
-    def check(self, frames: Source, source: str) -> None:
-        """Refuse files that could not be written, or that make no sense for a source, before anything else is done.
+    @property
+    def files(self) -> dict[str, Path]:
+        """The files to write, by option."""
+        options = {"--record": self.record, "--log": self.log, "--spans": self.spans, "--summary": self.summary}
+        return {option: file for option, file in options.items() if file}
+
+    def check_files(self, source: str) -> None:
+        """Refuse files that cannot be written or would be lost; called before the source is opened.
+
+        Raises:
+            InputError: naming the option, the reason and the remedy.
+        """
+        for option, file in self.files.items():
+            same = [other for other, path in self.files.items() if other < option and path.resolve() == file.resolve()]
+            if same:
+                raise InputError(f"{same[0]} and {option} are both to write {file}; give each a file of its own")
+            check_target(option, file, source, self.overwrite)
+
+    def check(self, frames: Source) -> None:
+        """Refuse what makes no sense for a source.
 
         Raises:
             InputError: naming the option, what it accepts, and the remedy.
         """
-        options = {"--record": self.record, "--log": self.log, "--spans": self.spans, "--summary": self.summary}
         suffixes = {
             "--record": suffixes_for(frames),
             "--log": LOG_SUFFIXES,
             "--spans": (".csv",),
             "--summary": (".html",),
         }
-        given = {option: file for option, file in options.items() if file}
         is_folder = isinstance(frames, Pictures) and not frames.still
-        for option, file in given.items():
+        for option, file in self.files.items():
             if frames.still and option in ("--spans", "--summary"):
                 raise InputError(f"{option} {file} needs a video or a camera: pictures have no time; --log takes both")
             if is_folder and option in ("--spans", "--summary"):
@@ -71,11 +101,7 @@ class Wanted:
                     f"{option} {file} needs one video or a camera: in a folder, times and face numbers begin anew with "
                     "each video; give one video, or use --log, which names the file"
                 )
-            check_target(option, file, suffixes[option], source)
-        for option, file in given.items():
-            same = [other for other in given if other < option and given[other].absolute() == file.absolute()]
-            if same:
-                raise InputError(f"{same[0]} and {option} are both to write {file}; give each a file of its own")
+            check_suffix(option, file, suffixes[option])
         if frames.still and self.follow:
             raise InputError(f"--follow {self.follow} needs a video or a camera: in pictures no face is followed")
         if is_folder and self.follow:
@@ -153,7 +179,13 @@ class Outputs:
         self._sinks: list[_Sink] = []
         self._running: _Running | None = None
         self._window: Window | None = None
+        self._new: list[Path] = []  # files that did not exist before
+        self._is_empty = True  # no result has come
         with ExitStack() as opened:
+            opened.callback(self._remove_unused)  # called last
+            for option, file in wanted.files.items():
+                if claim(option, file, wanted.overwrite):
+                    self._new.append(file)
             opened.callback(self._stop_recording)
             if wanted.record:
                 self._start_recording(wanted.record, source.size)
@@ -198,6 +230,7 @@ class Outputs:
         Raises:
             InputError: a table cannot be written, or a recording cannot and nothing else was wanted.
         """
+        self._is_empty = False
         for sink in self._sinks:
             sink.write(result)
         if not self._is_drawn:
@@ -219,6 +252,12 @@ class Outputs:
     def close(self) -> None:
         """Finish all files and take the window away; all of them, also where one cannot be finished."""
         self._opened.close()
+
+    def _remove_unused(self) -> None:
+        """Remove new files that hold nothing, so that the next run may use their names."""
+        for file in self._new:
+            if file.is_file() and (self._is_empty or not file.stat().st_size):
+                file.unlink()
 
     def _flush(self) -> None:
         """Record what is still held back."""
@@ -331,8 +370,8 @@ class Outputs:
 
     def _snapshot(self, drawn_bgr: np.ndarray) -> None:
         try:
-            file = self._capture_file(".png")
-            write_picture(file, drawn_bgr)
+            with self._capture_file(".png") as file:
+                write_picture(file, drawn_bgr)
         except (InputError, OSError) as error:
             self._tell(f"no snapshot: {error}")
             return
@@ -342,11 +381,16 @@ class Outputs:
     def _toggle_recording(self, now: float, drawn_bgr: np.ndarray) -> None:
         if self._running:
             file = self._running.file
-            self._stop_recording()
-            self._tell(f"wrote {_short(file)}")
+            try:
+                self._stop_recording()
+            except InputError as error:
+                self._tell(f"the recording could not be finished: {error}")
+            else:
+                self._tell(f"wrote {_short(file)}")
             return
         try:
-            self._start_recording(self._capture_file(".mp4"), (drawn_bgr.shape[1], drawn_bgr.shape[0]))
+            with self._capture_file(".mp4") as file:
+                self._start_recording(file, (drawn_bgr.shape[1], drawn_bgr.shape[0]))
         except (InputError, OSError) as error:
             self._tell(f"no recording: {error}")
             return
@@ -354,12 +398,18 @@ class Outputs:
         if self._running:
             self._tell(f"recording {_short(self._running.file)}")
 
-    def _capture_file(self, suffix: str) -> Path:
-        """Return a name that says when, and that no file has yet."""
+    @contextmanager
+    def _capture_file(self, suffix: str) -> Iterator[Path]:
+        """Create a file named after the time, with a number where that name is taken; an error removes it."""
         self._wanted.captures.mkdir(parents=True, exist_ok=True)
         stem = f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
-        names = (self._wanted.captures / f"{stem}{more}{suffix}" for more in ("", *(f"_{n}" for n in range(2, 1000))))
-        return next(file for file in names if not file.exists())
+        names = (self._wanted.captures / f"{stem}{f'_{n}' if n > 1 else ''}{suffix}" for n in count(1))
+        file = next(filter(create, names))
+        try:
+            yield file
+        except BaseException:
+            file.unlink(missing_ok=True)
+            raise
 
     def _tell(self, text: str) -> None:
         print(text, file=sys.stderr)
@@ -371,9 +421,8 @@ class Outputs:
     def _stop_recording(self) -> None:
         if running := self._running:
             self._running = None
+            self.written.append(running.file)
             running.recording.close()
-            if running.file.exists():
-                self.written.append(running.file)
 
     def _record(self, now: float, drawn_bgr: np.ndarray) -> None:
         if not self._running:
@@ -381,10 +430,14 @@ class Outputs:
         try:
             self._running.recording.write(now, drawn_bgr)
         except InputError as error:
-            self._stop_recording()
+            trouble = error
+            try:
+                self._stop_recording()
+            except InputError as later:
+                trouble = later
             if not (self._sinks or self._window):
-                raise
-            self.trouble = f"the recording ended early: {error}"
+                raise trouble from error
+            self.trouble = f"the recording ended early: {trouble}"
             self._tell(f"{self.trouble}; everything else goes on")
 
 

@@ -31,6 +31,7 @@ from realtime.temporal import TemporalReader
 from realtime.tracking import TrackedFace, Tracker
 from training.sequence_classifier import SequenceClassifier
 
+NOT_SURE = "unsure"  # the label shown where no emotion reaches the abstention threshold
 SEARCH_THREADS = 1  # cores that a search beside the following takes; the others are for what each frame waits for
 
 
@@ -81,7 +82,7 @@ class Recognition:
             moments, unless the labels are raw.
         number: Which face it is, from 1, kept while it stays; 0 where faces are not told apart.
         label: The emotion shown; left out, the most probable one.
-        unsure: No emotion is probable enough to be shown.
+        unsure: The label's probability is below the abstention threshold, and so is every other emotion's.
     """
 
     face: Face
@@ -98,6 +99,11 @@ class Recognition:
     def probability(self) -> float:
         """The label's probability, 0-1."""
         return self.probabilities[self.label]
+
+    @property
+    def shown(self) -> str:
+        """The label that the window, log, spans and summary show: an emotion, or `unsure`."""
+        return NOT_SURE if self.unsure else self.label
 
 
 @dataclass(frozen=True)
@@ -295,7 +301,7 @@ def _recognize_picture(
     timing = Timing(found - start, time.perf_counter() - found)
     recognitions = [
         Recognition(
-            face, _by_label(classifier.labels, row), unsure=not raw and bool(row.max() < classifier.unsure_below)
+            face, _by_label(classifier.labels, row), unsure=not raw and float(row.max()) < classifier.unsure_below
         )
         for face, row in zip(faces, probabilities, strict=True)
     ]

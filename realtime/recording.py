@@ -1,11 +1,13 @@
 """What is kept of a run: an annotated video, animation or picture, and a log."""
 
 import csv
+import io
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +24,10 @@ VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi")
 ANIMATION_SUFFIXES = (".webp", ".gif")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 LOG_SUFFIXES = (".csv", ".jsonl")
-RESERVE = 16 << 20  # bytes left free on the disk: OpenCV does not tell of a full one, and a video ends with its index
+RESERVE = 16 << 20  # bytes that a video leaves free on the disk: its index, the log and the summary need room, too
+_TICK = Fraction(1, 30_000)  # seconds: of a video's time stamps; MPEG-4 allows no less than 1/65,535
+_KEYFRAME = 1.0  # seconds between two keyframes at most
+_FRAGMENT = 0.2  # seconds of video that a killed program loses at most
 
 
 class Recording(Protocol):
@@ -37,23 +42,80 @@ class Recording(Protocol):
         ...
 
 
-def check_target(option: str, file: Path, suffixes: Sequence[str], source: str) -> None:
-    """Refuse a file that could not be written, or that is the source itself.
+def check_target(option: str, file: Path, source: str, overwrite: bool = False) -> None:
+    """Refuse a file that cannot be written, that exists, or that is the source itself.
+
+    Args:
+        option: The command-line option that names the file.
+        file: The file to write.
+        source: What `--source` names.
+        overwrite: An existing file may be replaced.
 
     Raises:
-        InputError: naming the option, what it accepts, and the remedy.
+        InputError: naming the option, the reason and the remedy.
     """
-    existing = file if file.exists() else file.parent
-    if file.suffix.lower() not in suffixes:
-        raise InputError(f"{option} {file} must end in {' or '.join(suffixes)} for this source")
     if not file.parent.is_dir():
         raise InputError(f"{option} {file}: the folder {file.parent} does not exist; make it, or give another file")
-    if file.is_dir() or not os.access(existing, os.W_OK):
+    if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
         raise InputError(f"{option} {file} cannot be written; give a file where you may write")
-    origin = Path(source)
-    read = [origin, *media_files(origin)] if origin.is_dir() else [origin]
-    if file.exists() and any(other.exists() and file.samefile(other) for other in read):
+    if file.exists() and any(each.exists() and file.samefile(each) for each in _files_read(source)):
         raise InputError(f"{option} {file} is the source itself, which would be lost; give another file")
+    if not overwrite and _holds_data(file):
+        raise _exists(option, file)
+
+
+def _files_read(source: str) -> Iterable[Path]:
+    origin = Path(source)
+    return [origin, *media_files(origin)] if origin.is_dir() else [origin]
+
+
+def _holds_data(file: Path) -> bool:
+    """Return whether a file would be lost; a pipe or device has nothing to lose."""
+    return file.is_file() or (file.is_symlink() and not file.exists())
+
+
+def _exists(option: str, file: Path) -> InputError:
+    return InputError(f"{option} {file} exists already; give another name, or --overwrite to replace it")
+
+
+def check_suffix(option: str, file: Path, suffixes: Sequence[str]) -> None:
+    """Refuse a file whose suffix names no format that can be written.
+
+    Raises:
+        InputError: naming the option and the suffixes that are accepted.
+    """
+    if file.suffix.lower() not in suffixes:
+        raise InputError(f"{option} {file} must end in {' or '.join(suffixes)} for this source")
+
+
+def create(file: Path) -> bool:
+    """Create an empty file, so that no other program takes its name, and return whether it is new."""
+    try:
+        file.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def claim(option: str, file: Path, overwrite: bool = False) -> bool:
+    """Create an output file, or accept an existing one that may be replaced; that one stays unchanged until then.
+
+    Args:
+        option: The command-line option that names the file.
+        file: The file to write.
+        overwrite: An existing file may be replaced.
+
+    Returns:
+        Whether the file is new.
+
+    Raises:
+        InputError: the file exists, or cannot be created.
+    """
+    with told(f"{option} {file}"):
+        is_new = create(file)
+    if not is_new and not overwrite and _holds_data(file):
+        raise _exists(option, file)
+    return is_new
 
 
 def suffixes_for(source: Source) -> tuple[str, ...]:
@@ -75,46 +137,82 @@ def open_recording(file: Path, size: tuple[int, int], fps: float) -> Recording:
 
 
 class VideoRecording:
-    """Writes a video of one size and a constant frame rate that keeps to the frames' own times.
+    """Writes a video whose frames keep their own times, so that it plays at the true speed.
 
-    A frame is shown until the next one's time has come, so a slow camera's video is neither too short nor too fast,
-    and a pause stays a pause. Time begins with the first frame written, which need not be the source's first.
-    Frames of another size are fitted into the first one's, with black borders. A killed program leaves an .mkv or .avi
-    that can be played; an .mp4 or .mov is complete only once it is closed.
+    The frame rate varies: a slow camera's frames last longer, and a pause stays a pause. An .avi knows a constant frame
+    rate only: its frames are repeated or left out. Time begins with the first frame written. Frames of another size are
+    fitted into the first one's, with black borders.
+
+    The codec is H.264 where this build of PyAV has x264, else MPEG-4 Part 2. An .mp4 or .mov is fragmented while it
+    is written, and becomes a plain one when it is closed. So a killed program leaves a video that can be played and
+    lacks at most its last second, in each of the formats.
 
     Args:
         file: The video to write; an existing one is replaced.
-        size: Width and height, pixels; odd ones lose a pixel.
-        fps: Frames per second.
+        size: Width and height, pixels; an odd side gets one more row or column.
+        fps: Frames per second: of an .avi, and how long the last frame lasts.
 
     Raises:
         InputError: the file cannot be written.
     """
 
     def __init__(self, file: Path, size: tuple[int, int], fps: float):
-        self._file, self._size, self._fps = file, size, fps
+        self._file, self._size = file, size
         self._check_space()
-        self._count = 0
+        av = _import_av()
+        from av.video.reformatter import ColorRange, Colorspace
+
+        self._errors = (av.FFmpegError, OSError)
+        self._new_frame, self._keyframe = av.VideoFrame.from_ndarray, av.video.frame.PictureType.I
         self._start: float | None = None  # time of the first frame
-        self._shown_bgr: np.ndarray | None = None
-        self._writer = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*"mp4v"), fps, size)
-        if not self._writer.isOpened():
-            raise InputError(f"--record {file} cannot be written as a video of {size[0]}x{size[1]} pixels; "
-                             "check that the folder may be written to, or give another file")  # fmt: skip
+        self._last = self._last_keyframe = -1  # ticks
+        rate = Fraction(fps).limit_denominator(1001)
+        is_constant = file.suffix.lower() == ".avi"
+        self._tick = 1 / rate if is_constant else _TICK
+        self._frame_ticks = max(1, round(1 / rate / self._tick))
+        try:
+            # An absolute path: FFmpeg takes what stands before a colon for a protocol.
+            self._container = av.open(str(file.absolute()), "w", options=_CRASH_SAFE[file.suffix.lower()])
+            is_x264 = "libx264" in av.codecs_available
+            options = {"preset": "ultrafast", "tune": "zerolatency", "crf": "23"} if is_x264 else {"qscale": "4"}
+            self._stream = self._container.add_stream("libx264" if is_x264 else "mpeg4", rate=rate, options=options)
+            self._stream.width, self._stream.height = (side + side % 2 for side in size)
+            self._stream.pix_fmt = "yuv420p"
+            codec = self._stream.codec_context
+            codec.time_base = self._tick
+            codec.colorspace, codec.color_range = Colorspace.SMPTE170M, ColorRange.MPEG  # as OpenCV converts (BT.601)
+            self._container.start_encoding()
+        except self._errors as error:
+            raise InputError(f"--record {file} cannot be written as a video of {size[0]}x{size[1]} pixels "
+                             f"({error.strerror}); give another file, or another source") from error  # fmt: skip
 
     def write(self, time: float, drawn_bgr: np.ndarray) -> None:
-        """Add a frame at its time; before it, its predecessor as often as the time between them asks for.
+        """Add a frame that is shown from its time on; one that is no later than the frame before is left out.
 
         Raises:
-            InputError: the disk is full.
+            InputError: the disk is full, or the file cannot be written.
         """
         self._start = time if self._start is None else self._start
-        due = round((time - self._start) * self._fps)
-        while self._shown_bgr is not None and self._count < due:
-            self._add(self._shown_bgr)
-        self._shown_bgr = letterbox(drawn_bgr, self._size)
-        if self._count <= due:
-            self._add(self._shown_bgr)
+        ticks = round((time - self._start) / self._tick)
+        if ticks <= self._last:
+            return
+        self._check_space()
+        image_bgr = letterbox(drawn_bgr, self._size)
+        height, width = image_bgr.shape[:2]
+        if height % 2 or width % 2:
+            image_bgr = cv2.copyMakeBorder(image_bgr, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
+        frame = self._new_frame(cv2.cvtColor(image_bgr, cv2.COLOR_BGR2YUV_I420), format="yuv420p")
+        frame.pts, frame.time_base, frame.duration = ticks, self._tick, self._frame_ticks
+        if self._last < 0 or (ticks - self._last_keyframe) * self._tick >= _KEYFRAME:
+            frame.pict_type, self._last_keyframe = self._keyframe, ticks
+        self._last = ticks
+        self._encode(frame)
+
+    def _encode(self, frame: Any) -> None:
+        try:
+            self._container.mux(self._stream.encode(frame))
+        except self._errors as error:
+            raise self._failed(error) from error
 
     def _check_space(self) -> None:
         if shutil.disk_usage(self._file.parent).free < RESERVE:
@@ -123,14 +221,51 @@ class VideoRecording:
                 "make room or give another file"
             )
 
-    def _add(self, image_bgr: np.ndarray) -> None:
-        self._check_space()
-        self._writer.write(image_bgr)
-        self._count += 1
+    def _failed(self, error: Any) -> InputError:
+        return InputError(
+            f"--record {self._file} cannot be written ({error.strerror}); what was recorded is kept, "
+            "make room or give another file"
+        )
 
     def close(self) -> None:
-        """Finish the file, so that it can be played."""
-        self._writer.release()
+        """Finish the file.
+
+        Raises:
+            InputError: it cannot be written; it can be played up to what was written.
+        """
+        try:
+            self._encode(None)  # what the encoder still holds
+        finally:
+            try:
+                self._container.close()
+            except self._errors as error:
+                raise self._failed(error) from error
+
+
+_FRAGMENTS = {
+    "movflags": "frag_keyframe+empty_moov+default_base_moof+hybrid_fragmented",
+    "frag_duration": str(round(1e6 * _FRAGMENT)),  # microseconds
+    "flush_packets": "1",
+}
+_CRASH_SAFE = {  # options that bring what was encoded to the operating system soon, by suffix
+    ".mp4": _FRAGMENTS,
+    ".mov": _FRAGMENTS,
+    ".mkv": {"cluster_time_limit": str(round(1e3 * _FRAGMENT)), "flush_packets": "1"},  # milliseconds
+    ".avi": {"flush_packets": "1"},
+}
+
+
+def _import_av() -> Any:
+    """Return PyAV. It is imported late, as few runs record, and after OpenCV, whose windows freeze otherwise.
+
+    Raises:
+        InputError: it is not installed, or does not fit this machine.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise InputError(f"--record needs PyAV ({error}): python -m pip install -r requirements.txt") from error
+    return av
 
 
 class AnimationRecording:
@@ -214,29 +349,83 @@ class PictureRecording:
         """Do nothing: the picture is written."""
 
 
+class Rows:
+    """A text file that grows by whole rows.
+
+    The rows of one call reach the operating system together, so a killed program leaves no half row. Where they
+    cannot be written, the file ends with the last whole row. A power failure may cost the last seconds.
+
+    Args:
+        name: What an error calls the file, such as `--log faces.csv`.
+        file: The file to write; an existing one is replaced.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+
+    def __init__(self, name: str, file: Path):
+        self._name = name
+        with told(name):
+            self._file = file.open("wb", buffering=0)
+
+    def write(self, text: str) -> None:
+        """Add rows, each with its line end.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        rest = memoryview(text.encode())
+        end = self._file.tell() if self._file.seekable() else None
+        with told(self._name):
+            try:
+                while rest:
+                    rest = rest[self._file.write(rest) or 0 :]
+            except OSError:
+                if end is not None:
+                    with suppress(OSError):  # a device cannot be cut
+                        self._file.seek(end)
+                        self._file.truncate()
+                raise
+
+    def close(self) -> None:
+        """Close the file.
+
+        Raises:
+            InputError: the system could not write what it took.
+        """
+        with told(self._name):
+            self._file.close()
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """Return rows as lines of a CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
 class Log:
-    """Writes one row per face: what was seen, where, when. Each frame is on the disk before the next.
+    """Writes one row per face: what was seen, where, when. A killed program loses no frame that was written.
 
     A `.csv` has a header; a `.jsonl` has an object per line with the same names, its numbers as numbers and `unsure` as
     true or false. Columns: `time` (seconds since its video's first frame), `frame` (its place in the video, from 0; of
     a picture, its place among the files), `name` (what the frame was taken from), `face` (its number, from 1, kept
     while it stays; where faces are not followed, as in pictures, its place within the frame), `box_left`, `box_top`,
-    `box_width`, `box_height` (pixels), `label` (the emotion shown, or what it would be), `probability` (the label's),
-    `unsure` (1: no emotion was probable enough to be shown, else 0), and `p_<emotion>` for each emotion in class order.
+    `box_width`, `box_height` (pixels), `label` (the label shown: an emotion, or `unsure`), `probability` (the shown
+    emotion's; of `unsure` the highest of all), `unsure` (1: that probability is below the abstention threshold, else
+    0), and `p_<emotion>` for each emotion in class order. Probabilities of followed faces are smoothed over time,
+    unless the labels are raw.
 
     Raises:
         InputError: the file cannot be written.
     """
 
     def __init__(self, file: Path, labels: Sequence[str]):
-        self._name = f"--log {file}"
         self._is_json = file.suffix.lower() == ".jsonl"
         self._labels = labels
-        with told(self._name):
-            self._file = file.open("w", newline="", encoding="utf-8")
-            if not self._is_json:
-                csv.writer(self._file, lineterminator="\n").writerow(log_columns(labels))
-                self._file.flush()
+        self._rows = Rows(f"--log {file}", file)
+        if not self._is_json:
+            self._rows.write(csv_text([log_columns(labels)]))
 
     def write(self, result: Result) -> None:
         """Add a row for each face of a frame.
@@ -245,22 +434,20 @@ class Log:
             InputError: the file cannot be written.
         """
         rows = [self._row(result, place) for place in range(len(result.recognitions))]
-        with told(self._name):
-            if self._is_json:
-                names = log_columns(self._labels)
-                self._file.writelines(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows)
-            else:
-                csv.writer(self._file, lineterminator="\n").writerows(
-                    [int(value) if isinstance(value, bool) else value for value in row] for row in rows
-                )
-            self._file.flush()
+        if self._is_json:
+            names = log_columns(self._labels)
+            self._rows.write("".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows))
+        else:
+            self._rows.write(
+                csv_text([int(value) if isinstance(value, bool) else value for value in row] for row in rows)
+            )
 
     def _row(self, result: Result, place: int) -> list[Any]:
         frame, recognition = result.frame, result.recognitions[place]
         face = recognition.face
         box = [round(float(value), 1) for value in (face.left, face.top, face.width, face.height)]
         by_label = [round(recognition.probabilities[label], 5) for label in self._labels]
-        shown = [recognition.label, round(recognition.probability, 5), recognition.unsure]
+        shown = [recognition.shown, round(recognition.probability, 5), recognition.unsure]
         number = recognition.number or place + 1
         return [round(frame.time, 3), frame.index, frame.name, number, *box, *shown, *by_label]
 
@@ -270,8 +457,7 @@ class Log:
         Raises:
             InputError: what was left to write cannot be written.
         """
-        with told(self._name):
-            self._file.close()
+        self._rows.close()
 
 
 def log_columns(labels: Sequence[str]) -> list[str]:
@@ -287,7 +473,7 @@ def told(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"{what} cannot be written ({error.strerror}); give another file") from error
+        raise InputError(f"{what} cannot be written ({error.strerror}); make room or give another file") from error
 
 
 def letterbox(image_bgr: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -4,21 +4,20 @@ A span is a stretch of time in which a face shows one label. Spans are what stay
 frames are many, and they can be compared with what people noted down.
 """
 
-import csv
 import html
 import math
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from configuration import WEBCAM
 from preprocessing.emotions import COLORS, UNSURE
 from preprocessing.files import atomic_file
-from realtime.recognition import Recognition, Result
-from realtime.recording import told
+from realtime.recognition import NOT_SURE, Result
+from realtime.recording import Rows, csv_text, told
 
-NOT_SURE = "unsure"  # a span's label while no emotion was probable enough to be shown
 SPAN_COLUMNS = ("face", "start", "end", "label", "probability", "frames")
 
 
@@ -70,11 +69,11 @@ class Spans:
                 self._interval = each.end - each.last
         seen = {each.number: each for each in result.recognitions if each.number}
         for number, each in list(self._open.items()):
-            has_changed = number in seen and _label(seen[number]) != each.label
+            has_changed = number in seen and seen[number].shown != each.label
             if has_changed or now - each.last > WEBCAM.span_gap + self._interval:
                 ended.append(self._end(number))
         for number, recognition in seen.items():
-            each = self._open.setdefault(number, _Open(_label(recognition), now, now, None, 0.0, 0))
+            each = self._open.setdefault(number, _Open(recognition.shown, now, now, None, 0.0, 0))
             each.last, each.end = now, None
             each.probability += recognition.probability
             each.frames += 1
@@ -90,12 +89,8 @@ class Spans:
         return Span(number, each.start, end, each.label, each.probability / each.frames, each.frames)
 
 
-def _label(recognition: Recognition) -> str:
-    return NOT_SURE if recognition.unsure else recognition.label
-
-
 class SpanTable:
-    """Writes a CSV with one row per span, in the order in which they end; each is on the disk at once.
+    """Writes a CSV with one row per span, in the order in which they end. A killed program loses the open ones alone.
 
     Columns: `face` (number), `start`, `end` (seconds since the first frame), `label` (an emotion, or `unsure`),
     `probability` (mean over the span's frames of the shown emotion's), `frames`.
@@ -105,26 +100,18 @@ class SpanTable:
     """
 
     def __init__(self, file: Path):
-        self._name = f"--spans {file}"
         self._spans = Spans()
-        with told(self._name):
-            self._file = file.open("w", newline="", encoding="utf-8")
-        self._rows = csv.writer(self._file, lineterminator="\n")
-        self._write([SPAN_COLUMNS])
+        self._rows = Rows(f"--spans {file}", file)
+        self._rows.write(csv_text([SPAN_COLUMNS]))
 
     def write(self, result: Result) -> None:
         """Take up a frame."""
-        self._write(map(_row, self._spans.add(result)))
+        self._rows.write(csv_text(map(_row, self._spans.add(result))))
 
     def close(self) -> None:
         """Write the spans that are open yet, and close the file."""
-        with told(self._name), self._file:
-            self._rows.writerows(map(_row, self._spans.finish()))
-
-    def _write(self, rows: Iterable[Sequence[object]]) -> None:
-        with told(self._name):
-            self._rows.writerows(rows)
-            self._file.flush()
+        with closing(self._rows):
+            self._rows.write(csv_text(map(_row, self._spans.finish())))
 
 
 def _row(span: Span) -> list[object]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from configuration import CALM, TRACKING
-from realtime.calm import Verdict
+from realtime.calm import Verdict, choose_class
 from training.sequence_classifier import SequenceClassifier
 
 _JITTER = 0.4  # steps: a frame that comes this much late still counts for its step
@@ -75,10 +75,8 @@ class TemporalReader:
 
     def _verdict(self, past: _Past, row: np.ndarray) -> Verdict:
         """Keep the label until another one is clearly more probable, as `calm.Steadier` does."""
-        best = int(row.argmax())
-        if past.index is None or row[best] > row[past.index] + CALM.margin:
-            past.index = best
-        return Verdict(row, past.index, bool(row[past.index] < self._network.unsure_below))
+        past.index, unsure = choose_class(row, past.index, CALM.margin, self._network.unsure_below)
+        return Verdict(row, past.index, unsure)
 
     def _add(self, number: int, row: np.ndarray, time: float) -> None:
         neutral = 0.0 if self._neutral is None else float(row[self._neutral])

@@ -42,8 +42,8 @@ def main(
     record: Annotated[
         Path | None,
         typer.Option(
-            help="Annotated video to write (.mp4; an .mkv can be played even after a crash), or a small moving .webp "
-            "or .gif; of an image .png or .jpg."
+            help="Annotated video to write (.mp4, .mkv, .mov, .avi), or a small moving .webp or .gif; of an image .png "
+            "or .jpg."
         ),
     ] = None,
     log: Annotated[Path | None, typer.Option(help="Table to write (.csv, .jsonl), a row per face and frame.")] = None,
@@ -53,6 +53,9 @@ def main(
     summary: Annotated[
         Path | None, typer.Option(help="Page to write (.html): each face's time line, shares of time, changes.")
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace existing files of --record, --log, --spans, --summary.")
+    ] = False,
     window: Annotated[
         bool, typer.Option("--window/--no-window", help="Show the frames; h lists the keys. Needs a display.")
     ] = True,
@@ -60,16 +63,16 @@ def main(
         bool,
         typer.Option(
             "--anonymous",
-            help="Hide every face by a few plain cells, in the window, recordings and snapshots, also half a second "
-            "before it is found and a second after it is lost (the window shows that half second later).",
+            help="Cover every detected face with a solid fill, in the window, recordings and snapshots, from half a "
+            "second before its detection to a second after its loss. Delays the window by half a second. Undetected "
+            "faces stay visible.",
         ),
     ] = False,
     blur_unknown: Annotated[
         bool,
         typer.Option(
             "--blur-unknown",
-            help="Hide, in the same way, every face but the one that is followed (--follow, or a key 1-9); while none "
-            "is followed, all.",
+            help="Cover, in the same way, every face but the followed one (--follow, or a key 1-9); without one, all.",
         ),
     ] = False,
     follow: Annotated[int, typer.Option(min=0, help="Number of the face that stands out from the start; 0: none.")] = 0,
@@ -99,9 +102,10 @@ def main(
         from training.emotion_classifier import EmotionClassifier
 
         sys.exit(0 if examine(model, EmotionClassifier.load_litert) else 1)
-    wanted = Wanted(record, log, spans, summary, window, anonymous, blur_unknown, follow, captures)
+    wanted = Wanted(record, log, spans, summary, window, anonymous, blur_unknown, follow, captures, overwrite)
+    wanted.check_files(source)
     with closing(open_source(source, mirror)) as frames:
-        wanted.check(frames, source)
+        wanted.check(frames)
         if window and not has_display():
             print("no display here: going on without a window", file=sys.stderr)
             wanted = replace(wanted, window=False)
@@ -125,7 +129,7 @@ def main(
 def end_on_signals() -> None:
     """Let SIGTERM, and SIGHUP (its terminal was closed), end the program by an exception: what is open is closed.
 
-    Often both come; the second one must not break off the closing, which would leave an .mp4 that cannot be played.
+    Often both come. The second one must not interrupt the closing, or the summary is lost.
     """
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has one
 

@@ -74,3 +74,11 @@ def read_video(file: Path) -> tuple[list[np.ndarray], float]:
     while (answer := capture.read())[0]:
         frames.append(answer[1])
     return frames, fps
+
+
+def read_times(file: Path) -> list[float]:
+    """Return the times of a video's frames, in seconds."""
+    capture, times = cv2.VideoCapture(str(file)), []
+    while capture.read()[0]:
+        times.append(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
+    return times

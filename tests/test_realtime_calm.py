@@ -4,7 +4,7 @@ import pytest
 from configuration import Calm
 from realtime.calm import Steadier
 
-PLAIN = Calm(smoothing=0.3, margin=0.0, unsure_margin=0.0)
+PLAIN = Calm(smoothing=0.3, margin=0.0)
 
 
 def follow(steadier, rows, rate=30.0):
@@ -35,38 +35,39 @@ def test_a_change_shows_in_the_same_time_at_any_frame_rate(rate):
 
 def test_a_label_stays_until_another_is_better_by_the_margin():
     close, clear = [0.45, 0.55], [0.3, 0.7]
-    verdicts = follow(Steadier(options=Calm(0.1, 0.2, 0.0)), [[0.6, 0.4]] * 30 + [close] * 60 + [clear] * 60)
+    verdicts = follow(Steadier(options=Calm(0.1, 0.2)), [[0.6, 0.4]] * 30 + [close] * 60 + [clear] * 60)
     assert {verdict.index for verdict in verdicts[:90]} == {0}
     assert verdicts[-1].index == 1
 
 
-def test_unsure_begins_below_the_threshold_and_ends_above_it_by_the_margin():
-    steadier = Steadier(0.5, Calm(0.1, 0.0, 0.1))
-    rows = [[0.6, 0.2, 0.2]] * 30 + [[0.45, 0.35, 0.2]] * 30 + [[0.55, 0.25, 0.2]] * 30 + [[0.65, 0.2, 0.15]] * 30
-    unsure = [verdict.unsure for verdict in follow(steadier, rows)]
-    assert [unsure[29], unsure[59], unsure[89], unsure[119]] == [False, True, True, False]
+def test_a_face_is_unsure_exactly_where_no_smoothed_probability_reaches_the_threshold():
+    rows = np.random.default_rng(4).dirichlet([1.6, 1.3, 1.0], 2000)
+    for threshold in (0.4, 0.45, 0.5):
+        verdicts = follow(Steadier(threshold), rows)
+        assert [each.unsure for each in verdicts] == [each.probabilities.max() < threshold for each in verdicts]
+        for each in verdicts:
+            assert each.unsure or each.probabilities[each.index] >= threshold, "the label shown reaches it, too"
+        assert 0 < sum(each.unsure for each in verdicts) < len(rows)
 
 
-def test_a_face_just_seen_is_named_at_once_where_it_is_clear_and_else_a_moment_later():
-    options = Calm(smoothing=0.3, margin=0.1, unsure_margin=0.05, newcomer=3.0)
-    clear, faint = [0.7, 0.3], [0.6, 0.4]  # 0.5 + 3 x 0.05 lies between them
-    assert not follow(Steadier(0.5, options), [clear])[0].unsure
-    unsure = [verdict.unsure for verdict in follow(Steadier(0.5, options), [faint] * 30)]
-    named = unsure.index(False)
-    assert all(unsure[:named]) and not any(unsure[named:])
-    assert 0.1 < named / 30 <= 0.2  # 0.05 x 0.3 / age comes down to 0.1 after 0.15 s
-    assert not any(verdict.unsure for verdict in follow(Steadier(0.0, options), [faint] * 3))
+def test_without_a_threshold_no_face_is_unsure():
+    rows = np.random.default_rng(4).dirichlet([1.0] * 8, 100)
+    assert not any(verdict.unsure for verdict in follow(Steadier(0.0), rows))
+
+
+def test_a_label_below_the_threshold_gives_way_to_one_above_it_without_the_margin():
+    verdicts = follow(Steadier(0.35, Calm(0.1, 0.2)), [[0.5, 0.3, 0.2]] * 30 + [[0.34, 0.4, 0.26]] * 60)
+    assert (verdicts[-1].index, verdicts[-1].unsure) == (1, False)
 
 
 def test_the_first_frames_of_a_face_do_not_flicker():
-    rows = [[0.58, 0.42], [0.35, 0.65], [0.62, 0.38], [0.33, 0.67], [0.6, 0.4], [0.55, 0.45]]
+    rows = [[0.58, 0.42], [0.15, 0.85], [0.72, 0.28], [0.33, 0.67], [0.7, 0.3], [0.65, 0.35]]
     shown = {
-        newcomer: [None if verdict.unsure else verdict.index for verdict in follow(steadier, rows)]
+        newcomer: [verdict.index for verdict in follow(Steadier(0.0, Calm(newcomer=newcomer, margin=0.1)), rows)]
         for newcomer in (1.0, 3.0)
-        for steadier in [Steadier(0.5, Calm(newcomer=newcomer, unsure_margin=0.05, margin=0.1))]
     }
     assert len(set(shown[1.0])) > 1  # else the rows would show nothing
-    assert set(shown[3.0]) == {None}
+    assert set(shown[3.0]) == {0}
 
 
 def test_noise_changes_the_label_a_tenth_as_often_as_raw():

@@ -1,3 +1,4 @@
+import shlex
 import subprocess
 import sys
 import time
@@ -17,11 +18,14 @@ from realtime.doctor import (
     examine,
     look_at_cameras,
     look_at_model,
+    look_at_opencv,
     measure,
     milliseconds,
     portrait_frame,
     probe,
 )
+from realtime.recording import VideoRecording
+from training.emotion_classifier import EmotionClassifier
 
 LINUX_ONLY = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux's device nodes")
 
@@ -59,7 +63,7 @@ def test_a_healthy_machine_is_described_and_found_well(healthy):
         "anger, happiness, neutral",
         "67.4% on fer2013 dev",
         "temperature 1.30",
-        "unsure below 40%",
+        "unsure below a smoothed probability of 40.00%",
         "finds the sample portrait's face",
         "all that is needed works",
     ):
@@ -94,7 +98,8 @@ def refuse(_):
         (lambda patch: patch.setattr(doctor, "build_detector", refuse), "mtcnn cannot be used"),
         (lambda patch: patch.setattr(doctor, "build_detector", lambda _: FakeDetector()), "finds no face"),
         (lambda patch: patch.setattr(cv2, "getBuildInformation", lambda: "FFMPEG:  NO"), "without FFmpeg"),
-        (lambda patch: patch.setattr(cv2, "VideoWriter", closed_writer), "a trial video could not be written"),
+        (lambda patch: patch.setitem(sys.modules, "av", None), "a trial video could not be written: --record needs"),
+        (lambda patch: patch.setattr(doctor, "VideoRecording", ForgetfulRecording), "a trial video of 5 frames gave 1"),
     ],
 )
 def test_what_the_work_needs_is_at_fault_where_it_fails(healthy, monkeypatch, break_it, words):
@@ -106,11 +111,9 @@ def test_what_the_work_needs_is_at_fault_where_it_fails(healthy, monkeypatch, br
     assert "something is at fault" in said
 
 
-def closed_writer(*_):
-    return SimpleNamespace(isOpened=lambda: False)
-
-
-closed_writer.fourcc = lambda *_: 0
+class ForgetfulRecording(VideoRecording):
+    def write(self, time, drawn_bgr):
+        super().write(0.0, drawn_bgr)
 
 
 def test_a_missing_model_is_at_fault_and_the_rest_is_looked_at(healthy):
@@ -119,12 +122,64 @@ def test_a_missing_model_is_at_fault_and_the_rest_is_looked_at(healthy):
     assert "FAULT  model       net.keras does not exist" in said and "ok     detector" in said
 
 
-def test_a_network_that_is_not_calibrated_is_told_of():
-    class Plain(FakeClassifier):
-        card = {"temperature": 1.0, "scores": []}  # noqa: RUF012
+@pytest.mark.parametrize(
+    ("card", "options"),
+    [
+        ({"temperature": 1.0, "scores": []}, ["--calibrate", "--update-card"]),
+        ({"temperature": 1.0, "scores": CardClassifier.card["scores"]}, ["--calibrate"]),
+        ({"temperature": 1.3, "scores": []}, ["--update-card"]),
+        ({"temperature": 1.0, "calibration": {"n": 9}, "scores": CardClassifier.card["scores"]}, None),
+    ],
+)
+def test_the_remedy_for_a_network_names_what_its_card_lacks(monkeypatch, card, options):
+    classifier = CardClassifier()
+    monkeypatch.setattr(classifier, "card", card)
+    finding, _ = look_at_model(Path("my nets/net.keras"), lambda _: classifier)
+    assert not finding.is_fault
+    if options is None:
+        assert not finding.remedy and "; calibrated" in finding.text
+        return
+    words = shlex.split(finding.remedy)
+    assert words[:3] == ["python", "-m", "evaluation.model_evaluation"]
+    assert words[3:] == ["--dataset", "NAME", "--model", "my nets/net.keras", *options]
 
-    finding, _ = look_at_model(Path("net.keras"), lambda _: Plain())
-    assert not finding.is_fault and "not calibrated" in finding.text and "--update-card" in finding.remedy
+
+def test_the_remedy_for_a_network_that_is_not_calibrated_works(
+    tmp_path, monkeypatch, make_dataset, tiny_model, run_step
+):
+    folder = make_dataset(per_split=(("train", 3), ("dev", 30), ("test", 5)), size=48)
+    file = tiny_model(size=48, dataset=folder.name)
+    before, _ = look_at_model(file, EmotionClassifier.load)
+    assert "not calibrated" in before.text and "its card has no score" in before.text
+    module, *arguments = shlex.split(before.remedy)[2:]
+    monkeypatch.setattr("evaluation.model_evaluation.evaluate", lambda *_: {})  # takes long, and has its own tests
+    monkeypatch.setattr("evaluation.model_evaluation.update_scores", lambda *_: None)
+    assert run_step(module, *arguments, "--data", folder.parent).returncode == 0
+    after, _ = look_at_model(file, EmotionClassifier.load)
+    assert "; calibrated" in after.text and "--calibrate" not in after.remedy
+
+
+def test_the_remedy_for_a_missing_released_network_restores_it(tmp_path, monkeypatch):
+    model = tmp_path / "models" / "released.keras"
+    model.parent.mkdir()
+    for file in (model, model.with_suffix(".json")):
+        file.write_text(file.name)
+    for command in ("init -q", "add .", "-c user.name=a -c user.email=a@b commit -qm first"):
+        subprocess.run(["git", *command.split()], cwd=tmp_path, check=True)
+    model.unlink()
+    monkeypatch.setattr(doctor, "PATHS", SimpleNamespace(pretrained=model))
+    finding, _ = look_at_model(model, refuse)
+    subprocess.run(shlex.split(finding.remedy), cwd=tmp_path, check=True)
+    assert model.read_text() == "released.keras"
+    assert look_at_model(tmp_path / "other.keras", refuse)[0].remedy == "give --model a trained network"
+
+
+def test_packages_are_installed_anew_in_the_versions_that_the_project_takes(monkeypatch):
+    """Both builds of OpenCV share their files: removing the headless one alone would break the other."""
+    monkeypatch.setattr(doctor, "has_windows", lambda: False)
+    assert look_at_opencv().remedy == (
+        "python -m pip uninstall -y opencv-python opencv-python-headless; python -m pip install -r requirements.txt"
+    )
 
 
 @LINUX_ONLY

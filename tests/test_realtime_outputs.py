@@ -3,6 +3,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from realtime_fakes import LABELS, read_video, recognition, result
+from realtime_fakes import LABELS, read_times, read_video, recognition, result
 
 from configuration import WEBCAM
 from preprocessing.errors import InputError
@@ -154,9 +155,8 @@ def test_a_followed_face_that_is_gone_is_told_of(monkeypatch, wanted):
     assert (screen.shown[1][:16].max(axis=2) < 60).sum() > (other.shown[1][:16].max(axis=2) < 60).sum()
 
 
-def plain_cells(image_bgr):
-    part = image_bgr[45:75, 64:86]
-    return len(np.unique(part.reshape(-1, 3), axis=0)) <= 49
+def is_covered(image_bgr):
+    return bool((image_bgr[45:75, 64:86] == image_bgr[45, 64]).all())
 
 
 @pytest.mark.parametrize(
@@ -175,8 +175,8 @@ def test_hidden_faces_are_hidden_in_window_snapshot_and_recording(tmp_path, monk
     seen = recognition(PLACE, number=1)
     run(wanted(record=tmp_path / "out.avi", log=tmp_path / "out.csv", **options), frames(20, None, SIZE, seen))
     (snapshot,) = (tmp_path / "captures").iterdir()
-    assert plain_cells(screen.shown[6]) is is_hidden
-    assert plain_cells(cv2.imread(str(snapshot))) is is_hidden
+    assert is_covered(screen.shown[6]) is is_hidden
+    assert is_covered(cv2.imread(str(snapshot))) is is_hidden
     recorded = read_video(tmp_path / "out.avi")[0]
     assert len(recorded) == 20, "what was held back is recorded at the end"
     shades = [np.abs(np.diff(each[45:75, 64:86].mean(axis=2), axis=0)).mean() for each in recorded]
@@ -231,8 +231,8 @@ def test_a_camera_slower_than_it_says_and_a_pause_keep_the_recordings_time(tmp_p
     times = [0.0, 0.3, 0.6, 3.0, 3.1]
     images = [np.full((120, 160, 3), 50 * i, np.uint8) for i in range(5)]
     run(Wanted(tmp_path / "out.mp4"), [result(image, time=time) for image, time in zip(images, times, strict=True)])
-    values = [round(each[:60].mean() / 50) for each in read_video(tmp_path / "out.mp4")[0]]
-    assert values == [0] * 3 + [1] * 3 + [2] * 24 + [3] + [4]
+    assert [round(each[:60].mean() / 50) for each in read_video(tmp_path / "out.mp4")[0]] == [0, 1, 2, 3, 4]
+    assert read_times(tmp_path / "out.mp4") == pytest.approx(times)
 
 
 def test_all_outputs_say_the_same(tmp_path):
@@ -252,6 +252,10 @@ def test_all_outputs_say_the_same(tmp_path):
     assert [each["face"] for each in objects[:2]] == [3, 5]
     with spans.open(newline="") as stream:
         assert [(row["face"], row["label"]) for row in csv.DictReader(stream)] == [("3", "anger"), ("5", "unsure")]
+    assert [(row["face"], row["label"], row["unsure"]) for row in rows[:2]] == [
+        ("3", "anger", "0"),
+        ("5", "unsure", "1"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -264,6 +268,7 @@ def test_all_outputs_say_the_same(tmp_path):
         ({"record": Path("out.png")}, {}, "--record out.png must end in .mp4"),
         ({"record": Path("out.webp")}, {"still": True, "count": 1}, "--record out.webp must end in"),
         ({"log": Path("a.csv"), "spans": Path("a.csv")}, {}, "are both to write a.csv"),
+        ({"log": Path("a.csv"), "spans": Path("x/../a.csv")}, {}, "are both to write x/../a.csv"),
         ({"blur_unknown": True}, {"still": True, "count": 3}, "--blur-unknown needs a video"),
         ({"follow": 2}, {"still": True, "count": 1}, "--follow 2 needs a video"),
     ],
@@ -271,7 +276,8 @@ def test_all_outputs_say_the_same(tmp_path):
 def test_what_makes_no_sense_is_refused_before_anything_is_written(tmp_path, monkeypatch, options, changes, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=re.escape(message)):
-        Wanted(**options).check(a_source(**changes), "clip.mp4")
+        Wanted(**options).check_files("clip.mp4")
+        Wanted(**options).check(a_source(**changes))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -279,6 +285,74 @@ def test_a_file_that_cannot_be_made_leaves_no_half_open_run(tmp_path):
     wanted = Wanted(tmp_path / "out.mp4", tmp_path / "nowhere" / "out.csv")
     with pytest.raises(InputError, match=r"--log .*out\.csv cannot be written"):
         Outputs(wanted, a_source(), LABELS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_without_a_frame_leaves_no_files_that_the_next_run_would_refuse(tmp_path):
+    wanted = Wanted(*(tmp_path / name for name in ("out.mp4", "out.csv", "spans.csv", "out.html")))
+    run(wanted, [])
+    assert list(tmp_path.iterdir()) == []
+    run(wanted)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+NAMES = ("out.mp4", "out.csv", "spans.csv", "out.html")
+
+
+@pytest.mark.parametrize("taken", NAMES)
+def test_no_output_replaces_a_file_of_another_program_that_came_meanwhile(tmp_path, taken):
+    """Two runs that start together pass the first check both."""
+    (tmp_path / taken).write_text("another program's")
+    with pytest.raises(InputError, match=f"{taken} exists already"):
+        run(Wanted(*(tmp_path / name for name in NAMES)))
+    assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [(taken, "another program's")]
+
+
+@pytest.mark.parametrize("name", ["out.webp", "out.png"])
+def test_pictures_do_not_replace_existing_files_either(tmp_path, name):
+    (tmp_path / name).write_text("earlier")
+    source = a_source(still=name.endswith("png"), count=1)
+    with pytest.raises(InputError, match=f"{name} exists already"):
+        run(Wanted(tmp_path / name), frames(1), source)
+    assert (tmp_path / name).read_text() == "earlier"
+    run(Wanted(tmp_path / name, overwrite=True), frames(1), source)
+    assert cv2.imread(str(tmp_path / name)) is not None
+
+
+def test_with_overwrite_all_files_are_replaced(tmp_path):
+    for name in NAMES:
+        (tmp_path / name).write_text("earlier")
+    run(Wanted(*(tmp_path / name for name in NAMES), overwrite=True))
+    assert len(read_video(tmp_path / "out.mp4")[0]) == 20
+    assert not any("earlier" in (tmp_path / name).read_text() for name in NAMES[1:])
+
+
+def test_the_recording_key_never_replaces_a_file(tmp_path, monkeypatch, wanted):
+    class OneMoment(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2026, 1, 2, 3, 4, 5)
+
+    monkeypatch.setattr("realtime.outputs.datetime", OneMoment)
+    (tmp_path / "captures").mkdir()
+    first = tmp_path / "captures" / "2026-01-02_03-04-05.mp4"
+    first.write_text("earlier")
+    FakeScreen(monkeypatch, {2: "r", 5: "r", 8: "r", 11: "r"})
+    outputs = run(wanted())
+    assert first.read_text() == "earlier"
+    assert [each.name for each in outputs.written] == ["2026-01-02_03-04-05_2.mp4", "2026-01-02_03-04-05_3.mp4"]
+    assert all(read_video(each)[0] for each in outputs.written)
+
+
+def test_a_recording_that_cannot_be_finished_does_not_end_the_run(tmp_path, monkeypatch, wanted, capsys):
+    def fail(recording):
+        raise InputError("no room")
+
+    monkeypatch.setattr("realtime.recording.VideoRecording.close", fail)
+    screen = FakeScreen(monkeypatch, {2: "r", 5: "r"})
+    run(wanted(log=tmp_path / "out.csv"))
+    assert "the recording could not be finished: no room" in capsys.readouterr().err
+    assert len(screen.shown) == 22 and len((tmp_path / "out.csv").read_text().splitlines()) == 21
 
 
 def test_without_window_or_recording_nothing_is_drawn(tmp_path, monkeypatch):
@@ -292,14 +366,14 @@ def test_an_animation_is_small_keeps_time_and_ends(tmp_path, capsys):
         file = tmp_path / f"out.{suffix}"
         times = np.arange(0, 45, 0.04)
         image_bgr = np.full((600, 800, 3), 90, np.uint8)
-        outputs = run(Wanted(file, tmp_path / "out.csv"), [result(image_bgr, time=float(time)) for time in times])
+        outputs = run(Wanted(file, tmp_path / f"{suffix}.csv"), [result(image_bgr, time=float(time)) for time in times])
         is_read, animation = cv2.imreadanimation(str(file))
         assert is_read and animation.frames[0].shape[:2] == (300, 400)
         seconds = sum(animation.durations) / 1000
         assert seconds == pytest.approx(WEBCAM.animation_seconds, abs=1.5)
         assert len(animation.frames) <= WEBCAM.animation_seconds * WEBCAM.animation_fps + 1
         assert "an animation ends after 30 seconds" in outputs.trouble
-        assert len((tmp_path / "out.csv").read_text().splitlines()) == 1
+        assert len((tmp_path / f"{suffix}.csv").read_text().splitlines()) == 1
 
 
 def test_a_digit_dims_no_face_of_a_picture(monkeypatch):
@@ -411,7 +485,7 @@ def test_a_hidden_face_stays_hidden_when_its_picture_is_shown_again(tmp_path, mo
     Screen(monkeypatch, RIGHT, LEFT, ord("s"), Q)
     watch_pictures(Wanted(window=True, anonymous=True, captures=tmp_path / "captures"), source)
     (snapshot,) = (tmp_path / "captures").iterdir()
-    assert plain_cells(cv2.imread(str(snapshot)))
+    assert is_covered(cv2.imread(str(snapshot)))
 
 
 def test_the_window_tells_which_file_of_how_many_it_shows(tmp_path, monkeypatch):

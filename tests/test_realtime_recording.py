@@ -1,6 +1,7 @@
 import csv
 import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from realtime_fakes import FACE, LABELS, read_video, recognition, result, write_video
+from realtime_fakes import FACE, LABELS, read_times, read_video, recognition, result, write_video
 
 from preprocessing.errors import InputError
 from realtime.recording import (
@@ -19,7 +20,9 @@ from realtime.recording import (
     Log,
     PictureRecording,
     VideoRecording,
+    check_suffix,
     check_target,
+    claim,
     letterbox,
     log_columns,
     write_picture,
@@ -43,14 +46,52 @@ def test_a_video_has_every_frame_at_the_given_rate(tmp_path, suffix):
     assert [frame.mean() for frame in frames] == pytest.approx([10 * index for index in range(20)], abs=4)
 
 
-def test_a_frame_is_shown_until_the_time_of_the_next(tmp_path):
-    file = tmp_path / "out.mp4"
-    recording = VideoRecording(file, (96, 64), 10.0)
-    for time, value in ((0.0, 0), (0.1, 100), (0.5, 200), (0.52, 250)):
-        recording.write(time, flat(value))
+@pytest.mark.parametrize(("suffix", "tolerance"), [(".mp4", 0.001), (".mov", 0.001), (".mkv", 0.001), (".avi", 0.05)])
+def test_frames_keep_their_own_times_so_that_a_video_plays_at_the_true_speed(tmp_path, suffix, tolerance):
+    times = [0.0, 0.1, 0.23, 0.5, 0.6, 3.0, 3.1]
+    recording = VideoRecording(tmp_path / f"out{suffix}", (96, 64), 10.0)
+    for time in times:
+        recording.write(500 + time, flat(50 + round(50 * time)))
     recording.close()
-    values = [frame.mean() for frame in read_video(file)[0]]
-    assert values == pytest.approx([0, 100, 100, 100, 100, 200], abs=4)
+    assert read_times(tmp_path / f"out{suffix}") == pytest.approx(times, abs=tolerance)
+    values = [frame.mean() for frame in read_video(tmp_path / f"out{suffix}")[0]]
+    assert values == pytest.approx([50 + 50 * time for time in times], abs=4)
+
+
+def test_a_frame_that_is_no_later_than_the_one_before_is_left_out(tmp_path):
+    recording = VideoRecording(tmp_path / "out.mp4", (96, 64), 10.0)
+    for time in (1.0, 1.1, 1.1, 0.4, 1.2):
+        recording.write(time, flat(100))
+    recording.close()
+    assert read_times(tmp_path / "out.mp4") == pytest.approx([0.0, 0.1, 0.2])
+
+
+@pytest.mark.parametrize("size", [(97, 65), (1, 1), (15, 8)])
+def test_an_odd_side_gets_one_more_row_or_column(tmp_path, size):
+    recording = VideoRecording(tmp_path / "out.mp4", size, 10.0)
+    for index in range(3):
+        recording.write(index / 10, flat(150, size))
+    recording.close()
+    frames, _ = read_video(tmp_path / "out.mp4")
+    assert [frame.shape for frame in frames] == [(size[1] + size[1] % 2, size[0] + size[0] % 2, 3)] * 3
+    assert all(frame.min() > 145 and frame.max() < 155 for frame in frames), "no black border"
+
+
+def test_a_video_has_a_keyframe_every_second_whatever_its_frame_rate(tmp_path):
+    import av
+
+    for rate in (3, 30):
+        recording = VideoRecording(tmp_path / "out.mp4", (96, 64), rate)
+        for index in range(4 * rate + 1):
+            recording.write(index / rate, flat(index))
+        recording.close()
+        with av.open(str(tmp_path / "out.mp4")) as container:
+            stream = container.streams.video[0]
+            assert (stream.codec.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+            assert stream.time_base
+            keys = [float(packet.pts * stream.time_base) for packet in container.demux(stream)
+                    if packet.is_keyframe and packet.pts is not None]  # fmt: skip
+        assert keys == pytest.approx([0, 1, 2, 3, 4])
 
 
 def test_frames_of_another_size_are_fitted_into_the_first_ones(tmp_path):
@@ -82,7 +123,7 @@ def test_letterbox_keeps_the_proportions_and_centres_the_image():
     assert (fitted[:, 35:65] == 200).all()
 
 
-def test_the_log_has_a_row_per_face_and_is_on_the_disk_at_once(tmp_path):
+def test_the_log_has_a_row_per_face_and_each_frame_is_written_at_once(tmp_path):
     file = tmp_path / "out.csv"
     log = Log(file, LABELS)
     second = replace(FACE, left=-3.25, top=7.0)
@@ -109,8 +150,6 @@ def test_a_picture_is_written_as_it_is_drawn(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("out.txt", r"must end in \.mp4"),
-        ("out", r"must end in \.mp4"),
         ("nowhere/out.mp4", "nowhere does not exist"),
         ("folder.mp4", "cannot be written"),
         ("source.mp4", "is the source itself"),
@@ -123,23 +162,50 @@ def test_a_target_that_cannot_be_written_is_refused(tmp_path, name, message):
     (tmp_path / "folder.mp4").mkdir()
     before = source.read_bytes()
     with pytest.raises(InputError, match=message):
-        check_target("--record", tmp_path / name, (".mp4",), str(source))
+        check_target("--record", tmp_path / name, str(source), overwrite=True)
     assert source.read_bytes() == before
 
 
-def test_a_video_that_opencv_cannot_write_is_refused_and_leaves_nothing(tmp_path):
-    with pytest.raises(InputError, match="cannot be written as a video of 1x1 pixels"):
-        VideoRecording(tmp_path / "out.mp4", (1, 1), 25.0)
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("name", ["out.txt", "out"])
+def test_a_suffix_that_names_no_format_is_refused(name):
+    with pytest.raises(InputError, match=r"must end in \.mp4"):
+        check_suffix("--record", Path(name), (".mp4",))
 
 
-def test_a_picture_of_the_source_folder_is_not_written_over(tmp_path):
-    (tmp_path / "me.png").write_bytes(b"a picture")
+def test_an_existing_file_is_refused_unless_it_may_be_replaced(tmp_path):
+    file, gone = tmp_path / "out.csv", tmp_path / "link.csv"
+    file.touch()
+    gone.symlink_to(tmp_path / "away.csv")
+    for each in (file, gone):
+        for refuse in (lambda each: check_target("--log", each, "0"), lambda each: claim("--log", each)):
+            with pytest.raises(InputError, match=r"--log .*\.csv exists already; give another name, or --overwrite"):
+                refuse(each)
+    check_target("--log", file, "0", overwrite=True)
+    assert claim("--log", file, overwrite=True) is False
+    assert claim("--log", tmp_path / "new.csv") is True and (tmp_path / "new.csv").read_bytes() == b""
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes")
+def test_a_pipe_has_nothing_to_lose_and_is_accepted(tmp_path):
+    os.mkfifo(tmp_path / "faces.jsonl")
+    check_target("--log", tmp_path / "faces.jsonl", "0")
+    assert claim("--log", tmp_path / "faces.jsonl") is False
+
+
+def test_a_video_of_a_size_that_no_codec_takes_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"out\.mp4 cannot be written as a video of 70000x2 pixels \("):
+        VideoRecording(tmp_path / "out.mp4", (70_000, 2), 25.0)
+
+
+@pytest.mark.parametrize(("name", "suffix"), [("me.png", ".png"), ("deep/clip.mp4", ".mp4")])
+def test_a_picture_or_video_of_the_source_folder_is_not_written_over(tmp_path, name, suffix):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / name).write_bytes(b"a picture")
     with pytest.raises(InputError, match="is the source itself"):
-        check_target("--record", tmp_path / "me.png", (".png",), str(tmp_path))
-    check_target("--record", tmp_path / "you.png", (".png",), str(tmp_path))
+        check_target("--record", tmp_path / name, str(tmp_path), overwrite=True)
+    check_target("--record", tmp_path / f"you{suffix}", str(tmp_path))
     (tmp_path / "log.csv").touch()
-    check_target("--log", tmp_path / "log.csv", (".csv",), str(tmp_path))
+    check_target("--log", tmp_path / "log.csv", str(tmp_path), overwrite=True)
 
 
 def test_a_video_ends_while_the_disk_has_room_for_its_index(tmp_path, monkeypatch):
@@ -166,8 +232,7 @@ def test_a_log_on_a_full_disk_is_told_of_whenever_it_is_written(tmp_path):
     log = Log(tmp_path / "full.jsonl", LABELS)
     with pytest.raises(InputError, match=r"full\.jsonl cannot be written \(No space left"):
         log.write(result(flat(0), recognition()))
-    with pytest.raises(InputError, match="No space left"):
-        log.close()
+    log.close()
 
 
 def test_a_picture_that_cannot_be_finished_leaves_the_earlier_one(tmp_path, monkeypatch):
@@ -191,37 +256,90 @@ def test_a_log_that_cannot_be_opened_is_refused(tmp_path):
         Log(tmp_path / "nowhere" / "out.csv", LABELS)
 
 
-KILLED = """
+CHILD = """
 import sys, os
 sys.path[:0] = [{root!r}, {tests!r}]
 from pathlib import Path
 import numpy as np
 from realtime_fakes import LABELS, recognition, result
 from realtime.recording import Log, VideoRecording
+from preprocessing.errors import InputError
 folder = Path(sys.argv[1])
+image_bgr = np.random.default_rng(1).integers(0, 60, (120, 160, 3), np.uint8)
 logs = [Log(folder / "out.csv", LABELS), Log(folder / "out.jsonl", LABELS)]
-video = VideoRecording(folder / "out.mkv", (320, 240), 30.0)
-image_bgr = np.random.default_rng(1).integers(0, 255, (240, 320, 3), np.uint8)
-for index in range(300):
+videos = [VideoRecording(folder / f"out.{{suffix}}", (160, 120), 30.0) for suffix in ("mp4", "mov", "mkv", "avi")]
+"""
+KILLED = (
+    CHILD
+    + """
+for index in range(100):
     for log in logs:
         log.write(result(image_bgr, recognition(), index=index, time=index / 30))
-    video.write(index / 30, np.roll(image_bgr, index, axis=1))
+    for video in videos:
+        video.write(index / 30, np.roll(image_bgr, index, axis=1))
 print("written", flush=True)
 os.kill(os.getpid(), 9)
 """
+)
+# A limit on the size of files stands for a full disk: the system refuses to write more.
+FULL = (
+    CHILD
+    + """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (120_000, 120_000))
+for output in logs + videos:
+    try:
+        for index in range(2000):
+            if output in logs:
+                output.write(result(image_bgr, recognition(), index=index, time=index / 30))
+            else:
+                output.write(index / 30, np.roll(image_bgr, index, axis=1))
+    except InputError as error:
+        print(index, error)
+    try:
+        output.close()
+    except InputError as error:
+        assert output in videos
+"""
+)
+
+
+def run_child(code, folder):
+    tests = Path(__file__).parent
+    code = code.format(root=str(tests.parent), tests=str(tests))
+    return subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signal")
-def test_a_killed_program_leaves_all_of_its_logs_and_a_playable_mkv(tmp_path):
-    tests = Path(__file__).parent
-    code = KILLED.format(root=str(tests.parent), tests=str(tests))
-    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
-    assert (ended.returncode, ended.stdout) == (-9, "written\n")
+def test_a_killed_program_leaves_all_of_its_logs_and_videos_that_lack_at_most_a_second(tmp_path):
+    ended = run_child(KILLED, tmp_path)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-9, "written\n", "")
     with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as stream:
-        assert [int(row["frame"]) for row in csv.DictReader(stream)] == list(range(300))
+        assert [int(row["frame"]) for row in csv.DictReader(stream)] == list(range(100))
     lines = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line)["frame"] for line in lines] == list(range(300))
-    assert len(read_video(tmp_path / "out.mkv")[0]) > 270, "at most the last second is lost"
+    assert [json.loads(line)["frame"] for line in lines] == list(range(100))
+    for suffix in ("mp4", "mov", "mkv", "avi"):
+        times = read_times(tmp_path / f"out.{suffix}")
+        assert times == pytest.approx([index / 30 for index in range(len(times))], abs=0.001)
+        assert times[-1] >= 99 / 30 - 1, suffix
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="uses Linux's limit on the size of files")
+def test_what_was_written_before_the_system_refused_more_can_be_read(tmp_path):
+    ended = run_child(FULL, tmp_path)
+    told = ended.stdout.splitlines()
+    assert (ended.returncode, ended.stderr, len(told)) == (0, "", 6)
+    assert all("cannot be written (File too large)" in line for line in told)
+    counts = [int(line.split()[0]) for line in told]
+    with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [int(row["frame"]) for row in rows] == list(range(counts[0])) and rows[-1]["p_neutral"] == "0.15"
+    lines = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["frame"] for line in lines] == list(range(counts[1]))
+    for suffix, count in zip(("mp4", "mov", "mkv", "avi"), counts[2:], strict=True):
+        times = read_times(tmp_path / f"out.{suffix}")
+        assert times == pytest.approx([index / 30 for index in range(len(times))], abs=0.001)
+        assert len(times) >= count - 15 > 0, suffix
 
 
 def test_a_log_can_be_read_by_pandas_in_both_forms(tmp_path):
@@ -234,6 +352,7 @@ def test_a_log_can_be_read_by_pandas_in_both_forms(tmp_path):
     assert list(table) == list(lines) == log_columns(LABELS)
     assert table.iloc[0]["unsure"] == 1 and bool(lines.iloc[0]["unsure"])
     assert table["face"][0] == lines["face"][0] == 4
+    assert table["label"][0] == lines["label"][0] == "unsure", "the label that is shown"
 
 
 def test_an_animation_that_cannot_be_written_is_told_of_and_leaves_the_earlier_one(tmp_path, monkeypatch):

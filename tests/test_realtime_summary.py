@@ -75,7 +75,7 @@ def test_the_seconds_of_all_spans_are_those_in_which_the_face_was_seen():
     assert len(spans) == 1 + sum(a != b for a, b in itertools.pairwise(labels))
 
 
-def test_the_table_of_spans_is_on_the_disk_as_each_one_ends(tmp_path):
+def test_each_span_is_written_as_it_ends(tmp_path):
     file = tmp_path / "spans.csv"
     table = SpanTable(file)
     for index, label in enumerate(["anger", "anger", "neutral", "unsure"]):

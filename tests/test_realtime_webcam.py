@@ -177,6 +177,12 @@ def test_without_a_display_it_says_so_and_goes_on(tmp_path, command, capsys):
         (["--source", "clip.mp4", "--record", "nowhere/out.mp4"], "nowhere does not exist"),
         (["--source", "clip.mp4", "--log", "out.jpg"], "must end in .csv"),
         (["--source", "clip.mp4", "--smallest-face", "big"], "--smallest-face"),
+        (["--source", "987", "--log", "kept.csv"], "--log kept.csv exists already; give another name, or --overwrite"),
+        (["--source", "987", "--record", "kept.mp4"], "--record kept.mp4 exists already"),
+        (["--source", "987", "--spans", "kept.csv"], "--spans kept.csv exists already"),
+        (["--source", "987", "--summary", "kept.html"], "--summary kept.html exists already"),
+        (["--source", "987", "--log", "a.csv", "--spans", "./a.csv"], "are both to write a.csv"),
+        (["--source", "987", "--log", "kept.csv", "--overwrite"], "camera 987 gives no picture"),
     ],
 )
 def test_a_mistake_is_told_in_one_line_and_nothing_is_written(
@@ -192,6 +198,8 @@ def test_a_mistake_is_told_in_one_line_and_nothing_is_written(
     Path("films/b").mkdir(parents=True)
     write_video(Path("films/1.mp4"), frames=3)
     write_video(Path("films/b/2.mp4"), frames=3)
+    for name in ("kept.csv", "kept.mp4", "kept.html"):
+        Path(name).write_text("of an earlier run")
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
     capfd.readouterr()
     with pytest.raises(SystemExit) as end:
@@ -312,7 +320,8 @@ def test_a_signal_in_mid_run_leaves_a_playable_video_and_a_whole_log(tmp_path, n
 @pytest.mark.parametrize("module", ["realtime.webcam", "realtime.demo"])
 def test_importing_costs_little(module):
     code = (
-        f"import {module}, sys; print(*{{'tensorflow', 'keras', 'pandas', 'matplotlib', 'mtcnn'}} & set(sys.modules))"
+        f"import {module}, sys; "
+        "print(*{'tensorflow', 'keras', 'pandas', 'matplotlib', 'mtcnn', 'av'} & set(sys.modules))"
     )
     ended = subprocess.run([sys.executable, "-c", code], cwd=TESTS.parent, capture_output=True, text=True, check=True)
     assert ended.stdout.split() == []

@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from realtime_fakes import read_video, write_video
+from realtime_fakes import read_times, read_video, write_video
 
 from realtime.window import Window, has_display, key_name
 
@@ -327,6 +327,26 @@ def test_ctrl_c_ends_the_wait_for_a_camera(show):
     time.sleep(0.5)
     shown.child.send_signal(signal.SIGINT)
     assert shown.child.wait(timeout=10) == 130
+
+
+def test_a_recording_with_an_open_window_takes_keys_and_survives_a_kill(tmp_path, show):
+    """PyAV freezes OpenCV's windows where it is imported first."""
+    clip = write_video(tmp_path / "clip.mp4", frames=1200, fps=20, size=(320, 240))
+    log, video = tmp_path / "out.csv", tmp_path / "out.mp4"
+    shown = show("--source", clip, "--log", log, "--record", video, "--captures", tmp_path / "captures")
+
+    def seconds():
+        return float(log.read_text().splitlines()[-1].split(",")[0])
+
+    shown.press_until("s", lambda: any((tmp_path / "captures").glob("*.png")))
+    started = seconds()
+    while seconds() < started + 3:
+        assert not shown.has_ended() and time.monotonic() < shown.deadline
+        time.sleep(0.05)
+    shown.close()  # SIGKILL
+    assert shown.child.returncode == -9
+    times = read_times(video)
+    assert len(times) > 40 and times[-1] >= seconds() - 1
 
 
 @pytest.mark.system
