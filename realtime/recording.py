@@ -1,6 +1,5 @@
 """What is kept of a run: an annotated video, animation or picture, and a log."""
 
-import csv
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ import cv2
 import numpy as np
 
 from configuration import WEBCAM
+from preprocessing.csv_text import write_row
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_file
 from realtime.recognition import Result
@@ -222,7 +222,8 @@ class Log:
     (what the frame was taken from), `face` (its number, from 1, kept while it stays; where faces are not followed, as
     in pictures, its place within the frame), `box_left`, `box_top`, `box_width`, `box_height` (pixels), `label` (the
     emotion shown, or what it would be), `probability` (the label's), `unsure` (1: no emotion was probable enough to be
-    shown, else 0), and `p_<emotion>` for each emotion in class order.
+    shown, else 0), and `p_<emotion>` for each emotion in class order. In a `.csv`, text that a spreadsheet would run
+    as a formula has an apostrophe in front (see `csv_text`).
 
     Raises:
         InputError: the file cannot be written.
@@ -235,7 +236,7 @@ class Log:
         with told(self._name):
             self._file = file.open("w", newline="", encoding="utf-8")
             if not self._is_json:
-                csv.writer(self._file, lineterminator="\n").writerow(log_columns(labels))
+                write_row(self._file, log_columns(labels))
                 self._file.flush()
 
     def write(self, result: Result) -> None:
@@ -250,9 +251,8 @@ class Log:
                 names = log_columns(self._labels)
                 self._file.writelines(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows)
             else:
-                csv.writer(self._file, lineterminator="\n").writerows(
-                    [int(value) if isinstance(value, bool) else value for value in row] for row in rows
-                )
+                for row in rows:
+                    write_row(self._file, [int(value) if isinstance(value, bool) else value for value in row])
             self._file.flush()
 
     def _row(self, result: Result, place: int) -> list[Any]:
