@@ -64,7 +64,8 @@ class Split:
     """Step 3."""
 
     strategy: str = (
-        "auto"  # `official`, `subject`, `random`, `folds`, or `auto`: the first of these that the data allows
+        "auto"  # `official`, `subject`, `random`, `folds`, or `auto`: the first of these that the data allows, but
+        # never published splits with a subject in two of them
     )
     copies: str = "keep"  # official splits only: `drop` leaves out training images with a copy in dev or test
     train: float = 0.8  # share of the images

@@ -24,7 +24,7 @@ from evaluation.sections import Figure, Section, Table
 from preprocessing.command_line import progress_bar
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_file
-from preprocessing.image_tables import FACE_COLUMNS, INVENTORY_COLUMNS, write_table
+from preprocessing.image_tables import FACE_COLUMNS, INVENTORY_COLUMNS, unescaped, write_table
 
 _AT_ONCE = 1_000_000  # cells of shuffled tables held at once
 _NOT_GROUPS = {*INVENTORY_COLUMNS, *FACE_COLUMNS, "split", "fold", "own_emotion"} - {
@@ -51,6 +51,7 @@ def join_group_table(rows: pd.DataFrame, file: Path) -> pd.DataFrame:
         table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
     except (ValueError, UnicodeDecodeError) as error:
         raise InputError(f"--group-table {file} is not a readable CSV table ({error})") from error
+    table = unescaped(table)  # its paths may be copied from our tables
     if "path" not in table.columns:
         raise InputError(
             f"--group-table {file} has the columns {', '.join(table.columns)}; it needs path (as in inventory.csv)"

@@ -25,14 +25,16 @@ COLORS = {
 }
 UNSURE = (100, 100, 100)  # RGB: neither an emotion's colour nor one that draws the eye
 
+# Forms of one word and plain synonyms alone. What a data set may mean as a class of its own is left out: "calm" beside
+# neutral (RAVDESS), "smile" beside happiness (GENKI-4K), "unhappy" beside sadness.
 _SPELLINGS = {
     "anger": "anger angry ang an",
     "disgust": "disgust disgusted disgusting dis di",
     "fear": "fear fearful afraid scared fea fe",
-    "happiness": "happiness happy joy smile hap ha",
-    "sadness": "sadness sad unhappy sa",
+    "happiness": "happiness happy joy hap ha",
+    "sadness": "sadness sad sa",
     "surprise": "surprise surprised suprise sur su",
-    "neutral": "neutral neutrality neu ne calm",
+    "neutral": "neutral neutrality neu ne",
     "contempt": "contempt contemptuous con",
 }
 _CANONICAL = {spelling: name for name, spellings in _SPELLINGS.items() for spelling in spellings.split()}

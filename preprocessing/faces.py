@@ -22,6 +22,7 @@ import numpy as np
 from configuration import FACES, Faces
 from preprocessing.errors import InputError
 from preprocessing.litert import Network, converted
+from preprocessing.raw_images import read_image
 
 DETECTORS = ("mtcnn", "haar")
 ALIGNMENTS = ("landmarks", "box")
@@ -124,12 +125,11 @@ def read_image_rgb(file: Path) -> np.ndarray:
     """Read a picture as uint8 (h, w, 3) RGB: upright (EXIF), transparency dropped, gray in three equal channels.
 
     Raises:
-        InputError: no such file, or no picture that OpenCV can read.
+        InputError: no such file, or no picture that `raw_images.read_image` can read.
     """
-    try:  # decoded from memory, because OpenCV opens no file with a non-ASCII path on Windows
-        data = np.frombuffer(file.read_bytes(), np.uint8)
-        image_bgr = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    except (OSError, cv2.error) as error:
+    try:
+        image_bgr = read_image(file)
+    except OSError as error:
         raise InputError(f"{file} cannot be read as a picture ({error}); give a PNG or JPEG file") from error
     if image_bgr is None:
         raise InputError(f"{file} cannot be read as a picture; give a PNG or JPEG file")

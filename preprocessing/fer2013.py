@@ -1,9 +1,11 @@
 """Reading FER2013's own tables: `fer2013.csv` (or `icml_face_data.csv`) and FER+'s crowd votes."""
 
+import io
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,6 +20,8 @@ SIDE = 48  # pixels
 USAGES = ("Training", "PublicTest", "PrivateTest")
 FERPLUS_VOTES = (*EMOTIONS, "unknown", "nf")  # "nf": not a face
 _CHUNK = 1000  # rows in memory at a time: 10 MB of text
+_LARGEST_CHUNK = 64_000_000  # bytes; also of a table's only row, which would otherwise fill the memory
+LARGEST_VOTES = 100_000_000  # bytes; FER+'s own table has 2 MB
 
 
 def write_images(csv_file: Path, images: Path) -> pd.DataFrame:
@@ -25,7 +29,8 @@ def write_images(csv_file: Path, images: Path) -> pd.DataFrame:
 
     Args:
         csv_file: A table with the column `pixels` (2,304 numbers 0-255, row by row), and, where known, `emotion` (a
-            code 0-6) and `Usage`, in any order and spelling of case; blanks around the names are ignored.
+            code 0-6) and `Usage`, in any order and spelling of case; blanks around the names are ignored. A table that
+            has `Usage` has it in every row, since a published split is only kept as a whole.
         images: Folder to write to.
 
     Returns:
@@ -46,10 +51,33 @@ def write_images(csv_file: Path, images: Path) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
+class _Meter(io.FileIO):
+    """A file that counts the bytes read since `start`, and refuses to read on without end."""
+
+    start = 0
+
+    def readinto(self, buffer: Any) -> int | None:
+        """Read as `io.FileIO` does.
+
+        Raises:
+            InputError: more than `_LARGEST_CHUNK` bytes were read and held no `_CHUNK` rows.
+        """
+        if self.tell() - self.start > _LARGEST_CHUNK:
+            raise InputError(f"{self.name} has rows without end; accepted are fer2013.csv and icml_face_data.csv")
+        return super().readinto(buffer)
+
+
 def _read_chunks(csv_file: Path) -> Iterator[pd.DataFrame]:
     try:
-        with pd.read_csv(csv_file, dtype=str, keep_default_na=False, encoding="utf-8", chunksize=_CHUNK) as chunks:
+        with (
+            _Meter(csv_file) as meter,
+            pd.read_csv(
+                io.BufferedReader(meter), dtype=str, keep_default_na=False, encoding="utf-8", chunksize=_CHUNK
+            ) as chunks,
+        ):
             for chunk in chunks:
+                meter.start = meter.tell()
+                chunk = chunk.fillna("")  # a row that ends early
                 chunk.columns = [str(name).strip().lower() for name in chunk.columns]
                 if "pixels" not in chunk.columns:
                     raise InputError(
@@ -68,7 +96,9 @@ def _write_chunk(
     rows = range(first_row, first_row + len(chunk))
     blank = [""] * len(chunk)
     emotions = [_emotion(code, csv_file, row) for code, row in zip(chunk.get("emotion", blank), rows, strict=True)]
-    usages = [_usage(usage, csv_file, row) for usage, row in zip(chunk.get("usage", blank), rows, strict=True)]
+    usages = blank
+    if "usage" in chunk.columns:
+        usages = [_usage(usage, csv_file, row) for usage, row in zip(chunk["usage"], rows, strict=True)]
     images_gray = [_image(text, csv_file, row) for text, row in zip(chunk["pixels"], rows, strict=True)]
     names = [f"{usage}/{row:05d}.png".lstrip("/") for usage, row in zip(usages, rows, strict=True)]
     for usage in set(usages):
@@ -102,8 +132,13 @@ def _emotion(code: str, csv_file: Path, row: int) -> str:
 
 def _usage(usage: str, csv_file: Path, row: int) -> str:
     usage = usage.strip()
-    if usage and usage not in USAGES:
-        raise InputError(f"{_place(csv_file, row)} has Usage {usage[:40]!r}; accepted are {', '.join(USAGES)}, or none")
+    if not usage:
+        raise InputError(
+            f"{_place(csv_file, row)} has no Usage, as other rows have; accepted are {', '.join(USAGES)}: "
+            "download the table again, or remove the whole column to split it anew"
+        )
+    if usage not in USAGES:
+        raise InputError(f"{_place(csv_file, row)} has Usage {usage[:40]!r}; accepted are {', '.join(USAGES)}")
     return usage
 
 
@@ -143,6 +178,8 @@ def read_votes(votes_file: Path, usages: pd.Series) -> pd.DataFrame:
     Raises:
         InputError: not such a table, or its rows are not those of the images.
     """
+    if votes_file.stat().st_size > LARGEST_VOTES:
+        raise InputError(f"{votes_file} is too large for a table of votes; --votes accepts FER+'s fer2013new.csv")
     try:
         votes = pd.read_csv(votes_file, dtype=str, keep_default_na=False, encoding="utf-8")
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:

@@ -2,16 +2,19 @@
 
 A table is UTF-8 with one header and one row per image. Paths are relative to `data/NAME/`, with `/`. Columns that are
 not named here are carried through untouched. Rows are never dropped: what a stage cannot use keeps its row, with a
-status that says why.
+status that says why. Text that a spreadsheet would run as a formula has an apostrophe in front (see `csv_text`), in the
+file alone: `read_table` gives the original text, so read the tables with it rather than with `pandas.read_csv`.
 """
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import pandas as pd
 
+from preprocessing.csv_text import escape, quoting, unescape
 from preprocessing.emotions import EMOTIONS, in_class_order
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_file
@@ -66,6 +69,7 @@ def read_table(folder: Path, file_name: str) -> pd.DataFrame:
         table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8")
     except (ValueError, UnicodeDecodeError) as error:
         raise InputError(f"{file} is not a readable CSV table ({_one_line(error)}); write it again: {step}") from error
+    table = unescaped(table)
     missing = [column for column in needed if column not in table.columns]
     if missing:
         raise InputError(f"{file} lacks the columns {', '.join(missing)}; write it again: python -m {step}")
@@ -134,9 +138,31 @@ def check_relative(path: str, file: Path) -> None:
 
 
 def write_table(table: pd.DataFrame, file: Path) -> None:
-    """Write a table so that a reader sees all of it or none."""
+    """Write a table so that a reader sees all of it or none, and a spreadsheet runs none of its text as a formula."""
+    safe = _with_text(table, escape)
     with atomic_file(file) as temporary:
-        table.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n")
+        quotes = quoting({*safe.columns}.union(*(safe.iloc[:, number] for number in _text_columns(safe))))
+        safe.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n", quoting=quotes)
+
+
+def unescaped(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table that was read from a CSV file, with the text that `write_table` was given."""
+    return _with_text(table, unescape)
+
+
+def _text_columns(table: pd.DataFrame) -> list[int]:
+    return [number for number, dtype in enumerate(table.dtypes) if not pd.api.types.is_numeric_dtype(dtype)]
+
+
+def _with_text(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
+    """Return the table with `change` applied to the text of its cells and to the names of its columns."""
+    table = table.rename(columns=lambda name: change(name) if isinstance(name, str) else name)
+    for number in _text_columns(table):
+        column = table.iloc[:, number]
+        changed = {text: new for text in {*column} if isinstance(text, str) and (new := change(text)) != text}
+        if changed:
+            table.isetitem(number, [changed.get(text, text) for text in column])
+    return table
 
 
 def usable(table: pd.DataFrame) -> pd.DataFrame:

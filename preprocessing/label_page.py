@@ -18,6 +18,7 @@ from werkzeug.exceptions import HTTPException
 
 from preprocessing.emotions import EMOTIONS, canonical
 from preprocessing.errors import InputError
+from preprocessing.image_tables import unescaped
 from preprocessing.label_store import (
     UNSURE,
     ChangedElsewhereError,
@@ -27,7 +28,7 @@ from preprocessing.label_store import (
     label_files,
     read_labels,
 )
-from preprocessing.raw_images import read_image
+from preprocessing.raw_images import read_gray_or_bgr
 
 HOSTS = ("127.0.0.1", "localhost")
 _LARGEST_REQUEST = 10_000  # bytes
@@ -96,7 +97,7 @@ def read_guesses(file: Path, table: pd.DataFrame) -> dict[str, Guess]:
         InputError: the file is no such table, or none of its images is in the data set.
     """
     try:
-        rows = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig").fillna("")
+        rows = unescaped(pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig").fillna(""))
     except FileNotFoundError as error:
         raise InputError(f"--guesses {file} does not exist; give predictions.csv of an evaluation") from error
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
@@ -177,7 +178,7 @@ def build_app(
         if sequence >= len(sequences) or frame >= len(sequences[sequence].frames):
             abort(404)
         try:
-            image = read_image(sequences[sequence].frames[frame])
+            image = read_gray_or_bgr(sequences[sequence].frames[frame])
         except OSError:  # gone since the page was opened
             image = None
         if image is None:

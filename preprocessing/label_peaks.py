@@ -100,6 +100,7 @@ def _next_command(dataset: str, data: Path, source: Path, labels: Path, origin: 
     options += ["--data", str(data)] if data != PATHS.data else []
     options += ["--neutral-first"] if origin.get("neutral_first") else []
     options += ["--frames", origin["frames"]] if origin.get("frames", "peak") != "peak" else []
+    options += ["--link"] if origin.get("link") else []
     return shlex.join(["python", "-m", "preprocessing.step1_inventory", *options])
 
 

@@ -29,6 +29,7 @@ UNDO = "undo"  # in a log: the sequence's latest choice is taken back
 LOG_COLUMNS = ["sequence", "emotion", "annotator", "time"]
 _TABLE_COLUMNS = ["file", "key", "name", "annotator", "emotion", "first"]
 _HEADER = ",".join(LOG_COLUMNS).encode()
+_LARGEST_FILE = 100_000_000  # bytes: more than a million labels; the file is read as a whole
 _WHOLE_LINE = re.compile(rb"[^,]+,\w+,[^,]+,\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\r?")
 
 # Of one person: (sequence, emotion or UNSURE) in the order of choosing, without what was taken back.
@@ -94,6 +95,8 @@ def _read_file(file: Path) -> pd.DataFrame:
 
 def _read_lines(file: Path) -> tuple[str, bool, list[tuple[str, str, str]]]:
     """Return a file's key (sequence or path), whether it is a log, and its lines: name, choice, annotator."""
+    if file.stat().st_size > _LARGEST_FILE:
+        raise InputError(f"{file} is no table of labels: it has more than {_LARGEST_FILE / 1e6:.0f} MB; give another")
     try:
         content = _without_cut_line(file.read_bytes()).decode("utf-8-sig")
         table = pd.read_csv(io.StringIO(content), dtype=str, keep_default_na=False, skipinitialspace=True).fillna("")

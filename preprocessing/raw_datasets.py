@@ -4,11 +4,13 @@ A raw table has one row per image: `file` (where the image is now), and the inve
 its pixels.
 """
 
+import errno
 import math
 import os
 import re
 import shutil
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
@@ -18,11 +20,11 @@ import pandas as pd
 
 from preprocessing.archives import is_archive, unpack_all
 from preprocessing.command_line import progress_bar
-from preprocessing.emotions import CKPLUS_CODES, EMOTIONS, find
+from preprocessing.emotions import CKPLUS_CODES, EMOTIONS, canonical, find
 from preprocessing.errors import InputError
 from preprocessing.image_tables import OFFICIAL_SPLITS
 from preprocessing.label_store import UNSURE
-from preprocessing.raw_images import image_status, pixel_hash, read_image
+from preprocessing.raw_images import LARGEST_FILE, image_status, pixel_hash, read_gray_or_bgr
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm", ".gif", ".jp2", ".avif")
 ACCEPTED = (
@@ -35,6 +37,20 @@ _CKPLUS_EMOTION = re.compile(
     r"(?:.*/)?(?P<subject>S\d+)/(?P<take>\d+)/(?P=subject)_(?P=take)_(?P<frame>\d+)_emotion\.txt"
 )
 _CKPLUS48_IMAGE = re.compile(r"(?P<subject>S\d+)_(?P<take>\d+)_(?P<frame>\d+)")
+_LONGEST_CODE = 1000  # bytes of a CK+ emotion file
+UNLABELLED = "none"  # in `--map`: no emotion
+
+# Folders above those named by emotion that name no person. A folder with one of the first words belongs to a split,
+# whatever else its name says; one made of the second words and numbers alone describes images.
+_SPLIT_WORD = re.compile(
+    r"(train(ing|val)?|test(ing)?|valid(ation)?|eval(uation)?|devel(opment)?|(val|dev)(?=.)|holdout|(public|private)test|"
+    r"[kx]?folds?|splits?|xval)(set|sets|data|dataset|images?|imgs?|pictures?|faces?)?"
+)
+_COMMON_WORDS = (
+    "val dev set sets subset part parts batch chunk public private cv data dataset database db archive images image "
+    "img imgs pictures picture pics photos photo faces face crops crop cropped aligned original originals raw "
+    "processed augmented gray grey color colour rgb emotion emotions expression expressions labelled labeled all full"
+)
 _FER2013_IMAGE = re.compile(r"(?P<usage>Training|PublicTest|PrivateTest)_\d+")  # as Kaggle's image folders name them
 
 
@@ -88,31 +104,130 @@ def _images(files: dict[str, Path]) -> dict[str, Path]:
     return {name: file for name, file in files.items() if name.lower().endswith(IMAGE_SUFFIXES)}
 
 
-def read_folders(files: dict[str, Path]) -> pd.DataFrame:
+def read_folders(files: dict[str, Path], mapping: Mapping[str, str] | None = None) -> pd.DataFrame:
     """Read images that lie in folders named by emotion.
 
-    The data set's own split is the folder above (`train/angry/1.jpg`), or stands in the file's name where Kaggle's
-    FER2013 folders put it (`test/angry/PrivateTest_88305.jpg`). Subject and sequence are known where the files are
-    named as in CK+48 (`S010_004_00000017.png`).
+    The data set's own split is the folder above (`train/angry/1.jpg`), or the next one where the first names a person
+    (`train/ann/angry/1.jpg`), or stands in the file's name where Kaggle's FER2013 folders put it
+    (`test/angry/PrivateTest_88305.jpg`). Subject and sequence are known where the files are named as in CK+48
+    (`S010_004_00000017.png`). Otherwise the subject is the nearest folder above (`ann/angry/1.jpg`) that `_is_person`
+    accepts; where that is the same folder for all images, it is the data set's and there are no subjects.
+
+    Args:
+        files: The download's.
+        mapping: As `parse_mapping` returns it; it comes before the common spellings.
 
     Raises:
-        InputError: an image lies in a folder that names no emotion.
+        InputError: an image lies in a folder that names no emotion and is not in the mapping, or the mapping names no
+            such folder.
     """
+    mapping = mapping or {}
+    images = {name: PurePosixPath(name) for name in _images(files)}
+    folders = {path.parent.name for path in images.values()}
+    _check_folders(images.values(), mapping)
+    emotion_of = {folder: mapping.get(folder.casefold(), find(folder)) for folder in folders}
     rows = []
-    for name, file in _images(files).items():
-        path = PurePosixPath(name)
-        emotion = find(path.parent.name)
-        if emotion is None:
-            where = f"folder {path.parent.name!r} names no emotion" if path.parent.name else "it lies in no folder"
-            raise InputError(f"image {name}: {where}; accepted folders are {', '.join(EMOTIONS)} and common spellings")
-        sequence = _CKPLUS48_IMAGE.fullmatch(path.stem)
-        in_name, above = _FER2013_IMAGE.fullmatch(path.stem), path.parent.parent.name
-        usage = in_name["usage"] if in_name else above if above.lower() in OFFICIAL_SPLITS else ""
+    for name, path in images.items():
+        emotion = emotion_of[path.parent.name]
+        above = [folder.name for folder in path.parent.parents if folder.name]
+        in_name = _FER2013_IMAGE.fullmatch(path.stem)
+        nearest = above[: 2 if above and _is_person(above[0]) else 1]
+        usages = [in_name["usage"]] if in_name else [folder for folder in nearest if folder.lower() in OFFICIAL_SPLITS]
         rows.append(
-            {"file": file, "path": f"images/{name}", "emotion": emotion, "label_source": "dataset", "usage": usage}
-            | _sequence_columns(sequence)
+            {
+                "file": files[name],
+                "path": f"images/{name}",
+                "emotion": emotion,
+                "label_source": "dataset" if emotion else "",
+                "usage": next(iter(usages), ""),
+                **_sequence_columns(_CKPLUS48_IMAGE.fullmatch(path.stem)),
+                "person": next(filter(_is_person, above), ""),
+            }
         )
-    return pd.DataFrame(rows)
+    if not rows:
+        return pd.DataFrame()
+    table = pd.DataFrame(rows)
+    people = table["person"].where(table["subject"] == "", "")
+    if len(set(people) - {""}) > 1:
+        table["subject"] = table["subject"].where(people == "", people)
+    return table.drop(columns="person")
+
+
+def _check_folders(images: Iterable[PurePosixPath], mapping: Mapping[str, str]) -> None:
+    """Refuse images in folders that name no emotion, and a mapping of folders that are not there."""
+    first: dict[str, PurePosixPath] = {}  # an image of each folder
+    for path in images:
+        first.setdefault(path.parent.name, path)
+    absent = mapping.keys() - {folder.casefold() for folder in first}
+    if absent:
+        raise InputError(
+            f"--map {min(absent)!r}: no image lies in a folder of that name; the folders are "
+            f"{', '.join(sorted(first)[:20])}"
+        )
+    unknown = sorted(folder for folder in first if find(folder) is None and folder.casefold() not in mapping)
+    if not unknown:
+        return
+    accepted = f"accepted folders are {', '.join(EMOTIONS)} and common spellings"
+    if not unknown[0]:
+        raise InputError(f"image {first['']}: it lies in no folder; {accepted}")
+    others = f" (nor do {', '.join(map(repr, unknown[1:10]))})" if unknown[1:] else ""
+    raise InputError(
+        f"image {first[unknown[0]]}: folder {unknown[0]!r} names no emotion{others}; {accepted}; rename it, or give "
+        f"step 1 --map {unknown[0]}=EMOTION, or --map {unknown[0]}={UNLABELLED} to keep its images without a label"
+    )
+
+
+def parse_mapping(texts: Iterable[str]) -> dict[str, str]:
+    """Return what `--map` says: the emotion, or an empty string for none, by the folder's name in small letters.
+
+    Args:
+        texts: Such as `calm=neutral` or `calm=none`.
+
+    Raises:
+        InputError: no such text, an unknown emotion, or two emotions for one folder.
+    """
+    mapping: dict[str, str] = {}
+    for text in texts:
+        folder, sign, emotion = text.rpartition("=")
+        if not (folder and sign):
+            raise InputError(f"--map {text!r} is not FOLDER=EMOTION, such as calm=neutral or calm={UNLABELLED}")
+        name = "" if emotion.strip().lower() == UNLABELLED else canonical(emotion)
+        if mapping.setdefault(folder.casefold(), name) != name:
+            raise InputError(f"--map gives {folder!r} twice, as two emotions; keep one")
+    return mapping
+
+
+def _is_person(folder: str) -> bool:
+    """Return whether a folder above those named by emotion may name a person: a name, a code or a number.
+
+    Folders of splits, such as `Training`, `test_images` or `fold_1`, never do; neither do those that describe images,
+    such as `set1` or `cropped faces`.
+    """
+    parts = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", folder))
+    words = {part.casefold() for part in parts}
+    of_split = any(map(_SPLIT_WORD.fullmatch, words | {"".join(parts).casefold()}))
+    return not of_split and (not words or not words <= {*_COMMON_WORDS.split()})
+
+
+def describe_folders(table: pd.DataFrame) -> str:
+    """Return in words which emotion each folder's images got, and which folders name subjects.
+
+    Args:
+        table: An inventory that was made from folders named by emotion.
+    """
+    folders = pd.Series([PurePosixPath(path).parent.name for path in table["path"]], index=table.index)
+    lines = []
+    for emotion in (*EMOTIONS, ""):
+        counts = folders[table["emotion"] == emotion].value_counts().sort_index()
+        if set(counts.index) - {emotion}:
+            names = " + ".join(f"{name} ({count:,})" for name, count in counts.items())
+            lines.append(f"{names} -> {emotion or 'no label'}")
+    text = f"folders: {'; '.join(lines)}" if lines else ""
+    subjects = sorted(set(table["subject"][table["sequence"] == ""]) - {""})
+    if subjects:
+        shown = ", ".join(subjects[:5]) + ", ..." * (len(subjects) > 5)
+        text += f"\nsubjects: {len(subjects):,}, named by the folders above the emotions ({shown})"
+    return text.strip()
 
 
 def _sequence_columns(match: re.Match | None) -> dict[str, str]:
@@ -210,7 +325,8 @@ def _in_order(column: pd.Series) -> pd.Series:
 
 def _read_code(file: Path, name: str) -> str:
     """Return the emotion of a CK+ emotion file, which holds a code such as `   3.0000000e+00`."""
-    text = file.read_text(encoding="ascii", errors="replace").strip()
+    with file.open(encoding="ascii", errors="replace") as stream:
+        text = stream.read(_LONGEST_CODE).strip()
     try:
         code = float(text)
     except ValueError:
@@ -316,34 +432,67 @@ def _label_source(annotators: pd.Series) -> str:
     return f"manual:{names}" if names else "manual"
 
 
-def link_images(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
-    """Hard-link a raw table's images, or copy them where links cannot be made, and look at their pixels.
+def link_images(table: pd.DataFrame, folder: Path, *, link: bool = False) -> pd.DataFrame:
+    """Bring a raw table's images into the data set's folder, and look at their pixels.
+
+    The user's files are copied: an edit to one then changes no data set, and the other way round. A file system that
+    can share blocks, such as Btrfs or XFS, stores both once. Files that came out of an archive are linked, since the
+    unpacked ones are removed.
 
     Args:
         table: A raw table.
-        folder: What the column `path` is relative to.
+        folder: What the column `path` is relative to; archives are unpacked below it.
+        link: Whether the user's files are hard-linked instead, where that can be done.
 
     Returns:
-        The table without `file`, with `pixel_hash` (empty for an unreadable file) and `status`.
+        The table without `file`, with `pixel_hash` (empty for an unreadable file) and `status`. A file larger than
+        `LARGEST_FILE` is unreadable, and is not copied.
+
+    Raises:
+        InputError: the disk has no room for the copies.
     """
 
-    def link(row: tuple[Path, str]) -> tuple[str, str]:
+    def bring(row: tuple[Path, str]) -> tuple[str, str]:
         file, path = row
-        _link_or_copy(file, folder / path)
-        image = read_image(file)
+        if file.stat().st_size > LARGEST_FILE:
+            return "", "unreadable"
+        _link_or_copy(file, folder / path, link=link or file.is_relative_to(folder))
+        image = read_gray_or_bgr(folder / path)
         return ("", "unreadable") if image is None else (pixel_hash(image), image_status(image))
 
     for parent in {(folder / path).parent for path in table["path"]}:
         parent.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor() as pool, progress_bar() as progress:
-        rows = pool.map(link, zip(table["file"], table["path"], strict=True))
+        rows = pool.map(bring, zip(table["file"], table["path"], strict=True))
         looked_at = list(progress.track(rows, total=len(table), description="images"))
     hashes, statuses = zip(*looked_at, strict=True)
     return table.drop(columns="file").assign(pixel_hash=hashes, status=statuses)
 
 
-def _link_or_copy(file: Path, target: Path) -> None:
+def _link_or_copy(file: Path, target: Path, link: bool) -> None:
+    if link:
+        try:
+            os.link(file.resolve(), target)
+            return
+        except OSError:  # another disk, or a file system without hard links
+            pass
     try:
-        os.link(file.resolve(), target)
-    except OSError:  # another disk, or a file system without hard links
-        shutil.copyfile(file, target)
+        _copy(file, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InputError(
+            f"the disk has no room for a copy of {file.name} and the other images; make room, or give --link"
+        ) from error
+
+
+def _copy(file: Path, target: Path) -> None:
+    try:  # this system call shares the blocks where the file system can
+        with file.open("rb", buffering=0) as source, target.open("wb", buffering=0) as copy:
+            while os.copy_file_range(source.fileno(), copy.fileno(), 1 << 30):
+                pass
+            if os.fstat(copy.fileno()).st_size == os.fstat(source.fileno()).st_size:
+                return
+    except (AttributeError, OSError):  # not on Linux, or not between these two file systems
+        pass
+    shutil.copyfile(file, target)

@@ -1,7 +1,7 @@
 """List a raw data set's images with all that is known of each, and bring the images together in one folder.
 
 Reads:   a download: fer2013.csv, icml_face_data.csv, folders named by emotion, CK+ or CK+48; also in a .zip or .tar.gz
-Writes:  data/NAME/inventory.csv and data/NAME/images/ (hard links where possible)
+Writes:  data/NAME/inventory.csv and data/NAME/images/ (copies; with --link hard links to a folder's own files)
 
     python -m preprocessing.step1_inventory --dataset NAME --source FILE_OR_FOLDER
 
@@ -18,6 +18,7 @@ if not __package__:  # run as a plain file
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 
 import pandas as pd
@@ -45,15 +46,18 @@ from preprocessing.raw_datasets import (
     Kind,
     add_labels,
     choose_frames,
+    describe_folders,
     find_fer2013_csv,
     link_images,
     open_download,
     parse_frames,
+    parse_mapping,
     print_missing_frames,
     print_unused,
     read_ckplus,
     read_folders,
 )
+from preprocessing.raw_images import ACCEPTED_IMAGES
 
 
 def write_inventory(
@@ -64,6 +68,8 @@ def write_inventory(
     labels: Path | None = None,
     neutral_first: bool = False,
     frames: str = "peak",
+    mapping: Mapping[str, str] | None = None,
+    link: bool = False,
 ) -> Kind | None:
     """Write `inventory.csv` and `images/`, unless they are there already for the same files and options.
 
@@ -77,6 +83,8 @@ def write_inventory(
         labels: People's labels, for images without one: a CSV file or a folder of them; see `label_store.read_labels`.
         neutral_first: CK+: also take each labelled sequence's first frame, as neutral.
         frames: CK+: `peak`, `last:K` or `all`; see `raw_datasets.choose_frames`.
+        mapping: Emotions of folders, for folders named by emotion; see `raw_datasets.parse_mapping`.
+        link: Whether image files are hard-linked, not copied; see `raw_datasets.link_images`.
 
     Returns:
         What the source turned out to be; None where there was nothing to do.
@@ -94,6 +102,8 @@ def write_inventory(
         "labels": labels and fingerprint(label_files(labels)),
         "neutral_first": neutral_first,
         "frames": frames,
+        "mapping": mapping or {},
+        "link": link,
     }
     made_from = json.dumps(origin)
     if (folder / "images").is_dir() and is_made_from(folder, "inventory.csv", made_from):
@@ -104,11 +114,13 @@ def write_inventory(
             raise InputError(f"--votes is for a FER2013 table; {source} holds {kind}")
         if (neutral_first or frames != "peak") and kind is not Kind.CKPLUS:
             raise InputError(f"--neutral-first and --frames are for CK+ sequences; {source} holds {kind}")
+        if mapping and kind is not Kind.FOLDERS:
+            raise InputError(f"--map is for folders named by emotion; {source} holds {kind}")
         if csv_file := find_fer2013_csv(files):
             table = write_images(csv_file, part / "images")
             table = table.join(read_votes(votes, table["usage"])) if votes else table
         else:
-            table = read_ckplus(files) if kind is Kind.CKPLUS else read_folders(files)
+            table = read_ckplus(files) if kind is Kind.CKPLUS else read_folders(files, mapping)
             print_unused(files, table)
             if kind is Kind.CKPLUS:
                 print_missing_frames(files, table)
@@ -118,7 +130,7 @@ def write_inventory(
         table = table if given is None else add_labels(table, given, "path")
         for path in table["path"]:
             check_relative(path, source)
-        table = table if kind is Kind.FER2013 else link_images(table, part)
+        table = table if kind is Kind.FER2013 else link_images(table, part, link=link)
         _publish(table, made_from, part, folder)
     return kind
 
@@ -189,6 +201,15 @@ def main(
     frames: Annotated[
         str, typer.Option(help="CK+ frames of a sequence: peak (the last one), last:K (the last K), or all.")
     ] = INVENTORY.frames,
+    mapping: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map", help="Map a folder to an emotion, such as calm=neutral or calm=none; repeat for several."
+        ),
+    ] = None,
+    link: Annotated[
+        bool, typer.Option("--link", help="Hard-link image files, not copy: a later edit changes both.")
+    ] = False,
     data: DataRoot = PATHS.data,
 ) -> None:
     """Step 1: list a raw data set's images (data/NAME/inventory.csv, data/NAME/images/) and print an audit."""
@@ -199,15 +220,31 @@ def main(
         source = folder / "raw"
         write_sample(source)
     silence_opencv()  # unreadable files are counted below
-    kind = write_inventory(folder, source, votes=votes, labels=labels, neutral_first=neutral_first, frames=frames)
+    kind = write_inventory(
+        folder,
+        source,
+        votes=votes,
+        labels=labels,
+        neutral_first=neutral_first,
+        frames=frames,
+        mapping=parse_mapping(mapping or []),
+        link=link,
+    )
     file = folder / "inventory.csv"
     if kind is None:
         print(f"unchanged: {file} was made from the same files with the same options; nothing to do")
         return
     table = read_table(folder, file.name)
     print(f"recognised: {kind}")
+    if kind is Kind.FOLDERS and (text := describe_folders(table)):
+        print(text)
+    if link and kind is not Kind.FER2013:
+        print(f"--link: a file below {folder / 'images'} and the download's own are one; an edit changes both")
     print(format_counts(count_images(table, "usage")))
     print(format_audit(audit(table)))
+    if unreadable := table.loc[table["status"] == "unreadable", "path"].tolist():
+        shown = ", ".join(unreadable[:5]) + ", ..." * (len(unreadable) > 5)
+        print(f"unreadable: {shown}; {ACCEPTED_IMAGES}")
     print(f"wrote {file}")
 
 

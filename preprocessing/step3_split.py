@@ -9,9 +9,9 @@ Writes:  data/NAME/split.csv (every row of faces.csv, with the column `split`; w
 Strategies: `official` keeps the data set's own splits. `subject` puts nobody into two splits. `random` ignores who
 is in the pictures. `folds` gives K folds, by subject where the data has subjects; its column `split` makes fold 0 the
 test split, fold 1 the dev split and the rest the training split. `auto` is official where the data set has splits of
-its own, else subject where it has subjects, else random. All but `official` keep exact copies of an image together, and
-all frames of a sequence, and keep the emotions' shares alike. Rows that cannot be used (no label or face, constant,
-unreadable), or whose emotion `--without` names, get an empty `split`.
+its own and no subject is in two of them, else subject where it has subjects, else random. All but `official` keep exact
+copies of an image together, and all frames of a sequence, and keep the emotions' shares alike. Rows that cannot be used
+(no label or face, constant, unreadable), or whose emotion `--without` names, get an empty `split`.
 
 `loose_fold` numbers as many folds that ignore who is in the pictures, as most published scores on CK+ do; training and
 evaluating both shows what that is worth.
@@ -138,15 +138,49 @@ def split_table(
                 f"no training image would be left for {', '.join(untrained)} (strategy {strategy}); use another "
                 "--strategy or --seed, add such images, or split --without them"
             )
-    return table.join(columns).fillna(dict.fromkeys(columns, ""))
+    unused = {**dict.fromkeys(columns, ""), "crossing_copy": "false"}  # never empty: a column of one type
+    return table.join(columns).fillna({column: unused[column] for column in columns})
 
 
 def choose_strategy(table: pd.DataFrame) -> Strategy:
-    """Return what `auto` means for a table: its own splits where it has them, else by subject, else random."""
+    """Return what `auto` means for a table: its own splits where it has them, else by subject, else random.
+
+    Splits that a subject (or, without subjects, a sequence) crosses measure how well known people are recognised, so
+    they are not kept.
+
+    Raises:
+        InputError: subjects cross the data set's splits, and some images have no subject to divide them by.
+    """
     rows = table[is_usable(table)]
-    if set(rows["usage"].str.lower()) <= set(OFFICIAL_SPLITS):
+    crossing, _ = crossing_people(table)
+    if _has_official_splits(rows) and not crossing:
         return Strategy.OFFICIAL
-    return Strategy.SUBJECT if (rows["subject"] != "").all() else Strategy.RANDOM
+    nameless = int((rows["subject"] == "").sum())
+    if crossing and 0 < nameless < len(rows):
+        raise InputError(
+            f"{crossing:,} subjects are in several of the data set's own splits, and {nameless:,} usable images have "
+            "no subject to divide them by; choose --strategy official or random, or complete the subjects"
+        )
+    return Strategy.RANDOM if nameless else Strategy.SUBJECT
+
+
+def _has_official_splits(rows: pd.DataFrame) -> bool:
+    return set(rows["usage"].str.lower()) <= set(OFFICIAL_SPLITS)
+
+
+def crossing_people(table: pd.DataFrame) -> tuple[int, int]:
+    """Return how many subjects are in several of the data set's own splits, and how many subjects there are.
+
+    Only usable images count. An image without a subject counts for its sequence, which shows one person. Where the data
+    set does not put every image into a split, it has no splits to cross.
+    """
+    rows = table[is_usable(table)]
+    if not _has_official_splits(rows):
+        return 0, 0
+    people = rows["subject"].where(rows["subject"] != "", rows["sequence"])
+    splits = rows["usage"].str.lower().map(OFFICIAL_SPLITS)
+    counts = splits[people != ""].groupby(people[people != ""]).nunique()
+    return int((counts > 1).sum()), len(counts)
 
 
 def official_splits(rows: pd.DataFrame) -> pd.Series:
@@ -168,13 +202,14 @@ def hold_out_dev(rows: pd.DataFrame, splits: pd.Series, dev: float, seed: int) -
     """Return the splits with a dev part, which training needs to choose its epoch by.
 
     Where the data set publishes none, such as plain `train/` and `test/` folders, a share `dev` of the training images
-    is taken, copies (and people, where all are known) kept together. The test images stay as published.
+    is taken, copies (and people, where they are known) kept together. The test images stay as published.
     """
     training = splits == "train"
     if (splits == "dev").any() or not training.any():
         return splits
     part = rows[training]
-    groups = group_rows(part, by_subject=bool((part["subject"] != "").all()))
+    subjects = part["subject"].where(part["subject"] != "", part["path"])
+    groups = group_rows(part.assign(subject=subjects), by_subject=True)
     held_out = allocate(part["emotion"], groups, _shares(1 - dev, dev), seed) == 1
     return splits.where(~splits.index.isin(part.index[held_out]), "dev")
 
@@ -283,6 +318,7 @@ def write_split(folder: Path, strategy: Strategy, **options) -> bool:
     """
     faces = read_table(folder, "faces.csv")
     _check_current(folder)
+    strategy = choose_strategy(faces) if strategy is Strategy.AUTO else strategy
     made_from = json.dumps({"faces": digest(faces), "strategy": strategy, **options})
     if is_made_from(folder, "split.csv", made_from):
         return False
@@ -307,9 +343,16 @@ def _check_current(folder: Path) -> None:
 
 def describe(table: pd.DataFrame, strategy: Strategy, without: Sequence[str] = ()) -> str:
     """Return in words how a table was split: the strategy, what was left out, and the images per emotion and split."""
-    strategy = choose_strategy(table) if strategy is Strategy.AUTO else strategy
+    chosen = choose_strategy(table) if strategy is Strategy.AUTO else strategy
     inside = table["split"] != ""
-    lines = [format_counts(count_images(table[inside], "split")), f"strategy: {strategy}"]
+    lines = [format_counts(count_images(table[inside], "split")), f"strategy: {chosen}"]
+    crossing, people = crossing_people(table)
+    if crossing and strategy is Strategy.AUTO:
+        lines[-1] += (
+            f": the data set's own splits are not kept, since {crossing:,} of {people:,} subjects are in several of "
+            "them (--strategy official keeps them)"
+        )
+    strategy = chosen
     reasons = {
         "unreadable": table["status"] == "unreadable",
         "constant": table["status"] == "constant",
@@ -327,8 +370,13 @@ def describe(table: pd.DataFrame, strategy: Strategy, without: Sequence[str] = (
     if strategy is Strategy.OFFICIAL:
         if "dev" not in set(table.loc[inside, "usage"].str.lower().map(OFFICIAL_SPLITS)):
             lines.append("the data set publishes no dev split: the dev images were taken from its training images")
-        crossing = int((table["crossing_copy"] == "true").sum())
-        lines.append(f"images with an exact copy in another split: {crossing:,} (column crossing_copy)")
+        copies = int((table["crossing_copy"] == "true").sum())
+        lines.append(f"images with an exact copy in another split: {copies:,} (column crossing_copy)")
+        if crossing:
+            lines.append(
+                f"warning: {crossing:,} of {people:,} subjects are in several splits; scores on dev and test are too "
+                "high for people whom the network has not seen (--strategy subject)"
+            )
     if strategy is Strategy.FOLDS:
         loose = "loose_fold" in table.columns
         kind = "subject" if loose else "groups of copies and sequences: not every image has a subject"
@@ -363,7 +411,7 @@ def main(
 
     official keeps the data set's own splits (where it has no dev split, dev comes out of training); subject puts
     nobody into two splits; random ignores who is in the pictures; folds makes K folds, by subject where there are
-    subjects; auto is the first of official, subject and random that the data allows.
+    subjects; auto is the first of official (if no subject is in two splits), subject and random that the data allows.
     """
     folder = dataset_folder(data, dataset)
     file = folder / "split.csv"

@@ -1,6 +1,5 @@
 """What is kept of a run: an annotated video, animation or picture, and a log."""
 
-import csv
 import io
 import json
 import os
@@ -15,6 +14,7 @@ import cv2
 import numpy as np
 
 from configuration import WEBCAM
+from preprocessing.csv_text import write_row
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_file
 from realtime.recognition import Result
@@ -398,9 +398,10 @@ class Rows:
 
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:
-    """Return rows as lines of a CSV."""
+    """Return rows as lines of a CSV, in which no text is a formula of a spreadsheet."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    for row in rows:
+        write_row(text, row)
     return text.getvalue()
 
 
@@ -414,7 +415,8 @@ class Log:
     `box_width`, `box_height` (pixels), `label` (the label shown: an emotion, or `unsure`), `probability` (the shown
     emotion's; of `unsure` the highest of all), `unsure` (1: that probability is below the abstention threshold, else
     0), and `p_<emotion>` for each emotion in class order. Probabilities of followed faces are smoothed over time,
-    unless the labels are raw.
+    unless the labels are raw. In a `.csv`, text that a spreadsheet would run as a formula has an apostrophe in front
+    (see `preprocessing.csv_text`).
 
     Raises:
         InputError: the file cannot be written.

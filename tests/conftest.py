@@ -131,7 +131,8 @@ def tiny_model(tmp_path: Path) -> Callable[..., Path]:
         if trained_on:
             rows = read_table(trained_on, "split.csv")
             card = {"dataset": trained_on.name, **card}
-            hashes = ImageHashes.of(*(rows.loc[rows["split"] == part, "pixel_hash"] for part in ("train", "dev")))
+            trained, selected = (rows.loc[rows["split"] == part, "pixel_hash"] for part in ("train", "dev"))
+            hashes = ImageHashes.of(trained, selected)
         save(
             keras.Model(inputs, outputs),
             {**facts, "unsure_below": 0.0, "scores": [], **card},

@@ -30,7 +30,7 @@ def test_common_spellings_are_understood(spelling, emotion):
     assert find(spelling) == canonical(spelling) == emotion
 
 
-@pytest.mark.parametrize("word", ["grumpy", "", "3", "happy faces", "unhappiness"])
+@pytest.mark.parametrize("word", ["grumpy", "", "3", "happy faces", "unhappiness", "calm", "smile", "unhappy"])
 def test_other_words_are_no_emotion(word):
     assert find(word) is None
     with pytest.raises(InputError, match=f"unknown emotion {word!r}"):

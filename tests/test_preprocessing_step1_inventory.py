@@ -320,24 +320,6 @@ def test_unreadable_and_constant_files_keep_their_row(tmp_path):
     assert audit(table)["copies"] == 0
 
 
-def test_images_are_linked_not_copied(tmp_path):
-    write_kaggle_folders(tmp_path / "tree")
-    inventory(tmp_path / "data" / "x", tmp_path / "tree")
-    assert (tmp_path / "data/x/images/train/angry/a.png").samefile(tmp_path / "tree/train/angry/a.png")
-
-
-def test_images_are_copied_where_links_cannot_be_made(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise OSError("cross-device link")
-
-    monkeypatch.setattr(os, "link", refuse)
-    write_kaggle_folders(tmp_path / "tree")
-    inventory(tmp_path / "data" / "x", tmp_path / "tree")
-    copy, original = tmp_path / "data/x/images/train/angry/a.png", tmp_path / "tree/train/angry/a.png"
-    assert copy.read_bytes() == original.read_bytes()
-    assert not copy.samefile(original)
-
-
 # ---- CK+
 
 

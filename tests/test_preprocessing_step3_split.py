@@ -31,6 +31,14 @@ def faces(rows: int = 120, *, subjects: int = 0, usages: tuple[str, ...] = (), c
 FER2013 = ("Training", "PublicTest", "PrivateTest")
 
 
+def each_subject_in_one_split() -> pd.DataFrame:
+    """A table whose published splits divide the subjects, but for an image that cannot be used."""
+    table = faces(usages=FER2013, subjects=9)
+    table["usage"] = [FER2013[int(name[1:]) % 3] for name in table["subject"]]
+    table.loc[0, ["usage", "status"]] = "PrivateTest" if table["usage"][0] != "PrivateTest" else "Training", "constant"
+    return table
+
+
 def shares(table: pd.DataFrame) -> dict[str, float]:
     return {str(split): share for split, share in table["split"].value_counts(normalize=True).items()}
 
@@ -47,7 +55,9 @@ def crossing(table: pd.DataFrame, column: str, part: str = "split") -> list[str]
 @pytest.mark.parametrize(
     ("table", "expected"),
     [
-        (faces(usages=FER2013, subjects=5), Strategy.OFFICIAL),
+        (faces(usages=FER2013, subjects=5), Strategy.SUBJECT),
+        (each_subject_in_one_split(), Strategy.OFFICIAL),
+        (faces(usages=FER2013).assign(sequence=[f"S1/{row // 3}" for row in range(120)]), Strategy.RANDOM),
         (faces(usages=("train", "validation", "test")), Strategy.OFFICIAL),
         (faces(subjects=5), Strategy.SUBJECT),
         (faces(), Strategy.RANDOM),
@@ -57,6 +67,64 @@ def crossing(table: pd.DataFrame, column: str, part: str = "split") -> list[str]
 def test_auto_is_the_first_strategy_that_the_data_allows(table, expected):
     assert choose_strategy(table) is expected
     pd.testing.assert_frame_equal(split_table(table, Strategy.AUTO), split_table(table, expected))
+
+
+def run_split(run_step, folder, *options):
+    done = run_step("preprocessing.step3_split", "--dataset", folder.name, "--data", folder.parent, *options)
+    return done, done.stdout.splitlines()
+
+
+def test_auto_does_not_keep_published_splits_that_subjects_cross(tmp_path, run_step):
+    folder = tmp_path / "x"
+    table = faces(300, usages=("train", "val", "test"), subjects=20)
+    write_table(table, folder / "faces.csv")
+    done, lines = run_split(run_step, folder)
+    crossing_subjects = len(crossing(table, "subject", "usage"))
+    assert done.returncode == 0 and crossing_subjects > 10
+    assert (
+        "strategy: subject: the data set's own splits are not kept, since "
+        f"{crossing_subjects} of 20 subjects are in several of them (--strategy official keeps them)"
+    ) in lines
+    assert crossing(read_table(folder, "split.csv"), "subject") == []
+    assert json.loads((folder / "split.json").read_text())["strategy"] == "subject"
+
+    done, lines = run_split(run_step, folder, "--strategy", "official")
+    assert done.returncode == 0 and "strategy: official" in lines
+    assert [line for line in lines if line.startswith(f"warning: {crossing_subjects} of 20 subjects are in several")]
+    official = {"train": "train", "val": "dev", "test": "test"}
+    assert read_table(folder, "split.csv")["split"].tolist() == [official[usage] for usage in table["usage"]]
+
+
+def test_auto_refuses_crossed_splits_where_some_images_have_no_subject(tmp_path, run_step):
+    folder = tmp_path / "x"
+    table = faces(300, usages=("train", "val", "test"), subjects=20)
+    table.loc[:9, "subject"] = ""
+    write_table(table, folder / "faces.csv")
+    done, _ = run_split(run_step, folder)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "10 usable images have no subject" in done.stderr and "--strategy official or random" in done.stderr
+    assert run_split(run_step, folder, "--strategy", "official")[0].returncode == 0
+
+
+def test_a_dev_part_taken_from_training_divides_no_known_subject():
+    table = faces(300, usages=("train", "test", "test"), subjects=30)
+    table["usage"] = ["test" if int(name[1:]) < 6 else "train" for name in table["subject"]]
+    table.loc[:9, "subject"] = ""
+    split = split_table(table, Strategy.AUTO)
+    assert crossing(split[split["subject"] != ""], "subject") == [] and "dev" in set(split["split"])
+
+
+def test_the_column_crossing_copy_has_one_type_in_every_part_of_the_file(tmp_path, run_step, recwarn):
+    folder = tmp_path / "x"
+    table = pd.concat([faces(4000, usages=FER2013, copies=400)] * 2, ignore_index=True)
+    table["path"] = table["face_path"] = [f"images/{row:05d}.png" for row in range(len(table))]
+    table.loc[len(table) // 2 :, "status"] = "constant"  # belong to no split
+    write_table(table, folder / "faces.csv")
+    assert run_split(run_step, folder, "--copies", "drop")[0].returncode == 0
+    read = pd.read_csv(folder / "split.csv", usecols=["path", "crossing_copy", "split"], low_memory=True)
+    assert read["crossing_copy"].dtype == bool and read["crossing_copy"].any()
+    assert not read.loc[read["path"].isin(table.loc[table["status"] == "constant", "path"]), "crossing_copy"].any()
+    assert not [warning for warning in recwarn if issubclass(warning.category, pd.errors.DtypeWarning)]
 
 
 @pytest.mark.parametrize("usages", [FER2013, ("train", "val", "test"), ("training", "Validation", "testing")])

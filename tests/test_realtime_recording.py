@@ -342,6 +342,18 @@ def test_what_was_written_before_the_system_refused_more_can_be_read(tmp_path):
         assert len(times) >= count - 15 > 0, suffix
 
 
+def test_a_picture_named_like_a_formula_is_no_formula_in_the_log(tmp_path):
+    seen = result(flat(0), recognition(), index=2, time=0.2)
+    name = "=cmd|' /C calc'!A0.jpg"
+    for suffix in ("csv", "jsonl"):
+        log = Log(tmp_path / f"out.{suffix}", LABELS)
+        log.write(replace(seen, frame=replace(seen.frame, name=name)))
+        log.close()
+    with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as stream:
+        assert [row["name"] for row in csv.DictReader(stream)] == ["'" + name]
+    assert json.loads((tmp_path / "out.jsonl").read_text(encoding="utf-8"))["name"] == name
+
+
 def test_a_log_can_be_read_by_pandas_in_both_forms(tmp_path):
     for suffix in ("csv", "jsonl"):
         log = Log(tmp_path / f"out.{suffix}", LABELS)
