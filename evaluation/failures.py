@@ -113,7 +113,8 @@ def _gallery(answers: Answers, report: Path, options: Evaluation) -> tuple[list[
     }
     indices = np.unique(np.concatenate(list(chosen.values())))
     outputs = np.asarray(answers.rule.columns)[answers.predicted[indices]]
-    maps = grad_cam(answers.model_file, np.asarray(answers.images[indices]), outputs)
+    images = np.asarray(answers.images[indices])
+    maps = grad_cam(answers.model_file, images, outputs, answers.card.get("input_range"))
     place = {index: number for number, index in enumerate(indices)}
     figures = []
     for (label, kind), examples in chosen.items():

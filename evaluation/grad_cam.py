@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import cv2
 import numpy as np
 
 from preprocessing.quiet import quiet_start
+from training.emotion_classifier import load_network, with_pixel_input
 
 if TYPE_CHECKING:
     import keras
@@ -17,7 +19,9 @@ _CONVOLUTIONS = ("Conv2D", "SeparableConv2D", "DepthwiseConv2D")
 _BATCH = 64  # images at once
 
 
-def grad_cam(model_file: Path, images: np.ndarray, classes: np.ndarray) -> np.ndarray | None:
+def grad_cam(
+    model_file: Path, images: np.ndarray, classes: np.ndarray, input_range: Sequence[float] | None = None
+) -> np.ndarray | None:
     """Return how much each place of each image spoke for a class.
 
     Each channel of the last convolution is weighted by the mean gradient of the class's logit with respect to it; the
@@ -27,6 +31,7 @@ def grad_cam(model_file: Path, images: np.ndarray, classes: np.ndarray) -> np.nd
         model_file: The network.
         images: uint8, (n, height, width, channels).
         classes: For each image the index of the class among the network's outputs, int (n,).
+        input_range: The card's entry, where the network takes floats.
 
     Returns:
         float32, (n, height, width), 0-1 where 1 is each image's strongest place (all 0 where nothing spoke for the
@@ -37,7 +42,7 @@ def grad_cam(model_file: Path, images: np.ndarray, classes: np.ndarray) -> np.nd
 
         if keras.backend.backend() != "tensorflow":
             return None
-        network: Any = keras.models.load_model(model_file, compile=False, safe_mode=True)
+    network: Any = with_pixel_input(load_network(model_file), input_range, model_file)
     maps_of = _with_maps(network)
     if maps_of is None:
         return None

@@ -1,12 +1,14 @@
 """Networks run by LiteRT: converted from Keras once, kept on disk, and run without TensorFlow.
 
-The saved Keras weights stay the only source of truth. A converted network is a `.tflite` file whose name holds the hash
-of what it was made from, so another version of the source is another file.
+The saved Keras weights stay the only source of truth. The name of a converted network, a `.tflite` file, has two
+hashes: of what it was made from, so that another version of the source is another file, and of its content.
 """
 
 import atexit
+import glob
 import hashlib
 import os
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext, suppress
@@ -24,7 +26,7 @@ from preprocessing.errors import InputError
 from preprocessing.files import atomic_file
 from preprocessing.quiet import quiet_start
 
-REVISION = 1  # raise it when a conversion changes, so that files of the old kind are not used
+REVISION = 2  # raise it when a conversion changes, so that files of the old kind are not used
 KEPT_PIXELS = 500_000  # input pixels: interpreters of the least recent shapes go beyond this sum
 
 
@@ -91,9 +93,16 @@ def _pixels(shape: tuple[int, ...]) -> int:
 
 
 def converted(
-    name: str, sources: Iterable[Path], build: Callable[[], Any], folder: Path = PATHS.converted, int8: bool = False
+    name: str,
+    sources: Iterable[Path],
+    build: Callable[[], Any],
+    folder: Path = PATHS.converted,
+    int8: bool = False,
+    variant: str = "",
 ) -> Path:
     """Return the `.tflite` file of a Keras model, converting it where that has not been done before.
+
+    A file whose content is not the one that was written is removed and made again.
 
     Args:
         name: What the file is called, before the hash of its sources.
@@ -101,15 +110,17 @@ def converted(
         build: Returns the Keras model; called only where it must be converted.
         folder: Where converted networks are kept. Where it cannot be written, a temporary folder serves this process.
         int8: Keep the weights in 8 bits; what they are multiplied with is brought to 8 bits picture by picture.
+        variant: What else `build` depends on, in words.
 
     Raises:
-        InputError: it must be converted, but Keras does not run on TensorFlow.
+        InputError: it must be converted, but Keras does not run on TensorFlow, or LiteRT lacks one of its layers.
     """
-    key = hashlib.sha256(f"{REVISION}".encode())
+    hashed = hashlib.sha256(f"{REVISION} {int8} {variant}\n".encode())
     for source in sources:
-        key.update(source.read_bytes())
-    file = folder / f"{name}{'-int8' if int8 else ''}-{key.hexdigest()[:16]}.tflite"
-    if _is_sound(file):
+        hashed.update(source.read_bytes())
+    key = hashed.hexdigest()[:16]
+    stem = f"{name[:150]}{'-int8' if int8 else ''}-{key}"
+    if file := _kept(folder, stem, key):
         return file
     with quiet_start():  # TensorFlow is imported here, and takes seconds
         backend = os.environ.get("KERAS_BACKEND")
@@ -129,12 +140,46 @@ def converted(
         except OSError:
             writable = False
         if not writable:
-            file = _temporary_folder() / file.name
-        own = file.with_stem(f"{file.stem}.{token_hex(4)}")  # others may convert it at the same time
+            folder = _temporary_folder()
+        own = folder / f"{stem}.{token_hex(4)}.tflite"  # others may convert it at the same time
         with atomic_file(own) as temporary:
-            model.export(str(temporary), format="litert", verbose=False, **_export_options(int8))
-        own.replace(file)
-    return file
+            try:
+                model.export(str(temporary), format="litert", verbose=False, **_export_options(int8))
+            except OSError:
+                raise
+            except Exception as error:  # the converter has no error class of its own that is public
+                reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+                raise InputError(
+                    f"the network {name} cannot be converted for LiteRT ({reason}); use layers that LiteRT knows"
+                ) from error
+        if file := _kept(folder, stem, key):  # another process was faster, and may be using its own
+            own.unlink()
+            return file
+        return own.replace(folder / f"{stem}-{_content_hash(own, key)}.tflite")
+
+
+def _kept(folder: Path, stem: str, key: str) -> Path | None:
+    """Return a file that was converted before, if there is one; damaged ones are removed."""
+    for file in sorted(folder.glob(f"{glob.escape(stem)}-*.tflite")):
+        if _is_as_written(file, key) and _is_sound(file):
+            return file
+        print(f"{file} is damaged; converting the network again", file=sys.stderr, flush=True)
+        with suppress(OSError):
+            file.unlink()
+    return None
+
+
+def _content_hash(file: Path, key: str) -> str:
+    """Return a hash of a converted network and of what it was made from (SHA-256, 16 hex digits)."""
+    return hashlib.sha256(key.encode() + file.read_bytes()).hexdigest()[:16]
+
+
+def _is_as_written(file: Path, key: str) -> bool:
+    """Tell whether a file has the content that its name was made from; changed bytes would change predictions."""
+    try:
+        return file.stem.endswith(f"-{_content_hash(file, key)}")
+    except OSError:
+        return False
 
 
 def _export_options(int8: bool) -> dict[str, Any]:

@@ -15,6 +15,8 @@ import cv2
 import numpy as np
 import pytest
 
+from training.emotion_classifier import read_card, save
+
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE = 60  # seconds that Chromium may take for an answer
 WIDTHS = {"laptop": 1366, "phone": 390}  # CSS pixels
@@ -122,7 +124,7 @@ def report(run_step, make_dataset, tiny_model, tmp_path):
     x = keras.layers.Rescaling(1 / 255)(inputs)
     x = keras.layers.Conv2D(4, 3, activation="relu")(x)
     x = keras.layers.GlobalAveragePooling2D()(x)
-    keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(x)).save(model)
+    save(keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(x)), read_card(model), model)
     roots = ["--data", folder.parent, "--reports", tmp_path / "reports"]
     options = ["--dataset", folder.name, "--model", model, "--split", "train"]
     done = run_step("evaluation.model_evaluation", *options, *roots)

@@ -8,8 +8,8 @@ import pytest
 
 from preprocessing.image_tables import read_table, split_hash, write_table
 from training.datasets import read_image
-from training.emotion_classifier import EmotionClassifier
-from training.lineage import ImageHashes, read_hashes, write_hashes
+from training.emotion_classifier import EmotionClassifier, read_card, save
+from training.lineage import ImageHashes, read_hashes
 
 
 @pytest.fixture
@@ -316,7 +316,7 @@ def test_models_are_compared_in_pairs_on_the_same_images(evaluate, make_dataset,
     second = tiny_model(name="second.keras", listed=False)
     network: Any = keras.models.load_model(second)
     network.set_weights([-weight for weight in network.get_weights()])
-    network.save(second)
+    save(network, read_card(second), second)
     options = ["--reports", tmp_path / "reports", "--data", folder.parent, "--dataset", folder.name]
     command = ["evaluation.model_evaluation", "--model", first, "--model", second, "--quick", *options]
     done = run_step(*command)
@@ -372,8 +372,7 @@ def trained(folder, model):
     batches = flow_from_dataframe(rows, folder, target_size=(24, 24), seed=1)
     network.compile(optimizer=keras.optimizers.Adam(0.003), loss="categorical_crossentropy")
     network.fit(batches, epochs=6, verbose=0)
-    network.save(model)
-    write_hashes(model, ImageHashes.of())
+    save(network, read_card(model), model, ImageHashes.of())
 
 
 def test_calibrate_writes_the_card_and_the_classifier_uses_it(evaluate, make_dataset, tiny_model):
@@ -427,7 +426,7 @@ def test_more_mistakes_end_in_one_line_and_status_2(evaluate, make_dataset, tiny
     logits = tiny_model(name="logits.keras")
     network: Any = keras.models.load_model(logits)
     x = keras.layers.Dense(3)(network.layers[-2].output)
-    keras.Model(network.inputs, x).save(logits)
+    save(keras.Model(network.inputs, x), read_card(logits), logits)
     assert refused(evaluate(folder=folder, model=logits)[0], "no probabilities", "softmax")
     assert refused(evaluate("--pictures", tmp_path / "none", folder=folder, model=model)[0], "--pictures", "no folder")
     assert not list((tmp_path / "reports").rglob("report.html"))  # refused before anything took its time

@@ -13,7 +13,7 @@ from configuration import NO_AUGMENTATION, Fitting
 from evaluation.honesty import protocol
 from preprocessing.image_tables import read_table, split_hash, write_table
 from training.distillation import TaughtModel, Teachers, card_entries, read_teachers, teach
-from training.emotion_classifier import EmotionClassifier, save
+from training.emotion_classifier import EmotionClassifier, read_card, save
 from training.fine_tuning import Start
 from training.fitting import build_trainer, read_batches
 from training.models import build
@@ -69,7 +69,7 @@ def test_asked_about_views_each_teacher_answers_about_the_image_or_its_mirror_im
     files = [str(teacher[2]), str(tiny_model(name="second.keras", labels=("anger", "happiness", "neutral")))]
     second: Any = keras.models.load_model(files[1])
     second.layers[-1].set_weights([-3 * weight for weight in second.layers[-1].get_weights()])
-    second.save(files[1])
+    save(second, read_card(Path(files[1])), Path(files[1]))
     images = np.random.default_rng(3).integers(0, 256, (6, 24, 24, 1)).astype(np.uint8)
     teachers = Teachers(files, ("anger", "happiness", "neutral"), any_size=False, seed=1)
     assert np.asarray(teachers(images)).tolist() == [[0.0] * 3] * 6  # nobody is asked when it is judged

@@ -17,7 +17,7 @@ from configuration import PATHS, SERVING
 from preprocessing.errors import InputError
 from preprocessing.faces import read_image_rgb
 from training import models
-from training.emotion_classifier import EmotionClassifier, save
+from training.emotion_classifier import EmotionClassifier, labels_hash, save
 
 CARD = {"labels": ["anger", "neutral"], "input_size": 48, "channels": 1, "align": "box", "temperature": 1.0}
 
@@ -144,7 +144,8 @@ def test_other_pixels_are_a_programming_error(tiny_model, wrong):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"labels": ["anger", "neutral"]}, "does not describe"),
+        ({"labels": ["anger", "neutral"]}, "labels_hash"),
+        ({"labels": ["anger", "neutral"], "labels_hash": labels_hash(["anger", "neutral"])}, "does not describe"),
         ({"input_size": 48}, "does not describe"),
         ({"labels": ["cat", "dog", "cow"]}, r"among anger"),
         ({"labels": [["anger"], "happiness", "neutral"]}, "not two or more"),

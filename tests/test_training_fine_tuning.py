@@ -8,7 +8,7 @@ import pytest
 from configuration import NO_AUGMENTATION, Fitting
 from preprocessing.errors import InputError
 from preprocessing.image_tables import read_table
-from training.emotion_classifier import EmotionClassifier
+from training.emotion_classifier import EmotionClassifier, labels_hash, read_card, save
 from training.fine_tuning import build_from
 from training.fitting import fit_table
 
@@ -100,11 +100,13 @@ def test_mistakes_end_in_one_line(make_dataset, tiny_model, tmp_path, run_step):
 def test_a_network_without_a_last_dense_layer_is_refused_for_other_classes(tiny_model):
     file = tiny_model(SEVEN[:3])
     inputs = keras.Input((24, 24, 1), dtype="uint8")
-    answers = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(3, 3)(keras.layers.Rescaling(1 / 255)(inputs)))
-    keras.Model(inputs, answers).save(file)
+    maps = keras.layers.Conv2D(3, 3)(keras.layers.Rescaling(1 / 255)(inputs))
+    answers = keras.layers.Softmax()(keras.layers.GlobalAveragePooling2D()(maps))
+    save(keras.Model(inputs, answers), read_card(file), file)
     with pytest.raises(InputError, match="does not end with a dense layer of 3 units"):
         build_from(file, SEVEN)
     card = json.loads(file.with_suffix(".json").read_text())
-    file.with_suffix(".json").write_text(json.dumps({**card, "labels": list(SEVEN[:4])}))
+    four = {"labels": list(SEVEN[:4]), "labels_hash": labels_hash(SEVEN[:4])}
+    file.with_suffix(".json").write_text(json.dumps({**card, **four}))
     with pytest.raises(InputError, match=r"tiny\.json does not describe tiny\.keras"):
         build_from(file, SEVEN)

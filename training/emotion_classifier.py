@@ -7,6 +7,7 @@ imported when the first one is loaded or saved, or LiteRT, which runs a converte
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import zipfile
@@ -35,12 +36,23 @@ MOST_THREADS = 4  # cores: more than these gain nothing on a face or two
 TEMPERATURES = (0.01, 100.0)  # least and most that a card may say: beyond, every answer is certain or none is
 _NEEDED = {"labels": list, "input_size": int, "channels": int, "align": str, "temperature": (int, float)}
 _IF_THERE = {
-    "unsure_below": (int, float),
     "calibration": dict,
     "scores": list,
     "caveats": list,
     "start_from": dict,
     "teachers": list,
+}
+
+
+# Least and most of a card's numbers. The crop sizes are those of `preprocessing.faces.check_options`.
+_RANGES = {
+    "input_size": (8, 1024),
+    "channels": (1, 3),
+    "temperature": TEMPERATURES,
+    "unsure_below": (0, 1),
+    "window": (1, 10_000),
+    "rate": (0.1, 1000),
+    "feature_size": (1, 1_000_000),
 }
 
 
@@ -64,14 +76,19 @@ def read_card(
     """
     if model_file.suffix != ".keras":
         raise InputError(f"{model_file} is not a .keras file; give the network, its card is found beside it")
+    if model_file.is_dir():
+        raise InputError(
+            f"{model_file} is a folder, not a .keras file; load it where it was made and save it with "
+            "network.save('NAME.keras')"
+        )
     if not model_file.is_file():
         raise InputError(f"{model_file} does not exist; train one with {train}")
     file = card_path(model_file)
     if not file.is_file():
         raise InputError(f"{model_file} has no card; {file} must lie beside it (training writes both)")
     try:
-        card = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        card = json.loads(file.read_bytes())  # bytes: editors on Windows also write UTF-16, or a byte order mark
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is not readable JSON ({error}); train again, or restore it") from error
     if isinstance(card, dict) and "window" in card and "window" not in needed:
         raise InputError(
@@ -86,8 +103,7 @@ def read_card(
     labels = card["labels"]
     if len(labels) < 2 or not all(label in EMOTIONS for label in labels) or len(in_class_order(labels)) < len(labels):
         raise InputError(f"{file}: labels {labels} are not two or more, each once, among {', '.join(EMOTIONS)}")
-    if not TEMPERATURES[0] <= card["temperature"] <= TEMPERATURES[1]:
-        raise InputError(f"{file}: temperature {card['temperature']} is not in {TEMPERATURES[0]} to {TEMPERATURES[1]}")
+    check_entries(card, file)
     for name, kind in _IF_THERE.items():
         if name in card and not isinstance(card[name], kind):
             raise InputError(f"{file}: {name} {card[name]!r} cannot be used; train again, or restore the card")
@@ -95,6 +111,74 @@ def read_card(
         if not _names_a_network(entry):
             raise InputError(f"{file}: {str(entry)[:80]!r} is no network that it learnt from; restore the card")
     return card
+
+
+def check_entries(card: dict[str, Any], file: Path) -> None:
+    """Refuse numbers of a card that are out of range, and labels that are not those of its network.
+
+    Args:
+        card: The card; its labels are known emotions.
+        file: Its path, for the message.
+
+    Raises:
+        InputError: an entry is out of range, or `labels_hash` is not that of the labels.
+    """
+    for name, (least, most) in _RANGES.items():
+        if name in card and not _is_number(card[name], least, most):
+            raise InputError(f"{file}: {name} {card[name]!r:.40} is not a number from {least} to {most}; correct it")
+    if card.get("channels") == 2:
+        raise InputError(f"{file}: channels 2 cannot be used; accepted: 1 (gray) or 3 (RGB)")
+    if "input_range" in card and not _is_range(card["input_range"]):
+        raise InputError(
+            f"{file}: input_range {card['input_range']!r:.80} cannot be used; accepted: the two numbers that black and "
+            "white pixels become, the smaller one first, such as [0, 1], [-1, 1] or [0, 255]"
+        )
+    scores = card.get("scores", [])
+    for score in scores if isinstance(scores, list) else []:
+        if not (
+            isinstance(score, dict)
+            and all(isinstance(score.get(name), str) for name in ("dataset", "split", "protocol"))
+            and _is_number(score.get("accuracy"), 0, 1)
+        ):
+            raise InputError(f"{file}: scores has {score!r:.80}, which is no score; restore the card")
+    if card.get("labels_hash", labels_hash(card["labels"])) != labels_hash(card["labels"]):
+        raise InputError(
+            f"{file}: labels are not those that the network was saved with, or in another order (labels_hash differs); "
+            "restore the card"
+        )
+
+
+def _is_number(value: Any, least: float, most: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_range(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(_is_number(end, -1e6, 1e6) for end in value)
+        and value[0] < value[1]
+    )
+
+
+def labels_hash(labels: Sequence[str]) -> str:
+    """Return a hash of class names in their order (SHA-256, 16 hex digits)."""
+    return hashlib.sha256("\n".join(labels).encode()).hexdigest()[:16]
+
+
+def check_unchanged(card: dict[str, Any], model_file: Path) -> None:
+    """Refuse a card that was written for another network file.
+
+    A card from outside this program has no `network_hash`, and is accepted.
+
+    Raises:
+        InputError: the file is not the one that the card was saved with.
+    """
+    if "network_hash" in card and card["network_hash"] != file_hash(model_file):
+        raise InputError(
+            f"{card_path(model_file)} was saved with another network than {model_file.name} (network_hash differs); "
+            "restore both files, or, where you changed the network, remove network_hash, scores and calibration"
+        )
 
 
 def _names_a_network(entry: Any) -> bool:
@@ -226,14 +310,17 @@ def copy_with(network: keras.Model, **settings: Any) -> keras.Model:
     """Return an uncompiled copy of a network, its layers built with other settings where they have such ones."""
     import keras
 
-    def rebuilt(layer: keras.layers.Layer) -> keras.layers.Layer:
-        config = layer.get_config()
-        return layer.__class__.from_config(config | {name: v for name, v in settings.items() if name in config})
-
-    copy = keras.models.clone_model(network, clone_function=rebuilt)  # compiled too, if the network is
+    # The clone is compiled, too, if the network is.
+    copy = keras.models.clone_model(network, clone_function=lambda layer: _rebuilt(layer, **settings))
     copy = keras.Model(copy.inputs, copy.outputs, name=network.name)
     copy.set_weights(network.get_weights())
     return copy
+
+
+def _rebuilt(layer: Any, **settings: Any) -> Any:
+    """Return a new layer with some other settings, where it has such ones."""
+    config = layer.get_config()
+    return layer.__class__.from_config(config | {name: v for name, v in settings.items() if name in config})
 
 
 def write_model(
@@ -247,11 +334,12 @@ def write_model(
 
     with atomic_file(model_file) as temporary:
         network.save(temporary)
+        of_the_files = {"labels_hash": labels_hash(card["labels"]), "network_hash": file_hash(temporary)}
         card_path(model_file).unlink(missing_ok=True)
         hashes_file(model_file).unlink(missing_ok=True)
     if hashes is not None:
         write_hashes(model_file, hashes)
-    write_card(card, model_file)
+    write_card({**card, **of_the_files}, model_file)
 
 
 def check_fit(input_shape: Sequence[Any], output_shape: Sequence[Any], card: dict[str, Any], model_file: Path) -> None:
@@ -278,10 +366,164 @@ def load_network(model_file: Path) -> keras.Model:
         network: Any = keras.models.load_model(model_file, compile=False, safe_mode=True)
         if not network.built or not network.layers:
             raise ValueError("it has no layers, or was never built")
-    except (ValueError, OSError, TypeError, KeyError, AttributeError, RuntimeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a file from elsewhere may break Keras, h5py and zlib in any way
+        _name_the_format(model_file)
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"{model_file} is not a usable Keras model ({reason}); train it again") from error
     return network
+
+
+def _name_the_format(model_file: Path) -> None:
+    """Refuse a file that Keras could not load with its own remedy, where the cause shows in the file.
+
+    Raises:
+        InputError: it is an HDF5 file, or needs Python code that is not part of Keras.
+    """
+    with model_file.open("rb") as stream:
+        is_hdf5 = stream.read(8) == b"\x89HDF\r\n\x1a\n"
+    if is_hdf5:
+        raise InputError(
+            f"{model_file} is an HDF5 file, not a .keras file; rename it to .h5, load it with keras.models.load_model, "
+            "and save it with network.save('NAME.keras')"
+        )
+    try:
+        with zipfile.ZipFile(model_file) as archive:
+            foreign = sorted(set(_foreign_code(json.loads(archive.read("config.json")))))
+    except Exception:  # the caller reports what Keras says
+        return
+    if foreign:
+        raise InputError(
+            f"{model_file} needs code that is not part of Keras ({', '.join(foreign)[:200]}), which is never run from "
+            "a file; rebuild the network with Keras's own layers, copy the weights and save it again"
+        )
+
+
+def _foreign_code(config: Any) -> Iterator[str]:
+    """Yield the names of the objects in a network's configuration that are Lambda functions or not part of Keras."""
+    if isinstance(config, dict):
+        name, module = config.get("class_name"), config.get("module", "keras")
+        if name == "__lambda__":
+            yield "a Lambda layer's function"
+        elif (name, module) == ("function", "builtins"):
+            yield f"the function {config.get('config')}"
+        elif name and str(module).split(".")[0] not in ("keras", "builtins"):
+            yield str(config.get("registered_name") or name)
+        config = list(config.values())
+    if isinstance(config, list):
+        for part in config:
+            yield from _foreign_code(part)
+
+
+def load_pixel_network(model_file: Path, card: dict[str, Any]) -> keras.Model:
+    """Return a saved network of single faces, checked: it takes uint8 pixels and returns probabilities.
+
+    Args:
+        model_file: The network.
+        card: Its card.
+
+    Raises:
+        InputError: the file is no Keras model, does not fit its card, takes values in an unknown range, or its outputs
+            are no probabilities.
+    """
+    import keras
+
+    network: Any = with_pixel_input(load_network(model_file), card.get("input_range"), model_file)
+    check_unchanged(card, model_file)
+    check_fit(network.input_shape, network.output_shape, card, model_file)
+    outputs: Any = keras.ops.convert_to_numpy(network(_test_images(card), training=False))
+    check_probabilities(outputs, model_file.name)
+    return network
+
+
+def with_pixel_input(network: Any, input_range: Sequence[float] | None, model_file: Path) -> keras.Model:
+    """Return a network that takes uint8 pixels, 0-255.
+
+    Many networks are trained on images that were scaled beforehand, and take floats. Such a network is copied in
+    float32, which LiteRT needs, with the scaling as its first layer.
+
+    Args:
+        network: A network with one input, (n, height, width, channels), and one output, (n, classes).
+        input_range: The values that 0 and 255 become before this network takes them; None where the card has none.
+        model_file: The network's file, for the message.
+
+    Raises:
+        InputError: the network has several inputs or outputs, takes floats of an unknown range, takes uint8 although
+            the card has another range, or takes neither.
+    """
+    import keras
+
+    counts = [len(getattr(network, ends, None) or []) for ends in ("inputs", "outputs")]
+    if counts != [1, 1]:
+        raise InputError(
+            f"{model_file} cannot be used (inputs: {counts[0]}, outputs: {counts[1]}); accepted: one input, the "
+            "images, and one output, the class probabilities; save keras.Model(images, probabilities)"
+        )
+    network = keras.Model(network.inputs[0], network.outputs[0], name=network.name)  # out of lists and dicts
+    dtype, card_file = str(network.inputs[0].dtype), card_path(model_file)
+    if dtype == "uint8":
+        if input_range is not None and list(input_range) != [0, 255]:
+            raise InputError(
+                f"{card_file}: input_range {list(input_range)} cannot be used: {model_file.name} takes uint8 pixels, "
+                "0-255; remove the entry"
+            )
+        return network
+    if "float" not in dtype:
+        raise InputError(f"{model_file} takes {dtype} images; accepted: uint8, or floats with input_range in the card")
+    if input_range is None:
+        raise InputError(
+            f"{model_file} takes {dtype} images, and its card does not say in which range; add the range that it was "
+            f'trained with to {card_file}, such as "input_range": [0, 1] (or [-1, 1], or [0, 255])'
+        )
+    low, high = map(float, input_range)
+    pixels = keras.Input(network.input_shape[1:], dtype="uint8", name="pixels")
+    scaled = keras.layers.Rescaling((high - low) / 255, low, dtype="float32", name="pixels_to_input_range")(pixels)
+
+    def call_on_scaled(layer: Any, *inputs: Any, **options: Any) -> Any:
+        """Call a layer, with the scaled image where the network itself was given the image."""
+        given: Any = keras.tree.map_structure(lambda one: scaled if one is pixels else one, (inputs, options))
+        return layer(*given[0], **given[1])
+
+    copy: Any = keras.models.clone_model(
+        network,
+        input_tensors=pixels,
+        clone_function=lambda layer: _rebuilt(layer, dtype="float32"),
+        call_function=call_on_scaled,
+        recursive=True,
+    )
+    copy.set_weights(network.get_weights())
+    return copy
+
+
+def _test_images(card: dict[str, Any]) -> np.ndarray:
+    """Return a black, a white, a graded and a noisy image, uint8 (4, input_size, input_size, channels)."""
+    images = np.zeros((4, card["input_size"], card["input_size"], card["channels"]), np.uint8)
+    images[1] = 255
+    images[2] = np.linspace(0, 255, card["input_size"], dtype=np.uint8)[:, None]
+    images[3] = np.random.default_rng(0).integers(0, 256, images.shape[1:], np.uint8)
+    return images
+
+
+def check_probabilities(outputs: np.ndarray, model: str) -> None:
+    """Refuse outputs that are no probabilities.
+
+    Args:
+        outputs: What a network returned, (..., classes).
+        model: What the message calls it.
+
+    Raises:
+        InputError: one is negative or not finite, or those of an image do not sum to one.
+    """
+    sums = outputs.sum(axis=-1)
+    if not np.isfinite(outputs).all():
+        raise InputError(
+            f"{model}: the outputs are no probabilities: some are NaN or infinite, as after a training that diverged, "
+            "or where a plain image is divided by its standard deviation, 0; train it again"
+        )
+    if outputs.min() < 0 or (np.abs(sums - 1) > 0.01).any():
+        raise InputError(
+            f"{model}: the outputs are no probabilities: those of an image sum to {sums.min():.3g} to "
+            f"{sums.max():.3g}, not to 1, the least is {outputs.min():.3g}; its last layer must be a softmax"
+        )
 
 
 def _with_features(network: Any) -> keras.Model:
@@ -340,8 +582,7 @@ class EmotionClassifier:
         """
         model_file = Path(model_file)
         card = read_card(model_file)
-        network: Any = load_network(model_file)
-        check_fit(network.input_shape, network.output_shape, card, model_file)
+        network: Any = load_pixel_network(model_file, card)
         if features:
             network = _with_features(network)
         origin = file_hash(model_file) if features else ""
@@ -374,15 +615,23 @@ class EmotionClassifier:
         model_file = Path(model_file)
         card = read_card(model_file)
         if features:
-            name, build = f"{model_file.stem}-features", lambda: _with_features(load_network(model_file))
+            name, build = f"{model_file.stem}-features", lambda: _with_features(load_pixel_network(model_file, card))
         else:
-            name, build = model_file.stem, lambda: load_network(model_file)
-        file = converted(name, [model_file], build, folder, int8 and not features)
+            name, build = model_file.stem, lambda: load_pixel_network(model_file, card)
+        # A file that was converted for this range passed the checks of the range.
+        variant = json.dumps([features, card.get("input_range")])
+        file = converted(name, [model_file], build, folder, int8 and not features, variant)
+        check_unchanged(card, model_file)
         network = Network(file, threads or min(os.cpu_count() or 1, MOST_THREADS))
         given, returned = network.shapes()
         check_fit(given, (None, len(card["labels"])) if features else returned, card, model_file)
-        for size in LITERT_BATCHES:
-            network(np.zeros((size, card["input_size"], card["input_size"], card["channels"]), np.uint8))
+        images, classes = _test_images(card), len(card["labels"])
+        try:
+            outputs = [network(images[:2])[0], network(images[2:])[0], network(images[:1])[0]]  # both sizes get ready
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0].split(". ")[0][:200]
+            raise InputError(f"{model_file} cannot be run by LiteRT ({reason}); use layers that it knows") from error
+        check_probabilities(np.concatenate(outputs)[:, -classes:], model_file.name)
         origin = file_hash(model_file) if features else ""
         return cls(lambda images: network(images)[0], card, LITERT_BATCHES, origin)
 
@@ -433,12 +682,7 @@ class EmotionClassifier:
         return np.concatenate([self._run(padded)[:n] for padded, n in self._batches(images)])
 
     def _calibrated(self, probabilities: np.ndarray) -> np.ndarray:
-        sums = probabilities.sum(axis=1)
-        if not (np.abs(sums - 1) < 0.01).all() or probabilities.min() < 0:  # also refuses NaN
-            raise InputError(
-                f"the network's answers are no probabilities: those of an image sum to {sums.min():.3g} to "
-                f"{sums.max():.3g}, not to 1; its last layer must be a softmax"
-            )
+        check_probabilities(probabilities, "the network")
         scaled = probabilities.astype(np.float64) ** (1 / self.card["temperature"])
         return (scaled / scaled.sum(axis=1, keepdims=True)).astype(np.float32)
 

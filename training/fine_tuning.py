@@ -11,7 +11,7 @@ import numpy as np
 from configuration import ROOT, Fitting
 from preprocessing.errors import InputError
 from preprocessing.files import file_hash
-from training.emotion_classifier import check_fit, load_network, networks_behind, read_card, splits_learnt_from
+from training.emotion_classifier import load_pixel_network, networks_behind, read_card, splits_learnt_from
 
 OF_THE_NETWORK = (
     "network",
@@ -130,8 +130,7 @@ def build_from(file: Path, classes: Sequence[str]) -> keras.Model:
     """
     card = read_card(file)
     labels = card["labels"]
-    source: Any = load_network(file)
-    check_fit(source.input_shape, source.output_shape, card, file)
+    source: Any = load_pixel_network(file, card)
     same = list(classes) == list(labels)
     dense = [layer for layer in source.layers if isinstance(layer, keras.layers.Dense)]
     head = dense[-1] if dense and dense[-1].units == len(labels) else None

@@ -21,6 +21,8 @@ from preprocessing.files import file_hash
 from preprocessing.litert import Network, converted
 from training.emotion_classifier import (
     card_path,
+    check_probabilities,
+    check_unchanged,
     copy_with,
     load_network,
     read_card,
@@ -54,8 +56,8 @@ def read_sequence_card(model_file: Path, train: str = "python -m training.step4_
         InputError: the network or its card is missing, or the card is none of a sequence network.
     """
     card = read_card(model_file, _NEEDED, train)
-    if card["window"] < 1 or card["rate"] <= 0 or not card["features"].get("sha256"):
-        raise InputError(f"{card_path(model_file)}: window, rate or features cannot be used; train again")
+    if not isinstance(card["features"].get("sha256"), str):
+        raise InputError(f"{card_path(model_file)}: features names no network (sha256); train again")
     return card
 
 
@@ -97,6 +99,12 @@ def window_of(frames: np.ndarray, reference: np.ndarray, window: int) -> tuple[n
     return rows, len(frames)
 
 
+def _test_windows(card: dict[str, Any]) -> np.ndarray:
+    """Return one window of noise, float32 (1, 1 + window, feature_size)."""
+    shape = (1, 1 + card["window"], card["feature_size"])
+    return np.random.default_rng(0).random(shape, np.float32)
+
+
 class SequenceClassifier:
     """A trained sequence network with its card: `load` runs it by Keras, `load_litert` by LiteRT.
 
@@ -132,12 +140,14 @@ class SequenceClassifier:
         model_file = Path(model_file)
         card = read_sequence_card(model_file)
         network: Any = load_network(model_file)
+        check_unchanged(card, model_file)
         _check_fit(network.input_shape, network.output_shape, card, model_file)
 
         def run(windows: np.ndarray) -> np.ndarray:
             answers = np.asarray(network([windows], training=False))
             return answers.reshape(len(windows), card["window"], -1)
 
+        check_probabilities(run(_test_windows(card)), model_file.name)
         return cls(run, card, model_file.name, _BATCH)
 
     @classmethod
@@ -158,8 +168,9 @@ class SequenceClassifier:
             model_file.stem, [model_file], lambda: copy_with(load_network(model_file), unroll=True), folder
         )
         network = Network(file)
+        check_unchanged(card, model_file)
         _check_fit(*network.shapes(), card, model_file)
-        network(np.zeros((1, 1 + card["window"], card["feature_size"]), np.float32))
+        check_probabilities(network(_test_windows(card))[0], model_file.name)
         return cls(lambda windows: network(windows)[0], card, model_file.name, batch_size=1)
 
     def check_features(self, features_of: str) -> None:
