@@ -328,7 +328,9 @@ class Tracking:
 class Calm:
     """How the labels of a face are steadied over time. `--raw` does without."""
 
-    smoothing: float = 0.3  # seconds: time constant of the average over a face's probabilities
+    smoothing: float = 0.3  # seconds: time constant by which a change of a face is noticed
+    slow: float = 2.0  # seconds: time constant of the average that is shown while a face does not change
+    change: float = 0.1  # a probability that differs by more is a change of the face
     margin: float = 0.1  # another emotion must be this much more probable before the label changes
     newcomer: float = 3.0  # times: the margin of a face just seen; it shrinks to normal within `smoothing`
 

@@ -47,9 +47,10 @@ def choose_class(mean: np.ndarray, current: int | None, margin: float, threshold
 
 @dataclass
 class _Mood:
-    """A face's average so far, and what is shown of it."""
+    """A face's averages so far, and what is shown of it."""
 
     mean: np.ndarray
+    quick: np.ndarray
     index: int
     unsure: bool
     first: float  # seconds: when the face was seen first
@@ -60,13 +61,14 @@ class _Mood:
 class Steadier:
     """Steadies what a network says of each face of one source.
 
-    The average is exponential in seconds, not in frames, so a slow camera is as calm, and as quick, as a fast one. It
-    begins as a plain average: the very first frame does not weigh more than those after it. An average of few frames is
-    shaky, so the label of a face just seen needs a wider margin to change.
+    Two exponential averages run in seconds, not in frames, so that the frame rate does not matter. The slow one is
+    shown: it hardly follows noise. Where the quick one differs from it by more than `change`, the face has changed, and
+    the slow one continues from the quick one. Both begin as a plain average: the very first frame does not weigh more
+    than those after it. An average of few frames varies much: a new face needs a wider margin to change its label.
 
     Args:
         unsure_below: Abstention threshold, 0-1, of the smoothed probability; from the model's card.
-        options: Time constant and margin.
+        options: Time constants, change and margin.
     """
 
     def __init__(self, unsure_below: float = 0.0, options: Calm = CALM):
@@ -87,13 +89,13 @@ class Steadier:
                 self._moods[number] = self._begin(row, time)
             else:
                 self._add(mood, row, time)
-        forgotten = 10 * self._options.smoothing  # seconds: by then nothing is left of an average
+        forgotten = 10 * self._options.smoothing  # seconds: by then nothing is left of the quick average
         self._moods = {number: mood for number, mood in self._moods.items() if abs(time - mood.last) <= forgotten}
         return [Verdict(mood.mean, mood.index, mood.unsure) for mood in (self._moods[number] for number in numbers)]
 
     def _begin(self, row: np.ndarray, time: float) -> _Mood:
         mean = row.astype(np.float64)
-        return _Mood(mean, *choose_class(mean, None, 0.0, self._unsure_below), time, time)
+        return _Mood(mean, mean, *choose_class(mean, None, 0.0, self._unsure_below), time, time)
 
     def _widening(self, age: float) -> float:
         newcomer, smoothing = self._options.newcomer, self._options.smoothing
@@ -102,7 +104,10 @@ class Steadier:
     def _add(self, mood: _Mood, row: np.ndarray, time: float) -> None:
         options = self._options
         mood.steps += 1
-        weight = max(1 - math.exp(-(time - mood.last) / options.smoothing), 1 / mood.steps)
-        mood.mean, mood.last = mood.mean + weight * (row - mood.mean), time
+        elapsed, mood.last = time - mood.last, time
+        weight, quick = (max(-math.expm1(-elapsed / s), 1 / mood.steps) for s in (options.slow, options.smoothing))
+        mood.mean, mood.quick = mood.mean + weight * (row - mood.mean), mood.quick + quick * (row - mood.quick)
+        if np.abs(mood.quick - mood.mean).max() > options.change:
+            mood.mean = mood.quick
         margin = options.margin * self._widening(time - mood.first)
         mood.index, mood.unsure = choose_class(mood.mean, mood.index, margin, self._unsure_below)

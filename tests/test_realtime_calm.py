@@ -4,7 +4,7 @@ import pytest
 from configuration import Calm
 from realtime.calm import Steadier
 
-PLAIN = Calm(smoothing=0.3, margin=0.0)
+PLAIN = Calm(smoothing=0.3, slow=2.0, margin=0.0, change=1.0)  # a change of 1 never happens
 
 
 def follow(steadier, rows, rate=30.0):
@@ -14,7 +14,7 @@ def follow(steadier, rows, rate=30.0):
 def test_the_average_is_exponential_in_seconds_after_a_plain_beginning():
     rows = np.random.default_rng(5).dirichlet([1, 1, 1], 40)
     means = [verdict.probabilities for verdict in follow(Steadier(options=PLAIN), rows, rate=10)]
-    decay = np.exp(-0.1 / 0.3)
+    decay = np.exp(-0.1 / 2.0)
     expected = rows[0]
     for count, row in enumerate(rows[1:], start=2):
         new = max(1 - decay, 1 / count)
@@ -33,9 +33,21 @@ def test_a_change_shows_in_the_same_time_at_any_frame_rate(rate):
     assert all(verdict.index == 1 for verdict in verdicts[3 * rate + shows :])
 
 
+def test_noise_is_averaged_over_two_seconds_and_a_change_over_a_third_of_one():
+    random = np.random.default_rng(2)
+    before, after = (random.dirichlet(weights, 600) for weights in ([30, 14, 6], [14, 30, 6]))
+    shown = np.array([verdict.probabilities for verdict in follow(Steadier(), [*before, *after])])
+    decay, expected = np.exp(-1 / 60), before[:60].mean(axis=0)  # of the slow average alone, started late
+    for row in before[60:]:
+        expected = decay * expected + (1 - decay) * row
+    np.testing.assert_allclose(shown[599], expected, atol=0.01)
+    there = np.abs(shown[600:] - after.mean(axis=0)).max(axis=1) < 0.1
+    assert there.argmax() < 30 and there[30:].all(), "within a second the new probabilities are shown"
+
+
 def test_a_label_stays_until_another_is_better_by_the_margin():
     close, clear = [0.45, 0.55], [0.3, 0.7]
-    verdicts = follow(Steadier(options=Calm(0.1, 0.2)), [[0.6, 0.4]] * 30 + [close] * 60 + [clear] * 60)
+    verdicts = follow(Steadier(options=Calm(0.1, margin=0.2)), [[0.6, 0.4]] * 30 + [close] * 60 + [clear] * 60)
     assert {verdict.index for verdict in verdicts[:90]} == {0}
     assert verdicts[-1].index == 1
 
@@ -56,7 +68,9 @@ def test_without_a_threshold_no_face_is_unsure():
 
 
 def test_a_label_below_the_threshold_gives_way_to_one_above_it_without_the_margin():
-    verdicts = follow(Steadier(0.35, Calm(0.1, 0.2)), [[0.5, 0.3, 0.2]] * 30 + [[0.34, 0.4, 0.26]] * 60)
+    verdicts = follow(
+        Steadier(0.35, Calm(0.1, slow=0.1, margin=0.2)), [[0.5, 0.3, 0.2]] * 30 + [[0.34, 0.4, 0.26]] * 60
+    )
     assert (verdicts[-1].index, verdicts[-1].unsure) == (1, False)
 
 
