@@ -425,9 +425,9 @@ def load_pixel_network(model_file: Path, card: dict[str, Any]) -> keras.Model:
         InputError: the file is no Keras model, does not fit its card, takes values in an unknown range, or its outputs
             are no probabilities.
     """
-    import keras
-
     network: Any = with_pixel_input(load_network(model_file), card.get("input_range"), model_file)
+    import keras  # late: `load_network` imports it without the notes of native libraries
+
     check_unchanged(card, model_file)
     check_fit(network.input_shape, network.output_shape, card, model_file)
     outputs: Any = keras.ops.convert_to_numpy(network(_test_images(card), training=False))
