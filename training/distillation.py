@@ -22,6 +22,7 @@ from training.fast_training import training_form
 from training.fine_tuning import Start, build_from
 
 ops: Any = keras.ops  # Keras does not type what its operations give
+VERSION = 1  # raise this when teachers are to shape the targets otherwise: finished runs are then repeated
 
 
 def read_teachers(files: Sequence[str], classes: Sequence[str], about: Mapping[str, Any]) -> list[Start]:

@@ -15,7 +15,7 @@ from preprocessing.command_line import step_command
 from preprocessing.errors import InputError
 from preprocessing.image_tables import fold_numbers, split_by_fold, split_hash
 from preprocessing.quiet import quiet_start, silence_retracing
-from training.emotion_classifier import read_card
+from training.emotion_classifier import check_output, read_card
 
 STRICT, LOOSE = "fold", "loose_fold"  # columns of the split: people stay in one fold, or may be in several
 
@@ -44,7 +44,13 @@ def check_number(table: pd.DataFrame, folds: int, column: str, folder: Path) -> 
 
 
 def fit_folds(
-    table: pd.DataFrame, folder: Path, model_file: Path, fitting: Fitting, command: str, column: str = STRICT
+    table: pd.DataFrame,
+    folder: Path,
+    model_file: Path,
+    fitting: Fitting,
+    command: str,
+    column: str = STRICT,
+    force: bool = False,
 ) -> list[float]:
     """Train one network per fold: tested on that fold, its epoch chosen on the next one, learning from the others.
 
@@ -58,6 +64,7 @@ def fit_folds(
         fitting: Every setting of the runs.
         command: The command that makes these networks again, for their cards.
         column: `STRICT` or `LOOSE`.
+        force: Train every fold from the first epoch, even where it is finished.
 
     Returns:
         Each fold's accuracy on its dev images, 0-1.
@@ -65,6 +72,7 @@ def fit_folds(
     Raises:
         InputError: as `fitting.fit_table`, or the split has no such folds.
     """
+    check_output(model_file)
     folds = fold_numbers(table, column)
     with quiet_start():
         import keras
@@ -76,9 +84,8 @@ def fit_folds(
     for fold in folds:
         file = fold_file(model_file, fold, column == LOOSE)
         print(f"fold {fold} of 0-{folds[-1]} ({column})", flush=True)
-        fit_table(
-            split_by_fold(table, fold, column), folder, file, fitting, command, fold=fold_entry(fold, folds, column)
-        )
+        entry = fold_entry(fold, folds, column)
+        fit_table(split_by_fold(table, fold, column), folder, file, fitting, command, force, fold=entry)
         keras.utils.clear_session(free_memory=True)  # else each network stays in memory
         card = read_card(file)
         fitting = replace(fitting, precision=card["precision"])

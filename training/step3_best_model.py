@@ -26,6 +26,7 @@ from configuration import BEST, FINE_TUNING, PATHS, SAMPLE
 from preprocessing.command_line import (
     DataRoot,
     DatasetName,
+    Force,
     ModelsRoot,
     dataset_folder,
     run,
@@ -34,7 +35,7 @@ from preprocessing.command_line import (
 from preprocessing.errors import InputError
 from preprocessing.image_tables import read_table, split_hash
 from preprocessing.quiet import quiet_start
-from training.emotion_classifier import check_crops, crop_options, has_learnt_from, read_card
+from training.emotion_classifier import check_crops, check_output, crop_options, has_learnt_from, read_card
 from training.folds import LOOSE, STRICT, check_number, fit_folds
 from training.settings import read_settings, shortened, split_of, tuned_file
 
@@ -106,11 +107,14 @@ def main(
     loose: Annotated[
         bool, typer.Option("--loose", help="With --folds: folds that ignore who is in the pictures.")
     ] = False,
+    force: Force = False,
 ) -> None:
     """Train the best known network on a data set's training split; typed options go before tuned settings."""
     folder = dataset_folder(data, dataset)
     table = read_table(folder, "split.csv")  # before Keras is imported, so that a mistake is told at once
     column = LOOSE if loose else STRICT
+    model_file = output or models / dataset / "best.keras"
+    check_output(model_file)
     if folds is not None:
         check_number(table, folds, column, folder)
     elif loose:
@@ -151,11 +155,10 @@ def main(
     if folds is not None and fitting.start_from and has_learnt_from(read_card(Path(fitting.start_from)), dataset):
         raise InputError(f"{fitting.start_from} learnt from {dataset} itself, so it may know the people of every "
                          "fold; start from a network that learnt elsewhere")  # fmt: skip
-    model_file = output or models / dataset / "best.keras"
     if folds is None:
-        fit_table(table, folder, model_file, fitting, typed_command())
+        fit_table(table, folder, model_file, fitting, typed_command(), force)
     else:
-        fit_folds(table, folder, model_file, fitting, typed_command(), column)
+        fit_folds(table, folder, model_file, fitting, typed_command(), column, force)
 
 
 if __name__ == "__main__":
