@@ -18,14 +18,20 @@ from preprocessing.errors import InputError
 
 # A full or read-only disk, a file one may not touch, a name that is too long, a file where a folder is needed or the
 # other way round: nothing that a traceback would explain.
+NO_ROOM = {  # why a disk takes no more, with the remedy
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space, or raise the quota",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+}
 _THE_MACHINES = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(*NO_ROOM, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
 )
 
 DatasetName = Annotated[str, typer.Option("--dataset", help="Name of the data set: its folder under --data.")]
 DataRoot = Annotated[Path, typer.Option("--data", help="Folder that holds the data sets.")]
 ModelsRoot = Annotated[Path, typer.Option("--models", help="Folder that holds the trained networks.")]
+Force = Annotated[bool, typer.Option("--force", help="Train from the first epoch, even where the run is finished.")]
 ReportsRoot = Annotated[Path, typer.Option("--reports", help="Folder that holds the evaluation reports.")]
 
 
@@ -51,7 +57,8 @@ def run(command: Callable[..., Any]) -> None:
     except OSError as error:
         if error.errno not in _THE_MACHINES:
             raise
-        _fail(f"{error.filename or 'a file'}: {error.strerror}; what was written before is kept")
+        remedy = f": {NO_ROOM[error.errno]} and run the same command again" if error.errno in NO_ROOM else ""
+        _fail(f"{error.filename or 'a file'}: {error.strerror}; what was written before is kept{remedy}")
     except Exception as error:
         format_message = getattr(error, "format_message", None)  # typer's own refusals of an option have it
         if format_message is None:
@@ -93,6 +100,11 @@ def step_command(step: str, folder: Path, *options: object) -> str:
     """
     data = [] if folder.parent == PATHS.data else ["--data", folder.parent]
     return shlex.join(map(str, ["python", "-m", step, "--dataset", folder.name, *data, *options]))
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 epoch`, `1,200 images`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def progress_bar() -> Progress:

@@ -1,7 +1,9 @@
 """Writing files so that a reader sees all of one or none, and telling whether files changed; cheap to import."""
 
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,14 +14,52 @@ def atomic_file(file: Path) -> Iterator[Path]:
     """Give a temporary path beside `file` to write to; it takes the name `file` when the block ends without error.
 
     The temporary name is always the same, so what a killed run leaves behind is overwritten by the next one.
+
+    Raises:
+        OSError: the file cannot be written, such as on a full disk; `filename` is `file`, which stays as it was.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.stem}.part{file.suffix}")
     try:
         yield temporary
+        with temporary.open("r+b") as stream:
+            os.fsync(stream.fileno())  # network disks and quotas report some failed writes only here
         temporary.replace(file)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(temporary)):
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(file)) from error  # a failed write names no file
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_file(file: Path, content: bytes) -> None:
+    """Write a whole file from memory, or leave it as it was.
+
+    HDF5 crashes the process when a write fails, so its files are made in memory and written by this function.
+
+    Raises:
+        OSError: the disk is full, a quota is reached, or the file does not read back as it was written.
+    """
+    with atomic_file(file) as temporary:
+        write_checked(temporary, content)
+
+
+def write_checked(file: Path, content: bytes) -> None:
+    """Write bytes to a temporary file, and read them back.
+
+    Raises:
+        OSError: not all of them can be written, or other ones are read.
+    """
+    try:
+        with file.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(file)) from error  # a failed write names no file
+    if file.read_bytes() != content:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(file))
 
 
 def fingerprint(files: Mapping[str, Path]) -> str:

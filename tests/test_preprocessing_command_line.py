@@ -26,7 +26,17 @@ def ends(monkeypatch, capsys, error: BaseException) -> tuple[int, str]:
     ("error", "status", "line"),
     [
         (InputError("a file\n  is missing"), 2, "error: a file is missing\n"),
-        (OSError(errno.ENOSPC, "No space left on device", "out.csv"), 2, "error: out.csv: No space left on device;"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "out.csv"),
+            2,
+            "error: out.csv: No space left on device; what was written before is kept: free some space and run",
+        ),
+        (
+            OSError(errno.EFBIG, "File too large", "out.csv"),
+            2,
+            "error: out.csv: File too large; what was written before is kept: raise the limit on the size of files "
+            "(ulimit -f) and run the same command again",
+        ),
         (PermissionError(errno.EACCES, "Permission denied", "data"), 2, "error: data: Permission denied;"),
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "data/x"), 2, "error: data/x: Not a directory;"),
         (FileExistsError(errno.EEXIST, "File exists", "data/x"), 2, "error: data/x: File exists;"),

@@ -55,14 +55,29 @@ def test_decodes_each_file_once_and_again_only_when_it_changed(make_dataset, mon
     np.testing.assert_array_equal(after[0], before[1])
 
 
-@pytest.mark.parametrize("left", [0, 60, 3000])
-def test_a_cut_cache_is_written_anew(make_dataset, left):
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda content: b"",
+        lambda content: content[:60],
+        lambda content: content[:3000],
+        lambda content: b"\x00" * len(content),
+        lambda content: b"PK\x03\x04" + content,
+        lambda content: content.replace(b"|u1", b"|i1", 1),
+        lambda content: content.replace(b", 24, 24, 1)", b", 99999999,)", 1),
+    ],
+)
+def test_a_damaged_cache_is_made_anew_and_named(make_dataset, capsys, spoil):
     folder = make_dataset()
     table = read_table(folder, "split.csv")
     before = flow_from_dataframe(table, folder, target_size=SIZE).images
     (cache,) = folder.glob("cache/*.npy")
-    cache.write_bytes(cache.read_bytes()[:left])
+    content = cache.read_bytes()
+    assert spoil(content) != content
+    cache.write_bytes(spoil(content))
+    capsys.readouterr()
     np.testing.assert_array_equal(flow_from_dataframe(table, folder, target_size=SIZE).images, before)
+    assert capsys.readouterr().out == f"{cache} is damaged; it is made anew\n" and cache.read_bytes() == content
 
 
 def test_colour_images_come_as_rgb(make_dataset):
@@ -117,7 +132,9 @@ def test_mixup_mixes_image_target_and_weight_of_two_images_in_one_share(make_dat
         for partner in range(len(plain)):  # one share of one other image explains all three
             gap = weights[first] - weights[partner]
             share = (weight - weights[partner]) / gap if gap else 1.0
-            mixture = [share * part[first] + (1 - share) * part[partner] for part in (plain, targets)]
+            weighted = weights[:, None] * targets  # each part's target keeps its own weight
+            mixture = [share * part[first] + (1 - share) * part[partner] for part in (plain, weighted)]
+            mixture[1] /= weight
             if np.abs(mixture[0] - image).max() <= 0.51 and np.allclose(mixture[1], target, atol=1e-4):
                 shares.add(round(float(share), 3))
                 break

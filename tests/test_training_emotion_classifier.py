@@ -187,10 +187,11 @@ def spoil_the_weights(file):
         (lambda file: file.with_suffix(".json").unlink(), "has no card"),
         (lambda file: file.with_suffix(".json").write_text("{"), "not readable JSON"),
         (lambda file: file.with_suffix(".json").write_text("[]"), "lacks a valid"),
-        (lambda file: spoil_the_weights(file), "not a usable Keras model"),
-        (lambda file: file.write_bytes(b"PK no zip"), "not a usable Keras model"),
+        (lambda file: spoil_the_weights(file), "is damaged: .*; restore it, or train it again"),
+        (lambda file: file.write_bytes(b"PK no zip"), "is damaged"),
         (lambda file: keras.Sequential([keras.layers.Dense(3)]).save(file), "not a usable Keras model"),
-        (lambda file: file.write_bytes(file.read_bytes()[:3000]), "not a usable Keras model"),
+        (lambda file: file.write_bytes(file.read_bytes()[:3000]), "is damaged"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-1]), "is damaged"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:You are saving a model that has not yet been built")
@@ -204,8 +205,16 @@ def test_missing_and_broken_files_are_refused_in_one_line(tiny_model, spoil, mes
 
 def test_a_kill_while_saving_leaves_no_earlier_card_beside_the_new_network(tiny_model, monkeypatch):
     file = tiny_model()
-    monkeypatch.setattr("training.emotion_classifier.write_card", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        tiny_model(labels=("fear", "anger", "disgust"))
+    replace_file = Path.replace
+
+    def die_before_the_card(temporary, target):
+        if target.suffix == ".json":
+            raise ZeroDivisionError
+        return replace_file(temporary, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", die_before_the_card)
+        with pytest.raises(ZeroDivisionError):
+            tiny_model(labels=("fear", "anger", "disgust"))
     with pytest.raises(InputError, match="has no card"):
         EmotionClassifier.load(file)

@@ -1,25 +1,27 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, files_of_at_most
 
 from configuration import NO_AUGMENTATION, Augmentation, Fitting
 from preprocessing.errors import InputError
 from preprocessing.image_tables import read_table, usable, write_table
 from training import models
 from training.datasets import flow_from_dataframe
-from training.emotion_classifier import EmotionClassifier
-from training.fitting import fit_table
+from training.emotion_classifier import RELEASED, EmotionClassifier, card_path, check_output
+from training.fitting import fit_table, read_batches
 from training.workers import sole_worker
 
 TINY = Fitting(network="tiny", epochs=6, batch_size=8, learning_rate=0.02, precision="float32")
@@ -89,6 +91,9 @@ def test_a_finished_run_is_not_repeated_and_other_settings_are_another_run(make_
     written = model_file.stat().st_mtime_ns
     assert not fit(folder, model_file)
     assert "nothing to do" in capsys.readouterr().out and model_file.stat().st_mtime_ns == written
+    cut(model_file)
+    assert fit(folder, model_file)  # a damaged network is written again
+    EmotionClassifier.load(model_file)
     assert fit(folder, model_file, Fitting(**{**vars(TINY), "seed": 8}))
     assert len(list(tmp_path.glob("models/runs/*"))) == 2
 
@@ -100,15 +105,15 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(make_dataset, tmp_path,
     class KilledError(Exception):
         pass
 
-    save_weights = keras.Model.save_weights
+    replace_file = Path.replace
 
-    def save_then_die(model, file, **options):
-        save_weights(model, file, **options)
-        if "state-0003" in Path(file).name:
+    def die_before_the_name(file, target):
+        if target.name.startswith("state-0003"):
             raise KilledError  # between writing the state and giving it its name
+        return replace_file(file, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(keras.Model, "save_weights", save_then_die)
+        patch.setattr(Path, "replace", die_before_the_name)
         with pytest.raises(KilledError):
             fit(folder, tmp_path / "resumed" / "best.keras")
     fit(folder, tmp_path / "resumed" / "best.keras")
@@ -123,26 +128,43 @@ def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:30])
 
 
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda run: cut(run / "run.json"),
-        lambda run: (run / "run.json").write_text("{}"),
-        lambda run: (run / "history.csv").write_text("epoch,val_accuracy\n1\n2\n3\n4\n5\n6\n"),
-        lambda run: (run / "history.csv").write_bytes(b"\xff\xfe"),
-        lambda run: cut(*run.glob("state-*")),
-        lambda run: cut(*run.glob("best-*")),
-        lambda run: next(run.glob("best-*")).unlink(),
-    ],
+def flip_a_bit(file: Path) -> None:
+    """Change a byte within the zip's longest member, as a bad disk does."""
+    content = bytearray(file.read_bytes())
+    with zipfile.ZipFile(file) as archive:
+        longest = max(archive.infolist(), key=lambda member: member.file_size)
+    content[longest.header_offset + longest.file_size // 2] ^= 1
+    file.write_bytes(content)
+
+
+DAMAGES = (
+    lambda run: cut(run / "run.json"),
+    lambda run: (run / "run.json").write_text("{}"),
+    lambda run: (run / "history.csv").write_text("epoch,val_accuracy\n1\n2\n3\n4\n5\n6\n"),
+    lambda run: (run / "history.csv").write_text("epoch,val_accuracy,val_loss\n" + "1,0.5,1\n" * 6),
+    lambda run: (run / "history.csv").write_bytes(b"\xff\xfe"),
+    lambda run: cut(*run.glob("state-*")),
+    lambda run: cut(*run.glob("best-*")),
+    lambda run: flip_a_bit(*run.glob("state-*")),
+    lambda run: flip_a_bit(*run.glob("best-*")),
+    lambda run: next(run.glob("best-*")).write_bytes(next(run.glob("state-*")).read_bytes()),
+    lambda run: next(run.glob("best-*")).write_bytes(b"\x93NUMPY\x01\x00" + b"x" * 100),
+    lambda run: next(run.glob("best-*")).unlink(),
 )
-def test_a_damaged_run_folder_is_named(make_dataset, tmp_path, spoil):
+
+
+def test_a_damaged_run_folder_is_named(make_dataset, tmp_path):
     folder, model_file = make_dataset(), tmp_path / "models" / "best.keras"
     fit(folder, model_file)
     model_file.unlink()
     (run,) = tmp_path.glob("models/runs/*")
-    spoil(run)
-    with pytest.raises(InputError, match=r"the run in .*best-.* is damaged .*; remove that folder"):
-        fit(folder, model_file)
+    shutil.copytree(run, tmp_path / "whole")
+    for spoil in DAMAGES:
+        shutil.rmtree(run)
+        shutil.copytree(tmp_path / "whole", run)
+        spoil(run)
+        with pytest.raises(InputError, match=r"the run in .*best-.* is damaged .*; remove that folder"):
+            fit(folder, model_file)
 
 
 def test_two_processes_never_train_the_same_run(make_dataset, tmp_path):
@@ -155,21 +177,110 @@ def test_two_processes_never_train_the_same_run(make_dataset, tmp_path):
     assert fit(folder, model_file)
 
 
-def test_a_full_disk_leaves_the_last_state_and_nothing_half_written(make_dataset, tmp_path, monkeypatch):
-    folder, model_file = make_dataset(), tmp_path / "models" / "best.keras"
-    save_weights = keras.Model.save_weights
+def test_a_full_disk_names_the_file_and_the_run_goes_on_exactly(make_dataset, tmp_path, capsys):
+    folder, model_file = make_dataset(), tmp_path / "full" / "best.keras"
+    fitting = Fitting(**{**vars(TINY), "epochs": 2})
+    fit(folder, tmp_path / "straight" / "best.keras", fitting)
+    for size, name in ((500, "run.json"), (2500, "state-0001.npz"), (30_000, "curves.png")):
+        with files_of_at_most(size), pytest.raises(OSError, match="File too large") as caught:
+            fit(folder, model_file, fitting)
+        assert Path(caught.value.filename).name == name
+        assert not list(tmp_path.glob("full/**/.*")) and not model_file.exists() and not card_path(model_file).exists()
+    assert fit(folder, model_file, fitting)
+    for row, expected in zip(history_of(tmp_path / "full"), history_of(tmp_path / "straight"), strict=True):
+        assert {n: float(v) for n, v in row.items()} == pytest.approx({n: float(v) for n, v in expected.items()}), row
 
-    def full(model, file, **options):
-        save_weights(model, file, **options)
-        if "state-0003" in Path(file).name:
-            raise RuntimeError("Can't decrement id ref count (error message = 'No space left on device')")
+
+def test_a_full_disk_leaves_an_earlier_network_and_its_card_as_they_were(tiny_model):
+    file = tiny_model()
+    before = [path.read_bytes() for path in (file, card_path(file))]
+    for size, failing in ((file.stat().st_size // 2, file), (100, card_path(file))):
+        with files_of_at_most(size), pytest.raises(OSError, match="File too large") as caught:
+            tiny_model(labels=("fear", "anger", "disgust"))
+        assert caught.value.filename == str(failing)
+    assert [path.read_bytes() for path in (file, card_path(file))] == before and len(list(file.parent.iterdir())) == 2
+
+
+def test_a_forced_training_starts_anew_and_goes_on_when_it_was_interrupted(make_dataset, tmp_path, monkeypatch, capsys):
+    folder, model_file = make_dataset(), tmp_path / "models" / "best.keras"
+    table, fitting = read_table(folder, "split.csv"), Fitting(**{**vars(TINY), "epochs": 1})
+
+    def train(**more) -> bool:
+        return fit_table(table, folder, model_file, fitting, "python -m some.step", **more)
+
+    train()
+    assert not train()
+    old = card_path(model_file).read_bytes()
+    replace_file = Path.replace
+
+    def die_at_the_end(file, target):
+        if target == model_file:
+            raise KeyboardInterrupt
+        return replace_file(file, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(keras.Model, "save_weights", full)
-        with pytest.raises(OSError, match="No space left"):
-            fit(folder, model_file)
-    assert [file.name for file in tmp_path.glob("models/runs/*/*state*")] == ["state-0002.weights.h5"]
-    assert fit(folder, model_file)
+        patch.setattr(Path, "replace", die_at_the_end)
+        capsys.readouterr()
+        with pytest.raises(KeyboardInterrupt):
+            train(force=True)
+    assert "5/5 - " in (printed := capsys.readouterr().out) and "going on" not in printed
+    assert train() and "going on after epoch 1 of 1" in (printed := capsys.readouterr().out)
+    assert "\n1 epoch (" in printed
+    new = json.loads(card_path(model_file).read_text())
+    assert new["run"] == json.loads(old)["run"] and new["started"] > json.loads(old)["started"]
+    assert not train()
+
+
+def test_a_new_version_of_the_code_that_shapes_a_run_is_another_run(make_dataset, tmp_path, monkeypatch, capsys):
+    folder, runs = make_dataset(), tmp_path / "models" / "runs"
+    read_batches(read_table(folder, "split.csv"), folder, TINY)  # fills the cache of images
+
+    def start() -> set[str]:
+        with files_of_at_most(0), pytest.raises(OSError, match="File too large"):
+            fit(folder, tmp_path / "models" / "best.keras")
+        return {run.name for run in runs.iterdir()}
+
+    assert len(start()) == len(start()) == 1
+    for number, module in enumerate(("models", "augmentation", "datasets", "distillation", "fitting"), 2):
+        monkeypatch.setattr(f"training.{module}.VERSION", 1_000)
+        assert len(start()) == number
+
+
+@pytest.mark.parametrize("released", RELEASED, ids=lambda file: file.name)
+def test_no_spelling_of_a_released_name_is_accepted_for_a_new_network(tmp_path, monkeypatch, released):
+    (tmp_path / "link").symlink_to(released.parent)
+    (tmp_path / "link.keras").symlink_to(released)
+    monkeypatch.chdir(ROOT / "tests")
+    for file in (
+        released,
+        Path(os.path.relpath(released)),
+        released.parent / ".." / "models" / released.name,
+        released.with_name(released.name.replace("e", "E", 1)),
+        tmp_path / "link" / released.name,
+        tmp_path / "link.keras",
+    ):
+        with pytest.raises(InputError, match=f"would replace the released network {released.name}; give another name"):
+            check_output(file)
+    check_output(tmp_path / released.name)
+    check_output(released.with_name("mine.keras"))
+
+
+@pytest.mark.parametrize("step", ["step1_baseline", "step3_best_model", "step3_best_model --folds 3",
+                                  "step4_sequence_model", "step4_sequence_model --folds 3"])  # fmt: skip
+def test_every_step_that_saves_a_network_refuses_a_released_name(make_dataset, tmp_path, monkeypatch, run_step, step):
+    folder = make_dataset()
+    table = read_table(folder, "split.csv")
+    write_table(table.assign(fold=[str(n % 3) for n in range(len(table))]), folder / "split.csv")
+    released = tmp_path / "models" / folder.name / "baseline_project1.keras"
+    released.parent.mkdir(parents=True)
+    released.write_bytes(b"kept")
+    monkeypatch.setattr("training.emotion_classifier.RELEASED", (released,))
+    module, *options = f"training.{step}".split()
+    output = [] if "step1" in step else ["--output", released]
+    places = ["--dataset", folder.name, "--data", folder.parent, "--models", tmp_path / "models"]
+    done = run_step(module, *places, *options, *output)
+    assert done.returncode == 2 and "would replace the released network" in done.stderr, done.stderr
+    assert [file.name for file in released.parent.iterdir()] == [released.name] and released.read_bytes() == b"kept"
 
 
 @pytest.mark.parametrize(

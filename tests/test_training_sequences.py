@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import files_of_at_most
 
 from configuration import TEMPORAL, Temporal
 from preprocessing.errors import InputError
@@ -250,6 +251,33 @@ def test_features_of_mirrored_crops_are_computed_once_and_kept(make_sequences, f
     np.testing.assert_array_equal(frame_features(classifier, folder, frames), features)
 
 
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda content: content[: len(content) // 2],
+        lambda content: b"",
+        lambda content: b"no numbers",
+        lambda content: b"PK\x03\x04" + content,
+        lambda content: content.replace(b"(2, ", b"(9, ", 1),
+    ],
+)
+def test_a_damaged_feature_cache_is_made_anew_and_named(make_sequences, frames_network, capsys, spoil):
+    folder = make_sequences()
+    frames = read_sequences(read_table(folder, "split.csv"), folder).frames
+    classifier = EmotionClassifier.load(frames_network, features=True)
+    features = frame_features(classifier, folder, frames)
+    cache = max(folder.glob("cache/*.npy"), key=lambda file: file.stat().st_mtime_ns)
+    content = cache.read_bytes()
+    cache.write_bytes(spoil(content))
+    capsys.readouterr()
+    np.testing.assert_array_equal(frame_features(classifier, folder, frames), features)
+    assert capsys.readouterr().out == f"{cache} is damaged; it is made anew\n" and cache.read_bytes() == content
+    cache.unlink()
+    with files_of_at_most(len(content) - 1), pytest.raises(OSError, match="File too large") as caught:
+        frame_features(classifier, folder, frames)
+    assert caught.value.filename == str(cache) and not cache.exists()
+
+
 # ---------------------------------------------------------------- the step
 
 
@@ -268,15 +296,15 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one_and_a_finished_one_is_n
     class KilledError(Exception):
         pass
 
-    save_weights = keras.Model.save_weights
+    replace_file = Path.replace
 
-    def save_then_die(model, file, **more):
-        save_weights(model, file, **more)
-        if "state-0002" in Path(file).name:
+    def replace_then_die(file, target):
+        replace_file(file, target)
+        if target.name.startswith("state-0002"):
             raise KilledError
 
     with monkeypatch.context() as patch:
-        patch.setattr(keras.Model, "save_weights", save_then_die)
+        patch.setattr(Path, "replace", replace_then_die)
         with pytest.raises(KilledError):
             fit(folder, tmp_path / "resumed" / "sequence.keras", frames_network, settings)
     assert fit(folder, tmp_path / "resumed" / "sequence.keras", frames_network, settings)

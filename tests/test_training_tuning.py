@@ -13,7 +13,7 @@ import cv2
 import keras
 import optuna
 import pytest
-from conftest import ROOT
+from conftest import ROOT, files_of_at_most
 from optuna.trial import TrialState
 
 from configuration import BEST, TUNING, Fitting, Tuning
@@ -22,7 +22,7 @@ from preprocessing.image_tables import read_table, usable, write_table
 from training import fitting as training_fitting
 from training import models
 from training.settings import read_settings
-from training.tuning import Search, drawn, open_study, search_space, settings_of, start_params, tune
+from training.tuning import Search, drawn, open_study, search_space, settings_of, start_params, storage_errors, tune
 
 QUICK = Tuning(trials=4, epochs=4, first_check=1, batch_sizes=(8, 16))
 BASE = Fitting(network="tiny", batch_size=8, learning_rate=5e-3, precision="float32")
@@ -64,6 +64,22 @@ def test_the_configured_settings_lie_in_the_searched_ranges():
     for name, distribution in space.items():
         assert distribution._contains(distribution.to_internal_repr(params[name])), name
     assert set(search_space(replace(BEST, targets="votes"), TUNING)) == set(space) - {"label_smoothing"}
+
+
+@pytest.mark.parametrize("size", [10, 700, 3000, 5000])
+def test_a_study_on_a_full_disk_names_the_file_and_goes_on_later(tmp_path, capsys, size):
+    journal = tmp_path / "tuning.journal"
+
+    def run() -> optuna.Study:
+        with storage_errors(journal):
+            study = study_in(journal)
+            search(study, tmp_path, accuracy_of).run()
+        return study
+
+    with files_of_at_most(size), pytest.raises(OSError, match="File too large") as caught:
+        run()
+    assert caught.value.filename == str(journal)
+    assert [state for state in states(run()) if state in ("COMPLETE", "PRUNED")] == states(run())[-4:]
 
 
 def test_strengths_scale_what_is_configured():

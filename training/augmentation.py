@@ -8,6 +8,7 @@ import numpy as np
 from configuration import Augmentation
 
 ops: Any = keras.ops  # Keras does not type what its operations give
+VERSION = 1  # raise this when the same settings are to change images otherwise: finished runs are then repeated
 
 
 class RandomAffine(keras.layers.Layer):

@@ -19,6 +19,7 @@ from preprocessing.files import atomic_file
 from preprocessing.image_tables import labels_of
 from training.emotion_classifier import EmotionClassifier
 
+VERSION = 1  # raise this when batches are to come or to be mixed otherwise: finished runs are then repeated
 CHANNELS = {"grayscale": 1, "rgb": 3}
 MEMORY_LIMIT = 2 << 30  # bytes: larger caches are memory-mapped, not loaded
 KEPT_CACHES = 12  # files: the least recently used beyond these are removed
@@ -37,9 +38,9 @@ class FaceBatches(keras.utils.PyDataset):
         batch_size: Images per batch; the last batch may be smaller.
         epoch: Number of the epoch being served; set it before a run is resumed.
         weights: float32, (n,): weight of each image in the loss, served third; None: (images, labels) alone.
-        mixup: Each image of a batch, its target and its weight are mixed with those of another one of the batch, in a
-            share drawn for each from a beta distribution with this as both its parameters; 0: none are (Zhang et al.
-            2018, https://arxiv.org/abs/1710.09412).
+        mixup: Each image of a batch is mixed with another one of the batch, in a share drawn for each from a beta
+            distribution with this as both its parameters; 0: none are (Zhang et al. 2018,
+            https://arxiv.org/abs/1710.09412). Targets and weights are mixed as `_mixed` says.
     """
 
     def __init__(
@@ -90,6 +91,15 @@ class FaceBatches(keras.utils.PyDataset):
         self.epoch += 1
 
     def _mixed(self, served: tuple[np.ndarray, ...], index: int) -> tuple[np.ndarray, ...]:
+        """Return a batch mixed with itself in another order.
+
+        Two images x with targets y and weights w are mixed by the share s into
+
+            x = s x1 + (1 - s) x2,  w = s w1 + (1 - s) w2,  y = (s w1 y1 + (1 - s) w2 y2) / w.
+
+        Cross-entropy is linear in its target, so the loss w H(y, p) is s w1 H(y1, p) + (1 - s) w2 H(y2, p): each part
+        keeps its own weight. Targets mixed without the weights would give each part a share of its partner's weight.
+        """
         random = np.random.default_rng([self._seed, self.epoch, index])
         n = len(served[0])
         partners, shares = random.permutation(n), random.beta(self.mixup, self.mixup, n).astype(np.float32)
@@ -99,7 +109,12 @@ class FaceBatches(keras.utils.PyDataset):
             mixed = share * values + (1 - share) * values[partners]
             return mixed.round().astype(np.uint8) if values.dtype == np.uint8 else mixed
 
-        return tuple(mix(values) for values in served)
+        if len(served) == 2:
+            return tuple(mix(values) for values in served)
+        images, targets, weights = served
+        mixed_weights = mix(weights)
+        divisor = np.maximum(mixed_weights, np.finfo(np.float32).tiny)  # weights may be zero
+        return mix(images), mix(weights[:, None] * targets) / divisor[:, None], mixed_weights
 
     def _epoch_order(self) -> np.ndarray:
         if self._order is None or (self._shuffle and self._order[0] != self.epoch):
@@ -201,7 +216,7 @@ def _cached_images(paths: list[str], directory: Path, target_size: tuple[int, in
         key.update(f"{path}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
     file = directory / "cache" / f"{key.hexdigest()[:16]}.npy"
     shape = (len(paths), *target_size, CHANNELS[color_mode])
-    images = _cached(file, shape)
+    images = read_cache(file, shape, np.uint8)
     if images is None:
         with atomic_file(file) as temporary, temporary.open("wb") as stream:
             # Not into a memory map: on a full disk, writing to one kills the process.
@@ -210,22 +225,34 @@ def _cached_images(paths: list[str], directory: Path, target_size: tuple[int, in
             _write_decoded(stream, [directory / path for path in paths], target_size, color_mode)
         for old in sorted(file.parent.glob("*.npy"), key=lambda f: f.stat().st_mtime)[:-KEPT_CACHES]:
             old.unlink(missing_ok=True)
-        images = _cached(file, shape)
+        images = read_cache(file, shape, np.uint8)
         assert images is not None, f"{file} cannot be read back"
     images.flags.writeable = False
     return images
 
 
-def _cached(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Return the images of a cache file; None where there is none of this shape that can be read."""
+def read_cache(file: Path, shape: tuple[int | None, ...], dtype: type) -> np.ndarray | None:
+    """Return the array of a cache file; None where it must be made anew, which is printed where the file is damaged.
+
+    Args:
+        file: The `.npy` file; it need not exist. A large one is memory-mapped.
+        shape: The lengths that it must have; None: any.
+        dtype: The type that its values must have.
+    """
     try:
-        images = np.load(file, mmap_mode="r" if file.stat().st_size > MEMORY_LIMIT else None)
-    except (FileNotFoundError, ValueError, EOFError):
+        array = np.load(file, mmap_mode="r" if file.stat().st_size > MEMORY_LIMIT else None)
+        fits = all(wanted in (None, length) for length, wanted in zip(array.shape, shape, strict=True))
+        if array.dtype != dtype or not fits:
+            raise ValueError(f"it holds {array.dtype} {array.shape}")
+    except FileNotFoundError:
         return None
-    if images.shape != shape:
+    except OSError:
+        raise
+    except Exception:  # a damaged file may raise almost anything
+        print(f"{file} is damaged; it is made anew", flush=True)
         return None
     os.utime(file)
-    return images
+    return array
 
 
 def _write_decoded(stream: BinaryIO, files: list[Path], target_size: tuple[int, int], color_mode: str) -> None:

@@ -24,6 +24,7 @@ from training.fine_tuning import Start, build_from
 from training.lineage import exposure_of
 
 ops: Any = keras.ops  # Keras does not type what its operations give
+VERSION = 1  # raise this when teachers are to shape the targets otherwise: finished runs are then repeated
 
 
 def read_teachers(

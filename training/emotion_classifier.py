@@ -8,10 +8,12 @@ imported when the first one is loaded or saved, or LiteRT, which runs a converte
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +23,7 @@ import numpy as np
 from configuration import FACES, PATHS, ROOT, SERVING, Faces
 from preprocessing.emotions import EMOTIONS, in_class_order
 from preprocessing.errors import InputError
-from preprocessing.files import atomic_file, file_hash
+from preprocessing.files import atomic_file, file_hash, write_checked
 from preprocessing.litert import Network, converted
 from preprocessing.quiet import quiet_start
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 KERAS_BATCHES = tuple(1 << power for power in range(9))  # sizes of what Keras is given: each is traced once
 LITERT_BATCHES = (1, 2)  # the same for LiteRT, which is prepared for each; larger ones are no faster per image
 MOST_THREADS = 4  # cores: more than these gain nothing on a face or two
+RELEASED = tuple(ROOT / "models" / name for name in ("pretrained.keras", "fer2013.keras"))  # no training replaces these
 TEMPERATURES = (0.01, 100.0)  # least and most that a card may say: beyond, every answer is certain or none is
 _NEEDED = {"labels": list, "input_size": int, "channels": int, "align": str, "temperature": (int, float)}
 _IF_THERE = {
@@ -284,10 +287,40 @@ def find_network(entry: dict[str, Any]) -> Path | None:
     return None
 
 
+def check_output(model_file: Path) -> None:
+    """Refuse a name that a trained network must not have; commands call this before they train.
+
+    Args:
+        model_file: Where the network is to go.
+
+    Raises:
+        InputError: it is no `.keras` file, or it is a released network in any spelling of its path.
+    """
+    if model_file.suffix != ".keras" or model_file.is_dir():
+        raise InputError(f"--output {model_file} is not the name of a .keras file; the card goes beside it as .json")
+    target = Path(os.path.realpath(model_file))  # unlike `resolve`, it takes a link to itself
+    for released in RELEASED:
+        # Some disks do not distinguish upper and lower case, and a folder may be reached by several paths.
+        same_name = target.name.casefold() == released.name.casefold()
+        if target == released.resolve() or (same_name and _is_same_folder(target.parent, released.parent)):
+            raise InputError(
+                f"--output {model_file} would replace the released network {released.name}; give another name, such "
+                "as models/mine.keras"
+            )
+
+
+def _is_same_folder(folder: Path, other: Path) -> bool:
+    return folder.exists() and other.exists() and folder.samefile(other)
+
+
 def write_card(card: dict[str, Any], model_file: Path) -> None:
     """Write a network's card so that a reader sees all of it or none."""
     with atomic_file(card_path(model_file)) as temporary:
-        temporary.write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_bytes(_card_content(card))
+
+
+def _card_content(card: dict[str, Any]) -> bytes:
+    return (json.dumps(card, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def save(network: keras.Model, card: dict[str, Any], model_file: Path, hashes: ImageHashes | None = None) -> None:
@@ -328,18 +361,33 @@ def write_model(
 ) -> None:
     """Write a network as it is, its list of images and its card.
 
-    The files of an earlier network are removed first, so that a kill never leaves them beside the new one.
-    """
-    from training.lineage import hashes_file, write_hashes
+    The card and the list of an earlier network are removed first, so a kill never leaves them beside the new network.
+    All files are on disk under temporary names before any replaces an earlier one, so a full disk leaves those as they
+    were.
 
-    with atomic_file(model_file) as temporary:
-        network.save(temporary)
-        of_the_files = {"labels_hash": labels_hash(card["labels"]), "network_hash": file_hash(temporary)}
+    Args:
+        network: The network.
+        card: Its card; `labels_hash` and `network_hash` are added.
+        model_file: Path of the `.keras` file.
+        hashes: The images that shaped the network and its lineage; left out, they count as unknown.
+
+    Raises:
+        OSError: The disk is full, or a file does not read back as it was written.
+    """
+    from training.lineage import hashes_content, hashes_file
+
+    content = io.BytesIO()  # HDF5 must not write to a disk that may be full: see `write_file`
+    network.save(content, zipped=False)  # `zipped` only relaxes the check of the file's name: the content is a zip
+    network_hash = hashlib.sha256(content.getvalue()).hexdigest()[:16]  # as `file_hash` gives it
+    card = {**card, "labels_hash": labels_hash(card["labels"]), "network_hash": network_hash}
+    with ExitStack() as files:  # the network takes its name first, the card last
+        write_checked(files.enter_context(atomic_file(card_path(model_file))), _card_content(card))
+        if hashes is not None:
+            list_file = files.enter_context(atomic_file(hashes_file(model_file)))
+            write_checked(list_file, hashes_content(hashes, network_hash))
+        write_checked(files.enter_context(atomic_file(model_file)), content.getvalue())
         card_path(model_file).unlink(missing_ok=True)
         hashes_file(model_file).unlink(missing_ok=True)
-    if hashes is not None:
-        write_hashes(model_file, hashes)
-    write_card({**card, **of_the_files}, model_file)
 
 
 def check_fit(input_shape: Sequence[Any], output_shape: Sequence[Any], card: dict[str, Any], model_file: Path) -> None:
@@ -354,12 +402,25 @@ def check_fit(input_shape: Sequence[Any], output_shape: Sequence[Any], card: dic
         )
 
 
+def is_whole(model_file: Path) -> bool:
+    """Tell whether a `.keras` file, which is a zip archive, is complete and matches its checksums."""
+    try:
+        with zipfile.ZipFile(model_file) as archive:
+            return archive.testzip() is None
+    except PermissionError:
+        raise
+    except Exception:  # a damaged archive may raise almost anything
+        return False
+
+
 def load_network(model_file: Path) -> keras.Model:
     """Return a saved network without its card.
 
     Raises:
-        InputError: the file is no Keras model.
+        InputError: the file is damaged, or is no Keras model.
     """
+    if not is_whole(model_file):
+        raise InputError(f"{model_file} is damaged: it is not a complete .keras file; restore it, or train it again")
     with quiet_start():
         import keras
     try:

@@ -6,8 +6,8 @@ run goes on after its last whole epoch; a finished one is not repeated.
 """
 
 import csv
-import errno
 import hashlib
+import io
 import json
 import os
 import platform
@@ -24,16 +24,17 @@ import numpy as np
 import pandas as pd
 
 from configuration import Fitting
+from preprocessing.command_line import counted
 from preprocessing.crowd_votes import majority, vote_shares, voted_emotions
 from preprocessing.errors import InputError
-from preprocessing.files import atomic_file
+from preprocessing.files import write_file
 from preprocessing.image_tables import digest, labels_of, split_hash, usable
-from training import models
+from training import augmentation, datasets, distillation, models
 from training.augmentation import WholeFacesLast, build_augmentation
 from training.balancing import sample_weights
 from training.datasets import FaceBatches, flow_from_dataframe
 from training.distillation import TaughtModel, Teachers, card_entries, read_teachers, teach
-from training.emotion_classifier import card_path, check_crops, crop_options, save
+from training.emotion_classifier import card_path, check_crops, check_output, crop_options, is_whole, save
 from training.fast_training import training_form
 from training.fine_tuning import Start, build_from, shaping_settings
 from training.lineage import ImageHashes, lineage_hashes
@@ -45,6 +46,9 @@ TARGETS = ("labels", "votes")
 TEACHINGS = ("once", "views")
 PRECISIONS = ("auto", "float32", "mixed_bfloat16")
 NOT_FEELINGS = "It names what a face looks like, not what a person feels; do not use it to decide about people."
+# Raise this when the same settings are to train otherwise (targets, loss, optimizer, ...): finished runs are repeated.
+VERSION = 1
+FIGURES = {"loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"}  # of each epoch, in history.csv
 MONITOR = "val_accuracy"  # the best epoch is chosen by this
 AUGMENTATION_RANGES = (
     ("rotation", 0, 180),
@@ -69,6 +73,7 @@ def fit_table(
     fitting: Fitting,
     command: str,
     settings_hashes: ImageHashes | None = None,
+    force: bool = False,
     **facts: Any,
 ) -> bool:
     """Train a network on a data set's table, and save its best epoch with its card.
@@ -80,6 +85,7 @@ def fit_table(
         fitting: Every setting of the run.
         command: The command that makes this network again, for its card.
         settings_hashes: The images by which the settings were selected, where that is another run's work.
+        force: Train from the first epoch, even where this run is finished.
         **facts: Further entries of its card.
 
     Returns:
@@ -89,16 +95,15 @@ def fit_table(
         InputError: a setting or the file's name is not accepted, the train or dev split has no usable rows, there
             are fewer than two emotions, or one of them has no training image.
     """
-    if model_file.suffix != ".keras" or model_file.is_dir():
-        raise InputError(f"--output {model_file} is not the name of a .keras file; the card goes beside it as .json")
+    check_output(model_file)
     train, dev, about = read_batches(table, folder, fitting)
-    counts = f"{len(train.images)} train, {len(dev.images)} dev images, {len(train.classes)} emotions"
+    counts = f"{len(train.images)} train, {counted(len(dev.images), 'dev image')}, {len(train.classes)} emotions"
     print(f"{folder.name}: {counts}; network {Path(fitting.start_from).name or fitting.network}", flush=True)
     rows = _learning_rows(table, folder, fitting)
     images = {name: rows.loc[rows["split"] == name, "pixel_hash"] for name in ("train", "dev")}
     own = ImageHashes.of(images["train"], images["dev"])
     about |= {"command": command, **facts}
-    return fit(train, dev, model_file, fitting, about, own, table, settings_hashes)
+    return fit(train, dev, model_file, fitting, about, own, table, settings_hashes, force)
 
 
 def read_batches(
@@ -205,6 +210,7 @@ def fit(
     own: ImageHashes,
     table: pd.DataFrame,
     settings_hashes: ImageHashes | None = None,
+    force: bool = False,
 ) -> bool:
     """Train a network, or go on with an interrupted training, and save its best epoch with its card.
 
@@ -218,6 +224,7 @@ def fit(
         own: The images that the network is trained and selected on in this run.
         table: The data set's `split.csv`; teachers must not know the images of its dev and test splits.
         settings_hashes: The images by which the settings were selected, where that is another run's work.
+        force: Train from the first epoch, even where this run is finished.
 
     Returns:
         False where this very run had been finished before and nothing was done.
@@ -241,6 +248,13 @@ def fit(
         "split_hash": about["split_hash"],
         "votes_hash": about["votes_hash"],
         "crops": about["crops"],
+        "code_versions": {
+            "models": models.VERSION,
+            "augmentation": augmentation.VERSION,
+            "datasets": datasets.VERSION,
+            "distillation": distillation.VERSION,
+            "fitting": VERSION,
+        },
     }
 
     hashes = lineage_hashes(own, (source.file for source in (start, *teachers) if source))
@@ -269,6 +283,7 @@ def fit(
         settings,
         build,
         choose=lambda: choose_precision(train, fitting),
+        force=force,
     )
     if done is None:
         return False
@@ -299,6 +314,7 @@ def train_or_resume(
     settings: dict[str, Any],
     build: Callable[[str], tuple[keras.Model, keras.Model]],
     choose: Callable[[], str],
+    force: bool = False,
 ) -> tuple[keras.Model, dict[str, Any]] | None:
     """Train any network in a run folder of its own, or go on where an interrupted run was.
 
@@ -307,9 +323,11 @@ def train_or_resume(
         dev: Batches to choose the epoch by.
         model_file: Where the network will go; its card will name the run.
         fitting: Settings of the run.
-        settings: All that the network depends on, as JSON takes it; the same settings are the same run.
+        settings: All that the network depends on, as JSON takes it; the same settings are the same run. They include
+            the versions of the code that shapes it.
         build: Returns the network and the compiled model that trains it, in a precision.
         choose: Returns the precision of a new run.
+        force: Train from the first epoch, even where the run is finished.
 
     Returns:
         The network with the weights of its best epoch, and what its card says of the run; None where the network is
@@ -319,11 +337,18 @@ def train_or_resume(
         InputError: the training diverged, or its files are damaged or in another process's use.
     """
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    if _is_made_by(model_file, key):
-        print(f"unchanged: {model_file} was made by this very run (same settings, same data); nothing to do")
-        return None
     folder = model_file.parent / "runs" / f"{model_file.stem}-{key}"
+    if not force and _is_made_by(model_file, key, folder):
+        print(
+            f"unchanged: {model_file} was made by this very run (same settings, data and versions of the code); "
+            "nothing to do; the training step's --force trains it again"
+        )
+        return None
     with sole_worker(folder):
+        if force:
+            states = list(folder.glob("*.npz"))
+            for old in (*states, folder / "run.json"):  # this last, so that a kill leaves no state without it
+                old.unlink(missing_ok=True)
         run = _open_run(folder, settings, choose)
         start = time.monotonic()
         keras.utils.set_random_seed(fitting.seed)
@@ -333,13 +358,14 @@ def train_or_resume(
         if not np.isfinite(best["val_loss"]):
             raise InputError(f"the training diverged (see {folder / 'history.csv'}); give a smaller learning rate")
         with _reading(folder):
-            network.load_weights(_weights(folder, "best", best["epoch"]))
+            read_weights(network.weights, _weights(folder, "best", best["epoch"]))
     print(
-        f"{len(history)} epochs ({time.monotonic() - start:.0f} s in this go), best: epoch {best['epoch']} "
+        f"{counted(len(history), 'epoch')} ({time.monotonic() - start:.0f} s in this go), best: epoch {best['epoch']} "
         f"with dev accuracy {best[MONITOR]:.4f}\ncurves:  {folder / 'curves.png'}"
     )
     return network, {
         "run": key,
+        "started": run["started"],
         "created": datetime.now(UTC).date().isoformat(),
         "parameters": network.count_params(),
         "hyperparameters": settings["fitting"],
@@ -417,11 +443,14 @@ def _backend() -> str:
     return f"{keras.backend.backend()} {__import__(keras.backend.backend()).__version__}"
 
 
-def _is_made_by(model_file: Path, key: str) -> bool:
-    """Return whether a saved network's card says that it was made by this run."""
+def _is_made_by(model_file: Path, key: str, folder: Path) -> bool:
+    """Return whether a saved network's card says that it was made by this run, and by its latest start."""
     try:
         card = json.loads(card_path(model_file).read_text(encoding="utf-8"))
-        return model_file.is_file() and card["run"] == key
+        if card["run"] != key or not is_whole(model_file):
+            return False
+        run = folder / "run.json"  # a forced training that is not finished has started later than the network's
+        return not run.is_file() or json.loads(run.read_text(encoding="utf-8"))["started"] == card["started"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return False
 
@@ -430,12 +459,14 @@ def _open_run(folder: Path, settings: dict[str, Any], choose_precision: Callable
     """Return what `run.json` says, after writing it where the run is new."""
     file = folder / "run.json"
     if not file.is_file():
-        with atomic_file(file) as temporary:
-            temporary.write_text(json.dumps({**settings, "precision": choose_precision()}, indent=2), encoding="utf-8")
+        run = {**settings, "precision": choose_precision(), "started": datetime.now(UTC).isoformat()}
+        write_file(file, json.dumps(run, indent=2).encode())
     with _reading(folder):
         run = json.loads(file.read_text(encoding="utf-8"))
         if run["precision"] not in PRECISIONS[1:]:
             raise ValueError(f"precision {run['precision']!r}")
+        if not isinstance(run["started"], str):
+            raise ValueError(f"started {run['started']!r}")
     return run
 
 
@@ -444,7 +475,7 @@ def _reading(folder: Path) -> Iterator[None]:
     """Tell what to do where a run's own files cannot be read."""
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # a damaged file may raise almost anything
         reason = (str(error) or type(error).__name__).splitlines()[0][:120]
         raise InputError(f"the run in {folder} is damaged ({reason}); remove that folder to train anew") from error
 
@@ -579,7 +610,38 @@ def _merit(row: dict[str, float]) -> tuple[float, float]:
 
 
 def _weights(folder: Path, what: str, epoch: float) -> Path:
-    return folder / f"{what}-{int(epoch):04d}.weights.h5"
+    return folder / f"{what}-{int(epoch):04d}.npz"
+
+
+def write_weights(variables: Sequence[Any], file: Path) -> None:
+    """Write the values of Keras variables, in their order, as NumPy's `.npz`, which has a checksum of each.
+
+    Raises:
+        OSError: the disk is full, or the file does not read back as it was written.
+    """
+    content = io.BytesIO()
+    values: list[Any] = [keras.ops.convert_to_numpy(variable) for variable in variables]
+    np.savez(content, *values)
+    write_file(file, content.getvalue())
+
+
+def read_weights(variables: Sequence[Any], file: Path) -> None:
+    """Give Keras variables the values that `write_weights` wrote; none of them where the file is damaged.
+
+    Raises:
+        ValueError: the file holds other variables. A damaged file raises this or almost any other exception.
+    """
+    with np.load(file) as arrays:
+        values = [arrays[f"arr_{index}"] for index in range(len(arrays.files))]
+    if [(value.shape, str(value.dtype)) for value in values] != [(v.shape, v.dtype) for v in variables]:
+        raise ValueError(f"{file.name} holds other weights")
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+
+
+def _state(trainer: Any) -> list[Any]:
+    """Return the variables that a resumed training needs: all weights, and those of the optimizer."""
+    return [*trainer.weights, *trainer.optimizer.variables]
 
 
 class RunKeeper(keras.callbacks.Callback):
@@ -603,14 +665,15 @@ class RunKeeper(keras.callbacks.Callback):
 
     def restore(self, trainer: keras.Model) -> int:
         """Load the newest state into the trainer; return the number of epochs it has done."""
-        for state in sorted(self.folder.glob("state-*.weights.h5"), reverse=True):
+        for state in sorted(self.folder.glob("state-*.npz"), reverse=True):
             with _reading(self.folder):
                 epoch = int(state.name.split("-")[1].split(".")[0])
                 history = self._read_history(epoch)
                 if len(history) == epoch:
                     self.history = history
-                    self.network.load_weights(_weights(self.folder, "best", self._best()))  # fails now, not at the end
-                    trainer.load_weights(state)
+                    best = _weights(self.folder, "best", self._best())
+                    read_weights(self.network.weights, best)  # fails now, not at the end
+                    read_weights(_state(trainer), state)
                     return epoch
         return 0
 
@@ -636,11 +699,11 @@ class RunKeeper(keras.callbacks.Callback):
         row["learning_rate"] = float(trainer.optimizer.learning_rate)
         self.history.append(row)
         if self._best() == number:
-            self._save(self.network, _weights(self.folder, "best", number))
+            write_weights(self.network.weights, _weights(self.folder, "best", number))
         self._write_history()
-        self._save(trainer, _weights(self.folder, "state", number))
+        write_weights(_state(trainer), _weights(self.folder, "state", number))
         keep = {_weights(self.folder, "best", self._best()), _weights(self.folder, "state", number)}
-        for old in set(self.folder.glob("*.weights.h5")) - keep:
+        for old in set(self.folder.glob("*.npz")) - keep:
             old.unlink()
         if self.out_of_patience():
             trainer.stop_training = True
@@ -648,24 +711,12 @@ class RunKeeper(keras.callbacks.Callback):
     def _best(self) -> int:
         return int(max(self.history, key=_merit)["epoch"])
 
-    def _save(self, model: keras.Model, file: Path) -> None:
-        # Keras wants the ending .weights.h5, which a temporary name keeps by going in front.
-        temporary = file.with_name(f".part-{file.name}")
-        try:
-            model.save_weights(temporary, overwrite=True)
-            temporary.replace(file)
-        except RuntimeError as error:  # so HDF5 tells some of what happens on a full disk
-            if "No space left" not in str(error):
-                raise
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file)) from error
-        finally:
-            temporary.unlink(missing_ok=True)
-
     def _write_history(self) -> None:
-        with atomic_file(self.folder / "history.csv") as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(self.history[0]))
-            writer.writeheader()
-            writer.writerows(self.history)
+        lines = io.StringIO(newline="")
+        writer = csv.DictWriter(lines, list(self.history[0]))
+        writer.writeheader()
+        writer.writerows(self.history)
+        write_file(self.folder / "history.csv", lines.getvalue().encode())
 
     def _read_history(self, epochs: int) -> list[dict[str, float]]:
         file = self.folder / "history.csv"
@@ -673,7 +724,10 @@ class RunKeeper(keras.callbacks.Callback):
             return []
         with file.open(newline="") as lines:
             rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(lines)]
-        return [{**row, "epoch": int(row["epoch"])} for row in rows[:epochs]]
+        rows = [{**row, "epoch": int(row["epoch"])} for row in rows[:epochs]]
+        if any(row["epoch"] != number or not row.keys() >= FIGURES for number, row in enumerate(rows, 1)):
+            raise ValueError(f"{file.name} lacks an epoch or a figure")
+        return rows
 
 
 def draw_curves(history: list[dict[str, float]], file: Path) -> None:
@@ -688,5 +742,6 @@ def draw_curves(history: list[dict[str, float]], file: Path) -> None:
         axes.set(xlabel="epoch", title=name)
         axes.grid(alpha=0.3)
         axes.legend()
-    with atomic_file(file) as temporary:
-        figure.savefig(temporary, dpi=120)
+    content = io.BytesIO()
+    figure.savefig(content, dpi=120, format=file.suffix[1:])
+    write_file(file, content.getvalue())

@@ -16,7 +16,7 @@ from preprocessing.command_line import step_command
 from preprocessing.errors import InputError
 from preprocessing.image_tables import fold_numbers, split_by_fold, split_hash
 from preprocessing.quiet import quiet_start, silence_retracing
-from training.emotion_classifier import read_card
+from training.emotion_classifier import check_output, read_card
 from training.lineage import ImageHashes, hash_codes, knows_images
 
 STRICT, LOOSE = "fold", "loose_fold"  # columns of the split: people stay in one fold, or may be in several
@@ -53,6 +53,7 @@ def fit_folds(
     command: str,
     column: str = STRICT,
     settings_hashes: ImageHashes | None = None,
+    force: bool = False,
 ) -> list[float]:
     """Train one network per fold: tested on that fold, its epoch chosen on the next one, learning from the others.
 
@@ -67,6 +68,7 @@ def fit_folds(
         command: The command that makes these networks again, for their cards.
         column: `STRICT` or `LOOSE`.
         settings_hashes: The images by which the settings were selected, where that is another run's work.
+        force: Train every fold from the first epoch, even where it is finished.
 
     Returns:
         Each fold's accuracy on its dev images, 0-1.
@@ -75,6 +77,7 @@ def fit_folds(
         InputError: As `fitting.fit_table`; or the split has no such folds; or the settings were selected on images of
             the folds, or the network to start from knows such images: every image of a fold is a test image.
     """
+    check_output(model_file)
     folds = fold_numbers(table, column)
     tested = table.loc[table[column] != ""]
     if settings_hashes is not None:
@@ -106,15 +109,9 @@ def fit_folds(
     for fold in folds:
         file = fold_file(model_file, fold, column == LOOSE)
         print(f"fold {fold} of 0-{folds[-1]} ({column})", flush=True)
-        fit_table(
-            split_by_fold(table, fold, column),
-            folder,
-            file,
-            fitting,
-            command,
-            settings_hashes,
-            fold=fold_entry(fold, folds, column),
-        )
+        entry = fold_entry(fold, folds, column)
+        split = split_by_fold(table, fold, column)
+        fit_table(split, folder, file, fitting, command, settings_hashes, force, fold=entry)
         keras.utils.clear_session(free_memory=True)  # else each network stays in memory
         card = read_card(file)
         fitting = replace(fitting, precision=card["precision"])

@@ -9,6 +9,7 @@ image that was resized, mirrored or compressed again is not.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 import zipfile
@@ -21,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from preprocessing.errors import InputError
-from preprocessing.files import atomic_file, file_hash
+from preprocessing.files import atomic_file, file_hash, write_checked
 from preprocessing.image_tables import split_hash
 from training.emotion_classifier import has_learnt_from, splits_learnt_from
 
@@ -95,14 +96,21 @@ def write_hashes(model_file: Path, hashes: ImageHashes) -> None:
         model_file: The network. For `tuned.json` it is `tuned.keras`, which does not exist.
         hashes: Its images.
     """
-    with atomic_file(hashes_file(model_file)) as temporary, temporary.open("wb") as stream:
-        np.savez_compressed(
-            stream,
-            belongs_to=np.array(file_hash(model_file) if model_file.is_file() else ""),
-            training=hashes.training,
-            selection=hashes.selection,
-            complete=np.array(hashes.complete),
-        )
+    with atomic_file(hashes_file(model_file)) as temporary:
+        write_checked(temporary, hashes_content(hashes, file_hash(model_file) if model_file.is_file() else ""))
+
+
+def hashes_content(hashes: ImageHashes, network_hash: str) -> bytes:
+    """Return the content of the list of images of a network with this content hash."""
+    content = io.BytesIO()
+    np.savez_compressed(
+        content,
+        belongs_to=np.array(network_hash),
+        training=hashes.training,
+        selection=hashes.selection,
+        complete=np.array(hashes.complete),
+    )
+    return content.getvalue()
 
 
 def read_hashes(model_file: Path) -> ImageHashes:

@@ -14,15 +14,20 @@ import numpy as np
 import pandas as pd
 
 from configuration import Fitting, Temporal
+from preprocessing.command_line import counted
 from preprocessing.errors import InputError
 from preprocessing.image_tables import digest, split_hash
-from training.emotion_classifier import EmotionClassifier
+from training.emotion_classifier import EmotionClassifier, check_output
 from training.fitting import NOT_FEELINGS, build_optimizer, check_settings, train_or_resume
+from training.fitting import VERSION as FITTING_VERSION
 from training.lineage import ImageHashes, lineage_hashes
 from training.sequence_classifier import described, save_sequence_network
+from training.sequences import VERSION as SEQUENCES_VERSION
 from training.sequences import SequenceBatches, SequenceSet, frame_features, read_sequences
 
 TEMPORAL_PARTS = ("convolution", "gru")
+# Raise this when the same settings are to make or to train another network: finished runs are then repeated.
+VERSION = 1
 _LEAST_SPREAD = 1e-3  # features that hardly ever change are not blown up
 
 
@@ -65,7 +70,13 @@ def build_sequence_network(
 
 
 def fit_sequences(
-    table: pd.DataFrame, folder: Path, model_file: Path, options: Temporal, features_file: Path, command: str
+    table: pd.DataFrame,
+    folder: Path,
+    model_file: Path,
+    options: Temporal,
+    features_file: Path,
+    command: str,
+    force: bool = False,
 ) -> bool:
     """Train a network on the sequences of a data set's table, and save its best epoch with its card.
 
@@ -76,6 +87,7 @@ def fit_sequences(
         options: Every setting of the run.
         features_file: The network of single faces whose features it reads.
         command: The command that makes this network again, for its card.
+        force: Train from the first epoch, even where this run is finished.
 
     Returns:
         False where this very run had been finished before and nothing was done.
@@ -85,8 +97,7 @@ def fit_sequences(
             an emotion has no training sequence.
     """
     check_options(options)
-    if model_file.suffix != ".keras" or model_file.is_dir():
-        raise InputError(f"--output {model_file} is not the name of a .keras file; the card goes beside it as .json")
+    check_output(model_file)
     sequences = read_sequences(table, folder)
     print(sequences.note, flush=True)
     train, dev = _split(sequences, folder)
@@ -105,8 +116,9 @@ def fit_sequences(
         "split_hash": split_hash(table),
         "sequences": digest(sequences.frames[["path", "pixel_hash"]]),
         "features": origin["sha256"],
+        "code_versions": {"sequence_model": VERSION, "sequences": SEQUENCES_VERSION, "fitting": FITTING_VERSION},
     }
-    print(f"{folder.name}: {len(train)} train, {len(dev)} dev sequences, {len(sequences.classes)} emotions; "
+    print(f"{folder.name}: {len(train)} train, {counted(len(dev), 'dev sequence')}, {len(sequences.classes)} emotions; "
           f"{fitting.network} over the features of {features_file}", flush=True)  # fmt: skip
 
     trained, selected = (sequences.frames["pixel_hash"].iloc[np.concatenate(part.steps)] for part in (train, dev))
@@ -117,7 +129,9 @@ def fit_sequences(
         network = build_sequence_network(fitting, options.window, spread, len(sequences.classes))
         return network, _compiled(network, fitting, len(learning))
 
-    done = train_or_resume(learning, choosing, model_file, fitting, settings, build, choose=lambda: "float32")
+    done = train_or_resume(
+        learning, choosing, model_file, fitting, settings, build, choose=lambda: "float32", force=force
+    )
     if done is None:
         return False
     network, run = done

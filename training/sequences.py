@@ -1,6 +1,7 @@
 """Table rows to sequences: which frames belong together, what a network sees in each, and batches of windows."""
 
 import hashlib
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,12 +15,13 @@ from configuration import Temporal
 from preprocessing.command_line import progress_bar
 from preprocessing.emotions import in_class_order
 from preprocessing.errors import InputError
-from preprocessing.files import atomic_file, fingerprint
+from preprocessing.files import fingerprint, write_file
 from preprocessing.image_tables import is_seen
-from training.datasets import read_crops
+from training.datasets import read_cache, read_crops
 from training.emotion_classifier import EmotionClassifier
 from training.sequence_classifier import window_of
 
+VERSION = 1  # raise this when sequences are to be read or augmented otherwise: finished runs are then repeated
 _AT_ONCE = 256  # images whose features are computed at once
 
 
@@ -154,16 +156,18 @@ def frame_features(classifier: EmotionClassifier, folder: Path, frames: pd.DataF
     crops = fingerprint({path: folder / path for path in frames["face_path"]})
     key = hashlib.sha256(f"{classifier.features_of}{crops}".encode()).hexdigest()[:16]
     file = folder / "cache" / f"{key}.npy"
-    if file.is_file():
-        return np.load(file)
+    known = read_cache(file, (2, len(images), None), np.float32)
+    if known is not None:
+        return known
     parts: list[np.ndarray] = []
     with progress_bar() as bar:
         for start in bar.track(range(0, len(images), _AT_ONCE), description="features"):
             part = np.asarray(images[start : start + _AT_ONCE])
             parts.append(np.stack([classifier.features(part), classifier.features(part[:, :, ::-1])]))
     features = np.concatenate(parts, axis=1)
-    with atomic_file(file) as temporary, temporary.open("wb") as stream:
-        np.save(stream, features)
+    content = io.BytesIO()
+    np.save(content, features)
+    write_file(file, content.getvalue())
     return features
 
 

@@ -21,6 +21,7 @@ from configuration import BASELINES, PATHS, SAMPLE
 from preprocessing.command_line import (
     DataRoot,
     DatasetName,
+    Force,
     ModelsRoot,
     dataset_folder,
     run,
@@ -38,6 +39,7 @@ def main(
     network: Annotated[str, typer.Option(help=f"Which baseline: {' or '.join(BASELINES)}.")] = "project1",
     epochs: Annotated[int | None, typer.Option(help="Passes over the training split; else the baseline's own.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the run; else the baseline's own.")] = None,
+    force: Force = False,
 ) -> None:
     """Train a student project's network on a data set's training split."""
     if network not in BASELINES:
@@ -53,7 +55,7 @@ def main(
         fitting = replace(fitting, epochs=epochs)
     if seed is not None:
         fitting = replace(fitting, seed=seed)
-    fit_table(table, folder, model_file, fitting, typed_command())
+    fit_table(table, folder, model_file, fitting, typed_command(), force)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from configuration import BEST, FINE_TUNING, PATHS, SAMPLE
 from preprocessing.command_line import (
     DataRoot,
     DatasetName,
+    Force,
     ModelsRoot,
     dataset_folder,
     run,
@@ -35,7 +36,7 @@ from preprocessing.command_line import (
 from preprocessing.errors import InputError
 from preprocessing.image_tables import read_table
 from preprocessing.quiet import quiet_start
-from training.emotion_classifier import check_crops, crop_options, read_card
+from training.emotion_classifier import check_crops, check_output, crop_options, read_card
 from training.folds import LOOSE, STRICT, check_number, fit_folds
 from training.lineage import settings_images
 from training.settings import read_settings, shortened, tuned_file
@@ -110,11 +111,14 @@ def main(
     loose: Annotated[
         bool, typer.Option("--loose", help="With --folds: folds that ignore who is in the pictures.")
     ] = False,
+    force: Force = False,
 ) -> None:
     """Train the best known network on a data set's training split; typed options go before tuned settings."""
     folder = dataset_folder(data, dataset)
     table = read_table(folder, "split.csv")  # before Keras is imported, so that a mistake is told at once
     column = LOOSE if loose else STRICT
+    model_file = output or models / dataset / "best.keras"
+    check_output(model_file)
     if folds is not None:
         check_number(table, folds, column, folder)
     elif loose:
@@ -150,11 +154,10 @@ def main(
         raise InputError("--teaching says how teachers are asked; name them by --teacher A.keras")
     if folds is not None and fitting.teachers:
         raise InputError("teachers do not go with --folds: they may have learnt from the people of every fold")
-    model_file = output or models / dataset / "best.keras"
     if folds is None:
-        fit_table(table, folder, model_file, fitting, typed_command(), settings_hashes)
+        fit_table(table, folder, model_file, fitting, typed_command(), settings_hashes, force)
     else:
-        fit_folds(table, folder, model_file, fitting, typed_command(), column, settings_hashes)
+        fit_folds(table, folder, model_file, fitting, typed_command(), column, settings_hashes, force)
 
 
 if __name__ == "__main__":

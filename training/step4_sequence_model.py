@@ -22,10 +22,10 @@ from dataclasses import replace
 import typer
 
 from configuration import PATHS, SAMPLE, TEMPORAL
-from preprocessing.command_line import DataRoot, DatasetName, ModelsRoot, dataset_folder, run, typed_command
+from preprocessing.command_line import DataRoot, DatasetName, Force, ModelsRoot, dataset_folder, run, typed_command
 from preprocessing.image_tables import fold_numbers, read_table, split_by_fold
 from preprocessing.quiet import quiet_start
-from training.emotion_classifier import read_card
+from training.emotion_classifier import check_output, read_card
 from training.folds import STRICT, check_number, features_without, fold_file
 
 FITTING = TEMPORAL.fitting
@@ -52,10 +52,13 @@ def main(
     output: Annotated[
         Path | None, typer.Option(help="Where the network goes; else models/NAME/sequence.keras.")
     ] = None,
+    force: Force = False,
 ) -> None:
     """Train a network over the frames of sequences, on the features of a network of single faces."""
     folder = dataset_folder(data, dataset)
     table = read_table(folder, "split.csv")  # before Keras is imported, so that a mistake is told at once
+    model_file, command = output or models / dataset / "sequence.keras", typed_command()
+    check_output(model_file)
     read_card(features)
     if folds is not None:
         check_number(table, folds, STRICT, folder)
@@ -71,14 +74,13 @@ def main(
         seed=seed,
     )
     options = replace(TEMPORAL, window=window, rate=rate, fitting=fitting)
-    model_file, command = output or models / dataset / "sequence.keras", typed_command()
     if folds is None:
-        fit_sequences(table, folder, model_file, options, features, command)
+        fit_sequences(table, folder, model_file, options, features, command, force)
         return
     for fold in fold_numbers(table):
         print(f"fold {fold} of {folds}", flush=True)
-        source = features_without(features, dataset, table, fold)
-        fit_sequences(split_by_fold(table, fold), folder, fold_file(model_file, fold), options, source, command)
+        source, without = features_without(features, dataset, table, fold), split_by_fold(table, fold)
+        fit_sequences(without, folder, fold_file(model_file, fold), options, source, command, force)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -33,7 +33,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from configuration import Fitting, Tuning
-from preprocessing.command_line import progress_bar
+from preprocessing.command_line import NO_ROOM, counted, progress_bar
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_file
 from preprocessing.image_tables import is_usable, split_hash, usable
@@ -235,6 +235,36 @@ def open_study(name: str, storage: str | Path, base: Fitting, tuning: Tuning, fa
     return study
 
 
+@contextmanager
+def storage_errors(place: str | Path) -> Iterator[None]:
+    """Report a study that cannot be written by its place: Optuna reports only what fails after that.
+
+    Args:
+        place: The journal file, or a database's URL.
+
+    Raises:
+        OSError: a disk takes no more, with the name of the file.
+        InputError: the database fails.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, OSError) and cause.errno in NO_ROOM:
+                raise OSError(cause.errno, cause.strerror, cause.filename or str(place)) from error
+            if isinstance(cause, sqlalchemy.exc.SQLAlchemyError):
+                reason = str(cause).splitlines()[0]
+                raise InputError(
+                    f"--storage {place} fails ({reason}); the study is kept: run the same command again when the "
+                    "database takes it"
+                ) from error
+            cause = cause.__cause__ or cause.__context__
+        raise
+
+
 @dataclass
 class Search:
     """One process's part in a study.
@@ -348,7 +378,8 @@ def try_again(study: optuna.Study, trial: FrozenTrial, attempts: int) -> None:
     """Queue the settings of a trial that did not end by itself, unless they were tried too often."""
     done = trial.user_attrs.get("attempt", 1)
     if done >= attempts:
-        print(f"trial {trial.number}: its process died {done} times; these settings are given up", flush=True)
+        times = counted(done, "time")
+        print(f"trial {trial.number}: its process died {times}; these settings are given up", flush=True)
         return
     print(f"trial {trial.number} was left unfinished; its settings are tried again", flush=True)
     first = trial.user_attrs.get("again", trial.number)
@@ -359,8 +390,8 @@ def describe(study: optuna.Study, trial: FrozenTrial) -> str:
     """Return a line on a finished trial."""
     best = best_trial(study)
     seconds = trial.duration.total_seconds() if trial.duration else 0
-    epochs, accuracy = len(trial.intermediate_values), trial.value or 0
-    line = f"trial {trial.number}: {trial.state.name.lower()}, dev accuracy {accuracy:.4f} after {epochs} epochs"
+    epochs, accuracy = counted(len(trial.intermediate_values), "epoch"), trial.value or 0
+    line = f"trial {trial.number}: {trial.state.name.lower()}, dev accuracy {accuracy:.4f} after {epochs}"
     return f"{line}, {seconds:.0f} s" + (f" (best: {best.value or 0:.4f}, trial {best.number})" if best else "")
 
 
@@ -482,11 +513,12 @@ def tune(
     name = f"{folder.name}-{base.targets}"
     journal = models_folder / "tuning.journal"
     place = journal if storage is None else storage
-    study = open_study(name, place, trial_base, tuning, facts)
+    with storage_errors(place):
+        study = open_study(name, place, trial_base, tuning, facts)
     done = sum(trial.state in FINISHED for trial in study.get_trials(deepcopy=False))
     print(
-        f"study {name} in {place}: {done} of {tuning.trials} trials done; "
-        f"{images} train, {len(dev.images)} dev images, up to {tuning.epochs} epochs each",
+        f"study {name} in {place}: {done} of {counted(tuning.trials, 'trial')} done; "
+        f"{images} train, {counted(len(dev.images), 'dev image')}, up to {counted(tuning.epochs, 'epoch')} each",
         flush=True,
     )
     settled = trial_base
@@ -506,7 +538,8 @@ def tune(
             write_table(study, results / "trials.csv")
 
     space = search_space(trial_base, tuning)
-    Search(study, tuning, run_trial, space, None if storage else results / "workers", write_trials).run()
+    with storage_errors(place):
+        Search(study, tuning, run_trial, space, None if storage else results / "workers", write_trials).run()
     with one_at_a_time(results / "results.lock"):
         found = {"dataset": folder.name, "split_hash": about["split_hash"], "targets": base.targets, "command": command}
         found |= {"train_images": images, "dev_images": len(dev.images), "epochs": tuning.epochs, "seed": tuning.seed}
