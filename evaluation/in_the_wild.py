@@ -1,6 +1,6 @@
 """Whole pictures through detector and classifier together: a face that is missed counts as a mistake."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,10 +9,10 @@ import matplotlib.figure
 import numpy as np
 import pandas as pd
 
-from configuration import WILD, Faces, Wild
+from configuration import PATHS, WILD, Faces, Wild
 from evaluation.intervals import Estimate, estimate_share, units_of
 from evaluation.metrics import apply_rule, predicted_labels
-from evaluation.sections import Figure, Section, Table
+from evaluation.sections import Figure, Section, Table, interval_text
 from preprocessing.archives import list_files
 from preprocessing.command_line import progress_bar
 from preprocessing.emotions import relate
@@ -27,13 +27,23 @@ from preprocessing.faces import (
     read_image_rgb,
 )
 from preprocessing.files import atomic_file
-from preprocessing.image_tables import BOX_COLUMNS, labels_of, read_table, usable, write_table
+from preprocessing.image_tables import (
+    BOX_COLUMNS,
+    labels_of,
+    read_table,
+    split_by_fold,
+    split_hash,
+    usable,
+    write_table,
+)
 from preprocessing.raw_datasets import read_folders
-from training.emotion_classifier import EmotionClassifier
+from preprocessing.raw_images import pixel_hash, read_image
+from training.emotion_classifier import EmotionClassifier, splits_learnt_from
 
 MISSED = "no face found"
 UNREADABLE = "unreadable"
 RIGHT, WRONG = "right", "wrong"
+TRAINING, SELECTION = "training", "selection"  # what a picture was to the network
 # Told apart by the colour-blind, and by their hatching.
 LOOKS = {RIGHT: ("#0072B2", ""), WRONG: ("#E69F00", "//"), MISSED: ("0.35", "xx")}
 
@@ -63,19 +73,98 @@ def labelled_pictures(source: Path) -> tuple[pd.DataFrame, Path]:
     return rows, source
 
 
+def split_tables(card: dict[str, Any], data: Path, source: Path) -> list[Path]:
+    """Return where tables may lie that tell which images a network learnt from; not all of them need exist."""
+    names = [name for name, _ in splits_learnt_from(card)] + [card.get("calibration", {}).get("dataset")]
+    folders = [data / name for name in dict.fromkeys(names) if isinstance(name, str) and name]
+    return [folder / "split.csv" for folder in (*folders, source)]
+
+
+def known_pictures(
+    hashes: Sequence[set[str]], card: dict[str, Any], data: Path, source: Path
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Return which pictures have the pixels of images that a network learnt from, or that chose it.
+
+    Args:
+        hashes: Pixel hashes of each picture; see `pixel_hashes`.
+        card: The network's card.
+        data: Folder that holds the data sets; their `split.csv` tells the images of each split.
+        source: The folder of the pictures, which may be a data set's own.
+
+    Returns:
+        Two arrays, bool (pictures,): training images and selection images. Then, in words, what was not checked.
+    """
+    tables = {file: read_table(file.parent, "split.csv") for file in split_tables(card, data, source) if file.is_file()}
+    learnt, chosen, notes = set[str](), set[str](), []
+    for name, split in splits_learnt_from(card):
+        versions = [*tables.values()]
+        if fold := card.get("fold"):
+            versions += [split_by_fold(table, fold["number"], fold["column"])
+                         for table in versions if fold["column"] in table.columns]  # fmt: skip
+        same = [usable(table) for table in versions if split_hash(table) == split]
+        if same:
+            rows = pd.concat(same)
+            learnt |= set(rows.loc[rows["split"] == "train", "pixel_hash"])
+            chosen |= set(rows.loc[rows["split"] == "dev", "pixel_hash"])
+        elif (file := data / str(name) / "split.csv") in tables:
+            learnt |= set(usable(tables[file])["pixel_hash"])
+            notes.append(f"{file} is another split than the network learnt from: all of its images count as training "
+                         "images.")  # fmt: skip
+        else:
+            notes.append(f"Whether pictures are training images of {name} is not known: {file} is missing or of "
+                         "another split.")  # fmt: skip
+    fitted = card.get("calibration", {})
+    for file, table in tables.items():
+        if file.parent.name == fitted.get("dataset"):
+            chosen |= set(table.loc[table["split"] == fitted.get("split"), "pixel_hash"])
+    is_learnt, is_chosen = (
+        np.array([bool(own & (known - {""})) for own in hashes], bool) for known in (learnt, chosen)
+    )
+    return is_learnt, is_chosen & ~is_learnt, notes
+
+
+def pixel_hashes(file: Path) -> set[str]:
+    """Return the pixel hashes under which a data set may hold a picture; none where it cannot be read.
+
+    A gray picture is the same with one channel and with three equal ones, and an opaque one with and without alpha.
+    """
+    try:
+        image = read_image(file)
+    except OSError:
+        return set()
+    if image is None:
+        return set()
+    forms = [image]
+    opaque = np.iinfo(image.dtype).max if image.dtype.kind == "u" else 1
+    if image.ndim == 3 and image.shape[2] == 4 and (image[:, :, 3] == opaque).all():
+        forms.append(image[:, :, :3])
+    if image.ndim == 2:
+        forms.append(np.repeat(image[:, :, None], 3, axis=2))
+    elif (np.ptp(forms[-1], axis=2) == 0).all():
+        forms.append(forms[-1][:, :, 0])
+    return {pixel_hash(form) for form in forms}
+
+
 def in_the_wild(
-    classifier: EmotionClassifier, detector: Detector, source: Path, report: Path, options: Wild = WILD
+    classifier: EmotionClassifier,
+    detector: Detector,
+    source: Path,
+    report: Path,
+    options: Wild = WILD,
+    data: Path = PATHS.data,
 ) -> Section:
     """Score a network on whole pictures, together with the detector that finds the faces for it.
 
     Of several faces in a picture the largest counts, or the most central of those about as large, as in step 2.
+    Pictures that the network learnt from, or that chose it, are counted and named.
 
     Args:
-        classifier: The network.
+        classifier: The network, of the precision of the rest of the report: float32.
         detector: What finds the faces.
         source: The pictures; see `labelled_pictures`.
         report: Folder for the figures.
         options: Repeats, seed, and how many failures are shown.
+        data: Folder that holds the data sets.
 
     Raises:
         InputError: the pictures cannot be used, or no rule relates their labels to the network's.
@@ -87,23 +176,30 @@ def in_the_wild(
     places, probabilities = _look(rows, folder, classifier, detector)
     scaled = apply_rule(probabilities, rule)
     answers = pd.Series(predicted_labels(scaled, rule.labels), index=rows.index)
+    is_learnt, is_chosen, unchecked = known_pictures(
+        [_hashes_of(row, folder) for _, row in rows.iterrows()], classifier.card, data, source
+    )
     found = rows[[column for column in ("path", "emotion", "subject") if column in rows.columns]].join(places)
     is_found = found["outcome"] == ""
     found["prediction"] = answers.where(is_found, "")
     found.loc[is_found, "outcome"] = np.where(found["prediction"] == found["emotion"], RIGHT, WRONG)[is_found]
     scaled[~is_found] = np.nan  # no face, no probabilities
+    found["known"] = np.select([is_learnt, is_chosen], [TRAINING, SELECTION], "")
     found = found.join(pd.DataFrame(scaled, columns=[f"p_{label}" for label in rule.labels]).round(6))
     scored = found.loc[found["outcome"] != UNREADABLE]
     if scored.empty:
         raise InputError(f"--pictures {source}: none of its {len(found)} pictures can be read; give PNG or JPEG files")
     estimates = score(scored, options)
     per_emotion = by_emotion(scored, rule.labels, options)
-    sentences = [_summary(scored, estimates, source), *_notes(found, classifier, rule.text, left_out)]
+    warnings, seen = _known(scored, options)
+    sentences = [_summary(scored, estimates, source, options), *_notes(found, classifier, rule.text, left_out)]
+    sentences += [*seen.pop("sentences"), *unchecked, "The network runs in float32, as in the rest of the report."]
     tables = [
         Table(_printed(estimates), f"Detector and classifier, {len(scored)} whole pictures", ("share", "low", "high")),
         Table(per_emotion, "By emotion: a missed face counts as a mistake", ("right", "low", "high", "missed")),
     ]
-    figures = [_draw_outcomes(scored, rule.labels, report / "in_the_wild.png")]
+    unfit = f" {' '.join(warnings)}" if warnings else ""
+    figures = [_draw_outcomes(scored, rule.labels, report / "in_the_wild.png", unfit)]
     failures = scored.loc[scored["outcome"] != RIGHT]
     if len(failures):
         figures.append(_draw_failures(failures, folder, report / "in_the_wild_failures.png", options))
@@ -115,8 +211,40 @@ def in_the_wild(
         "left_out": left_out,
         "label_rule": rule.text,
         "per_emotion": per_emotion.reset_index().to_dict("records"),
+        **seen,
+        "not_checked": unchecked,
+        "precision": "float32",
     }
-    return Section("in_the_wild", "In the wild, end to end", sentences, [], tables, figures, values)
+    return Section("in_the_wild", "In the wild, end to end", sentences, warnings, tables, figures, values)
+
+
+def _hashes_of(row: pd.Series, folder: Path) -> set[str]:
+    own = {str(row.get("pixel_hash") or "")} - {""}
+    return own or pixel_hashes(folder / str(row["path"]))
+
+
+def _known(scored: pd.DataFrame, options: Wild) -> tuple[list[str], dict[str, Any]]:
+    """Return warnings where scored pictures are known to the network, and the numbers and sentences about them."""
+    learnt, chosen = ((scored["known"] == kind).to_numpy() for kind in (TRAINING, SELECTION))
+    warnings, sentences = list[str](), list[str]()
+    values: dict[str, Any] = {
+        "training_pictures": int(learnt.sum()),
+        "selection_pictures": int(chosen.sum()),
+        "held_out": not learnt.any(),
+    }
+    if learnt.any():
+        warnings.append(
+            f"NOT A HELD-OUT SCORE: {learnt.sum():,} of the {len(scored):,} whole pictures are training images of the "
+            "network or of one that it learnt from"
+        )
+    if chosen.any():
+        warnings.append(f"{chosen.sum():,} of the {len(scored):,} whole pictures chose the network or its calibration")
+    new = scored.loc[~learnt & ~chosen]
+    if warnings and len(new):
+        without = _estimate(new, (new["outcome"] == RIGHT).to_numpy(), options)
+        values["without_known"] = {"pictures": len(new)} | without._asdict()
+        sentences.append(f"Of the {len(new):,} other pictures {without} % are right, end to end.")
+    return warnings, values | {"sentences": sentences}
 
 
 # ---------------------------------------------------------------- looking
@@ -198,7 +326,7 @@ def score(scored: pd.DataFrame, options: Wild = WILD) -> dict[str, Estimate]:
 
 
 def _estimate(rows: pd.DataFrame, hits: np.ndarray, options: Wild) -> Estimate:
-    return estimate_share(hits, units_of(rows), options.resamples, options.seed)
+    return estimate_share(hits, units_of(rows), options.resamples, options.seed, options.level)
 
 
 def by_emotion(scored: pd.DataFrame, labels: tuple[str, ...], options: Wild = WILD) -> pd.DataFrame:
@@ -221,13 +349,13 @@ def _printed(estimates: Mapping[str, Estimate]) -> pd.DataFrame:
 # ---------------------------------------------------------------- words
 
 
-def _summary(scored: pd.DataFrame, estimates: Mapping[str, Estimate], source: Path) -> str:
+def _summary(scored: pd.DataFrame, estimates: Mapping[str, Estimate], source: Path, options: Wild) -> str:
     drawn = "subjects" if units_of(scored) is not None else "pictures"
     where_found = f"; where a face was found, {estimates['where_found']} %" if "where_found" in estimates else ""
     return (
         f"{len(scored)} whole pictures of {source.name}: {estimates['end_to_end']} % right when a missed face counts "
         f"as a mistake; {estimates['missed']} % of the faces were missed{where_found}. "
-        f"Intervals are 95 %, over {drawn}."
+        f"Each {interval_text(options.level)} is over {drawn}."
     )
 
 
@@ -250,7 +378,7 @@ def _notes(found: pd.DataFrame, classifier: EmotionClassifier, rule: str, left_o
 # ---------------------------------------------------------------- figures
 
 
-def _draw_outcomes(scored: pd.DataFrame, labels: tuple[str, ...], file: Path) -> Figure:
+def _draw_outcomes(scored: pd.DataFrame, labels: tuple[str, ...], file: Path, unfit: str) -> Figure:
     counts = pd.crosstab(scored["emotion"], scored["outcome"]).reindex(
         index=[label for label in labels if label in set(scored["emotion"])], columns=list(LOOKS), fill_value=0
     )
@@ -273,7 +401,7 @@ def _draw_outcomes(scored: pd.DataFrame, labels: tuple[str, ...], file: Path) ->
     rows = counts.to_dict("index").items()
     return Figure(
         file,
-        f"What became of {len(scored)} whole pictures, by true emotion.",
+        f"What became of {len(scored)} whole pictures, by true emotion.{unfit}",
         "; ".join(
             f"{label}: {row[RIGHT]} {RIGHT}, {row[WRONG]} {WRONG}, {row[MISSED]} {MISSED}" for label, row in rows
         ),
