@@ -16,7 +16,7 @@ class Paths:
 
     data: Path = ROOT / "data"  # tables and images: data/NAME/{inventory,faces,split}.csv
     models: Path = ROOT / "models"  # networks: models/NAME/*.keras; the released ones at the top
-    reports: Path = ROOT / "reports"  # evaluations: reports/NAME/MODEL/
+    reports: Path = ROOT / "reports"  # evaluations: reports/NAME/MODEL/SPLIT-TRUTH/
     converted: Path = ROOT / "models" / "converted"  # networks converted for LiteRT, remade when they are missing
     pretrained: Path = ROOT / "models" / "pretrained.keras"  # the released network, which the webcam uses
     captures: Path = ROOT / "reports" / "webcam"  # what the webcam's keys write: snapshots and recordings
@@ -217,6 +217,7 @@ class Covers:
     jpeg: tuple[int, ...] = (50, 20, 10, 5)  # quality, 1-100
     resolution: tuple[int, ...] = (24, 16, 12)  # pixels: side to which the face is shrunk
     resamples: int = Evaluation.resamples  # bootstrap resamples behind each interval
+    level: float = Evaluation.level  # of each interval
     seed: int = Evaluation.seed
 
 
@@ -228,6 +229,7 @@ class Groups:
     smallest_emotion: int = 10  # images of an emotion: with fewer in a group, its rates are not compared
     most: int = 40  # groups: a column with more than these is refused
     resamples: int = Evaluation.resamples  # bootstrap resamples behind each interval
+    level: float = Evaluation.level  # of each interval
     permutations: int = 4000  # shuffles for every p-value
     alarm: float = 0.05  # adjusted p-value below which a difference is reported as one
     skin_tones: int = 4000  # images, drawn with the seed, whose skin tone is estimated
@@ -240,6 +242,7 @@ class Wild:
 
     failures: int = 12  # pictures shown, missed faces first
     resamples: int = Evaluation.resamples  # bootstrap resamples behind each interval
+    level: float = Evaluation.level  # of each interval
     seed: int = Evaluation.seed
 
 

@@ -13,12 +13,12 @@ import pandas as pd
 
 from configuration import Evaluation
 from evaluation.answers import Answers
-from evaluation.comparison import format_change, format_change_interval
+from evaluation.comparison import check_aligned, format_change, format_change_interval
 from evaluation.folds import gap, protocol_row, score_and_interval
 from evaluation.honesty import protocol
 from evaluation.intervals import mcnemar
 from evaluation.performance import HEADLINE, format_score
-from evaluation.sections import Section, Table
+from evaluation.sections import Section, Table, interval_text
 from evaluation.zero_shot import ask_start
 
 MIRROR_MEAN = "mean of the image and its mirror image"
@@ -58,6 +58,7 @@ def over_mirror_images(
         options: For the intervals.
     """
     both = replace(answers, probabilities=(answers.probabilities + ask_mirrored(answers, networks, table)) / 2)
+    check_aligned([answers, both])
     parts = {"single": ("the image alone", answers), "averaged": (MIRROR_MEAN, both)}
     rows = {key: protocol_row(name, part, table, options, SCORES) for key, (name, part) in parts.items()}
     difference, test = gap(answers, both, options, SCORES), mcnemar(answers.right, both.right)
@@ -79,8 +80,8 @@ def over_mirror_images(
     )
     summary = (
         f"Test-time averaging ({MIRROR_MEAN}): accuracy {format_score('accuracy', rows['averaged']['accuracy'])} "
-        f"instead of {format_score('accuracy', rows['single']['accuracy'])}, {changes['accuracy']} (95 % interval "
-        f"{intervals['accuracy']})"
+        f"instead of {format_score('accuracy', rows['single']['accuracy'])}, {changes['accuracy']} "
+        f"({interval_text(options.level)} {intervals['accuracy']})"
     )
     return Section(
         name="test_time_averaging",
@@ -95,7 +96,7 @@ def over_mirror_images(
             "The differences are averaged minus alone, on the same images; each resample weighs the same "
             f"{'people' if answers.has_subjects else 'images'} for both.",
         ],
-        tables=[Table(printed, f"Test-time averaging, {answers.title}, 95 % intervals in brackets")],
+        tables=[Table(printed, f"Test-time averaging, {answers.title}, {interval_text(options.level)}s in brackets")],
         values={
             "protocol": protocol(answers, f"test-time averaging: {MIRROR_MEAN}"),
             "averaging": MIRROR_MEAN,

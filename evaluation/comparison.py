@@ -12,10 +12,10 @@ from configuration import Evaluation
 from evaluation.answers import Answers
 from evaluation.honesty import banner
 from evaluation.intervals import bootstrap, holm, mcnemar, percentile_intervals
-from evaluation.metrics import apply_rule, score_statistic
+from evaluation.metrics import apply_rule, score_intervals, score_statistic
 from evaluation.performance import HEADLINE, SHARES, format_interval, format_score
 from evaluation.plots import draw_differences
-from evaluation.sections import Figure, Section, Table
+from evaluation.sections import Figure, Section, Table, interval_text
 from preprocessing.emotions import LabelRule
 from preprocessing.errors import InputError
 from preprocessing.image_tables import write_table
@@ -43,6 +43,24 @@ def on_common_labels(models: Sequence[Answers]) -> list[Answers]:
     return restricted
 
 
+def check_aligned(models: Sequence[Answers]) -> None:
+    """Refuse models that did not answer the same images, with the same labels, in the same order.
+
+    Raises:
+        InputError: with the two models and how many images differ.
+    """
+    first, *others = models
+    for other in others:
+        own, theirs = (part.rows[["path", "emotion"]].to_numpy() for part in (first, other))
+        if len(own) != len(theirs) or (own != theirs).any():
+            differ = f"{len(own):,} and {len(theirs):,} images" if len(own) != len(theirs) else (
+                f"{int((own != theirs).any(axis=1).sum()):,} of {len(own):,} rows differ")  # fmt: skip
+            raise InputError(
+                f"{first.name} and {other.name} were not scored on the same images with the same labels ({differ}): "
+                "they cannot be compared in pairs; evaluate both on one split"
+            )
+
+
 def compare(models: Sequence[Answers], report: Path, options: Evaluation) -> Section:
     """Compare each pair of models on the same images.
 
@@ -50,8 +68,12 @@ def compare(models: Sequence[Answers], report: Path, options: Evaluation) -> Sec
         models: Two or more models' answers, on the same rows.
         report: Folder of the figures.
         options: For the intervals.
+
+    Raises:
+        InputError: the models share fewer than two labels, or their rows differ.
     """
     models = on_common_labels(models)
+    check_aligned(models)
     first = models[0]
     statistics = {
         answers.name: score_statistic(answers.probabilities, answers.truth, answers.labels) for answers in models
@@ -74,7 +96,8 @@ def compare(models: Sequence[Answers], report: Path, options: Evaluation) -> Sec
         ]
     )
     write_table(differences, report / "differences.csv")
-    each = percentile_intervals(drawn, options.level)
+    each = {answers.name: _own_intervals(answers, measured, drawn, options.level) for answers in models}
+    interval = interval_text(options.level)
     caption = f"{first.dataset}, {first.split} split (n = {len(first.rows):,})"
     unclean = "; ".join(f"{answers.name}: {text}" for answers in models if (text := banner(answers)))
     warnings = [unclean] if unclean else []
@@ -91,7 +114,7 @@ def compare(models: Sequence[Answers], report: Path, options: Evaluation) -> Sec
         name="comparison",
         title="Side by side",
         sentences=[
-            *(_in_words(pair, len(pairs)) for pair in pairs),
+            *(_in_words(pair, len(pairs), options) for pair in pairs),
             "All models saw the same images, and each resample weighs the same images for all of them, so that what is "
             "hard for all cancels out. McNemar's exact test looks only at the images that one of the two gets right "
             "and the other does not; where there are several pairs, its p-values are adjusted for their number (Holm), "
@@ -110,7 +133,7 @@ def compare(models: Sequence[Answers], report: Path, options: Evaluation) -> Sec
                     {
                         answers.name: [
                             f"{format_score(score, measured[f'{answers.name}|{score}'])} "
-                            f"[{format_interval(score, each[f'{answers.name}|{score}'])}]"
+                            f"[{format_interval(score, each[answers.name][score])}]"
                             for score in COMPARED
                         ]
                         for answers in models
@@ -124,7 +147,7 @@ def compare(models: Sequence[Answers], report: Path, options: Evaluation) -> Sec
                     pd.DataFrame(
                         {
                             "difference": [format_change(s, pair["differences"][s]["value"]) for s in names],
-                            "95 % interval": [
+                            interval: [
                                 format_change_interval(s, pair["differences"][s]["low"], pair["differences"][s]["high"])
                                 for s in names
                             ],
@@ -142,9 +165,10 @@ def compare(models: Sequence[Answers], report: Path, options: Evaluation) -> Sec
                     differences[differences["score"].isin([*SHARES, *names[len(COMPARED) :]])],
                     caption,
                     report / "differences.png",
+                    interval,
                 ),
                 f"Differences in percentage points, {caption}; left of the line the model named last is worse.",
-                " ".join(_in_words(pair, len(pairs)) for pair in pairs),
+                " ".join(_in_words(pair, len(pairs), options) for pair in pairs),
             )
         ],
         values={
@@ -154,6 +178,16 @@ def compare(models: Sequence[Answers], report: Path, options: Evaluation) -> Sec
             "pairs": pairs,
         },
     )
+
+
+def _own_intervals(
+    answers: Answers, measured: dict[str, float], drawn: dict[str, np.ndarray], level: float
+) -> dict[str, tuple[float, float]]:
+    """Return the intervals of one model's own scores."""
+    prefix = f"{answers.name}|"
+    scores = [name.removeprefix(prefix) for name in drawn if name.startswith(prefix)]
+    own_drawn, own = {score: drawn[prefix + score] for score in scores}, {s: measured[prefix + s] for s in scores}
+    return score_intervals(own_drawn, own, answers.probabilities, answers.truth, answers.labels, answers.groups, level)
 
 
 def _compare_pair(
@@ -196,18 +230,18 @@ def format_change_interval(score: str, low: float, high: float) -> str:
     return f"{format_change(score, low).removesuffix(' points')} to {format_change(score, high)}"
 
 
-def _in_words(pair: dict, number_of_pairs: int) -> str:
+def _in_words(pair: dict, number_of_pairs: int, options: Evaluation) -> str:
     accuracy, test = pair["differences"]["accuracy"], pair["mcnemar"]
     low, high = accuracy["low"], accuracy["high"]
     p_value = test["adjusted_p_value"]
     adjusted = " after adjustment" if number_of_pairs > 1 else ""
     verdict = (
         "These images do not show that one is better than the other."
-        if low <= 0 <= high or p_value > 0.05
+        if low <= 0 <= high or p_value > 1 - options.level
         else f"{pair['second' if accuracy['value'] > 0 else 'first']} is better on images of this kind."
     )
     return (
-        f"{pair['name']}: accuracy {format_change('accuracy', accuracy['value'])} (95 % interval "
+        f"{pair['name']}: accuracy {format_change('accuracy', accuracy['value'])} ({interval_text(options.level)} "
         f"{format_change_interval('accuracy', low, high)}). {test['only_b']:,} images are right by {pair['second']} "
         f"alone, {test['only_a']:,} by {pair['first']} alone: p "
         f"{'< 0.001' if p_value < 0.001 else f'= {p_value:.3f}'} by McNemar's exact test{adjusted}. {verdict}"

@@ -23,10 +23,10 @@ from evaluation.calibration import (
     squared_errors,
     with_temperature,
 )
-from evaluation.intervals import bootstrap, percentile_intervals
+from evaluation.intervals import bootstrap, boundary_interval, percentile_intervals
 from evaluation.performance import format_interval
 from evaluation.plots import draw_coverage, draw_reliability
-from evaluation.sections import Figure, Section, Table, percent
+from evaluation.sections import Figure, Section, Table, interval_text, percent
 from preprocessing.errors import InputError
 from preprocessing.image_tables import write_table
 
@@ -112,6 +112,7 @@ def how_sure(answers: Answers, report: Path, options: Evaluation) -> Section:
                     (chosen.coverage, chosen.accuracy),
                     answers.title,
                     report / "coverage.png",
+                    interval_text(options.level),
                 ),
                 f"Accuracy of the answers when the least certain are withheld, {answers.title}.",
                 f"Answers of at least {percent(chosen.threshold)} are {percent(chosen.coverage)} of all and right in "
@@ -247,9 +248,14 @@ def _curve(answers: Answers, options: Evaluation) -> pd.DataFrame:
             shares = np.asarray(weights @ right).cumsum(axis=1) / np.asarray(weights @ given).cumsum(axis=1)
         return {str(index): shares[:, index] for index in range(len(chosen))}
 
-    limits = percentile_intervals(
+    drawn = percentile_intervals(
         bootstrap(statistic, answers.groups, options.resamples, options.seed), options.level
     ).values()
+    answered = [step <= index for index in range(len(chosen))]
+    limits = [
+        boundary_interval(answers.right & among, among, answers.groups, options.level) or own
+        for among, own in zip(answered, drawn, strict=True)
+    ]
     return pd.DataFrame(
         {
             "threshold": thresholds[chosen],

@@ -29,8 +29,8 @@ from evaluation.face_regions import (
     points_in_crops,
     rectangle,
 )
-from evaluation.intervals import Estimate, percentile_interval, resampled_means, units_of
-from evaluation.sections import Figure, Section, Table
+from evaluation.intervals import Estimate, boundary_interval, percentile_interval, resampled_means, units_of
+from evaluation.sections import Figure, Section, Table, interval_text
 from preprocessing.command_line import progress_bar
 from preprocessing.faces import Face
 from preprocessing.files import atomic_file
@@ -326,18 +326,19 @@ def covered_faces(
     correct = _measure(models, images, points, truth, covers, options.seed)
     units = units_of(rows)
     resampled = _resample(correct, units, options)
-    frame = accuracy_table(correct, resampled, covers)
+    frame = accuracy_table(correct, resampled, covers, units, options.level)
+    interval = interval_text(options.level)
     values: dict[str, Any] = {"n": count, "covers": frame.to_dict("records")}
-    sentences = [_method(faces, total, units), *(_summary(name, frame) for name in models)]
+    sentences = [_method(faces, total, units, interval), *(_summary(name, frame) for name in models)]
     warnings: list[str] = []
-    tables = [Table(_printed(frame, list(models)), "Accuracy as the face is covered, with 95 % intervals")]
+    tables = [Table(_printed(frame, list(models)), f"Accuracy as the face is covered, with {interval}s")]
     first, *others = models
     for other in others:
-        comparison = compare(resampled[first], resampled[other], correct[first], correct[other], covers)
+        comparison = compare(resampled[first], resampled[other], correct[first], correct[other], covers, options.level)
         tables.append(
             Table(
                 comparison.set_index("cover"),
-                f"Points of accuracy that {first} loses more than {other} (negative: fewer), with 95 % intervals",
+                f"Points of accuracy that {first} loses more than {other} (negative: fewer), with {interval}s",
                 ("difference of drops", "low", "high"),
             )
         )
@@ -347,8 +348,8 @@ def covered_faces(
         warnings += warning
     commonest = float(np.bincount(truth).max() / count)
     figures = [
-        _draw_parts(frame, list(models), commonest, (count, title), report / "covered_parts.png"),
-        _draw_curves(frame, list(models), commonest, (count, title), report / "covered_curves.png"),
+        _draw_parts(frame, list(models), commonest, (count, title), report / "covered_parts.png", interval),
+        _draw_curves(frame, list(models), commonest, (count, title), report / "covered_curves.png", interval),
         _draw_sheet(images, points, covers, options.seed, report / "covers.png"),
     ]
     return Section("covered_faces", "Covered faces", sentences, warnings, tables, figures, values)
@@ -368,7 +369,10 @@ def _measure(
         for column, cover in enumerate(bar.track([None, *covers], description="covered faces")):
             shown = images if cover is None else apply_cover(cover, images, points, seed)
             for name, model in models.items():
-                correct[name][:, column] = model.predict(shown).argmax(axis=1) == truth
+                probabilities = model.predict(shown)
+                if len(probabilities) != len(truth):
+                    raise ValueError(f"{name} gives {len(probabilities)} predictions for {len(truth)} images")
+                correct[name][:, column] = probabilities.argmax(axis=1) == truth
     return correct
 
 
@@ -380,7 +384,11 @@ def _resample(correct: Mapping[str, np.ndarray], units: np.ndarray | None, optio
 
 
 def accuracy_table(
-    correct: Mapping[str, np.ndarray], resampled: Mapping[str, np.ndarray], covers: list[Cover]
+    correct: Mapping[str, np.ndarray],
+    resampled: Mapping[str, np.ndarray],
+    covers: list[Cover],
+    units: np.ndarray | None,
+    level: float,
 ) -> pd.DataFrame:
     """Return accuracy and its drop under each cover, with intervals: one row per model and cover, none first."""
     about = pd.DataFrame(
@@ -394,8 +402,11 @@ def accuracy_table(
     parts = []
     for name, right in correct.items():
         accuracy, drawn = right.mean(axis=0), resampled[name]
-        low, high = percentile_interval(drawn)
-        drop_low, drop_high = percentile_interval(drawn[:, :1] - drawn)
+        every = np.ones(len(right))
+        own = zip(*percentile_interval(drawn, level), strict=True)
+        ends = [boundary_interval(hits, every, units, level) or pair for hits, pair in zip(right.T, own, strict=True)]
+        low, high = np.array(ends).T
+        drop_low, drop_high = percentile_interval(drawn[:, :1] - drawn, level)
         figures = {"accuracy": accuracy, "low": low, "high": high}
         figures |= {"drop": accuracy[0] - accuracy, "drop_low": drop_low, "drop_high": drop_high}
         parts.append(pd.concat([about.assign(model=name), pd.DataFrame(figures)], axis=1))
@@ -403,7 +414,12 @@ def accuracy_table(
 
 
 def compare(
-    first: np.ndarray, second: np.ndarray, first_right: np.ndarray, second_right: np.ndarray, covers: list[Cover]
+    first: np.ndarray,
+    second: np.ndarray,
+    first_right: np.ndarray,
+    second_right: np.ndarray,
+    covers: list[Cover],
+    level: float,
 ) -> pd.DataFrame:
     """Return how much more the first model loses than the second: per cover, per kind, and over all covers.
 
@@ -413,10 +429,18 @@ def compare(
         first_right: bool (n, 1 + covers).
         second_right: The same of the second model.
         covers: The covers, in that order.
+        level: Level of the intervals, 0-1.
 
     Returns:
         `cover`, `difference of drops`, `low`, `high`: negative where the first model loses less.
+
+    Raises:
+        ValueError: the two models did not answer the same images and covers.
     """
+    if first.shape != second.shape or first_right.shape != second_right.shape:
+        raise ValueError(
+            f"paired models need the same images and covers. Received: {first_right.shape}, {second_right.shape}"
+        )
     kinds = np.array([cover.kind for cover in covers])
     groups = {cover.name: np.array([number]) for number, cover in enumerate(covers)}
     groups |= {f"mean: {kind}": np.flatnonzero(kinds == kind) for kind in dict.fromkeys(kinds)}
@@ -425,7 +449,7 @@ def compare(
     drawn = _drops(first) - _drops(second)
     rows = []
     for name, members in groups.items():
-        low, high = percentile_interval(drawn[:, members].mean(axis=1))
+        low, high = percentile_interval(drawn[:, members].mean(axis=1), level)
         rows.append((name, float(exact[0, members].mean()), float(low), float(high)))
     return pd.DataFrame(rows, columns=["cover", "difference of drops", "low", "high"])
 
@@ -437,14 +461,14 @@ def _drops(accuracies: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------- words
 
 
-def _method(faces: list[Face | None], total: int, units: np.ndarray | None) -> str:
+def _method(faces: list[Face | None], total: int, units: np.ndarray | None, interval: str) -> str:
     by_landmarks = sum(face is not None and face.landmarks is not None for face in faces)
     sample = f", a seeded sample of {total}" if len(faces) < total else ""
     return (
         f"{len(faces)} images{sample}; the parts of the face were found by its landmarks in {by_landmarks} of them and "
         f"by the template in {len(faces) - by_landmarks}. The crop is covered, not the picture: whether the face would "
-        f"still be found is not measured here. Intervals are 95 %, by bootstrap over "
-        f"{'images' if units is None else 'subjects'}."
+        f"still be found is not measured here. Each {interval} is by bootstrap over "
+        f"{'images' if units is None else 'subjects'}, or Wilson's for an accuracy of 0 or 100 %."
     )
 
 
@@ -452,9 +476,8 @@ def _summary(name: str, frame: pd.DataFrame) -> str:
     own = frame.loc[frame["model"] == name]
     plain, parts = own.iloc[0], own.loc[own["kind"] == PART].sort_values("drop", ascending=False)
 
-    def cost(row: pd.Series) -> str:
-        low, high = 100 * row["drop_low"], 100 * row["drop_high"]
-        return f"{row['cover']}, {100 * row['drop']:.1f} points [{low:.1f} to {high:.1f}]"
+    def cost(row: pd.Series) -> str:  # without an interval, which would not count in that the cover was chosen by it
+        return f"{row['cover']}, {100 * row['drop']:.1f} points"
 
     return (
         f"{name}: {Estimate(plain['accuracy'], plain['low'], plain['high'])} % right uncovered. Of the parts of the "
@@ -557,7 +580,9 @@ def _errors(frame: pd.DataFrame) -> np.ndarray:
     return np.stack([frame["accuracy"] - frame["low"], frame["high"] - frame["accuracy"]]).clip(0)
 
 
-def _draw_parts(frame: pd.DataFrame, models: list[str], commonest: float, about: tuple[int, str], file: Path) -> Figure:
+def _draw_parts(
+    frame: pd.DataFrame, models: list[str], commonest: float, about: tuple[int, str], file: Path, interval: str
+) -> Figure:
     shown = frame.loc[(frame["kind"] == PART) | (frame["cover"] == "none")]
     names = list(dict.fromkeys(shown["cover"]))
     figure = matplotlib.figure.Figure(figsize=(7.5, 0.42 * len(names) + 1.4), layout="constrained")
@@ -571,7 +596,7 @@ def _draw_parts(frame: pd.DataFrame, models: list[str], commonest: float, about:
     axes.axvline(commonest, color="0.5", linestyle=":", label="always the commonest emotion")
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.set(xlabel="accuracy, 95 % interval", xlim=(0, 1))
+    axes.set(xlabel=f"accuracy, {interval}", xlim=(0, 1))
     axes.xaxis.set_major_formatter("{x:.0%}")
     axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize="small")
@@ -580,13 +605,13 @@ def _draw_parts(frame: pd.DataFrame, models: list[str], commonest: float, about:
     worst = shown.sort_values("accuracy").iloc[0]
     return Figure(
         file,
-        f"Accuracy with parts of the face covered ({about[0]:,} images, 95 % intervals).",
+        f"Accuracy with parts of the face covered ({about[0]:,} images, {interval}s).",
         f"A dot with an interval for each covered part; lowest is {worst['cover']} with {worst['accuracy']:.0%}.",
     )
 
 
 def _draw_curves(
-    frame: pd.DataFrame, models: list[str], commonest: float, about: tuple[int, str], file: Path
+    frame: pd.DataFrame, models: list[str], commonest: float, about: tuple[int, str], file: Path, interval: str
 ) -> Figure:
     figure = matplotlib.figure.Figure(figsize=(11, 5.4), layout="constrained")
     figure.suptitle(about[1], fontsize=10, x=0.01, ha="left")
@@ -606,7 +631,7 @@ def _draw_curves(
     write_table(frame.loc[(frame["curve"] != "") | (frame["cover"] == "none")], file.with_suffix(".csv"))
     return Figure(
         file,
-        f"Accuracy as covers grow and pictures get worse ({about[0]:,} images; the bands are 95 % intervals).",
+        f"Accuracy as covers grow and pictures get worse ({about[0]:,} images; the bands are {interval}s).",
         "Seven curves, one for each kind of cover; each starts at the accuracy without cover and mostly falls.",
     )
 

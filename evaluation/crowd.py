@@ -7,9 +7,9 @@ import pandas as pd
 
 from configuration import Evaluation
 from evaluation.answers import Answers
-from evaluation.intervals import bootstrap, percentile_intervals
+from evaluation.intervals import bootstrap, boundary_interval, percentile_intervals
 from evaluation.performance import format_interval
-from evaluation.sections import Section, Table, percent
+from evaluation.sections import Section, Table, interval_text, percent
 from preprocessing.crowd_votes import majority, majority_of, voted_answers, votes_of
 
 
@@ -73,10 +73,13 @@ def against_the_crowd(answers: Answers, options: Evaluation) -> Section | None:
     values = {name: float(value[0]) for name, value in statistic(np.ones((1, len(votes)))).items()}
     drawn = bootstrap(statistic, answers.groups, options.resamples, options.seed)
     intervals = percentile_intervals(drawn, options.level)
+    for name in _DESCRIBED:
+        ends = boundary_interval(tops[name].to_numpy(), bottoms[name].to_numpy(), answers.groups, options.level)
+        intervals[name] = ends or intervals[name]
     table = pd.DataFrame(
         {
             "share": [values[name] for name in _DESCRIBED],
-            "95 % interval": [format_interval("accuracy", intervals[name]) for name in _DESCRIBED],
+            interval_text(options.level): [format_interval("accuracy", intervals[name]) for name in _DESCRIBED],
             "images": [int((bottoms[name] > 0).sum()) for name in _DESCRIBED],
         },
         index=pd.Index(_DESCRIBED.values(), name="how often"),

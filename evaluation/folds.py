@@ -15,12 +15,12 @@ import pandas as pd
 
 from configuration import Evaluation
 from evaluation.answers import Answers, ask
-from evaluation.comparison import on_common_labels
+from evaluation.comparison import check_aligned, on_common_labels
 from evaluation.honesty import learnt_from
 from evaluation.intervals import bootstrap, percentile_intervals
-from evaluation.metrics import score_statistic
+from evaluation.metrics import estimate_scores, score_statistic
 from evaluation.performance import MAIN_SCORES, format_interval, format_score, measure
-from evaluation.sections import NO_BREAK, Section, Table, percent
+from evaluation.sections import Section, Table, interval_text, percent
 from preprocessing.errors import InputError
 from preprocessing.image_tables import labels_of, split_by_fold, usable, write_table
 from preprocessing.quiet import silence_retracing
@@ -124,7 +124,7 @@ def across_folds(
             "the next fold. The folds differ by who is in them and the networks share most of their training images, "
             "so the spread is not the error of the mean: for that, see the interval of the pooled score. F1 is over "
             "the emotions that a fold shows.",
-            *(_gap_in_words(name, difference, answers) for name, difference in gaps.items()),
+            *(_gap_in_words(name, difference, answers, options) for name, difference in gaps.items()),
             *notes,
             _people_in_words(answers),
             _frames_in_words(answers, peaks),
@@ -180,13 +180,10 @@ def protocol_row(
         options: For the intervals.
         scores: Which ones, of those of `score_statistic`.
     """
-    statistic = score_statistic(answers.probabilities, answers.truth, answers.labels)
-    drawn = bootstrap(statistic, answers.groups, options.resamples, options.seed)
-    intervals = percentile_intervals(drawn, options.level)
-    values = statistic(np.ones((1, len(answers.rows))))
+    values, intervals = estimate_scores(answers.probabilities, answers.truth, answers.labels, answers.groups, options)
     row: dict[str, Any] = {"protocol": name, "n": len(answers.rows), "emotions": len(answers.labels)}
     for score in scores:
-        row |= {score: float(values[score][0])}
+        row |= {score: values[score]}
         row |= dict(zip((f"{score}_low", f"{score}_high"), intervals[score], strict=True))
     row["known_people"] = int(learnt_from(answers, table, "subject").sum()) if answers.has_subjects else None
     return row
@@ -198,10 +195,15 @@ def score_and_interval(score: str, row: Mapping[str, Any] | pd.Series) -> str:
 
 
 def gap(answers: Answers, other: Answers, options: Evaluation, scores: Collection[str] = MAIN_SCORES) -> dict[str, Any]:
-    """Return the differences of scores, other minus own, on the images both answered, each with a paired interval."""
+    """Return the differences of scores, other minus own, on the images both answered, each with a paired interval.
+
+    Raises:
+        InputError: the two answered these images in another order, or with other labels.
+    """
     own = answers.select(answers.rows["path"].isin(other.rows["path"]).to_numpy())
     other = other.select(other.rows["path"].isin(own.rows["path"]).to_numpy())
     pair = on_common_labels([own, other])
+    check_aligned(pair)
     statistics = [score_statistic(part.probabilities, part.truth, part.labels) for part in pair]
 
     def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -240,7 +242,7 @@ def _each_fold(answers: Answers, networks: Mapping[int, Path]) -> pd.DataFrame:
 def _printed(protocols: pd.DataFrame, options: Evaluation) -> pd.DataFrame:
     printed = pd.DataFrame({"n": protocols["n"], "emotions": protocols["emotions"]})
     for score, text in MAIN_SCORES.items():
-        printed[f"{text} [{percent(options.level, 0)}]"] = [
+        printed[f"{text} [{interval_text(options.level)}]"] = [
             score_and_interval(score, row) for _, row in protocols.iterrows()
         ]
     printed["images of people the network learnt from"] = [
@@ -261,13 +263,13 @@ def _own_name(answers: Answers) -> str:
     return "folds by subject: nobody is in training and test"
 
 
-def _gap_in_words(name: str, difference: dict[str, Any], answers: Answers) -> str:
+def _gap_in_words(name: str, difference: dict[str, Any], answers: Answers, options: Evaluation) -> str:
     accuracy = difference["accuracy"]
     low, high = (f"{100 * limit:+.1f}" for limit in accuracy["interval"])
     by = "by person" if answers.has_subjects else "by image"
     return (
         f"{name[0].upper()}{name[1:]}: accuracy {100 * accuracy['value']:+.1f} points against this protocol "
-        f"(95{NO_BREAK}% interval {low} to {high}, resampled {by}) on the same {difference['n']:,} images."
+        f"({interval_text(options.level)} {low} to {high}, resampled {by}) on the same {difference['n']:,} images."
     )
 
 

@@ -15,12 +15,20 @@ import numpy as np
 import pandas as pd
 from fairlearn.metrics import MetricFrame
 from matplotlib.axes import Axes
-from scipy.stats import random_table
+from scipy.stats import norm, random_table
 from sklearn import metrics
 
 from configuration import GROUPS, Groups
-from evaluation.intervals import Estimate, holm, percentile_interval, resampled_counts, units_of
-from evaluation.sections import Figure, Section, Table
+from evaluation.intervals import (
+    Estimate,
+    boundary_interval,
+    holm,
+    percentile_interval,
+    resampled_counts,
+    units_of,
+    widened,
+)
+from evaluation.sections import Figure, Section, Table, interval_text
 from preprocessing.command_line import progress_bar
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_file
@@ -175,8 +183,10 @@ def shuffled_tables(
 ) -> Iterator[np.ndarray]:
     """Yield tables, (some, groups, labels, labels), in which the group has nothing to do with the prediction; endless.
 
-    Without units the group is shuffled within each true emotion: a random table with the margins of the real one. With
-    units, each of one group, it is shuffled among them, because a person's pictures belong together.
+    The group is shuffled within each true emotion, so that every shuffle has the real number of images of each group
+    and emotion. Without units this gives a random table with the margins of the real one. With units, each of one
+    group, the images of a unit stay together: all emotions rank the units in one random order, and each group takes
+    its number of images along it. Where the groups show the same mix of emotions, this shuffles whole units.
     """
     groups, labels = shape
     if units is None:
@@ -188,10 +198,16 @@ def shuffled_tables(
             for label, by_group, by_prediction in margins:
                 tables[:, :, label] = random_table.rvs(by_group, by_prediction, size=size, random_state=random)
             yield tables
-    group_of_unit = np.zeros(int(units.max()) + 1, np.int64)
-    group_of_unit[units] = group
+    blocks, block = np.unique(truth * (int(units.max()) + 1) + units, return_inverse=True)  # by emotion, then unit
+    emotion_of, unit_of = np.divmod(blocks, int(units.max()) + 1)
+    by_block, sizes = np.argsort(block, kind="stable"), np.bincount(block)
+    starts = np.cumsum(sizes) - sizes
+    sorted_groups, truth, prediction = group[np.lexsort((group, truth))], truth[by_block], prediction[by_block]
     while True:
-        yield tables_of(random.permutation(group_of_unit)[units], truth, prediction, groups, labels)[None]
+        order = np.lexsort((random.permutation(int(units.max()) + 1)[unit_of], emotion_of))
+        moved = np.repeat(starts[order] - (np.cumsum(sizes[order]) - sizes[order]), sizes[order])
+        rows = np.arange(len(truth)) + moved
+        yield tables_of(sorted_groups, truth[rows], prediction[rows], groups, labels)[None]
 
 
 # ---------------------------------------------------------------- one grouping
@@ -205,11 +221,13 @@ class Audit:
         name: The column, or the columns crossed.
         images: Rows in scored groups.
         scores: One row per group and score: `group`, `score`, `emotion`, `images`, `value`, `low`, `high`.
-        gaps: One row per gap: `score`, `emotion`, `worst group`, `best group`, `gap`, `low`, `high`, `by chance`
-            (median of the shuffles), `unnoticed` (their 95 % quantile), `p`.
+        gaps: One row per gap: `score`, `emotion`, `worst group`, `best group`, `gap`, `low`, `high` (simultaneous
+            over all pairs of groups; NaN for equalised odds), `by chance` (median of the shuffles), `unnoticed` (the
+            gap that a test at the level `alarm` needs), `p`.
         unscored: Images in each group that is too small.
         unknown: Rows without a group.
         mixed_subjects: Some subject is in two groups, so that images were shuffled and not subjects.
+        uncompared: Emotions whose rates no two groups have enough images for.
     """
 
     name: str
@@ -219,6 +237,7 @@ class Audit:
     unscored: dict[str, int]
     unknown: int
     mixed_subjects: bool
+    uncompared: list[str]
 
 
 def frame_of(counts: np.ndarray, names: Sequence[str], labels: Sequence[str]) -> MetricFrame:
@@ -318,14 +337,17 @@ def audit(
     resampled = resampled_counts(cells, counts.size, own_units, options.resamples, random).reshape(-1, *counts.shape)
     shuffles = shuffled_tables(groups, shown, named, counts.shape[:2], None if mixed else own_units, random)
     shuffled = _gaps_of(shuffles, compared, options.permutations)
+    drawn = rates(resampled)
+    ends = _intervals(drawn, groups, shown, named, counts, own_units, options.level)
     return Audit(
         name,
         len(groups),
-        _score_rows(counts, rates(resampled), names, labels),
-        _gap_rows(counts, compared, rates(resampled), shuffled, names, labels),
+        _score_rows(counts, ends, names, labels),
+        _gap_rows(counts, compared, drawn, ends, shuffled, names, labels, options),
         {str(key): int(size) for key, size in sizes[sizes < options.smallest].items()},
         unknown,
         mixed,
+        [label for label, enough in zip(labels, compared.sum(axis=0) >= 2, strict=True) if not enough],
     )
 
 
@@ -352,13 +374,63 @@ def _gaps_of(shuffles: Iterator[np.ndarray], compared: np.ndarray, number: int) 
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
+def _intervals(
+    drawn: dict[str, np.ndarray],
+    groups: np.ndarray,
+    shown: np.ndarray,
+    named: np.ndarray,
+    counts: np.ndarray,
+    units: np.ndarray | None,
+    level: float,
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return the intervals of `rates`, by bootstrap or, at 0 and 1, Wilson's: lower and upper ends like the rates.
+
+    Args:
+        drawn: `rates` of resampled tables.
+        groups: Group of each row, int (n,).
+        shown: True emotion of each row, int (n,).
+        named: Predicted emotion of each row, int (n,).
+        counts: Their tables, (groups, labels, labels).
+        units: Subject of each row, or None.
+        level: Level of the intervals, 0-1.
+    """
+    ends = {score: percentile_interval(values, level) for score, values in drawn.items()}
+    observed = rates(counts)
+
+    def settle(score: str, place: Any, part: np.ndarray, whole: np.ndarray) -> tuple[float, float] | None:
+        if found := boundary_interval(part & whole, whole, units, level):
+            for limits, limit in zip(ends[score], found, strict=True):
+                limits[place] = limit
+        return found
+
+    for group in range(len(counts)):
+        inside, f1 = groups == group, list[tuple[float, tuple[float, float]]]()
+        if observed["accuracy"][group] in (0, 1):
+            settle("accuracy", group, shown == named, inside)
+        for label in range(counts.shape[1]):
+            of_label, called = inside & (shown == label), named == label
+            if observed["recall"][group, label] in (0, 1):
+                settle("recall", (group, label), called, of_label)
+            if observed["false positives"][group, label] in (0, 1):
+                settle("false positives", (group, label), called, inside & (shown != label))
+            either = of_label | (inside & called)
+            if of_label.any() and (found := boundary_interval(of_label & called, either, units, level)):
+                f1.append((float(found[1] == 1), (2 * found[0] / (1 + found[0]), 2 * found[1] / (1 + found[1]))))
+        low, high = ends["macro F1"]
+        pair, emotions = (float(low[group]), float(high[group])), int((counts[group].sum(axis=1) > 0).sum())
+        low[group], high[group] = widened(pair, float(observed["macro F1"][group]), f1, emotions) if f1 else pair
+    return ends
+
+
 def _score_rows(
-    counts: np.ndarray, resampled: dict[str, np.ndarray], names: list[str], labels: Sequence[str]
+    counts: np.ndarray,
+    intervals: dict[str, tuple[np.ndarray, np.ndarray]],
+    names: list[str],
+    labels: Sequence[str],
 ) -> pd.DataFrame:
     by_group, sizes = frame_of(counts, names, labels).by_group.loc[names], counts.sum(axis=(1, 2))
     rows = []
-    for score, drawn in resampled.items():
-        low, high = percentile_interval(drawn)
+    for score, (low, high) in intervals.items():
         for emotion, column in _columns(score, labels):
             ends = (low, high) if column is None else (low[:, column], high[:, column])
             shown = counts[:, column].sum(axis=1) if column is not None else sizes
@@ -382,17 +454,18 @@ def _gap_rows(
     counts: np.ndarray,
     compared: np.ndarray,
     resampled: dict[str, np.ndarray],
+    intervals: dict[str, tuple[np.ndarray, np.ndarray]],
     shuffled: dict[str, np.ndarray],
     names: list[str],
     labels: Sequence[str],
+    options: Groups,
 ) -> pd.DataFrame:
-    """Return the gaps, each with the interval of the difference between the two groups that it lies between.
+    """Return the gaps, each with an interval that holds for the differences of all pairs of groups at once.
 
-    Resampled gaps would all be above zero, and mostly above the gap itself: the largest of several differences grows
-    with any noise. The difference of two given groups may change its sign.
+    The interval of one given pair would not do: the pair is chosen by its difference. Nor would resampled gaps, which
+    are all above zero and mostly above the gap itself.
     """
     observed, own = gaps(counts, compared), rates(counts)
-    ends_of: dict[tuple[str, str], tuple[int, int]] = {}
     rows = []
     for score, value in observed.items():
         for emotion, column in _columns(score, labels):
@@ -401,22 +474,61 @@ def _gap_rows(
                 continue
             by_chance = _pick(shuffled[score], column)
             worst = best = ""
-            half = score
+            low = high = np.nan  # of equalised odds, the greater of two gaps that have their own
             if score in own:
                 scored = np.where(compared[:, column], _pick(own[score], column), np.nan) if emotion else own[score]
-                lowest, highest = ends_of[score, emotion] = int(np.nanargmin(scored)), int(np.nanargmax(scored))
+                lowest, highest = int(np.nanargmin(scored)), int(np.nanargmax(scored))
                 ends = names[lowest], names[highest]
                 worst, best = reversed(ends) if score == "false positives" else ends
-            else:  # equalised odds: the greater of its two halves
-                half = max(("recall", "false positives"), key=lambda name: observed[name][column])
-                lowest, highest = ends_of[half, emotion]
-            repeats = _pick(resampled[half], column)  # (repeats, groups)
-            low, high = percentile_interval(repeats[:, highest] - repeats[:, lowest])
+                limits = tuple(_pick(side, column) for side in intervals[score])
+                half = simultaneous_width(_pick(resampled[score], column), scored, limits, lowest, highest, options)
+                low, high = max(gap - half, -1.0), min(gap + half, 1.0)
             p = (1 + (by_chance >= gap - 1e-9).sum()) / (1 + len(by_chance))
-            chance, unnoticed = np.quantile(by_chance, [0.5, 0.95])
-            rows.append((score, emotion, worst, best, gap, float(low), float(high), chance, unnoticed, p))
+            chance, unnoticed = np.quantile(by_chance, [0.5, 1 - options.alarm])
+            rows.append((score, emotion, worst, best, gap, low, high, chance, unnoticed, p))
     columns = ["score", "emotion", "worst group", "best group", "gap", "low", "high", "by chance", "unnoticed", "p"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def simultaneous_width(
+    drawn: np.ndarray,
+    values: np.ndarray,
+    limits: tuple[np.ndarray, ...],
+    first: int,
+    second: int,
+    options: Groups,
+) -> float:
+    """Return the half width of the interval of a difference that was chosen among those of all pairs of groups.
+
+    The widths of all pairs are in proportion to their standard errors, and their factor is the quantile of the largest
+    studentised deviation among all pairs in the resamples (Romano and Wolf 2005). So all intervals hold at once with
+    the probability `level`, whichever pair is chosen. A rate of 0 or 1 adds the width of its own interval.
+
+    Args:
+        drawn: A rate in resamples, (resamples, groups).
+        values: The rate, (groups,); NaN where a group is not compared.
+        limits: Lower and upper limit of each group's own interval, (groups,) each.
+        first: The group with the lowest rate.
+        second: The group with the highest rate.
+        options: Level.
+    """
+    normal = float(norm.ppf((1 + options.level) / 2))
+    groups = np.flatnonzero(~np.isnan(values))
+    deviations = drawn[:, groups] - values[groups]
+    boundary = np.isin(values[groups], (0, 1))
+    widths = np.where(boundary, (limits[1] - limits[0])[groups], 0.0)
+    one, other = np.triu_indices(len(groups), 1)
+    errors = np.nanstd(deviations[:, one] - deviations[:, other], axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        largest = np.nanmax(np.abs(deviations[:, one] - deviations[:, other]) / errors, axis=1, initial=0)
+    factor = max(normal, float(np.quantile(largest, options.level)))
+    place = {int(group): index for index, group in enumerate(groups)}
+    pair = sorted((place[first], place[second]))
+    if pair[0] == pair[1]:  # all rates are equal: any pair, here the one with the widest interval
+        total = errors**2 + (widths[one] ** 2 + widths[other] ** 2) / normal**2
+        return factor * float(np.sqrt(total.max()))
+    error = errors[(one == pair[0]) & (other == pair[1])][0]
+    return factor * float(np.sqrt(error**2 + (widths[pair] ** 2).sum() / normal**2))
 
 
 # ---------------------------------------------------------------- the report's part
@@ -451,15 +563,19 @@ def audit_groups(
         groupings[" x ".join(columns)] = crossed(rows, columns)
     truth, units = rows["emotion"].to_numpy(), units_of(rows)
     audits: list[Audit] = []
-    sentences, warnings = [_method(options)], list[str]()
+    sentences, warnings, left_out = [_method(options)], list[str](), list[str]()
     for name, group in groupings.items():
         found = audit(name, group, truth, prediction, labels, units, options)
         if found is None:
             sizes = group[group != ""].value_counts()
             listed = ", ".join(f"{key} ({size})" for key, size in sizes.items())
             sentences.append(f"{name}: not compared, fewer than two groups have {options.smallest} images: {listed}.")
+            left_out.append(f"{name}, fewer than two groups of {options.smallest} images: {listed}")
         else:
             audits.append(found)
+            left_out += _left_out(found, options)
+    if left_out:
+        warnings.append(f"groups not compared: {'; '.join(left_out)}")
     tested = _adjusted(audits)
     tables: list[Table] = []
     figures: list[Figure] = []
@@ -472,7 +588,9 @@ def audit_groups(
             )
         sentences += _sentences(found, gap_rows, tests, options)
         tables += _tables(found, gap_rows)
-        figures.append(_draw(found, title, report / f"groups_{_file_name(found.name)}.png"))
+        figures.append(
+            _draw(found, title, report / f"groups_{_file_name(found.name)}.png", interval_text(options.level))
+        )
     values = {
         found.name: {
             "images": found.images,
@@ -510,11 +628,13 @@ def _adjusted(audits: list[Audit]) -> list[pd.DataFrame]:
 def _method(options: Groups) -> str:
     return (
         "Rates of an emotion are against all others; an equalised-odds difference is the greater of the gaps in recall "
-        "and in false positives. Intervals are 95 %, by bootstrap; a gap's is that of the difference between the two "
-        "groups that it lies between, below zero where it may be the other way round. The largest of several gaps is "
+        f"and in false positives. Each {interval_text(options.level)} is by bootstrap, or Wilson's for a rate of 0 or "
+        "1, and holds for one group. A gap's holds for all pairs of groups at once, because the pair is chosen by its "
+        "gap; it goes below zero where the order of the two groups is not shown. The largest of several gaps is "
         "never zero, so each stands beside the gap that chance alone gives: the group is shuffled among images of the "
-        "same true emotion (among subjects, where they are known), and p is the share of shuffles with a gap as large, "
-        f"adjusted for the number of tests (Holm). Groups of fewer than {options.smallest} images are not scored."
+        "same true emotion (the images of a subject, where subjects are known, stay together), and p is the share of "
+        "shuffles with a gap as large, adjusted for the number of tests (Holm). Groups of fewer than "
+        f"{options.smallest} images are not scored."
     )
 
 
@@ -523,12 +643,12 @@ def _sentences(found: Audit, gap_rows: pd.DataFrame, tests: int, options: Groups
     notes = f" Not scored, too few images: {', '.join(left_out)}." if left_out else ""
     if found.unknown:
         notes += f" {found.unknown} images have no value and are left out."
-    own = found.scores.loc[found.scores["score"] == "accuracy", ["group", "value", "low", "high"]]
-    by_group = {name: Estimate(*figures) for name, *figures in own.itertuples(index=False)}
+    own = found.scores.loc[found.scores["score"] == "accuracy", ["group", "value"]]
+    by_group = dict(own.itertuples(index=False))
     row = gap_rows.loc[gap_rows["score"] == "accuracy"].iloc[0]
 
     def accuracy(name: str) -> str:
-        return f"{name} {by_group[name]} %"
+        return f"{name} {100 * by_group[name]:.1f} %"  # no interval: the group was chosen by its accuracy
 
     first = (
         f"{found.name}: {len(by_group)} groups, {found.images} images. Worst accuracy: {accuracy(row['worst group'])}; "
@@ -536,6 +656,20 @@ def _sentences(found: Audit, gap_rows: pd.DataFrame, tests: int, options: Groups
         f"{_by_chance(row)}.{notes}"
     )
     return [first, *_verdict(found, gap_rows, tests, options)]
+
+
+def _left_out(found: Audit, options: Groups) -> list[str]:
+    """Return what of one grouping is not compared, and why."""
+    parts = []
+    if found.unscored:
+        listed = ", ".join(f"{name} ({size})" for name, size in found.unscored.items())
+        parts.append(f"{found.name}, fewer than {options.smallest} images: {listed}")
+    if found.unknown:
+        parts.append(f"{found.name}, no value: {found.unknown} images")
+    if found.uncompared:
+        listed = ", ".join(found.uncompared)
+        parts.append(f"{found.name}, fewer than two groups of {options.smallest_emotion} images of {listed}")
+    return parts
 
 
 def _by_chance(row: pd.Series) -> str:
@@ -554,7 +688,7 @@ def _verdict(found: Audit, gap_rows: pd.DataFrame, tests: int, options: Groups) 
         what = "is recognised least in" if half["score"] == "recall" else "is wrongly named most in"
         lines.append(
             f"{found.name}: {row['emotion']} {what} {half['worst group']}; equalised-odds difference "
-            f"{Estimate(row['gap'], row['low'], row['high'])} points, {_by_chance(row)}."
+            f"{100 * row['gap']:.1f} points, {_by_chance(row)}."
         )
     if alarms.empty:
         unnoticed = gap_rows.loc[gap_rows["score"] == "accuracy", "unnoticed"].iloc[0]
@@ -577,7 +711,11 @@ def _tables(found: Audit, gap_rows: pd.DataFrame) -> list[Table]:
         )
     summary = pd.concat([wide[0], wide[1].drop(columns="images")], axis=1).sort_values("accuracy")
     shares = tuple(str(column) for column in summary.columns if column != "images")
-    tables = [Table(summary, f"By {found.name}: accuracy and macro F1, worst group first", shares)]
+    tables = [
+        Table(
+            summary, f"By {found.name}: accuracy and macro F1, worst group first; each interval is of one group", shares
+        )
+    ]
     for score in ("recall", "false positives"):
         own = found.scores.loc[found.scores["score"] == score]
         table = own.pivot(index="group", columns="emotion", values="value")[list(dict.fromkeys(own["emotion"]))]
@@ -593,7 +731,7 @@ def _file_name(name: str) -> str:
     return "".join(letter if letter.isalnum() else "_" for letter in name)
 
 
-def _draw(found: Audit, title: str, file: Path) -> Figure:
+def _draw(found: Audit, title: str, file: Path, interval: str) -> Figure:
     """Draw every score of every group with its interval."""
     scores = found.scores
     names = list(dict.fromkeys(scores["group"]))
@@ -633,7 +771,7 @@ def _draw(found: Audit, title: str, file: Path) -> Figure:
     write_table(scores, file.with_suffix(".csv"))
     return Figure(
         file,
-        f"Scores by {found.name}, with 95 % intervals ({found.images} images).",
+        f"Scores by {found.name}, with {interval}s ({found.images} images).",
         f"For all emotions and for each, a dot with an interval for every one of {len(names)} groups.",
     )
 

@@ -18,6 +18,7 @@ import pandas as pd
 import typer
 
 from configuration import PATHS, SAMPLE
+from evaluation.model_evaluation import default_model
 from preprocessing.command_line import DataRoot, DatasetName, ModelsRoot, ReportsRoot, dataset_folder, run
 from preprocessing.errors import InputError
 from preprocessing.image_tables import is_seen, read_table, write_table
@@ -29,14 +30,16 @@ def main(
     data: DataRoot = PATHS.data,
     models: ModelsRoot = PATHS.models,
     reports: ReportsRoot = PATHS.reports,
-    model: Annotated[Path | None, typer.Option(help="The network; left out: MODELS/DATASET/best.keras.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="The network; left out: MODELS/DATASET/best.keras, or the only one there.")
+    ] = None,
 ) -> None:
     """Write a trained network's guesses for the images that have no label."""
     folder = dataset_folder(data, dataset)
     rows = unlabelled(read_table(folder, "faces.csv"))
     if rows.empty:
         raise InputError(f"{folder / 'faces.csv'} has no readable image with a face and without a label")
-    model_file = model or models / dataset / "best.keras"
+    model_file = model or default_model(models / dataset)
     read_card(model_file)  # before Keras is imported, so that a mistake is told at once
     file = reports / dataset / model_file.stem / "guesses.csv"
     write_table(guess(EmotionClassifier.load(model_file), folder, rows), file)

@@ -8,8 +8,7 @@ import pandas as pd
 
 from configuration import SAMPLE, Evaluation
 from evaluation.answers import Answers
-from evaluation.intervals import bootstrap, percentile_intervals
-from evaluation.metrics import score_statistic
+from evaluation.metrics import estimate_scores
 from evaluation.performance import format_interval, format_score
 from evaluation.sections import Section, Table, percent
 from preprocessing.crowd_votes import MAJORITY
@@ -195,12 +194,12 @@ def _without_copies(answers: Answers, copies: np.ndarray, options: Evaluation) -
     """Return the scores with and without the copies, and of the copies alone, each with its interval."""
     compared = {}
     for name, keep in {"all": np.ones(len(copies), bool), "without copies": ~copies, "copies alone": copies}.items():
-        statistic = score_statistic(answers.probabilities[keep], answers.truth[keep], answers.labels)
         groups = pd.factorize(answers.groups[keep])[0]
-        intervals = percentile_intervals(bootstrap(statistic, groups, options.resamples, options.seed), options.level)
-        values = statistic(np.ones((1, keep.sum())))
+        values, intervals = estimate_scores(
+            answers.probabilities[keep], answers.truth[keep], answers.labels, groups, options
+        )
         compared[name] = {"n": int(keep.sum())} | {
-            score: {"value": float(values[score][0]), "interval": list(intervals[score])} for score in _SCORES
+            score: {"value": values[score], "interval": list(intervals[score])} for score in _SCORES
         }
     return compared
 

@@ -12,7 +12,7 @@ import pandas as pd
 from configuration import WILD, Faces, Wild
 from evaluation.intervals import Estimate, estimate_share, units_of
 from evaluation.metrics import apply_rule, predicted_labels
-from evaluation.sections import Figure, Section, Table
+from evaluation.sections import Figure, Section, Table, interval_text
 from preprocessing.archives import list_files
 from preprocessing.command_line import progress_bar
 from preprocessing.emotions import relate
@@ -27,13 +27,22 @@ from preprocessing.faces import (
     read_image_rgb,
 )
 from preprocessing.files import atomic_file
-from preprocessing.image_tables import BOX_COLUMNS, labels_of, read_table, usable, write_table
+from preprocessing.image_tables import (
+    BOX_COLUMNS,
+    labels_of,
+    read_table,
+    usable,
+    write_table,
+)
 from preprocessing.raw_datasets import read_folders
+from preprocessing.raw_images import pixel_hash, read_gray_or_bgr
 from training.emotion_classifier import EmotionClassifier
+from training.lineage import UNKNOWN, ImageHashes, hash_codes
 
 MISSED = "no face found"
 UNREADABLE = "unreadable"
 RIGHT, WRONG = "right", "wrong"
+TRAINING, SELECTION = "training", "selection"  # what a picture was to the network
 # Told apart by the colour-blind, and by their hatching.
 LOOKS = {RIGHT: ("#0072B2", ""), WRONG: ("#E69F00", "//"), MISSED: ("0.35", "xx")}
 
@@ -63,19 +72,51 @@ def labelled_pictures(source: Path) -> tuple[pd.DataFrame, Path]:
     return rows, source
 
 
+def known_pictures(rows: pd.DataFrame, folder: Path, hashes: ImageHashes) -> tuple[np.ndarray, np.ndarray]:
+    """Return which pictures have the pixels of images that a network's lineage was trained or selected on.
+
+    Args:
+        rows: The pictures, with `path` and, of a data set, `pixel_hash`.
+        folder: The folder that the paths are relative to.
+        hashes: The images that shaped the network.
+
+    Returns:
+        Two arrays, bool (pictures,): training images, and selection images that are no training images.
+    """
+    own = rows["pixel_hash"] if "pixel_hash" in rows.columns else pd.Series("", index=rows.index)
+    codes = hash_codes(known or _hash_of(folder / path) for known, path in zip(own, rows["path"], strict=True))
+    is_training = np.isin(codes, hashes.training)
+    return is_training, np.isin(codes, hashes.selection) & ~is_training
+
+
+def _hash_of(file: Path) -> str:
+    try:
+        image = read_gray_or_bgr(file)
+    except OSError:
+        image = None
+    return "" if image is None else pixel_hash(image)
+
+
 def in_the_wild(
-    classifier: EmotionClassifier, detector: Detector, source: Path, report: Path, options: Wild = WILD
+    classifier: EmotionClassifier,
+    detector: Detector,
+    source: Path,
+    report: Path,
+    options: Wild = WILD,
+    hashes: ImageHashes = UNKNOWN,
 ) -> Section:
     """Score a network on whole pictures, together with the detector that finds the faces for it.
 
     Of several faces in a picture the largest counts, or the most central of those about as large, as in step 2.
+    Pictures that the network learnt from, or that chose it, are counted and named.
 
     Args:
-        classifier: The network.
+        classifier: The network, of the precision of the rest of the report: float32.
         detector: What finds the faces.
         source: The pictures; see `labelled_pictures`.
         report: Folder for the figures.
         options: Repeats, seed, and how many failures are shown.
+        hashes: The images that shaped the network and its lineage.
 
     Raises:
         InputError: the pictures cannot be used, or no rule relates their labels to the network's.
@@ -87,23 +128,31 @@ def in_the_wild(
     places, probabilities = _look(rows, folder, classifier, detector)
     scaled = apply_rule(probabilities, rule)
     answers = pd.Series(predicted_labels(scaled, rule.labels), index=rows.index)
+    is_learnt, is_chosen = known_pictures(rows, folder, hashes)
+    unchecked = []
+    if not hashes.complete:
+        unchecked = ["Whether pictures are training images is not known: the network has no complete list of these."]
     found = rows[[column for column in ("path", "emotion", "subject") if column in rows.columns]].join(places)
     is_found = found["outcome"] == ""
     found["prediction"] = answers.where(is_found, "")
     found.loc[is_found, "outcome"] = np.where(found["prediction"] == found["emotion"], RIGHT, WRONG)[is_found]
     scaled[~is_found] = np.nan  # no face, no probabilities
+    found["known"] = np.select([is_learnt, is_chosen], [TRAINING, SELECTION], "")
     found = found.join(pd.DataFrame(scaled, columns=[f"p_{label}" for label in rule.labels]).round(6))
     scored = found.loc[found["outcome"] != UNREADABLE]
     if scored.empty:
         raise InputError(f"--pictures {source}: none of its {len(found)} pictures can be read; give PNG or JPEG files")
     estimates = score(scored, options)
     per_emotion = by_emotion(scored, rule.labels, options)
-    sentences = [_summary(scored, estimates, source), *_notes(found, classifier, rule.text, left_out)]
+    warnings, seen = _known(scored, options, hashes.complete)
+    sentences = [_summary(scored, estimates, source, options), *_notes(found, classifier, rule.text, left_out)]
+    sentences += [*seen.pop("sentences"), *unchecked, "The network runs in float32, as in the rest of the report."]
     tables = [
         Table(_printed(estimates), f"Detector and classifier, {len(scored)} whole pictures", ("share", "low", "high")),
         Table(per_emotion, "By emotion: a missed face counts as a mistake", ("right", "low", "high", "missed")),
     ]
-    figures = [_draw_outcomes(scored, rule.labels, report / "in_the_wild.png")]
+    unfit = f" {' '.join(warnings)}" if warnings else ""
+    figures = [_draw_outcomes(scored, rule.labels, report / "in_the_wild.png", unfit)]
     failures = scored.loc[scored["outcome"] != RIGHT]
     if len(failures):
         figures.append(_draw_failures(failures, folder, report / "in_the_wild_failures.png", options))
@@ -115,8 +164,35 @@ def in_the_wild(
         "left_out": left_out,
         "label_rule": rule.text,
         "per_emotion": per_emotion.reset_index().to_dict("records"),
+        **seen,
+        "not_checked": unchecked,
+        "precision": "float32",
     }
-    return Section("in_the_wild", "In the wild, end to end", sentences, [], tables, figures, values)
+    return Section("in_the_wild", "In the wild, end to end", sentences, warnings, tables, figures, values)
+
+
+def _known(scored: pd.DataFrame, options: Wild, complete: bool) -> tuple[list[str], dict[str, Any]]:
+    """Return warnings where scored pictures are known to the network, and the numbers and sentences about them."""
+    learnt, chosen = ((scored["known"] == kind).to_numpy() for kind in (TRAINING, SELECTION))
+    warnings, sentences = list[str](), list[str]()
+    values: dict[str, Any] = {
+        "training_pictures": int(learnt.sum()),
+        "selection_pictures": int(chosen.sum()),
+        "held_out": False if learnt.any() else True if complete else None,
+    }
+    if learnt.any():
+        warnings.append(
+            f"NOT A HELD-OUT SCORE: {learnt.sum():,} of the {len(scored):,} whole pictures are training images of the "
+            "network or of one that it learnt from"
+        )
+    if chosen.any():
+        warnings.append(f"{chosen.sum():,} of the {len(scored):,} whole pictures chose the network or its calibration")
+    new = scored.loc[~learnt & ~chosen]
+    if warnings and len(new):
+        without = _estimate(new, (new["outcome"] == RIGHT).to_numpy(), options)
+        values["without_known"] = {"pictures": len(new)} | without._asdict()
+        sentences.append(f"Of the {len(new):,} other pictures {without} % are right, end to end.")
+    return warnings, values | {"sentences": sentences}
 
 
 # ---------------------------------------------------------------- looking
@@ -198,7 +274,7 @@ def score(scored: pd.DataFrame, options: Wild = WILD) -> dict[str, Estimate]:
 
 
 def _estimate(rows: pd.DataFrame, hits: np.ndarray, options: Wild) -> Estimate:
-    return estimate_share(hits, units_of(rows), options.resamples, options.seed)
+    return estimate_share(hits, units_of(rows), options.resamples, options.seed, options.level)
 
 
 def by_emotion(scored: pd.DataFrame, labels: tuple[str, ...], options: Wild = WILD) -> pd.DataFrame:
@@ -221,13 +297,13 @@ def _printed(estimates: Mapping[str, Estimate]) -> pd.DataFrame:
 # ---------------------------------------------------------------- words
 
 
-def _summary(scored: pd.DataFrame, estimates: Mapping[str, Estimate], source: Path) -> str:
+def _summary(scored: pd.DataFrame, estimates: Mapping[str, Estimate], source: Path, options: Wild) -> str:
     drawn = "subjects" if units_of(scored) is not None else "pictures"
     where_found = f"; where a face was found, {estimates['where_found']} %" if "where_found" in estimates else ""
     return (
         f"{len(scored)} whole pictures of {source.name}: {estimates['end_to_end']} % right when a missed face counts "
         f"as a mistake; {estimates['missed']} % of the faces were missed{where_found}. "
-        f"Intervals are 95 %, over {drawn}."
+        f"Each {interval_text(options.level)} is over {drawn}."
     )
 
 
@@ -250,7 +326,7 @@ def _notes(found: pd.DataFrame, classifier: EmotionClassifier, rule: str, left_o
 # ---------------------------------------------------------------- figures
 
 
-def _draw_outcomes(scored: pd.DataFrame, labels: tuple[str, ...], file: Path) -> Figure:
+def _draw_outcomes(scored: pd.DataFrame, labels: tuple[str, ...], file: Path, unfit: str) -> Figure:
     counts = pd.crosstab(scored["emotion"], scored["outcome"]).reindex(
         index=[label for label in labels if label in set(scored["emotion"])], columns=list(LOOKS), fill_value=0
     )
@@ -273,7 +349,7 @@ def _draw_outcomes(scored: pd.DataFrame, labels: tuple[str, ...], file: Path) ->
     rows = counts.to_dict("index").items()
     return Figure(
         file,
-        f"What became of {len(scored)} whole pictures, by true emotion.",
+        f"What became of {len(scored)} whole pictures, by true emotion.{unfit}",
         "; ".join(
             f"{label}: {row[RIGHT]} {RIGHT}, {row[WRONG]} {WRONG}, {row[MISSED]} {MISSED}" for label, row in rows
         ),

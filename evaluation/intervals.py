@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from scipy.sparse import csr_array
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
 from configuration import EVALUATION
 
@@ -124,7 +124,7 @@ def _draws(count: int, width: int, resamples: int, seed: Seed) -> Iterator[np.nd
 # ---------------------------------------------------------------- intervals
 
 
-def percentile_interval(values: np.ndarray, level: float = EVALUATION.level) -> tuple[np.ndarray, np.ndarray]:
+def percentile_interval(values: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the percentile interval of resampled values, (resamples, ...): lower and upper ends, (...).
 
     Resamples that do not allow a value (NaN) are left out; where none allows it, both ends are NaN.
@@ -141,20 +141,107 @@ def percentile_intervals(values: Mapping[str, np.ndarray], level: float) -> dict
     return {name: (float(low), float(high)) for name, (low, high) in intervals.items()}
 
 
-def estimate_share(hits: np.ndarray, units: np.ndarray | None, resamples: int, seed: Seed) -> Estimate:
-    """Return a share with its interval: Wilson's for independent rows, by bootstrap where rows share units.
+def wilson_interval(share: float, size: float, level: float) -> tuple[float, float]:
+    """Return Wilson's score interval (1927) of a share.
+
+    Args:
+        share: 0-1.
+        size: Number of independent observations; an effective sample size need not be whole.
+        level: Level of the interval, 0-1.
+
+    Returns:
+        Lower and upper limit, 0-1; NaN without an observation.
+    """
+    if not size > 0:
+        return float("nan"), float("nan")
+    squared = norm.ppf((1 + level) / 2) ** 2 / size
+    half = np.sqrt(squared * (share * (1 - share) + squared / 4))
+    low, high = ((share + squared / 2 + side * half) / (1 + squared) for side in (-1, 1))
+    return float(low) if share > 0 else 0.0, float(high) if share < 1 else 1.0  # exact at the boundary
+
+
+def effective_size(weights: np.ndarray, units: np.ndarray | None) -> float:
+    """Return how many independent rows the rows are worth if those of one unit are all alike.
+
+    This is Kish's (1965) effective sample size for an intra-class correlation of one: the squared sum of the units'
+    weights over the sum of their squares. It is 0 without a weight above zero.
+
+    Args:
+        weights: (n,) weight of each row, at least 0.
+        units: As in `resampled_counts`.
+    """
+    sizes = weights.astype(np.float64) if units is None else np.bincount(units, weights=weights)
+    return float(sizes.sum() ** 2 / (sizes**2).sum()) if sizes.any() else 0.0
+
+
+def boundary_interval(
+    part: np.ndarray, whole: np.ndarray, units: np.ndarray | None, level: float
+) -> tuple[float, float] | None:
+    """Return the interval of a share that is 0 or 1; None for any other share.
+
+    All resamples of such rows give the same share, so that a bootstrap interval has no width. Wilson's interval has
+    one. Where rows share units, the rows cannot tell how alike those of a unit are; they count as entirely alike.
+
+    Args:
+        part: (n,) what each row adds to the numerator, from 0 to its `whole`.
+        whole: (n,) what each row adds to the denominator, at least 0.
+        units: As in `resampled_counts`.
+        level: Level of the interval, 0-1.
+
+    Returns:
+        Lower and upper limit, 0-1; NaN where the denominator is 0.
+    """
+    total = whole.sum()
+    share = part.sum() / total if total > 0 else 0.0
+    if 1e-12 < share < 1 - 1e-12:
+        return None
+    return wilson_interval(round(float(share)), effective_size(whole, units), level)
+
+
+def widened(
+    interval: tuple[float, float], value: float, parts: Sequence[tuple[float, tuple[float, float]]], count: int
+) -> tuple[float, float]:
+    """Return the interval of a mean, widened by parts whose own variation its resamples do not show.
+
+    The distances of the limits from their values are added in quadrature (Zou and Donner 2008).
+
+    Args:
+        interval: The mean's bootstrap interval.
+        value: The mean, 0-1.
+        parts: Value and interval of each part that is 0 or 1, as `boundary_interval` gives it.
+        count: Number of all parts of the mean.
+    """
+    if np.isnan(interval).any():
+        return interval
+    down, up = max(value - interval[0], 0.0) ** 2, max(interval[1] - value, 0.0) ** 2
+    down += sum((own - low) ** 2 for own, (low, _) in parts) / count**2
+    up += sum((high - own) ** 2 for own, (_, high) in parts) / count**2
+    return max(min(value - float(np.sqrt(down)), interval[0]), 0.0), min(
+        max(value + float(np.sqrt(up)), interval[1]), 1.0
+    )
+
+
+def estimate_share(
+    hits: np.ndarray, units: np.ndarray | None, resamples: int, seed: Seed, level: float = EVALUATION.level
+) -> Estimate:
+    """Return a share with its interval.
+
+    The interval is Wilson's for independent rows and for a share of 0 or 1. Otherwise it is by bootstrap.
 
     Args:
         hits: (n,) truth values, n > 0.
         units: As in `resampled_counts`.
         resamples: Number of resamples.
         seed: Of the draws.
+        level: Level of the interval, 0-1.
     """
+    share = float(hits.mean())
     if units is None:
-        ends = binomtest(int(hits.sum()), len(hits)).proportion_ci(EVALUATION.level, method="wilson")
-        return Estimate(float(hits.mean()), float(ends.low), float(ends.high))
-    low, high = percentile_interval(resampled_means(hits[:, None], units, resamples, seed))
-    return Estimate(float(hits.mean()), float(low[0]), float(high[0]))
+        return Estimate(share, *wilson_interval(share, len(hits), level))
+    if ends := boundary_interval(hits, np.ones(len(hits)), units, level):
+        return Estimate(share, *ends)
+    low, high = percentile_interval(resampled_means(hits[:, None], units, resamples, seed), level)
+    return Estimate(share, float(low[0]), float(high[0]))
 
 
 # ---------------------------------------------------------------- tests

@@ -2,7 +2,7 @@
 
 Reads:  data/NAME/split.csv, the pictures and the crops it names; with --settings the settings that step2_tuning wrote
 Writes: models/NAME/ladder/*.keras with their cards; data/NAME/whole/ (the pictures without face crops);
-        reports/NAME/ladder.csv, ladder.json, ladder.png (with --folds: ladder-folds.*)
+        reports/NAME/ladder/SPLIT/: ladder.csv, ladder.json, ladder.png (with --folds: reports/NAME/ladder/folds/)
 
     python -m evaluation.ladder --dataset ckplus
 
@@ -35,8 +35,8 @@ from evaluation.honesty import banner, protocol
 from evaluation.model_evaluation import rows_of_split
 from evaluation.performance import format_interval
 from evaluation.plots import BLACK, BLUE, ORANGE, canvas, save
-from evaluation.report import write_json
-from evaluation.sections import percent
+from evaluation.report import report_folder, write_json
+from evaluation.sections import interval_text, percent
 from evaluation.zero_shot import ask_start
 from preprocessing.command_line import (
     DataRoot,
@@ -123,7 +123,8 @@ def main(
     answers = [answer(rung, files[rung.name], split, folds) for rung in rungs]
     answers.append(ask_start(answers[-1], start_from, table, ZERO_SHOT))
     titles = [rung.title for rung in rungs] + [f"zero-shot: {start_from.name} as it is"]
-    write_ladder(answers, titles, table, notes, reports / dataset, "ladder-folds" if folds else "ladder", EVALUATION)
+    report = reports / dataset / "ladder" / ("folds" if folds else answers[0].split)
+    write_ladder(answers, titles, table, notes, report, EVALUATION)
 
 
 def check_start(start_from: Path, folder: Path, table: pd.DataFrame) -> None:
@@ -191,7 +192,6 @@ def write_ladder(
     table: pd.DataFrame,
     notes: list[str],
     report: Path,
-    name: str,
     options: Evaluation,
 ) -> None:
     """Write the ladder's table and its bar chart, and say what each step bought.
@@ -201,8 +201,7 @@ def write_ladder(
         titles: What a reader calls each.
         table: All of the data set's `split.csv`.
         notes: What else a reader must know.
-        report: The folder to write to.
-        name: Of the files, without ending.
+        report: The report's folder, which is replaced.
         options: For the intervals.
     """
     answers = on_common_labels(answers)
@@ -219,8 +218,9 @@ def write_ladder(
         for one, title in zip(answers, titles, strict=True)
     ]
     steps = [_step(lower, higher, options) for lower, higher in _steps(answers)]
+    by_name = dict(zip((one.name for one in answers), titles, strict=True))
     sentences = [*notes, *dict.fromkeys(banner(one) for one in answers if banner(one)),
-                 *(_in_words(step, dict(zip((one.name for one in answers), titles, strict=True))) for step in steps),
+                 *(_in_words(step, by_name, options) for step in steps),
                  _THE_SAME_FOR_ALL]  # fmt: skip
     people = int(first.groups.max()) + 1
     if first.has_subjects and people < options.few_subjects:
@@ -229,19 +229,20 @@ def write_ladder(
         )
     commonest = float(np.bincount(first.truth).max() / len(first.truth))
     frame = pd.DataFrame(rows)
-    write_table(frame, report / f"{name}.csv")
     caption = f"{first.dataset}, {first.part}, n = {len(first.rows):,}, {len(first.labels)} emotions"
-    draw_ladder(frame, commonest, caption, report / f"{name}.png")
     whole = {"dataset": first.dataset, "split": first.part, "labels": list(first.labels), "n": len(first.rows),
              "always_the_commonest": commonest, "rungs": rows, "steps": steps, "sentences": sentences}  # fmt: skip
-    write_json(report / f"{name}.json", whole)
+    with report_folder(report) as folder:
+        write_table(frame, folder / "ladder.csv")
+        draw_ladder(frame, commonest, caption, folder / "ladder.png", interval_text(options.level))
+        write_json(folder / "ladder.json", whole)
     print(f"\n{caption}")
     for row in rows:
         interval = format_interval("accuracy", (row["accuracy_low"], row["accuracy_high"]))
         print(f"{percent(row['accuracy']):>8}  [{interval}]"
               f"  macro F1 {row['macro_f1']:.3f}  {row['title']} ({row['protocol']})")  # fmt: skip
     print("\n".join(sentences))
-    print(f"table: {report / name}.csv, chart: {report / name}.png")
+    print(f"table: {report / 'ladder.csv'}, chart: {report / 'ladder.png'}")
 
 
 _THE_SAME_FOR_ALL = (
@@ -260,17 +261,17 @@ def _step(lower: Answers, higher: Answers, options: Evaluation) -> dict[str, Any
     return {"from": lower.name, "to": higher.name, **gap(lower, higher, options)}
 
 
-def _in_words(step: dict[str, Any], titles: dict[str, str]) -> str:
+def _in_words(step: dict[str, Any], titles: dict[str, str], options: Evaluation) -> str:
     accuracy = step["accuracy"]
     low, high = accuracy["interval"]
     verdict = "" if low > 0 or high < 0 else ": not shown to be more than chance"
     return (
         f"{titles[step['to']]}, against {titles[step['from']]}: {100 * accuracy['value']:+.1f} points of accuracy "
-        f"(95 % interval {100 * low:+.1f} to {100 * high:+.1f}){verdict}."
+        f"({interval_text(options.level)} {100 * low:+.1f} to {100 * high:+.1f}){verdict}."
     )
 
 
-def draw_ladder(rungs: pd.DataFrame, commonest: float, caption: str, file: Path) -> None:
+def draw_ladder(rungs: pd.DataFrame, commonest: float, caption: str, file: Path, interval: str) -> None:
     """Draw the rungs' accuracies as bars with their intervals.
 
     Args:
@@ -278,6 +279,7 @@ def draw_ladder(rungs: pd.DataFrame, commonest: float, caption: str, file: Path)
         commonest: Accuracy of always giving the commonest emotion, 0-1.
         caption: Line above the figure.
         file: PNG to write.
+        interval: Name of the intervals, as `interval_text` gives it.
     """
     figure, axes = canvas(caption, 8.4, 0.85 * len(rungs) + 1.4)
     places = np.arange(len(rungs))
@@ -292,7 +294,7 @@ def draw_ladder(rungs: pd.DataFrame, commonest: float, caption: str, file: Path)
     ]
     axes.set_yticks(places, labels, fontsize=7.5)
     axes.invert_yaxis()
-    axes.set(xlim=(0, 1.14), xlabel="accuracy (line: 95 % interval)")
+    axes.set(xlim=(0, 1.14), xlabel=f"accuracy (line: {interval})")
     axes.set_xticks(np.arange(0, 1.01, 0.2))
     axes.xaxis.set_major_formatter("{x:.0%}")
     axes.grid(axis="x", color="#dddddd")

@@ -1,14 +1,24 @@
 """Plain metric functions over true labels and predicted probabilities."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.optimize import brentq
 from scipy.sparse import csr_array
+from scipy.stats import norm
 from sklearn import metrics
 
-from evaluation.intervals import Statistic
+from configuration import Evaluation
+from evaluation.intervals import (
+    Statistic,
+    bootstrap,
+    boundary_interval,
+    effective_size,
+    percentile_intervals,
+    widened,
+)
 from preprocessing.emotions import LabelRule
 
 NOTHING_FOUND: Any = 0.0  # precision of an emotion that is never predicted
@@ -138,6 +148,94 @@ def score_statistic(probabilities: np.ndarray, truth: np.ndarray, labels: Sequen
         return values
 
     return statistic
+
+
+def estimate_scores(
+    probabilities: np.ndarray, truth: np.ndarray, labels: Sequence[str], units: np.ndarray, options: Evaluation
+) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    """Return every score of `score_statistic`, and its interval.
+
+    Args:
+        probabilities: (n, labels); rows sum to one.
+        truth: True labels, int (n,).
+        labels: Names in class order.
+        units: int (n,): each image's unit, numbered from 0.
+        options: Resamples, seed and level.
+    """
+    statistic = score_statistic(probabilities, truth, labels)
+    values = {name: float(value[0]) for name, value in statistic(np.ones((1, len(truth)))).items()}
+    drawn = bootstrap(statistic, units, options.resamples, options.seed)
+    return values, score_intervals(drawn, values, probabilities, truth, labels, units, options.level)
+
+
+def score_intervals(
+    drawn: Mapping[str, np.ndarray],
+    values: Mapping[str, float],
+    probabilities: np.ndarray,
+    truth: np.ndarray,
+    labels: Sequence[str],
+    units: np.ndarray,
+    level: float,
+) -> dict[str, tuple[float, float]]:
+    """Return the interval of each score: its bootstrap interval, or one for the boundary where it is 0 or 1.
+
+    At the boundary a bootstrap interval has no width. A share and an F1 score then have Wilson's interval: F1 is
+    2 J / (1 + J) of the share J of the images of an emotion or called so that are both. An area under the ROC curve
+    has Newcombe's (2006, method 5). A mean over the emotions is widened by those of its emotions.
+
+    Args:
+        drawn: Resampled scores by their names in `score_statistic`, all of them or some.
+        values: The scores themselves.
+        probabilities: (n, labels); rows sum to one.
+        truth: True labels, int (n,).
+        labels: Names in class order.
+        units: int (n,): each image's unit, numbered from 0.
+        level: Level of the intervals, 0-1.
+    """
+    predicted, every = probabilities.argmax(axis=1), np.ones(len(truth))
+    found = {
+        "accuracy": boundary_interval(predicted == truth, every, units, level),
+        "top2_accuracy": boundary_interval(in_top(probabilities, truth, 2), every, units, level),
+    }
+    means: dict[str, list[str]] = {"balanced_accuracy": [], "macro_f1": [], "roc_auc": []}
+    for index, label in enumerate(labels):
+        shown, named = truth == index, predicted == index
+        found[f"precision/{label}"] = boundary_interval(shown & named, named, units, level)
+        found[f"recall/{label}"] = boundary_interval(shown & named, shown, units, level)
+        if not shown.any():
+            continue
+        jaccard = boundary_interval(shown & named, shown | named, units, level)
+        found[f"f1/{label}"] = jaccard and (2 * jaccard[0] / (1 + jaccard[0]), 2 * jaccard[1] / (1 + jaccard[1]))
+        means["balanced_accuracy"].append(f"recall/{label}")
+        means["macro_f1"].append(f"f1/{label}")
+        if not shown.all():
+            area = _auc_statistic(probabilities[:, index], shown)(every[None])[0]
+            found[f"roc_auc/{label}"] = _auc_boundary_interval(float(area), shown, units, level)
+            means["roc_auc"].append(f"roc_auc/{label}")
+    intervals = percentile_intervals(drawn, level)
+    intervals |= {name: ends for name, ends in found.items() if ends and name in intervals}
+    for mean, parts in means.items():
+        ends = [(float(limits[1] == 1), limits) for name in parts if (limits := found[name])]
+        if mean in intervals and ends:
+            intervals[mean] = widened(intervals[mean], values[mean], ends, len(parts))
+    return intervals
+
+
+def _auc_boundary_interval(
+    area: float, positive: np.ndarray, units: np.ndarray, level: float
+) -> tuple[float, float] | None:
+    """Return the interval of an area under the ROC curve of 0 or 1; None for any other (Newcombe 2006, method 5)."""
+    if 1e-12 < area < 1 - 1e-12:
+        return None
+    sizes = [effective_size(rows.astype(float), units) for rows in (positive, ~positive)]
+    squared, half = norm.ppf((1 + level) / 2) ** 2 / (sizes[0] * sizes[1]), sum(sizes) / 2 - 1
+
+    def excess(limit: float) -> float:
+        return float(1 - limit - squared * limit * (1 + half * ((1 - limit) / (2 - limit) + limit / (1 + limit))))
+
+    root: Any = brentq(excess, 0, 1)
+    limit = float(root)
+    return (limit, 1.0) if area > 0.5 else (0.0, 1 - limit)
 
 
 def _mean_of_known(values: np.ndarray) -> np.ndarray:

@@ -1,8 +1,9 @@
 """Say how good trained networks are on a split that they did not learn from, and what the scores are worth.
 
 Reads:  networks and their cards; data/NAME/split.csv and the crops it names
-Writes: reports/NAME/MODEL/: report.html, metrics.json, predictions.csv, classification_report.txt, and each figure as
-        PNG with its numbers as CSV; of several models also reports/NAME/comparison-A-B/
+Writes: reports/NAME/MODEL/SPLIT-TRUTH/: report.html, metrics.json, predictions.csv, classification_report.txt, and
+        each figure as PNG with its numbers as CSV; of several models also reports/NAME/comparison-A-B/SPLIT-TRUTH/.
+        SPLIT-TRUTH is such as test-labels, dev-majority or folds-labels; --pictures and --quick add to the name.
 
     python -m evaluation.model_evaluation --dataset fer2013 --model models/fer2013/best.keras --split test
     python -m evaluation.model_evaluation --dataset fer2013 --model A.keras --model B.keras
@@ -39,7 +40,7 @@ from preprocessing.command_line import (
     step_command,
     typed_command,
 )
-from preprocessing.crowd_votes import MAJORITY, labelled_by_majority
+from preprocessing.crowd_votes import MAJORITY, has_votes, labelled_by_majority
 from preprocessing.emotions import relate
 from preprocessing.errors import InputError
 from preprocessing.faces import build_detector
@@ -84,20 +85,25 @@ class Task:
     flip: bool
 
     @property
+    def _intervals(self) -> dict[str, Any]:
+        """How every interval is computed."""
+        return {name: getattr(self.options, name) for name in ("resamples", "level", "seed")}
+
+    @property
     def covers(self) -> Covers:
         """How faces are covered."""
         images = COVERS.quick_images if self.quick else COVERS.images
-        return replace(COVERS, images=images, resamples=self.options.resamples, seed=self.options.seed)
+        return replace(COVERS, images=images, **self._intervals)
 
     @property
     def groups(self) -> Groups:
         """How groups are compared."""
-        return replace(GROUPS, resamples=self.options.resamples, seed=self.options.seed)
+        return replace(GROUPS, **self._intervals)
 
     @property
     def wild(self) -> Wild:
         """How whole pictures are scored."""
-        return replace(WILD, resamples=self.options.resamples, seed=self.options.seed)
+        return replace(WILD, **self._intervals)
 
 
 def main(
@@ -106,7 +112,10 @@ def main(
     models: ModelsRoot = PATHS.models,
     reports: ReportsRoot = PATHS.reports,
     model: Annotated[
-        list[Path] | None, typer.Option(help="A network; repeat to compare. Left out: MODELS/DATASET/best.keras.")
+        list[Path] | None,
+        typer.Option(
+            help="A network; repeat to compare. Left out: MODELS/DATASET/best.keras, or the only network there."
+        ),
     ] = None,
     split: Annotated[str | None, typer.Option(help=f"{', '.join(SPLITS)}; left out: test, or dev without one.")] = None,
     wanted_accuracy: Annotated[
@@ -120,7 +129,7 @@ def main(
         str | None,
         typer.Option(
             help="labels: the data set's own; majority: the crowd's, where more than half agree. Left out: what the "
-            "models were trained on."
+            "models were trained on, or labels where there are no votes."
         ),
     ] = None,
     groups: Annotated[
@@ -153,7 +162,7 @@ def main(
         raise InputError(f"--wanted-accuracy {wanted_accuracy} is not between 0 and 1, such as 0.8 for 80 %")
     folder = dataset_folder(data, dataset)
     table = read_table(folder, "split.csv")
-    named = model_names(model or [models / dataset / "best.keras"])
+    named = model_names(model or [models / dataset / "best.keras" if folds else default_model(models / dataset)])
     networks = {}
     if folds:
         one_network = {"--split": split, "--pictures": pictures, "--calibrate": calibrate, "--update-card": update_card}
@@ -164,7 +173,8 @@ def main(
         read_card(file, train=step_command("training.step3_best_model", folder, "--output", file))
         for file in (networks or named).values()
     ]
-    if truth_of(truth, cards) == "majority":
+    truth, truth_notes = truth_of(truth, cards, table)
+    if truth == "majority":
         table = labelled_by_majority(table)
     if group_table:
         from evaluation.groups import join_group_table  # imports matplotlib and fairlearn, as all the parts do
@@ -174,6 +184,8 @@ def main(
         rows, split, notes = usable(table[table[STRICT] != ""]), f"{len(networks)} folds", []
     else:
         rows, split, notes = rows_of_split(table, split, folder)
+    notes = [*truth_notes, *notes]
+    report_name = name_of_report("folds" if folds else split, truth, pictures, quick)
     options = replace(EVALUATION, wanted_accuracy=wanted_accuracy, resamples=resamples, seed=seed)
     if quick:
         options = replace(options, resamples=min(resamples, EVALUATION.quick_resamples))
@@ -186,19 +198,20 @@ def main(
     task = Task(folder, table, rows, split, notes, options, quick, not no_faces, groups or [], pictures, flip)
     if folds:
         for name, model_file in named.items():
-            evaluate_folds(task, f"{name}-folds", model_file, networks, reports / dataset / f"{name}-folds")
+            evaluate_folds(task, f"{name}-folds", model_file, networks, reports / dataset / name / report_name)
         return
     if calibrate:
         dev_rows, dev, _ = rows_of_split(table, "dev", folder)
         for name, model_file in named.items():
             calibrate_card(replace(task, rows=dev_rows, split=dev), name, model_file)
     for name, model_file in named.items():
-        metrics = evaluate(task, name, model_file, reports / dataset / name)
+        metrics = evaluate(task, name, model_file, reports / dataset / name / report_name)
         if update_card:
             update_scores(model_file, metrics)
             print(f"scores written into {model_file.with_suffix('.json')}")
     if len(named) > 1:
-        compare_models(replace(task, flip=False), named, reports / dataset / f"comparison-{'-'.join(named)}")
+        report = reports / dataset / f"comparison-{'-'.join(named)}" / name_of_report(split, truth, None, quick)
+        compare_models(replace(task, flip=False), named, report)
 
 
 def check_goes_with_folds(given: dict[str, Any]) -> None:
@@ -212,17 +225,61 @@ def check_goes_with_folds(given: dict[str, Any]) -> None:
         raise InputError(f"--folds does not go with {', '.join(refused)}: it asks one network per fold; leave one out")
 
 
-def truth_of(asked: str | None, cards: list[dict[str, Any]]) -> str:
-    """Return what the models are scored against: what was asked for, or else what all of them were trained on.
+def default_model(folder: Path) -> Path:
+    """Return the network that is used where none is named: `best.keras`, or the only one of single faces there is.
+
+    Args:
+        folder: The data set's networks, `models/NAME`.
 
     Raises:
-        InputError: something else was asked for.
+        InputError: `best.keras` is missing and there are several others.
     """
-    if asked is None:
-        return "majority" if all(card.get("targets") == "votes" for card in cards) else "labels"
-    if asked not in TRUTHS:
+    best = folder / "best.keras"
+    if best.is_file():
+        return best
+    found = [file for file in sorted(folder.glob("[!.]*.keras")) if file.is_file() and not _reads_sequences(file)]
+    if len(found) > 1:
+        listed = ", ".join(str(file) for file in found)
+        raise InputError(f"{best} does not exist; choose one of these networks with --model: {listed}")
+    if found:
+        print(f"{best} does not exist; used instead: {found[0]}, the only network in {folder}")
+        return found[0]
+    return best
+
+
+def _reads_sequences(model_file: Path) -> bool:
+    try:
+        return "window" in json.loads(card_path(model_file).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def name_of_report(split: str, truth: str, pictures: Path | None, quick: bool) -> str:
+    """Return the name of a report's folder, which differs wherever two reports do not replace each other."""
+    whole = f"-pictures-{'-'.join(pictures.resolve().parts[1:][-2:])}" if pictures else ""
+    return f"{split}-{truth}{whole}{'-quick' if quick else ''}"
+
+
+def truth_of(asked: str | None, cards: list[dict[str, Any]], table: pd.DataFrame) -> tuple[str, list[str]]:
+    """Return what the models are scored against, and notes for the reader.
+
+    That is what was asked for, or else what all models were trained on. A table without crowd votes has only labels.
+
+    Raises:
+        InputError: something else was asked for, or votes that the table does not have.
+    """
+    if asked not in (None, *TRUTHS):
         raise InputError(f"--truth {asked!r} is not one of {', '.join(TRUTHS)}")
-    return asked
+    if asked == "majority" and not has_votes(table):
+        raise InputError(
+            "--truth majority needs crowd votes, which the table does not have (columns votes_<emotion>); leave "
+            "--truth out to use the data set's own labels, or give votes to step 1 (--votes)"
+        )
+    if asked or not all(card.get("targets") == "votes" for card in cards):
+        return asked or "labels", []
+    if has_votes(table):
+        return "majority", []
+    return "labels", ["the data set has no crowd votes, from which the model learnt: scored against its own labels"]
 
 
 def check_pictures(pictures: Path, cards: list[dict[str, Any]]) -> None:
@@ -299,7 +356,7 @@ def evaluate(task: Task, name: str, model_file: Path, report: Path) -> dict[str,
     if earlier := kept_report(report, inputs):
         return earlier
     answers = ask(model_file, name, task.folder, task.table, task.rows, task.split)
-    return report_on(task, answers, parts_of_report(task, answers, report), report, inputs)
+    return report_on(task, answers, lambda folder: parts_of_report(task, answers, folder), report, inputs)
 
 
 def evaluate_folds(task: Task, name: str, model_file: Path, networks: dict[int, Path], report: Path) -> dict[str, Any]:
@@ -347,9 +404,16 @@ def evaluate_folds(task: Task, name: str, model_file: Path, networks: dict[int, 
             others[title] = zero_shot
         except InputError as error:
             notes.append(f"Zero-shot was not measured: {error}.")
-    parts = parts_of_report(task, answers, report, networks)
     warnings = [text] if (text := settings_differ([*networks.values(), *loose.values()])) else []
-    parts.insert(1, lambda: across_folds(answers, others, networks, task.table, notes, warnings, report, task.options))
+
+    def parts(folder: Path) -> list[Callable[[], Any]]:
+        first, *rest = parts_of_report(task, answers, folder, networks)
+        return [
+            first,
+            lambda: across_folds(answers, others, networks, task.table, notes, warnings, folder, task.options),
+            *rest,
+        ]
+
     return report_on(task, answers, parts, report, inputs)
 
 
@@ -365,23 +429,37 @@ def kept_report(report: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def report_on(
-    task: Task, answers: Any, parts: list[Callable[[], Any]], report: Path, inputs: dict[str, Any]
+    task: Task,
+    answers: Any,
+    parts: Callable[[Path], list[Callable[[], Any]]],
+    report: Path,
+    inputs: dict[str, Any],
 ) -> dict[str, Any]:
     """Write a report on some answers, and return what `metrics.json` holds.
 
     Args:
         task: What was evaluated.
         answers: What came of it.
-        parts: The report's parts in their order, as `parts_of_report` gives them.
+        parts: Returns the report's parts in their order, as `parts_of_report` does, given the folder of their files.
         report: The report's folder.
         inputs: What it is made from.
     """
+    from evaluation.report import report_folder
+
+    with report_folder(report) as folder:
+        metrics = _write_parts(task, answers, parts(folder), folder, inputs)
+    _print_summary(metrics, report)
+    return metrics
+
+
+def _write_parts(
+    task: Task, answers: Any, parts: list[Callable[[], Any]], folder: Path, inputs: dict[str, Any]
+) -> dict[str, Any]:
     from evaluation.honesty import banner, protocol
     from evaluation.performance import measure
-    from evaluation.report import clear, write_report
+    from evaluation.report import write_report
 
-    clear(report)
-    _write_predictions(answers, report)
+    _write_predictions(answers, folder)
     with progress_bar() as bar:
         sections = [part() for part in bar.track(parts, description=f"evaluating {answers.name}")]
     sections = [section for section in sections if section]
@@ -407,9 +485,7 @@ def report_on(
         },
         "inputs": inputs,
     }
-    metrics = write_report(report, _page(task, answers, performance, inputs), sections, metrics, task.show_faces)
-    _print_summary(metrics, report)
-    return metrics
+    return write_report(folder, _page(task, answers, performance, inputs), sections, metrics, task.show_faces)
 
 
 def parts_of_report(
@@ -464,14 +540,15 @@ def parts_of_report(
             )
         )
     if task.pictures:
-        pictures, classifier = task.pictures, EmotionClassifier.load_litert(answers.model_file)
-        detector = build_detector("mtcnn", classifier.faces)
-        parts.append(lambda: in_the_wild(classifier, detector, pictures, report, task.wild))
+        pictures, classifier = task.pictures, EmotionClassifier.load(answers.model_file)  # float32, as all the rest
+        detector, hashes = build_detector("mtcnn", classifier.faces), read_hashes(answers.model_file)
+        parts.append(lambda: in_the_wild(classifier, detector, pictures, report, task.wild, hashes))
     return parts
 
 
 def covered(task: Task, models: list[Any], report: Path) -> Any:
     """Return how accuracy falls as faces are covered, for models that have their labels in common."""
+    from evaluation.comparison import check_aligned
     from evaluation.covered_faces import Candidate, covered_faces
     from evaluation.metrics import apply_rule
 
@@ -479,6 +556,7 @@ def covered(task: Task, models: list[Any], report: Path) -> Any:
         classifier = EmotionClassifier.load(answers.model_file)
         return Candidate(lambda images: apply_rule(classifier.predict(images), answers.rule), answers.card)
 
+    check_aligned(models)
     first = models[0]
     crops = replace(FACES, **{name: crop_options(task.folder)[name] for name in ("size", "channels", "align")})
     titles = [answers.heading for answers in models]  # each says so where a model was trained on the split
@@ -520,7 +598,7 @@ def compare_models(task: Task, named: dict[str, Path], report: Path) -> None:
     """
     from evaluation.answers import ask
     from evaluation.comparison import compare, on_common_labels
-    from evaluation.report import Page, clear, read_report, write_report
+    from evaluation.report import Page, read_report, report_folder, write_report
 
     inputs = {name: _inputs(task, model_file) for name, model_file in named.items()}
     metrics = read_report(report, inputs)
@@ -528,31 +606,36 @@ def compare_models(task: Task, named: dict[str, Path], report: Path) -> None:
         models = [
             ask(model_file, name, task.folder, task.table, task.rows, task.split) for name, model_file in named.items()
         ]
-        clear(report)
-        section = compare(models, report, task.options)
-        sections = [section]
-        models = on_common_labels(models)
-        sections.append(covered(task, models, report))
-        if task.grouped_by:
-            sections += balances(task, models)
-        page = Page(
-            title=" against ".join(named),
-            subtitle=f"{task.folder.name}, {task.split} split",
-            banner=section.values["banner"],
-            tiles=[],
-            made_by=_made_by() | {"models": ", ".join(f"{n}: SHA-256 {inputs[n]['model']}…" for n in named)},
-        )
-        facts = {"dataset": task.folder.name, "split": task.split, "notes": section.warnings, "inputs": inputs}
-        told = {"sentences": section.sentences}
-        metrics = write_report(report, page, sections, facts | told, task.show_faces)
+        with report_folder(report) as folder:
+            section = compare(models, folder, task.options)
+            sections = [section]
+            models = on_common_labels(models)
+            sections.append(covered(task, models, folder))
+            if task.grouped_by:
+                sections += balances(task, models)
+            page = Page(
+                title=" against ".join(named),
+                subtitle=f"{task.folder.name}, {task.split} split",
+                banner=section.values["banner"],
+                tiles=[],
+                made_by=_made_by() | {"models": ", ".join(f"{n}: SHA-256 {inputs[n]['model']}…" for n in named)},
+            )
+            notes = [*task.notes, *(warning for part in sections for warning in part.warnings)]
+            facts = {"dataset": task.folder.name, "split": task.split, "notes": notes, "inputs": inputs}
+            told = {"sentences": section.sentences}
+            metrics = write_report(folder, page, sections, facts | told, task.show_faces)
+    for note in metrics["notes"]:
+        print(f"  ! {note}")
     print("\n".join(metrics["sentences"][:-1]))
     print(f"comparison: {report / 'report.html'}")
 
 
 def balances(task: Task, models: list[Any]) -> list[Any]:
     """Return, for each model after the first, what changed for the groups since the first."""
+    from evaluation.comparison import check_aligned
     from evaluation.mitigation import before_and_after
 
+    check_aligned(models)
     first, *others = models
     sections = []
     for other in others:
@@ -577,10 +660,12 @@ def _page(task: Task, answers: Any, performance: dict[str, Any], inputs: dict[st
     from evaluation.honesty import banner
     from evaluation.performance import HEADLINE, format_interval, format_score
     from evaluation.report import Page, Tile
+    from evaluation.sections import interval_text
 
+    level = interval_text(task.options.level)
     tiles = [
         Tile(text.split(" (")[0], format_score(name, performance["scores"][name]),
-             f"95 %: {format_interval(name, tuple(performance['intervals'][name]))}")
+             f"{level} {format_interval(name, tuple(performance['intervals'][name]))}")
         for name, text in HEADLINE.items()
     ]  # fmt: skip
     return Page(
@@ -609,13 +694,16 @@ def _write_predictions(answers: Any, report: Path) -> None:
 
 
 def _print_summary(metrics: dict[str, Any], report: Path) -> None:
+    from evaluation.sections import interval_text
+
     print(f"{metrics['model']} on {metrics['dataset']}, split {metrics['split']} ({metrics['protocol']})")
     for note in metrics["notes"]:
         print(f"  ! {note}")
     print((report / "classification_report.txt").read_text(encoding="utf-8"))
     low, high = metrics["accuracy_interval"]
+    interval = interval_text(metrics["performance"]["interval_level"])
     print(
-        f"n = {metrics['n']}  accuracy {metrics['accuracy']:.4f} ({EVALUATION.level:.0%} interval {low:.4f} to "
+        f"n = {metrics['n']}  accuracy {metrics['accuracy']:.4f} ({interval} {low:.4f} to "
         f"{high:.4f})  balanced accuracy {metrics['balanced_accuracy']:.4f}  macro F1 {metrics['macro_f1']:.4f}"
     )
     if "folds" in metrics:
@@ -648,14 +736,15 @@ def _inputs(task: Task, *model_files: Path) -> dict[str, Any]:
         "covers": asdict(task.covers),
         "groups": [task.grouped_by, asdict(task.groups)],
         "flip": task.flip,
-        "pictures": task.pictures and [str(task.pictures), _pictures_hash(task.pictures), asdict(task.wild)],
+        "pictures": task.pictures and _pictures_inputs(task, task.pictures),
         "code": _code_hash(),
     }
     return json.loads(json.dumps(inputs))  # tuples become the lists that a report's file gives back
 
 
-def _pictures_hash(folder: Path) -> str:
-    return fingerprint({str(file): file for file in sorted(folder.rglob("*")) if file.is_file()})
+def _pictures_inputs(task: Task, folder: Path) -> list[Any]:
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    return [str(folder), fingerprint({str(file): file for file in files}), asdict(task.wild)]
 
 
 def _code_hash() -> str:

@@ -7,10 +7,9 @@ import pandas as pd
 
 from configuration import Evaluation
 from evaluation.answers import Answers
-from evaluation.intervals import bootstrap, percentile_intervals
-from evaluation.metrics import classification_report, confusion, in_top, roc_auc, score_statistic, scores
+from evaluation.metrics import classification_report, confusion, estimate_scores, in_top, roc_auc, scores
 from evaluation.plots import draw_confusion, draw_emotions
-from evaluation.sections import NO_BREAK, Figure, Section, Table, percent
+from evaluation.sections import NO_BREAK, Figure, Section, Table, interval_text, percent
 from preprocessing.files import atomic_file
 from preprocessing.image_tables import write_table
 
@@ -60,14 +59,13 @@ def how_good(answers: Answers, report: Path, options: Evaluation) -> Section:
     names = np.asarray(answers.labels, dtype=object)
     truth, predicted = names[answers.truth].tolist(), names[answers.predicted].tolist()
     measured = measure(answers)
-    statistic = score_statistic(answers.probabilities, answers.truth, answers.labels)
-    drawn = bootstrap(statistic, answers.groups, options.resamples, options.seed)
-    intervals = percentile_intervals(drawn, options.level)
+    _, intervals = estimate_scores(answers.probabilities, answers.truth, answers.labels, answers.groups, options)
+    interval = interval_text(options.level)
 
     headline = pd.DataFrame(
         {
             "value": [format_score(name, measured[name]) for name in HEADLINE],
-            "95 % interval": [format_interval(name, intervals[name]) for name in HEADLINE],
+            interval: [format_interval(name, intervals[name]) for name in HEADLINE],
         },
         index=pd.Index(HEADLINE.values(), name="score"),
     )
@@ -83,11 +81,12 @@ def how_good(answers: Answers, report: Path, options: Evaluation) -> Section:
     low, high = intervals["accuracy"]
     commonest = int(np.argmax(support.to_numpy()))
     sentences = [
-        f"The model names {percent(measured['accuracy'])} of the {len(truth):,} images rightly (95 % interval "
+        f"The model names {percent(measured['accuracy'])} of the {len(truth):,} images rightly ({interval} "
         f"{percent(low)} to {percent(high)}). Always answering {names[commonest]} would be right for "
         f"{percent(support.iloc[commonest] / len(truth))}.",
         f"Intervals come from {options.resamples:,} bootstrap resamples of {_resampled(answers)} They tell how much "
-        "the score would move with other images of the same kind, not with other kinds of images.",
+        "the score would move with other images of the same kind, not with other kinds of images. A score of 0 or 1 "
+        "does not vary between resamples. It has Wilson's interval, in which the images of one person count once.",
     ]
     return Section(
         name="performance",
@@ -96,7 +95,7 @@ def how_good(answers: Answers, report: Path, options: Evaluation) -> Section:
         warnings=_warnings(answers, support, options),
         tables=[
             Table(headline, f"Scores, {answers.title}"),
-            Table(_printed(emotions), "Each emotion, with 95 % intervals in brackets; support: its number of images"),
+            Table(_printed(emotions), f"Each emotion, {interval}s in brackets; support: its number of images"),
         ],
         figures=[
             Figure(
@@ -105,7 +104,7 @@ def how_good(answers: Answers, report: Path, options: Evaluation) -> Section:
                 f"Rows are true emotions, columns the model's answers. {_in_words(measured, answers)}",
             ),
             Figure(
-                draw_emotions(emotions, answers.title, report / "emotions.png"),
+                draw_emotions(emotions, answers.title, report / "emotions.png", interval),
                 "Recall (of the images of an emotion, how many were found) and precision (of the answers, how many "
                 f"were right), {answers.title}.",
                 _in_words(measured, answers),

@@ -61,13 +61,14 @@ def draw_confusion(matrix: pd.DataFrame, title: str, file: Path) -> Path:
     return save(figure, file)
 
 
-def draw_emotions(table: pd.DataFrame, title: str, file: Path) -> Path:
+def draw_emotions(table: pd.DataFrame, title: str, file: Path, interval: str) -> Path:
     """Draw recall and precision of each emotion with their intervals.
 
     Args:
         table: Index: emotions; columns `recall`, `recall_low`, `recall_high` and the same of `precision`, 0-1.
         title: Line above the figure.
         file: PNG to write.
+        interval: Name of the intervals, as `interval_text` gives it.
     """
     figure, axes = canvas(title, 6.4, 0.5 * len(table) + 1.6)
     for offset, name, (color, marker, _) in zip((-0.13, 0.13), ("recall", "precision"), SERIES, strict=False):
@@ -77,7 +78,7 @@ def draw_emotions(table: pd.DataFrame, title: str, file: Path) -> Path:
         axes.errorbar(table[name], rows, xerr=error, fmt=marker, color=color, capsize=3, label=name)
     axes.set_yticks(range(len(table)), list(table.index))
     axes.invert_yaxis()
-    axes.set(xlim=(0, 1.01), xlabel="share (line: 95 % interval)")
+    axes.set(xlim=(0, 1.01), xlabel=f"share (line: {interval})")
     axes.xaxis.set_major_formatter("{x:.0%}")
     axes.grid(axis="x", color="#dddddd")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
@@ -121,7 +122,9 @@ def draw_reliability(diagrams: dict[str, Reliability], title: str, file: Path) -
     return save(figure, file)
 
 
-def draw_coverage(curve: pd.DataFrame, wanted: float, chosen: tuple[float, float], title: str, file: Path) -> Path:
+def draw_coverage(
+    curve: pd.DataFrame, wanted: float, chosen: tuple[float, float], title: str, file: Path, interval: str
+) -> Path:
     """Draw the accuracy of the answers given, against the share of images that get one.
 
     Args:
@@ -130,10 +133,11 @@ def draw_coverage(curve: pd.DataFrame, wanted: float, chosen: tuple[float, float
         chosen: Coverage and accuracy at the threshold, to mark by a point.
         title: Line above the figure.
         file: PNG to write.
+        interval: Name of the intervals, as `interval_text` gives it.
     """
     figure, axes = canvas(title)
     axes.fill_between(curve["coverage"], curve["low"], curve["high"], color=BLUE, alpha=0.2, linewidth=0)
-    axes.plot(curve["coverage"], curve["accuracy"], color=BLUE, label="accuracy of the answers (band: 95 % interval)")
+    axes.plot(curve["coverage"], curve["accuracy"], color=BLUE, label=f"accuracy of the answers (band: {interval})")
     axes.axhline(wanted, color=ORANGE, linestyle="--", label=f"wanted: {wanted:.0%}")
     axes.plot(*chosen, "s", color=ORANGE, markersize=8, label=f"threshold: {chosen[1]:.1%} right of {chosen[0]:.1%}")
     axes.set(xlim=(0, 1.01), xlabel="share of the images that get an answer", ylabel="share of right answers")
@@ -208,13 +212,14 @@ def _draw_chances(axes: Axes, chances: np.ndarray, labels: Sequence[str], truth:
     axes.set_axis_off()
 
 
-def draw_differences(differences: pd.DataFrame, title: str, file: Path) -> Path:
+def draw_differences(differences: pd.DataFrame, title: str, file: Path, interval: str) -> Path:
     """Draw differences between models with their intervals, one row per score.
 
     Args:
         differences: Columns `difference` (name of the pair), `score`, `value`, `low`, `high`; shares.
         title: Line above the figure.
         file: PNG to write.
+        interval: Name of the intervals, as `interval_text` gives it.
     """
     scores = list(dict.fromkeys(differences["score"]))
     pairs = list(dict.fromkeys(differences["difference"]))
@@ -228,7 +233,7 @@ def draw_differences(differences: pd.DataFrame, title: str, file: Path) -> Path:
         axes.errorbar(100 * part["value"], rows, xerr=error, fmt=marker, color=color, capsize=3, label=pair)
     axes.set_yticks(range(len(scores)), [score.replace("_", " ").replace("/", ", ") for score in scores])
     axes.invert_yaxis()
-    axes.set(xlabel="percentage points (line: 95 % interval)")
+    axes.set(xlabel=f"percentage points (line: {interval})")
     axes.grid(axis="x", color="#dddddd")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
     return save(figure, file)

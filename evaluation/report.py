@@ -2,6 +2,9 @@
 
 import base64
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,9 +13,11 @@ from typing import Any
 import jinja2
 import numpy as np
 import pandas as pd
+from filelock import FileLock, Timeout
 from markupsafe import Markup
 
 from evaluation.sections import Figure, Section, Table, percent
+from preprocessing.errors import InputError
 from preprocessing.files import atomic_file
 
 METRICS_FILE = "metrics.json"
@@ -122,16 +127,55 @@ def read_report(folder: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
     return metrics if whole else None
 
 
-def clear(folder: Path) -> None:
-    """Remove an earlier report's files, those that it names and no others; its `metrics.json` first."""
+@contextmanager
+def report_folder(folder: Path) -> Iterator[Path]:
+    """Give an empty folder to write a report to. It replaces `folder` as a whole when the block ends without error.
+
+    Until then an earlier report stays as it is. Files in `folder` that the earlier report does not list are kept.
+
+    Args:
+        folder: Where the report belongs.
+
+    Yields:
+        A hidden folder beside it, which is removed if the block fails.
+
+    Raises:
+        InputError: another process is writing this report.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part, old = (folder.with_name(f".{folder.name}.{state}") for state in ("part", "old"))
     try:
-        files = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8")).get("files", [])
+        with FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0):
+            if old.is_dir():  # an earlier run was killed between the two renamings below, or after them
+                _keep_unlisted(old, folder) if folder.exists() else old.rename(folder)
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            try:
+                yield part
+                if folder.exists():
+                    folder.rename(old)
+                part.rename(folder)
+                if old.is_dir():
+                    _keep_unlisted(old, folder)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+    except Timeout as error:
+        raise InputError(
+            f"another process is writing the report {folder}; wait for it, or give another folder with --reports"
+        ) from error
+
+
+def _keep_unlisted(old: Path, folder: Path) -> None:
+    """Move what is not an earlier report's own from its folder to the new one, and remove the folder."""
+    try:
+        listed = json.loads((old / METRICS_FILE).read_text(encoding="utf-8")).get("files", [])
     except (OSError, ValueError, AttributeError):
-        files = []
-    (folder / METRICS_FILE).unlink(missing_ok=True)
-    for name in files:
-        if name == Path(name).name:
-            (folder / name).unlink(missing_ok=True)
+        listed = []
+    for file in old.iterdir():
+        own = file.name in listed or file.name == METRICS_FILE or file.name.startswith(".")
+        if not own and not (folder / file.name).exists():
+            file.rename(folder / file.name)
+    shutil.rmtree(old)
 
 
 def _data_uri(figure: Figure) -> str:

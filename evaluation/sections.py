@@ -18,6 +18,11 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f}{NO_BREAK}%"
 
 
+def interval_text(level: float) -> str:
+    """Return what an interval of a level, 0-1, is called, such as `90 % interval`."""
+    return f"{100 * level:g}{NO_BREAK}% interval"
+
+
 @dataclass(frozen=True)
 class Figure:
     """A picture that a section has drawn.

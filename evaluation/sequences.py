@@ -2,8 +2,8 @@
 
 Reads:  models/NAME/sequence.keras, or with --folds its networks of the folds; models/NAME/best.keras (or its folds)
         where there is one, and the released network, which never saw this data; data/NAME/split.csv and its crops
-Writes: reports/NAME/sequence/ (with --folds: sequence-folds/): scores.csv, differences.csv, predictions.csv,
-        metrics.json, and accuracy by how much of the sequence was seen, seen.csv and seen.png
+Writes: reports/NAME/sequence/SPLIT/ (with --folds: reports/NAME/sequence/folds/): scores.csv, differences.csv,
+        predictions.csv, metrics.json, and accuracy by how much of the sequence was seen, seen.csv and seen.png
 
     python -m evaluation.sequences --dataset ckplus
     python -m evaluation.sequences --dataset ckplus --folds
@@ -29,9 +29,10 @@ import typer
 from configuration import EVALUATION, PATHS, SAMPLE, Evaluation
 from evaluation.calibration import choose_threshold, fit_temperature, is_settled, with_temperature
 from evaluation.intervals import bootstrap, estimate_share, mcnemar, percentile_intervals, units_of
-from evaluation.metrics import apply_rule, predicted_labels, score_statistic
+from evaluation.metrics import apply_rule, predicted_labels, score_intervals, score_statistic
 from evaluation.performance import MAIN_SCORES
-from evaluation.report import write_json
+from evaluation.report import report_folder, write_json
+from evaluation.sections import interval_text
 from preprocessing.command_line import (
     DataRoot,
     DatasetName,
@@ -96,11 +97,13 @@ class Seen:
         name: What the tables call it.
         labels: Its classes.
         probabilities: float (shares, sequences, classes), at each of `SHARES`.
+        sequences: Name of each sequence, (sequences,).
     """
 
     name: str
     labels: tuple[str, ...]
     probabilities: np.ndarray
+    sequences: np.ndarray
 
 
 def main(
@@ -177,7 +180,7 @@ def main(
         notes.append(f"not known whether held out: no complete list of training images lies beside {model_file}")
     rows = pd.concat([part.sequences.table for part in parts], ignore_index=True)
     options = Evaluation(resamples=resamples, seed=seed)
-    report = reports / dataset / f"{model_file.stem}{'-folds' if folds else ''}"
+    report = reports / dataset / model_file.stem / (split or "folds")
     write_report(answers, rows, labels_of(sequences.table), notes, heading, report, options, held_out)
 
 
@@ -309,7 +312,8 @@ def _joined(name: str, parts: Sequence[Part], ask: Callable[[Part], tuple[tuple[
     labels = answers[0][0]
     if any(each != labels for each, _ in answers):
         raise InputError(f"{name}: the networks of the folds have different labels; train all folds again")
-    return Seen(name, labels, np.concatenate([probabilities for _, probabilities in answers], axis=1))
+    sequences = np.concatenate([part.sequences.table["sequence"].to_numpy() for part in parts])
+    return Seen(name, labels, np.concatenate([probabilities for _, probabilities in answers], axis=1), sequences)
 
 
 def _ask_sequence(model_file: Path, part: Part, folder: Path) -> tuple[tuple[str, ...], np.ndarray]:
@@ -378,8 +382,15 @@ def write_report(
         held_out: Whether the sequence network was trained on none of the frames; None where that is not known.
 
     Raises:
-        InputError: no rule relates a network's labels to the data's.
+        InputError: no rule relates a network's labels to the data's, or a network answered other sequences.
     """
+    for each in answers:
+        own, expected = each.sequences, rows["sequence"].to_numpy()
+        if each.probabilities.shape[1] != len(rows) or len(own) != len(rows) or (own != expected).any():
+            raise InputError(
+                f"{each.name} was not scored on the same sequences in the same order: it cannot be compared in pairs; "
+                "evaluate all networks on one split"
+            )
     rules = [relate(each.labels, shown) for each in answers]
     labels = [label for label in shown if all(label in rule.labels for rule in rules)]
     keep = rows["emotion"].isin(labels).to_numpy()
@@ -403,7 +414,15 @@ def write_report(
 
     drawn = bootstrap(statistic, groups, options.resamples, options.seed)
     measured = {name: float(value[0]) for name, value in statistic(np.ones((1, len(rows)))).items()}
-    each_one = percentile_intervals(drawn, options.level)
+    each_one = {
+        f"{name}|{score}": ends
+        for name, part in chances.items()
+        for score, ends in score_intervals(
+            {score: drawn[f"{name}|{score}"] for score in MAIN_SCORES},
+            {score: measured[f"{name}|{score}"] for score in MAIN_SCORES},
+            part[-1], truth, labels, groups, options.level,
+        ).items()
+    }  # fmt: skip
     scores = pd.DataFrame(
         [
             {"model": name, "score": score, "value": measured[key], "low": each_one[key][0], "high": each_one[key][1]}
@@ -415,7 +434,7 @@ def write_report(
     differences = _differences(chances, truth, measured, drawn, options)
     curve = pd.DataFrame(
         [
-            {"model": name, "seen": share, **estimate_share(hits, units, options.resamples, options.seed)._asdict()}
+            {"model": name, "seen": share, **_share(hits, units, options)}
             for name, part in chances.items()
             for share, hits in zip(SHARES, part.argmax(axis=2) == truth, strict=True)
         ]
@@ -423,16 +442,7 @@ def write_report(
     predictions = rows[["sequence", "subject", "emotion"]].copy()
     for name, part in chances.items():
         predictions[f"prediction: {name}"] = predicted_labels(part[-1], labels)
-    report.mkdir(parents=True, exist_ok=True)
-    for table, file in (
-        (scores, "scores"),
-        (differences, "differences"),
-        (curve, "seen"),
-        (predictions, "predictions"),
-    ):
-        write_table(table, report / f"{file}.csv")
     title = f"Accuracy by the share of each sequence that was seen\n{heading} (n = {len(rows):,} sequences)"
-    draw_seen(curve, title, report / "seen.png")
     found = {
         "heading": heading,
         "held_out": held_out,
@@ -445,9 +455,18 @@ def write_report(
         "differences": differences.to_dict("records"),
         "seen": curve.to_dict("records"),
     }
-    write_json(report / "metrics.json", found)
+    tables = {"scores": scores, "differences": differences, "seen": curve, "predictions": predictions}
+    with report_folder(report) as folder:
+        for name, table in tables.items():
+            write_table(table, folder / f"{name}.csv")
+        draw_seen(curve, title, folder / "seen.png", interval_text(options.level))
+        write_json(folder / "metrics.json", found)
     print(_in_words(found, options), f"wrote {report}/", sep="\n")
     return found
+
+
+def _share(hits: np.ndarray, units: np.ndarray | None, options: Evaluation) -> dict[str, float]:
+    return estimate_share(hits, units, options.resamples, options.seed, options.level)._asdict()
 
 
 def _differences(
@@ -463,15 +482,16 @@ def _differences(
     rows = []
     for other in others:
         gaps = {score: drawn[f"{first}|{score}"] - drawn[f"{other}|{score}"] for score in MAIN_SCORES}
+        p_value = mcnemar(right[other], right[first])["p_value"]  # of accuracy alone
         for score, (low, high) in percentile_intervals(gaps, options.level).items():
             value = measured[f"{first}|{score}"] - measured[f"{other}|{score}"]
             rows.append({"difference": f"{first} minus {other}", "score": score, "value": value, "low": low,
-                         "high": high, "p_value": mcnemar(right[other], right[first])["p_value"]})  # fmt: skip
+                         "high": high, "p_value": p_value if score == "accuracy" else None})  # fmt: skip
     return pd.DataFrame(rows, columns=["difference", "score", "value", "low", "high", "p_value"])
 
 
 def _in_words(found: dict[str, Any], options: Evaluation) -> str:
-    lines = [f"{found['heading']}, {found['n']:,} sequences, {options.level:.0%} intervals by "
+    lines = [f"{found['heading']}, {found['n']:,} sequences, {interval_text(options.level)}s by "
              f"{'person' if found['subjects'] else 'sequence'}"]  # fmt: skip
     for row in found["scores"]:
         lines.append(f"  {row['model']:32} {MAIN_SCORES[row['score']]:9} {_figure(row)}")
@@ -488,13 +508,14 @@ def _figure(row: dict[str, Any], sign: str = "") -> str:
     return f"{value} [{low} to {high}]"
 
 
-def draw_seen(curve: pd.DataFrame, title: str, file: Path) -> Path:
+def draw_seen(curve: pd.DataFrame, title: str, file: Path, interval: str) -> Path:
     """Draw each network's accuracy against the share of the sequences that it has seen.
 
     Args:
         curve: Columns `model`, `seen`, `accuracy`, `low`, `high`, all shares 0-1.
         title: Lines above the figure.
         file: PNG to write.
+        interval: Name of the intervals, as `interval_text` gives it.
     """
     from evaluation.plots import SERIES, canvas, save
 
@@ -502,7 +523,7 @@ def draw_seen(curve: pd.DataFrame, title: str, file: Path) -> Path:
     for (name, part), (color, marker, line) in zip(curve.groupby("model", sort=False), SERIES, strict=False):
         axes.plot(part["seen"], part["accuracy"], color=color, marker=marker, linestyle=line, label=str(name))
         axes.fill_between(part["seen"], part["low"], part["high"], color=color, alpha=0.12, linewidth=0)
-    axes.set(xlabel="share of the frames seen, from the start", ylabel="accuracy (band: 95 % interval)", ylim=(0, 1.01))
+    axes.set(xlabel="share of the frames seen, from the start", ylabel=f"accuracy (band: {interval})", ylim=(0, 1.01))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter("{x:.0%}")
     axes.grid(color="#dddddd")

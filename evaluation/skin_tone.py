@@ -119,7 +119,10 @@ def skin_tones(
     sizes = tones[tones != ""].value_counts()
     if len(sizes) < 2:
         sizes_text = ", ".join(f"{name} ({size})" for name, size in sizes.items()) or "none"
-        return _section([about, f"Nothing was compared: the only tone found is {sizes_text}."], [warning], angles)
+        not_compared = f"groups not compared: the only skin tone found is {sizes_text}"
+        return _section(
+            [about, f"Nothing was compared: the only tone found is {sizes_text}."], [warning, not_compared], angles
+        )
     section = audit_groups(rows.assign(**{COLUMN: tones}), answers, labels, [COLUMN], report, options, title)
     return replace(section, sentences=[about, *section.sentences], warnings=[warning, *section.warnings])
 
@@ -147,7 +150,7 @@ def _declined(gray: int, looked_at: int) -> Section:
             "light, and nothing in them parts the two. Join labels that you have with --group-table FILE (columns path "
             "and, say, gender) and --groups gender."
         ],
-        [],
+        ["groups not compared: no column tells who is in the pictures, and they are gray (--groups, --group-table)"],
         [],
     )
 

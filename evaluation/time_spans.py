@@ -3,7 +3,7 @@
 Reads:  the program's spans, and a person's labels: a CSV with the columns `start`, `end` (seconds since the source's
         first frame), `emotion`, and `face` (the program's number), which may be left out where the spans hold one face
 Writes: FOLDER/time_spans.json, time_spans.png, time_spans.csv (both time lines, cut where either changes), and
-        time_spans_{confusion,emotions,changes}.csv; FOLDER is reports/time_spans/NAME of the spans
+        time_spans_{confusion,emotions,changes}.csv; FOLDER is reports/time_spans/SPANS-TRUTH, the names of both files
 
     python -m realtime.webcam --source talk.mp4 --no-window --spans talk.csv
     python -m evaluation.time_spans --spans talk.csv --truth labels.csv
@@ -26,7 +26,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from configuration import EVALUATION, PATHS, Evaluation
-from evaluation.intervals import Statistic, bootstrap, percentile_intervals
+from evaluation.intervals import Statistic, bootstrap, boundary_interval, percentile_intervals
 from evaluation.performance import format_interval, format_score
 from evaluation.plots import save
 from evaluation.report import write_json
@@ -43,7 +43,9 @@ UNLABELLED = ""  # what a person says of the rest of the time
 def main(
     spans: Annotated[Path, typer.Option(help="CSV that the webcam program wrote with --spans.")],
     truth: Annotated[Path, typer.Option(help="CSV of a person's labels: start, end (seconds), emotion, face.")],
-    report: Annotated[Path | None, typer.Option(help="Folder to write; left out: reports/time_spans/SPANS.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Folder to write; left out: reports/time_spans/SPANS-TRUTH.")
+    ] = None,
 ) -> None:
     """Compare the webcam program's labels with a person's, in time."""
     predicted, labelled = read_spans(spans, "--spans", "label"), read_spans(truth, "--truth", "emotion")
@@ -54,7 +56,7 @@ def main(
             f"--truth {truth} and --spans {spans} share no moment of any face; give labels of the same video, in "
             f"seconds since its first frame, with the program's face numbers ({_listed(predicted['face'].unique())})"
         )
-    folder = report or PATHS.reports / "time_spans" / spans.stem
+    folder = report or PATHS.reports / "time_spans" / f"{spans.stem}-{truth.stem}"
     found = compare(labelled, predicted, lines, EVALUATION)
     _write(found, folder)
     write_table(lines.drop(columns="span"), folder / "time_spans.csv")
@@ -210,6 +212,7 @@ def compare(
     if len(labelled) > 1:
         drawn = bootstrap(statistic, np.arange(len(labelled)), options.resamples, options.seed)
         intervals = percentile_intervals(drawn, options.level)
+        intervals |= boundary_intervals(cells, changes["delay"].to_numpy(float), emotions, options.level)
     names = pd.Index(emotions, name="truth")
     confusion = pd.DataFrame(cells.sum(axis=0), names, pd.Index(shown, name="prediction"))
     per_emotion = pd.DataFrame(
@@ -307,6 +310,43 @@ def agreement(cells: np.ndarray, delays: np.ndarray, emotions: list[str]) -> Sta
         return values
 
     return statistic
+
+
+def boundary_intervals(
+    cells: np.ndarray, delays: np.ndarray, emotions: list[str], level: float
+) -> dict[str, tuple[float, float]]:
+    """Return the intervals of those shares of `agreement` that are 0 or 1, where a bootstrap interval has no width.
+
+    They are Wilson's, for as many observations as the spans are worth by their seconds. A kappa of 1 has none (NaN).
+
+    Args:
+        cells: As for `agreement`.
+        delays: As for `agreement`.
+        emotions: Names in class order.
+        level: Level of the intervals, 0-1.
+    """
+    hits = cells[:, :, :-2].diagonal(axis1=1, axis2=2)
+    total, unsure, no_face = cells.sum(axis=(1, 2)), cells[:, :, -2].sum(axis=1), cells[:, :, -1].sum(axis=1)
+    is_change = ~np.isnan(delays)
+    shares = {
+        "accuracy": (hits.sum(axis=1), total - no_face),
+        "accuracy_when_sure": (hits.sum(axis=1), total - no_face - unsure),
+        "unsure": (unsure, total),
+        "no_face": (no_face, total),
+        "already": (delays == 0, is_change),
+        "never": (np.isinf(delays), is_change),
+    }
+    for index, emotion in enumerate(emotions):
+        shares[f"recall/{emotion}"] = hits[:, index], cells[:, index, :-1].sum(axis=1)
+        shares[f"precision/{emotion}"] = hits[:, index], cells[:, :, index].sum(axis=1)
+    found = {
+        name: boundary_interval(part, np.where(whole > 1e-9, whole, 0), None, level)
+        for name, (part, whole) in shares.items()
+    }
+    intervals = {name: ends for name, ends in found.items() if ends}
+    if intervals.get("accuracy_when_sure", (0, 0))[1] == 1:
+        intervals["kappa"] = float("nan"), float("nan")
+    return intervals
 
 
 # ---------------------------------------------------------------- telling

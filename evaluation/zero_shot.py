@@ -7,12 +7,12 @@ import pandas as pd
 
 from configuration import PATHS, Evaluation
 from evaluation.answers import Answers
-from evaluation.comparison import on_common_labels
+from evaluation.comparison import check_aligned, on_common_labels
 from evaluation.folds import gap, protocol_row, score_and_interval
 from evaluation.intervals import mcnemar
 from evaluation.metrics import apply_rule
 from evaluation.performance import MAIN_SCORES, format_score
-from evaluation.sections import Section, Table
+from evaluation.sections import Section, Table, interval_text
 from preprocessing.emotions import relate
 from preprocessing.errors import InputError
 from training.emotion_classifier import EmotionClassifier, find_start, has_learnt_from, read_card
@@ -107,6 +107,7 @@ def beside_zero_shot(answers: Answers, table: pd.DataFrame, options: Evaluation)
         text = f"zero-shot was not measured: {error}"
         return Section("zero_shot", "Without any training on this data", warnings=[text], values={"not_measured": text})
     tuned, start = on_common_labels([answers, zero_shot])
+    check_aligned([tuned, start])
     rows = {"fine-tuned": protocol_row("fine-tuned", tuned, table, options),
             "zero-shot": protocol_row("zero-shot", start, table, options)}  # fmt: skip
     difference, test = gap(start, tuned, options), mcnemar(start.right, tuned.right)
@@ -124,8 +125,9 @@ def beside_zero_shot(answers: Answers, table: pd.DataFrame, options: Evaluation)
         sentences=[
             f"The network started from one that learnt from {learnt}. That one, as it is, is right for "
             f"{format_score('accuracy', rows['zero-shot']['accuracy'])} of the same {len(start.rows):,} images; "
-            f"fine-tuning changed this by {100 * change['value']:+.1f} points (95 % interval {100 * low:+.1f} to "
-            f"{100 * high:+.1f}; {test['only_b']:,} images are right only since, {test['only_a']:,} were only before). "
+            f"fine-tuning changed this by {100 * change['value']:+.1f} points ({interval_text(options.level)} "
+            f"{100 * low:+.1f} to {100 * high:+.1f}; "
+            f"{test['only_b']:,} images are right only since, {test['only_a']:,} were only before). "
             f"{verdict}",
             *([f"Zero-shot, labels: {zero_shot.rule.text}."] if zero_shot.rule.text else []),
         ],

@@ -43,6 +43,12 @@ def voted_emotions(table: pd.DataFrame) -> list[str]:
     return emotions
 
 
+def has_votes(table: pd.DataFrame) -> bool:
+    """Return whether any image of a table has votes for an emotion."""
+    emotions = [answer for answer in voted_answers(table) if answer not in NO_EMOTION]
+    return len(emotions) > 1 and bool(votes_of(table, emotions).any())
+
+
 def vote_shares(table: pd.DataFrame) -> pd.DataFrame:
     """Return each emotion's share of an image's votes, 0-1, one column per emotion, with the table's index.
 

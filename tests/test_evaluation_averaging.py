@@ -60,8 +60,12 @@ def images_of(folder, rows):
     return np.stack([read_image(folder / path, (24, 24), "grayscale") for path in rows["face_path"]])
 
 
-def metrics_of(tmp_path, folder, name):
-    return json.loads((tmp_path / "reports" / folder.name / name / "metrics.json").read_text())
+def metrics_of(tmp_path, folder, name, part="test-labels"):
+    return json.loads(report_of(tmp_path, folder, name, part).joinpath("metrics.json").read_text())
+
+
+def report_of(tmp_path, folder, name, part="test-labels"):
+    return tmp_path / "reports" / folder.name / name / f"{part}-quick"
 
 
 def test_the_mean_with_the_mirror_image_stands_apart_and_the_headline_stays(
@@ -70,9 +74,9 @@ def test_the_mean_with_the_mirror_image_stands_apart_and_the_headline_stays(
     folder, model = noisy_dataset(), with_weights(tiny_model(temperature=2.5))
     evaluate(folder, "--model", model)
     without = metrics_of(tmp_path, folder, "tiny")
-    predictions = (tmp_path / "reports" / folder.name / "tiny" / "predictions.csv").read_bytes()
+    predictions = (report_of(tmp_path, folder, "tiny") / "predictions.csv").read_bytes()
     done = evaluate(folder, "--model", model, "--flip")
-    report = tmp_path / "reports" / folder.name / "tiny"
+    report = report_of(tmp_path, folder, "tiny")
     metrics = metrics_of(tmp_path, folder, "tiny")
     averaged = metrics.pop("test_time_averaging")
     assert "test_time_averaging" not in without and without.pop("inputs") != metrics.pop("inputs")
@@ -193,10 +197,10 @@ def test_of_several_models_each_report_has_it_and_the_comparison_is_of_single_an
         metrics = metrics_of(tmp_path, folder, name)
         assert metrics["test_time_averaging"]["averaged"]["accuracy"] != metrics["accuracy"]
         assert compared["comparison"]["measured"][f"{name}|accuracy"] == pytest.approx(metrics["accuracy"])
-    written = (tmp_path / "reports" / folder.name / "comparison-tiny-second" / "metrics.json").stat().st_mtime_ns
+    comparison = report_of(tmp_path, folder, "comparison-tiny-second") / "metrics.json"
+    written = comparison.stat().st_mtime_ns
     evaluate(folder, *both)
     assert "test_time_averaging" not in metrics_of(tmp_path, folder, "tiny")
-    comparison = tmp_path / "reports" / folder.name / "comparison-tiny-second" / "metrics.json"
     assert comparison.stat().st_mtime_ns == written  # it does not depend on the option
 
 
@@ -216,7 +220,7 @@ def test_against_the_crowd_and_of_labels_in_common_it_is_scored_as_the_rest_is(
     alone, mirrored = (classifier.predict(images[:, :, ::step])[:, :3].astype(float) for step in (1, -1))
     mean = alone / alone.sum(axis=1, keepdims=True) + mirrored / mirrored.sum(axis=1, keepdims=True)
     answers = np.array(classifier.labels)[mean.argmax(axis=1)]
-    averaged = metrics_of(tmp_path, folder, "tiny")["test_time_averaging"]
+    averaged = metrics_of(tmp_path, folder, "tiny", "test-majority")["test_time_averaging"]
     accuracy = (answers == rows["emotion"].map(swapped).to_numpy()).mean()
     assert averaged["averaged"]["accuracy"] == pytest.approx(accuracy)
     assert averaged["mcnemar"]["only_a"] > 0 and averaged["mcnemar"]["only_b"] > 0
@@ -241,7 +245,7 @@ def test_of_folds_each_mirror_image_is_asked_of_the_network_of_its_fold(evaluate
         images = images_of(folder, table[asked])
         mean[asked] = (network.predict(images, verbose=0) + network.predict(images[:, :, ::-1], verbose=0)) / 2
     done = evaluate(folder, "--model", models / "best.keras", "--folds", "--flip")
-    metrics = metrics_of(tmp_path, folder, "best-folds")
+    metrics = metrics_of(tmp_path, folder, "best", "folds-labels")
     averaged = metrics["test_time_averaging"]
     right = np.array(["anger", "happiness", "neutral"])[mean.argmax(axis=1)] == table["emotion"].to_numpy()
     assert averaged["averaged"]["accuracy"] == pytest.approx(right.mean()) and averaged["temperature"] == 1

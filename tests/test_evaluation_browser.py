@@ -129,7 +129,7 @@ def report(run_step, make_dataset, tiny_model, tmp_path):
     options = ["--dataset", folder.name, "--model", model, "--split", "train"]
     done = run_step("evaluation.model_evaluation", *options, *roots)
     assert done.returncode == 0, done.stderr
-    return tmp_path / "reports" / folder.name / model.stem / "report.html"
+    return tmp_path / "reports" / folder.name / model.stem / "test-labels" / "report.html"
 
 
 @pytest.mark.system

@@ -58,7 +58,7 @@ def evaluate(run_step, folder, tmp_path):
     def run(*options):
         roots = ["--data", folder.parent, "--reports", tmp_path / "reports", "--model", tmp_path / "models/best.keras"]
         command = ["evaluation.model_evaluation", "--dataset", folder.name, *roots, "--folds", "--quick", *options]
-        return run_step(*command), tmp_path / "reports" / folder.name / "best-folds"
+        return run_step(*command), tmp_path / "reports" / folder.name / "best" / "folds-labels-quick"
 
     return run
 
@@ -226,7 +226,7 @@ def test_ckplus_in_an_afternoon(run_step, tmp_path):
     step(*train, "--loose")
 
     step("evaluation.model_evaluation", *data, *models, "--reports", tmp_path / "reports", "--folds", "--quick")
-    report = tmp_path / "reports" / "ck" / "best-folds"
+    report = tmp_path / "reports" / "ck" / "best" / "folds-labels-quick"
     metrics = json.loads((report / "metrics.json").read_text())
     table = read_table(tmp_path / "data" / "ck", "split.csv")
     assert metrics["n"] == (table["fold"] != "").sum() == len(pd.read_csv(report / "predictions.csv"))
@@ -274,10 +274,10 @@ def test_sequences_and_the_ladder_on_a_tree_of_ckplus_s_shape(run_step, tmp_path
 
     step("training.step4_sequence_model", *data, *models, "--folds", 3, "--epochs", 1)
     step("evaluation.sequences", *data, *models, *reports, "--folds", "--resamples", 50)
-    found = json.loads((tmp_path / "reports" / "ck" / "sequence-folds" / "metrics.json").read_text())
+    found = json.loads((tmp_path / "reports" / "ck" / "sequence" / "folds" / "metrics.json").read_text())
     assert found["n"] == len(kept)
 
     told = step("evaluation.ladder", *data, *models, *reports, "--epochs", 1)
-    ladder = pd.read_csv(tmp_path / "reports" / "ck" / "ladder.csv")
+    ladder = pd.read_csv(tmp_path / "reports" / "ck" / "ladder" / "test" / "ladder.csv")
     assert set(ladder["n"]) == {(read_table(tmp_path / "data" / "ck", "split.csv")["split"] == "test").sum()}
     assert len(ladder) == len(set(ladder["rung"])) and "fine-tuned" in told

@@ -14,8 +14,10 @@ from configuration import FACES, WILD
 from evaluation.in_the_wild import MISSED, in_the_wild, labelled_pictures, score
 from preprocessing.errors import InputError
 from preprocessing.faces import Face, build_detector, choose_face, network_input, read_image_rgb
-from preprocessing.image_tables import INVENTORY_COLUMNS, write_table
+from preprocessing.image_tables import FACE_COLUMNS, INVENTORY_COLUMNS, read_table, write_table
+from preprocessing.raw_images import pixel_hash
 from training.emotion_classifier import EmotionClassifier
+from training.lineage import UNKNOWN, ImageHashes
 
 
 class Always:
@@ -23,8 +25,9 @@ class Always:
 
     faces = FACES
 
-    def __init__(self, answer: str, labels: tuple[str, ...] = ("anger", "happiness", "neutral")):
+    def __init__(self, answer: str, labels: tuple[str, ...] = ("anger", "happiness", "neutral"), **card):
         self.labels = labels
+        self.card = {"dataset": "elsewhere", "split_hash": "0"} | card
         self.answer = labels.index(answer)
         self.shown: list[np.ndarray] = []
 
@@ -172,3 +175,94 @@ def test_no_more_failures_are_shown_than_asked_for(pictures, detector, tmp_path)
     classifier = cast(EmotionClassifier, Always("anger"))
     section = in_the_wild(classifier, detector, pictures, tmp_path, replace(WILD, failures=2))
     assert section.figures[1].caption.startswith("2 of 3 failures")
+
+
+class Nothing:
+    """A detector that finds no face, in no time."""
+
+    def detect(self, image_rgb: np.ndarray) -> list[Face]:
+        return []
+
+
+@pytest.fixture
+def data_set(tmp_path) -> Path:
+    """A data set of gray pictures, four in training and two in dev, and colour ones, two in test."""
+    folder, random, rows = tmp_path / "data" / "small", np.random.default_rng(2), []
+    for number, split in enumerate(["train"] * 4 + ["dev"] * 2 + ["test"] * 2):
+        emotion = ("anger", "happiness")[number % 2]
+        image = random.integers(0, 255, (48, 48) if split != "test" else (60, 120, 3)).astype(np.uint8)
+        file = folder / emotion / f"{split}{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(file), image)
+        row = {**dict.fromkeys([*INVENTORY_COLUMNS, *FACE_COLUMNS], ""), "path": f"{emotion}/{file.name}"}
+        row |= {"emotion": emotion, "split": split, "status": "ok", "face_status": "whole_image"}
+        rows.append(row | {"pixel_hash": pixel_hash(image)})
+    table = pd.DataFrame(rows)
+    write_table(table, folder / "split.csv")
+    write_table(table, folder / "inventory.csv")
+    return folder
+
+
+def scored_on(source: Path, hashes: ImageHashes):
+    classifier = cast(EmotionClassifier, Always("anger"))
+    return in_the_wild(classifier, Nothing(), source, source.parent / "report", WILD, hashes)
+
+
+@pytest.mark.parametrize("source", ["the data set", "its pictures", "renamed", "copies in colour"])
+def test_training_and_selection_pictures_are_counted_and_named(data_set, tmp_path, source):
+    table = read_table(data_set, "split.csv")
+    trained, selected = (table.loc[table["split"] == split, "pixel_hash"] for split in ("train", "dev"))
+    hashes = ImageHashes.of(trained, selected)
+    folder = data_set
+    if source == "its pictures":
+        (data_set / "inventory.csv").rename(tmp_path / "inventory.csv")
+    elif source == "renamed":
+        folder = data_set.rename(data_set.with_name("another"))
+    elif source == "copies in colour":
+        folder = tmp_path / "mine"
+        for file in data_set.rglob("*.png"):
+            (folder / file.parent.name).mkdir(parents=True, exist_ok=True)
+            image_bgr = cv2.imread(str(file), cv2.IMREAD_COLOR)
+            assert image_bgr is not None
+            cv2.imwrite(str(folder / file.parent.name / f"copy_{file.name}"), image_bgr)
+    section = scored_on(folder, hashes)
+    values = section.values
+    assert (values["training_pictures"], values["selection_pictures"], values["pictures"]) == (4, 2, 8)
+    assert values["held_out"] is False and values["without_known"]["pictures"] == 2 and not values["not_checked"]
+    assert "NOT A HELD-OUT SCORE: 4 of the 8 whole pictures are training images" in section.warnings[0]
+    assert "2 of the 8 whole pictures chose the network" in section.warnings[1]
+    assert "NOT A HELD-OUT SCORE" in section.figures[0].caption
+    known = pd.read_csv(tmp_path / ("data" if source != "copies in colour" else "") / "report/in_the_wild_pictures.csv")
+    names = known["path"].str.extract("(train|dev|test)")[0]
+    expected = names.map({"train": "training", "dev": "selection", "test": ""})
+    assert known["known"].fillna("").tolist() == expected.tolist()
+
+
+def test_new_pictures_are_held_out_only_where_the_training_images_are_known(data_set):
+    assert scored_on(data_set, ImageHashes.of()).values["held_out"] is True
+    section = scored_on(data_set, UNKNOWN)
+    assert section.values["held_out"] is None and not section.warnings
+    assert "has no complete list of these" in " ".join(section.sentences)
+
+
+def test_whole_pictures_are_answered_in_float32(make_dataset, tiny_model, run_step, tmp_path, portrait_bgr, detector):
+    for name, image_bgr in {
+        "happy": portrait_bgr,
+        "angry": portrait_bgr[:, ::-1],
+        "neutral": portrait_bgr // 2,
+    }.items():
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / "pictures" / name / "1.png"), image_bgr)
+    folder, model = make_dataset(), tiny_model()
+    roots = ["--data", folder.parent, "--reports", tmp_path / "reports", "--dataset", folder.name, "--quick"]
+    done = run_step("evaluation.model_evaluation", *roots, "--model", model, "--pictures", tmp_path / "pictures")
+    assert done.returncode == 0, done.stderr
+    (report,) = (tmp_path / "reports").rglob("in_the_wild_pictures.csv")
+    assert report.parent.name == f"test-labels-pictures-{tmp_path.name}-pictures-quick"
+    found = pd.read_csv(report).set_index("path")
+    classifier = EmotionClassifier.load(model)
+    for path, row in found.iterrows():
+        image_rgb = read_image_rgb(tmp_path / "pictures" / str(path))
+        crop = network_input(image_rgb, choose_face(detector.detect(image_rgb), image_rgb.shape), classifier.faces)
+        expected = classifier.predict(crop[None])[0]
+        assert row[[f"p_{label}" for label in classifier.labels]].tolist() == pytest.approx(expected, abs=2e-6)

@@ -38,7 +38,8 @@ def climb(run_step, make_dataset, tiny_model, tmp_path, monkeypatch):
             file = tiny_model(**({"dataset": "elsewhere"} | start))
         roots = ["--data", tmp_path / "data", "--models", tmp_path / "models", "--reports", tmp_path / "reports"]
         done = run_step("evaluation.ladder", "--dataset", "stripes", *roots, "--start-from", file, *options)
-        return done, folder, file, tmp_path / "reports" / "stripes"
+        part = "folds" if "--folds" in options else "test"
+        return done, folder, file, tmp_path / "reports" / "stripes" / "ladder" / part
 
     return run
 
@@ -86,7 +87,7 @@ def test_with_folds_every_image_is_answered_by_the_network_of_its_fold(climb, ma
     write_table(table.assign(fold=[str(row % 3) for row in range(len(table))]), folder / "split.csv")
     done, _, start, reports = climb("--epochs", "1", "--folds")
     assert done.returncode == 0, done.stderr
-    rungs = pd.read_csv(reports / "ladder-folds.csv").set_index("rung")
+    rungs = pd.read_csv(reports / "ladder.csv").set_index("rung")
     assert set(rungs["n"]) == {len(table)} and set(rungs["split"]) == {"3 folds"}
     assert sorted((start.parent / "stripes" / "ladder" / "fine-tuned-folds").glob("[0-2].keras"))
     assert rungs["protocol"]["tuned"].startswith("one network per fold")
@@ -105,7 +106,7 @@ def test_a_fine_tuned_network_is_reported_beside_its_start(make_dataset, tiny_mo
     roots = ["--dataset", folder.name, "--data", folder.parent, "--models", tmp_path / "models"]
     train = ["--start-from", start, "--epochs", "2", "--precision", "float32"]
     assert run_step("training.step3_best_model", *roots, *train).returncode == 0
-    report = tmp_path / "reports" / folder.name / "best"
+    report = tmp_path / "reports" / folder.name / "best" / "test-labels-quick"
     command = ["evaluation.model_evaluation", *roots, "--reports", tmp_path / "reports", "--quick"]
     done = run_step(*command)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,6 @@
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import matplotlib.image
@@ -6,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from evaluation.model_evaluation import name_of_report
 from preprocessing.image_tables import read_table, split_hash, write_table
 from training.datasets import read_image
 from training.emotion_classifier import EmotionClassifier, read_card, save
@@ -21,7 +24,9 @@ def evaluate(run_step, make_dataset, tiny_model, tmp_path):
         model = model or tiny_model()
         roots = ["--data", folder.parent, "--reports", tmp_path / "reports"]
         command = ["evaluation.model_evaluation", "--dataset", folder.name, "--model", model, *roots, *options]
-        return run_step(*command), folder, model, tmp_path / "reports" / folder.name / model.stem
+        done, report = run_step(*command), tmp_path / "reports" / folder.name / model.stem
+        told = re.search("^report: (.*)/report.html$", done.stdout, re.MULTILINE)
+        return done, folder, model, Path(told[1]) if told else report
 
     return run
 
@@ -60,7 +65,77 @@ def test_a_second_run_does_nothing_and_says_so_until_something_changes(evaluate)
     assert "unchanged" in again.stdout and (report / "predictions.csv").stat().st_mtime_ns == written
     assert len(json.loads(model.with_suffix(".json").read_text())["scores"]) == 1
     dev = evaluate("--split", "dev", folder=folder, model=model)[0]
-    assert "unchanged" not in dev.stdout and json.loads((report / "metrics.json").read_text())["split"] == "dev"
+    assert "unchanged" not in dev.stdout and metrics_of(report.parent / "dev-labels")["split"] == "dev"
+    assert report.name == "test-labels" and metrics_of(report)["split"] == "test"
+
+
+def test_every_kind_of_report_has_a_folder_of_its_own(tmp_path):
+    pictures = [None, tmp_path / "a" / "test", tmp_path / "b" / "test", Path("/pictures")]
+    choices = [("test", "labels"), ("dev", "labels"), ("test", "majority"), ("folds", "labels")]
+    names = {
+        name_of_report(*choice, folder, quick) for choice in choices for folder in pictures for quick in (False, True)
+    }
+    assert len(names) == 32 and all(name == Path(name).name for name in names)
+    assert name_of_report("test", "labels", None, quick=False) == "test-labels"
+
+
+def test_interrupted_evaluation_leaves_the_earlier_report_intact(evaluate, monkeypatch):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    _, folder, model, report = evaluate("--quick")
+    before = {file.name: file.read_bytes() for file in report.iterdir()}
+    monkeypatch.setattr("evaluation.skin_tone.skin_tones", interrupt)  # the last part of the report
+    stopped = evaluate("--quick", "--resamples", 30, folder=folder, model=model)[0]
+    assert stopped.returncode == 130
+    assert {file.name: file.read_bytes() for file in report.iterdir()} == before
+    assert [file.name for file in report.parent.iterdir() if not file.name.startswith(".")] == [report.name]
+    assert "unchanged" in evaluate("--quick", folder=folder, model=model)[0].stdout
+
+
+def test_network_of_crowd_votes_is_scored_on_ones_own_labels_where_there_are_no_votes(
+    evaluate, make_dataset, tiny_model
+):
+    folder, model = make_dataset(per_split=(("train", 3), ("dev", 3), ("test", 25))), tiny_model(targets="votes")
+    table = read_table(folder, "split.csv")
+    table["gender"] = np.where(np.arange(len(table)) % 2, "a", "b")
+    table.loc[table.index[-5:], "gender"] = "c"
+    write_table(table, folder / "split.csv")
+    done, _, _, report = evaluate("--quick", "--groups", "gender", folder=folder, model=model)
+    assert done.returncode == 0, done.stderr
+    told = "the data set has no crowd votes, from which the model learnt: scored against its own labels"
+    assert f"! {told}" in done.stdout and told in (report / "report.html").read_text()
+    assert report.name == "test-labels-quick" and metrics_of(report)["n"] == 75
+    assert "groups not compared: gender, fewer than 30 images: c (5)" in done.stdout
+    asked = evaluate("--truth", "majority", folder=folder, model=model)[0]
+    assert refused(asked, "--truth majority", "leave --truth out")
+    columns = {f"votes_{label}": np.nan for label in ("anger", "happiness", "neutral")}
+    write_table(table.assign(**columns), folder / "split.csv")  # columns without a vote
+    assert refused(evaluate("--truth", "majority", folder=folder, model=model)[0], "leave --truth out")
+
+
+def test_only_network_of_a_data_set_is_taken_and_several_are_listed(make_dataset, tiny_model, run_step, tmp_path):
+    folder, networks = make_dataset(), tmp_path / "models" / "stripes"
+    roots = ["--data", folder.parent, "--models", tmp_path / "models", "--dataset", folder.name]
+
+    def run():  # a wrong option ends the program after the choice of the network
+        return run_step("evaluation.model_evaluation", *roots, "--truth", "none")
+
+    assert refused(run(), "best.keras does not exist; train one")
+    tiny_model(name="stripes/baseline_project1.keras")
+    sequence = tiny_model(name="stripes/sequence.keras").with_suffix(".json")
+    sequence.write_text(json.dumps({**json.loads(sequence.read_text()), "window": 64}))
+    (networks / ".best.part.keras").write_bytes(b"of a run that was killed")
+    done = run()
+    assert refused(done, "'none'") and f"{networks / 'baseline_project1.keras'}, the only network" in done.stdout
+    tiny_model(name="stripes/baseline_cifar10.keras")
+    assert refused(run(), "choose one", "baseline_cifar10.keras, ", "baseline_project1.keras")
+    assert refused(run_step("evaluation.guesses", *roots), "faces.csv")
+    write_table(read_table(folder, "split.csv").assign(emotion="").drop(columns="split"), folder / "faces.csv")
+    assert refused(run_step("evaluation.guesses", *roots), "choose one", "baseline_cifar10.keras, ")
+    tiny_model(name="stripes/best.keras")
+    done = run()
+    assert refused(done, "'none'") and "used instead" not in done.stdout
 
 
 def test_without_a_test_split_dev_is_used_under_a_banner(evaluate, make_dataset):
@@ -192,8 +267,8 @@ def test_a_model_evaluated_on_its_training_split_says_so_in_every_section_figure
     held_out = evaluate("--split", "test", folder=folder, model=model)[3]
     assert metrics_of(held_out)["held_out"] is True and metrics_of(held_out)["banner"] == ""
     assert 'role="note">the model was' not in (held_out / "report.html").read_text()
-    evaluate("--split", "dev", folder=folder, model=model)
-    assert metrics_of(report)["honesty"]["selected_on"] and "was selected on these" in metrics_of(report)["banner"]
+    dev = evaluate("--split", "dev", folder=folder, model=model)[3]
+    assert metrics_of(dev)["honesty"]["selected_on"] and "was selected on these" in metrics_of(dev)["banner"]
 
 
 def test_exact_copies_are_counted_and_the_score_is_given_without_them(evaluate, make_dataset, tiny_model):
@@ -299,7 +374,7 @@ def test_models_of_other_label_sets_are_compared_with_covered_faces_too(make_dat
     options = ["--reports", tmp_path / "reports", "--data", folder.parent, "--dataset", folder.name, "--quick"]
     done = run_step("evaluation.model_evaluation", "--model", models[0], "--model", models[1], *options)
     assert done.returncode == 0, done.stderr
-    metrics = metrics_of(tmp_path / "reports" / folder.name / "comparison-tiny-two")
+    metrics = metrics_of(tmp_path / "reports" / folder.name / "comparison-tiny-two" / "test-labels-quick")
     plain = {row["model"]: row for row in metrics["covered_faces"]["covers"] if row["cover"] == "none"}
     measured = metrics["comparison"]["measured"]
     assert {name: row["accuracy"] for name, row in plain.items()} == pytest.approx(
@@ -322,9 +397,11 @@ def test_models_are_compared_in_pairs_on_the_same_images(evaluate, make_dataset,
     done = run_step(*command)
     assert done.returncode == 0, done.stderr
     reports = tmp_path / "reports" / folder.name
-    answers = {name: pd.read_csv(reports / name / "predictions.csv") for name in ("tiny", "second")}
+    answers = {
+        name: pd.read_csv(reports / name / "test-labels-quick" / "predictions.csv") for name in ("tiny", "second")
+    }
     right = {name: (table["truth"] == table["prediction"]) for name, table in answers.items()}
-    (pair,) = metrics_of(reports / "comparison-tiny-second")["comparison"]["pairs"]
+    (pair,) = metrics_of(reports / "comparison-tiny-second" / "test-labels-quick")["comparison"]["pairs"]
     assert pair["mcnemar"]["only_a"] == (right["tiny"] & ~right["second"]).sum()
     assert pair["mcnemar"]["only_b"] == (right["second"] & ~right["tiny"]).sum()
     accuracy = pair["differences"]["accuracy"]
@@ -335,7 +412,7 @@ def test_models_are_compared_in_pairs_on_the_same_images(evaluate, make_dataset,
     assert "second minus tiny: accuracy" in done.stdout and "McNemar" in done.stdout
     assert "unchanged" in run_step(*command).stdout
     for name in ("differences.csv", "differences.png", "report.html"):
-        assert (reports / "comparison-tiny-second" / name).stat().st_size > 300
+        assert (reports / "comparison-tiny-second" / "test-labels-quick" / name).stat().st_size > 300
 
 
 def test_a_model_compared_with_its_copy_differs_by_nothing(evaluate, make_dataset, tiny_model, run_step, tmp_path):
@@ -343,7 +420,9 @@ def test_a_model_compared_with_its_copy_differs_by_nothing(evaluate, make_datase
     models = [tiny_model(name="a.keras"), tiny_model(name="b.keras")]
     options = ["--reports", tmp_path / "reports", "--data", folder.parent, "--dataset", folder.name, "--quick"]
     done = run_step("evaluation.model_evaluation", "--model", models[0], "--model", models[1], *options)
-    (pair,) = metrics_of(tmp_path / "reports" / folder.name / "comparison-a-b")["comparison"]["pairs"]
+    (pair,) = metrics_of(tmp_path / "reports" / folder.name / "comparison-a-b" / "test-labels-quick")["comparison"][
+        "pairs"
+    ]
     assert pair["mcnemar"]["p_value"] == 1
     assert all(d["value"] == d["low"] == d["high"] == 0 for d in pair["differences"].values())
     assert "These images do not show that one is better" in done.stdout
@@ -412,8 +491,8 @@ def test_calibrate_writes_the_card_and_the_classifier_uses_it(evaluate, make_dat
 def test_quick_draws_no_gallery_and_no_faces_leaves_pictures_out(evaluate):
     _, folder, model, report = evaluate()
     assert list(report.glob("undecided_*.png"))
-    evaluate("--quick", folder=folder, model=model)
-    assert not list(report.glob("undecided_*")) and metrics_of(report)["performance"]["resamples"] == 200
+    quick = evaluate("--quick", folder=folder, model=model)[3]
+    assert not list(quick.glob("undecided_*")) and metrics_of(quick)["performance"]["resamples"] == 200
     evaluate("--no-faces", folder=folder, model=model)
     assert not list(report.glob("undecided_*")) and metrics_of(report)["performance"]["resamples"] == 1000
 

@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 
 from evaluation.plots import canvas, save
-from evaluation.report import Page, Tile, clear, read_report, write_report
+from evaluation.report import Page, Tile, read_report, report_folder, write_report
 from evaluation.sections import Figure, Section, Table, percent
+from preprocessing.errors import InputError
 
 HOSTILE = "<script>alert(1)</script> & \"quotes\" </style> \\ 'x'"
 
@@ -117,16 +118,63 @@ def test_metrics_are_strict_json_that_vouches_for_the_files(write, figure, tmp_p
     assert read_report(folder, {"a": 1}) is None
 
 
-def test_clearing_removes_what_the_report_named_and_nothing_else(write, figure, tmp_path):
-    folder = tmp_path / "report"
-    write(Section("one", "One", figures=[figure]), inputs={})
+def fill(folder, **files):
+    for name, text in files.items():
+        (folder / f"{name}.txt").write_text(text)
+    (folder / "metrics.json").write_text(json.dumps({"files": [f"{name}.txt" for name in files]}))
+
+
+def test_report_is_replaced_as_a_whole_and_other_files_are_kept(tmp_path):
+    folder = tmp_path / "best" / "test-labels"
+    with report_folder(folder) as part:
+        fill(part, old="old", both="old")
     (folder / "notes.txt").write_text("mine")
-    outside = tmp_path / "outside.txt"
-    outside.write_text("mine")
-    metrics = json.loads((folder / "metrics.json").read_text())
-    (folder / "metrics.json").write_text(json.dumps({**metrics, "files": [*metrics["files"], "../outside.txt"]}))
-    clear(folder)
-    assert [file.name for file in folder.iterdir()] == ["notes.txt"] and outside.exists()
+    with report_folder(folder) as part:
+        assert (folder / "old.txt").exists()  # the earlier report stays until the new one is complete
+        fill(part, new="new", both="new")
+    assert {file.name: file.read_text() for file in folder.glob("*.txt")} == {
+        "new.txt": "new",
+        "both.txt": "new",
+        "notes.txt": "mine",
+    }
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, ValueError])
+def test_interrupted_report_leaves_the_earlier_one_intact(tmp_path, error):
+    folder = tmp_path / "test-labels"
+    with report_folder(folder) as part:
+        fill(part, old="old")
+    with pytest.raises(error), report_folder(folder) as part:
+        fill(part, half="new")
+        raise error
+    assert sorted(file.name for file in folder.iterdir()) == ["metrics.json", "old.txt"]
+    assert [file.name for file in tmp_path.iterdir() if not file.name.startswith(".")] == ["test-labels"]
+
+
+@pytest.mark.parametrize("killed_after", ["writing", "first renaming", "second renaming"])
+def test_report_of_a_killed_run_is_found_again(tmp_path, killed_after):
+    folder, part, old = (tmp_path / name for name in ("test-labels", ".test-labels.part", ".test-labels.old"))
+    for place in (folder, part):
+        place.mkdir()
+        fill(place, **{"earlier" if place == folder else "half": "text"})
+    (folder / "notes.txt").write_text("mine")
+    if killed_after != "writing":
+        folder.rename(old)
+    if killed_after == "second renaming":
+        part.rename(folder)
+    with pytest.raises(ValueError, match="fails"), report_folder(folder):
+        raise ValueError("it fails")
+    complete = "half" if killed_after == "second renaming" else "earlier"
+    assert sorted(file.name for file in folder.iterdir()) == [f"{complete}.txt", "metrics.json", "notes.txt"]
+    assert not part.exists() and not old.exists()
+
+
+def test_second_process_may_not_write_the_same_report(tmp_path):
+    with report_folder(tmp_path / "test-labels") as part:
+        with pytest.raises(InputError, match="another process is writing"), report_folder(tmp_path / "test-labels"):
+            pass
+        fill(part, new="new")
+    assert (tmp_path / "test-labels" / "new.txt").exists()
 
 
 def test_percentages_do_not_break_from_their_number():

@@ -47,7 +47,9 @@ def test_a_ckplus_tree_runs_through_every_step_and_nobody_is_in_two_splits(run_a
     assert not subjects_of["train"] & subjects_of["dev"]
     assert not (subjects_of["train"] | subjects_of["dev"]) & subjects_of["test"]
     assert (table["split"][table["emotion"] == ""] == "").all() and (table["emotion"] == "").sum() == 3
-    metrics = json.loads((root / "reports" / "people" / "baseline_project1" / "metrics.json").read_text())
+    metrics = json.loads(
+        (root / "reports" / "people" / "baseline_project1" / "test-labels" / "metrics.json").read_text()
+    )
     assert metrics["split"] == "test" and metrics["n"] == (usable(table)["split"] == "test").sum()
 
     frames = sorted((tmp_path / "raw" / "cohn-kanade-images").glob("S001/001/*.png"))[0].parent
@@ -73,7 +75,7 @@ def test_a_fer2013_table_runs_through_every_step(run_all, tmp_path):
             usage = "Training" if number < 42 else "PublicTest" if number < 56 else "PrivateTest"
             rows.writerow([number % 7, " ".join(map(str, random.integers(0, 256, 48 * 48))), usage])
     root = run_all("fer2013", source)
-    predictions = pd.read_csv(root / "reports" / "fer2013" / "baseline_project1" / "predictions.csv")
+    predictions = pd.read_csv(root / "reports" / "fer2013" / "baseline_project1" / "test-labels" / "predictions.csv")
     assert len(predictions) == 14 and predictions["path"].str.startswith("images/PrivateTest/").all()
     assert set(predictions["truth"]) == set(FER2013_CODES)
     card = json.loads((root / "models" / "fer2013" / "baseline_project1.json").read_text())

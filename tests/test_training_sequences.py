@@ -337,7 +337,7 @@ def test_each_fold_is_scored_by_the_network_that_never_saw_its_people(
     assert cards[0]["features"] == described(frames_network)
     done = run_step("evaluation.sequences", *places, "--folds", "--reports", tmp_path / "r", "--resamples", 20)
     assert done.returncode == 0, done.stderr
-    report = tmp_path / "r" / "waves" / "sequence-folds"
+    report = tmp_path / "r" / "waves" / "sequence" / "folds"
     predictions = pd.read_csv(report / "predictions.csv")
     assert sorted(predictions["sequence"]) == [f"S{s}/{n}" for s in range(6) for n in (0, 1)]
     scores = pd.read_csv(report / "scores.csv").set_index(["model", "score"])["value"]

@@ -55,7 +55,7 @@ def main(
         fitting = replace(fitting, epochs=epochs)
     if seed is not None:
         fitting = replace(fitting, seed=seed)
-    fit_table(table, folder, model_file, fitting, typed_command(), force)
+    fit_table(table, folder, model_file, fitting, typed_command(), force=force)
 
 
 if __name__ == "__main__":

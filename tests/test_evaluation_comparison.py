@@ -1,0 +1,109 @@
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from configuration import COVERS, EVALUATION, FACES, Evaluation
+from evaluation import model_evaluation, sequences
+from evaluation.answers import Answers
+from evaluation.comparison import check_aligned, compare
+from evaluation.covered_faces import Candidate, covered_faces
+from evaluation.folds import gap
+from evaluation.mitigation import compare as compare_groups
+from evaluation.sequences import SHARES, Seen
+from preprocessing.emotions import LabelRule
+from preprocessing.errors import InputError
+from preprocessing.image_tables import FACE_COLUMNS, INVENTORY_COLUMNS, read_table, write_table
+from training.lineage import Exposure
+
+LABELS = ("anger", "happiness")
+QUICK = Evaluation(resamples=20)
+
+
+def answers_of(name: str, seed: int, paths: list[str], emotions: list[str]) -> Answers:
+    """Return the predictions of a model that guesses."""
+    rows = pd.DataFrame({"path": paths, "emotion": emotions}).assign(subject="", pixel_hash="", label_source="dataset")
+    probabilities = np.random.default_rng(seed).dirichlet([1, 1], len(rows))
+    images = np.zeros((len(rows), 8, 8, 1), np.uint8)
+    card = {"temperature": 1.0, "dataset": "elsewhere"}
+    rule = LabelRule(LABELS, (0, 1), "")
+    unseen = np.zeros(len(rows), bool)
+    exposure = Exposure(unseen, unseen, unseen, unseen, complete=True)
+    return Answers(name, Path(f"{name}.keras"), card, "stripes", "test", rows, images, rule, 0, probabilities, exposure)
+
+
+@pytest.mark.parametrize("change", ["order", "labels", "images", "fewer"])
+def test_paired_comparisons_refuse_rows_that_do_not_align(tmp_path, change):
+    paths, emotions = [f"{number}.png" for number in range(20)], ["anger", "happiness"] * 10
+    first, other = answers_of("a", 1, paths, emotions), (paths[:], emotions[:])
+    if change == "order":
+        other = paths[::-1], emotions[::-1]
+    elif change == "labels":
+        other[1][3] = "anger"
+    elif change == "images":
+        other[0][3] = "other.png"
+    else:
+        other = paths[:-1], emotions[:-1]
+    second = answers_of("b", 2, *other)
+    with pytest.raises(InputError, match="a and b were not scored on the same images"):
+        compare([first, second], tmp_path, QUICK)
+    if change in ("order", "labels"):  # `gap` itself restricts both to the images that both answered
+        with pytest.raises(InputError, match="cannot be compared in pairs"):
+            gap(first, second, QUICK)
+    check_aligned([first, answers_of("c", 3, paths, emotions)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_paired_robustness_and_groups_refuse_predictions_of_other_images(tmp_path):
+    rows = pd.DataFrame([dict.fromkeys([*INVENTORY_COLUMNS, *FACE_COLUMNS], "")] * 6).assign(emotion="anger")
+    models = {"a": Candidate(lambda images: np.full((len(images), 2), 0.5)), "b": Candidate(lambda _: np.eye(2))}
+    images = np.zeros((6, 48, 48, 1), np.uint8)
+    with pytest.raises(ValueError, match="b gives 2 predictions for 6 images"):
+        covered_faces(models, rows, images, LABELS, FACES, tmp_path, replace(COVERS, resamples=20))
+    columns = pd.Series(["x", "y"] * 40), ["anger"] * 80, ["anger"] * 80
+    with pytest.raises(ValueError, match="same images"):
+        compare_groups(*columns, ["anger"] * 79, LABELS, None)
+
+
+def seen(name: str, random: np.random.Generator, names: list[str]) -> Seen:
+    return Seen(name, LABELS, random.dirichlet([1, 1], (len(SHARES), len(names))), np.array(names, object))
+
+
+def test_sequences_have_a_p_value_of_accuracy_alone_and_refuse_another_order(tmp_path):
+    random, names = np.random.default_rng(0), [f"S{number}" for number in range(30)]
+    rows = pd.DataFrame({"sequence": names, "subject": names, "emotion": ["anger", "happiness"] * 15})
+    networks = [seen("sequence", random, names), seen("peak", random, names)]
+    found = sequences.write_report(networks, rows, LABELS, [], "waves", tmp_path / "test", QUICK, held_out=True)
+    p_values = {row["score"]: row["p_value"] for row in found["differences"]}
+    stored = json.loads((tmp_path / "test" / "metrics.json").read_text())["differences"]
+    assert 0 < p_values["accuracy"] <= 1 and [row["p_value"] for row in stored] == [p_values["accuracy"], None]
+    table = pd.read_csv(tmp_path / "test" / "differences.csv").set_index("score")["p_value"]
+    assert table["accuracy"] == p_values["accuracy"] and np.isnan(table["macro_f1"])
+    networks[1] = replace(networks[1], sequences=networks[1].sequences[::-1])
+    with pytest.raises(InputError, match="peak was not scored on the same sequences"):
+        sequences.write_report(networks, rows, LABELS, [], "waves", tmp_path / "test", QUICK, held_out=True)
+
+
+def test_texts_name_the_level_that_is_configured(make_dataset, tiny_model, run_step, tmp_path, monkeypatch):
+    monkeypatch.setattr(model_evaluation, "EVALUATION", replace(EVALUATION, level=0.9))
+    folder = make_dataset(per_split=(("train", 3), ("dev", 3), ("test", 30)))
+    table = read_table(folder, "split.csv")
+    for label in ("anger", "happiness", "neutral"):
+        table[f"votes_{label}"] = 7 * (table["emotion"] == label) + 2
+    table["gender"] = np.where(np.arange(len(table)) % 2, "a", "b")
+    write_table(table, folder / "split.csv")
+    roots = ["--data", folder.parent, "--reports", tmp_path / "reports", "--dataset", folder.name]
+    options = ["--model", tiny_model(), "--groups", "gender", "--quick"]
+    done = run_step("evaluation.model_evaluation", *roots, *options)
+    assert done.returncode == 0, done.stderr
+    (report,) = (tmp_path / "reports").rglob("report.html")
+    for text in (done.stdout, report.read_text()):
+        text = text.replace("\u00a0", " ")
+        assert "90 % interval" in text and not re.search("(?<!wanted: )95 %", text)
+    # What figures say cannot be read back.
+    sources = {file.name: file.read_text() for file in Path(model_evaluation.__file__).parent.glob("*.py")}
+    assert [name for name, text in sources.items() if re.search("95( |\u00a0|{NO_BREAK})?%", text)] == []
