@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
 from preprocessing.errors import InputError
+from preprocessing.files import named_errors
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _LITTER = ("__macosx", "thumbs.db", "desktop.ini")  # and every hidden file, such as .DS_Store
@@ -157,6 +158,7 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     try:
-        yield folder
+        with named_errors(folder):
+            yield folder
     finally:
         shutil.rmtree(folder)

@@ -1,10 +1,27 @@
 """Writing files so that a reader sees all of one or none, and telling whether files changed; cheap to import."""
 
+import errno
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+
+@contextmanager
+def named_errors(file: Path) -> Iterator[None]:
+    """Give the system's errors in the block the name of the file or folder that it writes.
+
+    Python leaves the name out where writing fails, for example on a full disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None and "requested and" in str(error):  # numpy hides the system's error
+            raise OSError(errno.ENOSPC, f"the disk accepts no more data ({error})", str(file)) from error
+        if error.errno is not None and error.filename is None:
+            error.filename = str(file)
+        raise
 
 
 @contextmanager
@@ -16,7 +33,8 @@ def atomic_file(file: Path) -> Iterator[Path]:
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.stem}.part{file.suffix}")
     try:
-        yield temporary
+        with named_errors(file):
+            yield temporary
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)

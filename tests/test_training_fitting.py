@@ -16,11 +16,11 @@ from conftest import ROOT
 from configuration import NO_AUGMENTATION, Augmentation, Fitting
 from preprocessing.errors import InputError
 from preprocessing.image_tables import read_table, usable, write_table
+from preprocessing.processes import exclusive_lock
 from training import models
 from training.datasets import flow_from_dataframe
 from training.emotion_classifier import EmotionClassifier
 from training.fitting import fit_table
-from training.workers import sole_worker
 
 TINY = Fitting(network="tiny", epochs=6, batch_size=8, learning_rate=0.02, precision="float32")
 
@@ -150,7 +150,7 @@ def test_two_processes_never_train_the_same_run(make_dataset, tmp_path):
     fit(folder, model_file)
     model_file.unlink()
     (run,) = tmp_path.glob("models/runs/*")
-    with sole_worker(run), pytest.raises(InputError, match="another process is at work"):
+    with exclusive_lock(run), pytest.raises(InputError, match=r"in use by process .* another --output"):
         fit(folder, model_file)
     assert fit(folder, model_file)
 

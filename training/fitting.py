@@ -28,6 +28,7 @@ from preprocessing.crowd_votes import majority, vote_shares, voted_emotions
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_file
 from preprocessing.image_tables import digest, labels_of, split_hash, usable
+from preprocessing.processes import exclusive_lock
 from training import models
 from training.augmentation import WholeFacesLast, build_augmentation
 from training.balancing import sample_weights
@@ -36,7 +37,6 @@ from training.distillation import TaughtModel, Teachers, card_entries, read_teac
 from training.emotion_classifier import card_path, check_crops, crop_options, save
 from training.fast_training import training_form
 from training.fine_tuning import Start, build_from, shaping_settings
-from training.workers import sole_worker
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "constant")
@@ -135,6 +135,8 @@ def read_batches(
         )
         for name, part in splits.items()
     }
+    if crop_options(folder) != crops:
+        raise InputError(f"the crops of {folder} changed while they were read; wait for step 2, then run again")
     about = {
         "dataset": folder.name,
         "split_hash": split_hash(table),
@@ -282,7 +284,7 @@ def train_or_resume(
         print(f"unchanged: {model_file} was made by this very run (same settings, same data); nothing to do")
         return None
     folder = model_file.parent / "runs" / f"{model_file.stem}-{key}"
-    with sole_worker(folder):
+    with exclusive_lock(folder, "or give another --output"):
         run = _open_run(folder, settings, choose)
         start = time.monotonic()
         keras.utils.set_random_seed(fitting.seed)
