@@ -1,6 +1,5 @@
 """How honest a score is: where the split comes from, what the model saw of it, and what the score is without copies."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +11,12 @@ from evaluation.metrics import estimate_scores
 from evaluation.performance import format_interval, format_score
 from evaluation.sections import Section, Table, percent
 from preprocessing.crowd_votes import MAJORITY
+from preprocessing.errors import InputError
 from preprocessing.image_tables import (
     OFFICIAL_SPLITS,
     fold_numbers,
     is_usable,
+    read_origin,
     read_table,
     split_by_fold,
     split_hash,
@@ -252,8 +253,10 @@ def _provenance(answers: Answers, folder: Path, table: pd.DataFrame) -> str:
         kind = "by subject" if answers.has_subjects else "of copies and sequences: not every image has a subject"
         return f"{answers.split} {kind}; each image is answered by the network that was trained without its fold"
     try:
-        strategy = json.loads((folder / "split.json").read_text(encoding="utf-8"))["strategy"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        strategy = read_origin(folder, "split.csv").get("strategy")
+    except InputError:
+        strategy = None
+    if not isinstance(strategy, str):
         return f"{answers.split}, {len(answers.rows):,} images; step 3 left no note of how it was made"
     strategy = str(choose_strategy(table)) if strategy == "auto" else strategy
     meaning = {

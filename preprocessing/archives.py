@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, NamedTuple
 
 from preprocessing.errors import InputError
+from preprocessing.files import named_errors
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 # An archive and those inside it may unpack to this many times its size: image data sets stay below 20, zip bombs
@@ -267,6 +268,7 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     try:
-        yield folder
+        with named_errors(folder):
+            yield folder
     finally:
         shutil.rmtree(folder)

@@ -3,8 +3,10 @@
 import errno
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from configuration import PATHS
+from preprocessing import end_at_once
 from preprocessing.addresses import redacted
 from preprocessing.errors import InputError
 
@@ -41,30 +44,45 @@ def run(command: Callable[..., Any]) -> None:
     A user's mistake (`InputError`, or an option that typer refuses) or a disk that takes no more prints one line and
     ends with exit status 2; an interruption ends with 130. Anything else is a defect and keeps its traceback.
     """
+    if signal.getsignal(signal.SIGINT) is end_at_once:  # from here on, Ctrl-C lets a command clean up
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command(context_settings={"help_option_names": ["-h", "--help"]})(command)
     try:
         if app(standalone_mode=False) == 130:  # typer gives Ctrl-C back as this value
             raise KeyboardInterrupt
+        sys.stdout.flush()  # here an error becomes one line, at the exit of Python it does not
     except InputError as error:
         _fail(" ".join(str(error).split()))
     except (typer.Abort, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit's flush stays silent
+        _drop_output()
         sys.exit(1)
     except OSError as error:
         if error.errno not in _THE_MACHINES:
             raise
+        if error.filename is None:
+            _drop_output()
+        place = error.filename or "standard output or a file"
+        place = f"{place} -> {error.filename2}" if error.filename2 else place
         remedy = f": {NO_ROOM[error.errno]} and run the same command again" if error.errno in NO_ROOM else ""
-        _fail(f"{error.filename or 'a file'}: {error.strerror}; what was written before is kept{remedy}")
+        _fail(f"{place}: {error.strerror}; what was written before is kept{remedy}")
     except Exception as error:
         format_message = getattr(error, "format_message", None)  # typer's own refusals of an option have it
         if format_message is None:
             raise
         # The refused word may be the address of a camera, typed without `--source`.
         _fail(" ".join(map(redacted, format_message().split())) + " (see --help)")
+
+
+def _drop_output() -> None:
+    """Discard what cannot be printed, so that Python stays silent about it at its exit."""
+    with suppress(OSError):
+        sys.stdout.flush()
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str) -> None:

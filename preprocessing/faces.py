@@ -7,11 +7,11 @@ Importing this module is cheap: what runs the networks is loaded with the first 
 knows what that is.
 """
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -21,7 +21,8 @@ import numpy as np
 
 from configuration import FACES, Faces
 from preprocessing.errors import InputError
-from preprocessing.litert import Network, converted
+from preprocessing.litert import REVISION, Network, converted
+from preprocessing.processes import available_cores
 from preprocessing.raw_images import read_image
 
 DETECTORS = ("mtcnn", "haar")
@@ -136,6 +137,9 @@ def read_image_rgb(file: Path) -> np.ndarray:
     return cv2.cvtColor(image_bgr, cv2.COLOR_BGR2RGB)
 
 
+DETECTOR_VERSION = 1  # raise it when `FaceDetector` or `detect_in_crop` finds other faces in the same picture
+
+
 class FaceDetector:
     """mtcnn: finds faces and their five landmarks, and follows known faces.
 
@@ -154,7 +158,7 @@ class FaceDetector:
         check_options(options)
         self.options = options
         files = networks or network_files()
-        count = threads or min(os.cpu_count() or 1, MOST_THREADS)
+        count = threads or min(available_cores(), MOST_THREADS)
         self._workers = [_Networks(*files) for _ in range(count)]  # an interpreter serves one thread
         self._pool = ThreadPoolExecutor(count - 1) if count > 1 else None
 
@@ -293,6 +297,25 @@ class FaceDetector:
         for other in waiting:
             other.result()
         return [results[index] for index in range(len(arrays))]
+
+
+def crop_versions(options: Faces) -> dict[str, int | str]:
+    """Return the versions of the code and the libraries that shape a crop; where one changes, crops are made again.
+
+    The detector is left out where no face is searched. numpy is left out: its arithmetic is the same in all versions.
+    """
+    versions: dict[str, int | str] = {"crop_version": CROP_VERSION, "opencv": cv2.__version__}
+    if options.detect is False:
+        return versions
+    libraries = {name: _installed_version(name) for name in ("mtcnn", "ai-edge-litert")}
+    return {**versions, "detector_version": DETECTOR_VERSION, "conversion_version": REVISION, **libraries}
+
+
+def _installed_version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
 
 
 @lru_cache(maxsize=1)
@@ -616,6 +639,9 @@ def scaled(face: Face, factor: float) -> Face:
     return Face(
         face.left * factor, face.top * factor, face.width * factor, face.height * factor, face.confidence, points
     )
+
+
+CROP_VERSION = 1  # raise it when `choose_face` or `network_input` gives another crop of the same picture and faces
 
 
 def network_input(image_rgb: np.ndarray, face: Face | None, options: Faces = FACES) -> np.ndarray:

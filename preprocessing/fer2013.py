@@ -161,7 +161,7 @@ def _image(text: str, csv_file: Path, row: int) -> np.ndarray:
 
 def write_png(file: Path, image_gray: np.ndarray) -> None:
     """Write an 8-bit PNG, with little compression for speed."""
-    cv2.imencode(".png", image_gray, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tofile(file)
+    file.write_bytes(cv2.imencode(".png", image_gray, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes())
 
 
 def read_votes(votes_file: Path, usages: pd.Series) -> pd.DataFrame:

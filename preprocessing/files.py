@@ -10,6 +10,22 @@ from pathlib import Path
 
 
 @contextmanager
+def named_errors(file: Path) -> Iterator[None]:
+    """Give the system's errors in the block the name of the file or folder that it writes.
+
+    Python leaves the name out where writing fails, for example on a full disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None and "requested and" in str(error):  # numpy hides the system's error
+            raise OSError(errno.ENOSPC, f"the disk accepts no more data ({error})", str(file)) from error
+        if error.errno is not None and error.filename is None:
+            error.filename = str(file)
+        raise
+
+
+@contextmanager
 def atomic_file(file: Path) -> Iterator[Path]:
     """Give a temporary path beside `file` to write to; it takes the name `file` when the block ends without error.
 
@@ -21,9 +37,10 @@ def atomic_file(file: Path) -> Iterator[Path]:
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.stem}.part{file.suffix}")
     try:
-        yield temporary
-        with temporary.open("r+b") as stream:
-            os.fsync(stream.fileno())  # network disks and quotas report some failed writes only here
+        with named_errors(file):
+            yield temporary
+            with temporary.open("r+b") as stream:
+                os.fsync(stream.fileno())  # network disks and quotas report some failed writes only here
         temporary.replace(file)
     except OSError as error:
         if error.errno is None or error.filename not in (None, str(temporary)):

@@ -112,11 +112,22 @@ def write_origin(folder: Path, file_name: str, origin: str) -> None:
 
 
 def read_origin(folder: Path, file_name: str) -> dict[str, Any]:
-    """Return what a table was made from, as `write_origin` noted it; empty where that is not known."""
+    """Return what a table was made from, as `write_origin` noted it; empty where there is no note.
+
+    Raises:
+        InputError: the note is damaged; the message names the step that writes it.
+    """
+    note = _record(folder, file_name)
     try:
-        return dict(json.loads(_record(folder, file_name).read_text("utf-8")))
-    except (FileNotFoundError, ValueError, TypeError):
+        origin = json.loads(note.read_text("utf-8"))
+    except FileNotFoundError:
         return {}
+    except (IsADirectoryError, ValueError, RecursionError):
+        origin = None
+    if not isinstance(origin, dict):
+        step = _FILES[file_name][1]
+        raise InputError(f"{note} is damaged: it holds no JSON object; remove it and run: python -m {step}")
+    return origin
 
 
 def _record(folder: Path, file_name: str) -> Path:

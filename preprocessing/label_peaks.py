@@ -9,7 +9,7 @@ Writes:  data/NAME/labels/ANNOTATOR.csv, a line per choice, on disk before the p
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 if not __package__:  # run as a plain file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -69,8 +69,8 @@ def main(
         print(f"to enter the labels: {command}")
 
 
-def _source_of(origin: dict[str, str], folder: Path) -> Path:
-    if "place" not in origin:
+def _source_of(origin: dict[str, Any], folder: Path) -> Path:
+    if not isinstance(origin.get("place"), str):
         raise InputError(f"{folder / 'inventory.json'} does not say where the download lies; give --source")
     if not Path(origin["place"]).exists():
         raise InputError(
@@ -94,12 +94,12 @@ def _check(sequences: list[Sequence], frames: pd.DataFrame, labels: Path) -> Non
         )
 
 
-def _next_command(dataset: str, data: Path, source: Path, labels: Path, origin: dict[str, str]) -> str:
+def _next_command(dataset: str, data: Path, source: Path, labels: Path, origin: dict[str, Any]) -> str:
     """Return the command of step 1 that enters the labels, with the options that step 1 was given before."""
     options = ["--dataset", dataset, "--source", str(source), "--labels", str(labels)]
     options += ["--data", str(data)] if data != PATHS.data else []
     options += ["--neutral-first"] if origin.get("neutral_first") else []
-    options += ["--frames", origin["frames"]] if origin.get("frames", "peak") != "peak" else []
+    options += ["--frames", str(origin["frames"])] if origin.get("frames", "peak") != "peak" else []
     options += ["--link"] if origin.get("link") else []
     return shlex.join(["python", "-m", "preprocessing.step1_inventory", *options])
 

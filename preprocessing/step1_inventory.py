@@ -40,6 +40,7 @@ from preprocessing.image_tables import (
     write_table,
 )
 from preprocessing.label_store import label_files, read_labels
+from preprocessing.processes import exclusive_lock
 from preprocessing.quiet import silence_opencv
 from preprocessing.raw_datasets import (
     ACCEPTED,
@@ -73,6 +74,8 @@ def write_inventory(
 ) -> Kind | None:
     """Write `inventory.csv` and `images/`, unless they are there already for the same files and options.
 
+    The data set is locked meanwhile.
+
     Everything is made beside the data set's folder and moved there when it is complete, so that a refused or killed
     run leaves an earlier inventory as it was.
 
@@ -90,8 +93,22 @@ def write_inventory(
         What the source turned out to be; None where there was nothing to do.
 
     Raises:
-        InputError: the source, or an option, cannot be used.
+        InputError: the source, or an option, cannot be used, or another process writes the data set.
     """
+    with exclusive_lock(folder):
+        return _write_inventory(folder, source, votes, labels, neutral_first, frames, mapping or {}, link)
+
+
+def _write_inventory(
+    folder: Path,
+    source: Path,
+    votes: Path | None,
+    labels: Path | None,
+    neutral_first: bool,
+    frames: str,
+    mapping: Mapping[str, str],
+    link: bool,
+) -> Kind | None:
     _check_place(folder, source)
     parse_frames(frames)
     files = list_files(source)
@@ -102,13 +119,14 @@ def write_inventory(
         "labels": labels and fingerprint(label_files(labels)),
         "neutral_first": neutral_first,
         "frames": frames,
-        "mapping": mapping or {},
+        "mapping": mapping,
         "link": link,
     }
     made_from = json.dumps(origin)
     if (folder / "images").is_dir() and is_made_from(folder, "inventory.csv", made_from):
         return None
-    with scratch_folder(folder.with_name(f".{folder.name}.part")) as part:
+    place = folder.resolve()  # a link may lead to another disk, to which nothing can be renamed
+    with scratch_folder(place.with_name(f".{place.name}.part")) as part:
         files, kind = open_download(files, part / "unpacked", source)
         if votes and kind is not Kind.FER2013:
             raise InputError(f"--votes is for a FER2013 table; {source} holds {kind}")
@@ -153,12 +171,14 @@ def _existing(option: str, file: Path) -> Path:
 def _publish(table: pd.DataFrame, made_from: str, part: Path, folder: Path) -> None:
     """Put the finished images and table in the place of earlier ones, by renaming alone.
 
-    The record goes first and comes back last: a run killed in between is done again by the next one.
+    The record goes first and comes back last: a run killed in between is done again by the next one. The old table goes
+    before its images, so that no step ever reads a table beside the images of another one.
     """
     others = [column for column in table.columns if column not in INVENTORY_COLUMNS]
     write_table(table[[*INVENTORY_COLUMNS, *others]], part / "inventory.csv")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "inventory.json").unlink(missing_ok=True)
+    (folder / "inventory.csv").unlink(missing_ok=True)
     if (folder / "images").exists():
         (folder / "images").rename(part / "replaced")
     (part / "images").rename(folder / "images")
@@ -214,27 +234,20 @@ def main(
 ) -> None:
     """Step 1: list a raw data set's images (data/NAME/inventory.csv, data/NAME/images/) and print an audit."""
     folder = dataset_folder(data, dataset)
-    if source is None:
-        if dataset != SAMPLE.name:
-            raise InputError(f"--dataset {dataset} needs --source FILE_OR_FOLDER; {ACCEPTED}")
-        source = folder / "raw"
-        write_sample(source)
+    if source is None and dataset != SAMPLE.name:
+        raise InputError(f"--dataset {dataset} needs --source FILE_OR_FOLDER; {ACCEPTED}")
     silence_opencv()  # unreadable files are counted below
-    kind = write_inventory(
-        folder,
-        source,
-        votes=votes,
-        labels=labels,
-        neutral_first=neutral_first,
-        frames=frames,
-        mapping=parse_mapping(mapping or []),
-        link=link,
-    )
     file = folder / "inventory.csv"
-    if kind is None:
-        print(f"unchanged: {file} was made from the same files with the same options; nothing to do")
-        return
-    table = read_table(folder, file.name)
+    with exclusive_lock(folder):
+        if source is None:
+            source = folder / "raw"
+            write_sample(source)
+        emotions = parse_mapping(mapping or [])
+        kind = _write_inventory(folder, source, votes, labels, neutral_first, frames, emotions, link)
+        if kind is None:
+            print(f"unchanged: {file} was made from the same files with the same options; nothing to do")
+            return
+        table = read_table(folder, file.name)
     print(f"recognised: {kind}")
     if kind is Kind.FOLDERS and (text := describe_folders(table)):
         print(text)

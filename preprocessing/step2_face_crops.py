@@ -12,9 +12,9 @@ looked for in many pictures, one process per core does it. A killed run goes on 
 has nothing to do.
 """
 
-import hashlib
 import json
 import multiprocessing
+import multiprocessing.context
 import os
 import shutil
 import signal
@@ -41,7 +41,7 @@ from configuration import FACES, PATHS, SAMPLE, Faces
 from preprocessing import faces
 from preprocessing.command_line import DataRoot, DatasetName, dataset_folder, progress_bar, run
 from preprocessing.errors import InputError
-from preprocessing.files import atomic_file
+from preprocessing.files import atomic_file, named_errors
 from preprocessing.image_tables import (
     BOX_COLUMNS,
     FACE_COLUMNS,
@@ -49,10 +49,12 @@ from preprocessing.image_tables import (
     NUMERIC_COLUMNS,
     digest,
     is_made_from,
+    read_origin,
     read_table,
     write_origin,
     write_table,
 )
+from preprocessing.processes import available_cores, exclusive_lock
 
 FEW = 32  # pictures: for no more than these, starting workers takes longer than they save
 MOST_WORKERS = 61  # processes: Windows waits for no more at once
@@ -70,7 +72,7 @@ class Picture(NamedTuple):
 
 
 def write_face_crops(folder: Path, options: Faces = FACES) -> pd.DataFrame:
-    """Write the crops of a data set's pictures, and their table.
+    """Write the crops of a data set's pictures, and their table. The data set is locked meanwhile.
 
     Args:
         folder: The data set's folder, with `inventory.csv`.
@@ -80,9 +82,15 @@ def write_face_crops(folder: Path, options: Faces = FACES) -> pd.DataFrame:
         The inventory with the face columns added, one row per picture.
 
     Raises:
-        InputError: no usable inventory, or options that cannot be used; nothing is written then.
+        InputError: no usable inventory, options that cannot be used, or another process writes the data set; nothing is
+            written then.
     """
     faces.check_options(options)
+    with exclusive_lock(folder):
+        return _write_face_crops(folder, options)
+
+
+def _write_face_crops(folder: Path, options: Faces) -> pd.DataFrame:
     inventory = read_table(folder, "inventory.csv")
     origin = _origin(inventory, options)
     if _is_done(folder, origin):
@@ -99,8 +107,8 @@ def write_face_crops(folder: Path, options: Faces = FACES) -> pd.DataFrame:
 
 def _origin(inventory: pd.DataFrame, options: Faces) -> str:
     """Return what the crops are made from and how, as one line of JSON: where it changes, all are made again."""
-    code = hashlib.sha256(Path(faces.__file__).read_bytes()).hexdigest()[:16]
-    return json.dumps({"inventory": digest(inventory), "code": code, "options": asdict(options)})
+    versions = faces.crop_versions(options)
+    return json.dumps({"inventory": digest(inventory), **versions, "options": asdict(options)})
 
 
 def _is_done(folder: Path, origin: str) -> bool:
@@ -136,7 +144,7 @@ def _crops(folder: Path, pictures: list[Picture], options: Faces) -> Generator[R
     where they are not there yet, so that no two workers do.
     """
     detector = cache(lambda: faces.FaceDetector(options))
-    processes = min(os.cpu_count() or 1, MOST_WORKERS)
+    processes = min(available_cores(), MOST_WORKERS)
     for number, picture in enumerate(pictures):
         searches = detector.cache_info().currsize > 0
         if searches and processes > 1 and len(pictures) - number > FEW:
@@ -151,8 +159,8 @@ def _crops_by_workers(folder: Path, pictures: list[Picture], options: Faces, pro
     Raises:
         InputError: a worker was killed.
     """
-    spawn = multiprocessing.get_context("spawn")  # the same everywhere, and safe beside threads
-    pool = ProcessPoolExecutor(processes, spawn, _start_worker)
+    workers = _Workers()
+    pool = ProcessPoolExecutor(processes, workers, _start_worker)
     try:
         with _ignored_interruptions():  # the workers start here
             crop = partial(_crop_in_worker, folder, options, faces.network_files())
@@ -162,13 +170,27 @@ def _crops_by_workers(folder: Path, pictures: list[Picture], options: Faces, pro
                 raise BrokenProcessPool(str(error)) from error
         yield from rows
     except BrokenProcessPool as error:
-        for worker in multiprocessing.active_children():  # one that was started meanwhile would be waited for in vain
+        # The pool waits forever for a worker that started while the pool failed. Other children are the caller's.
+        for worker in set(multiprocessing.active_children()).intersection(workers.processes):
             worker.kill()
         raise InputError(
             "a worker process ended early, perhaps for want of memory; run the same command again to go on where it was"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+class _Workers(multiprocessing.context.SpawnContext):
+    """Starts processes as on every system and safely beside threads, and keeps a list of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.processes: list[multiprocessing.context.SpawnProcess] = []
+
+    def Process(self, *arguments: Any, **options: Any) -> multiprocessing.context.SpawnProcess:  # noqa: N802
+        """Return a new process."""
+        self.processes.append(multiprocessing.context.SpawnProcess(*arguments, **options))
+        return self.processes[-1]
 
 
 @contextmanager
@@ -265,7 +287,8 @@ def _write_png(file: Path, crop: np.ndarray) -> None:
     """Write uint8 (size, size, 1) gray or (size, size, 3) RGB; what a kill cuts short is written again on resuming."""
     image = crop if crop.shape[2] == 1 else cv2.cvtColor(crop, cv2.COLOR_RGB2BGR)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(cv2.imencode(".png", image)[1].tobytes())
+    with named_errors(file):
+        file.write_bytes(cv2.imencode(".png", image)[1].tobytes())
 
 
 def _journal(folder: Path) -> Path:
@@ -282,14 +305,16 @@ def _open_journal(folder: Path, origin: str) -> Iterator[tuple[list[Row], Callab
     file = _journal(folder)
     rows = _read_journal(file, origin)
     if rows is None:
-        for name in ("split.csv", "split.json", "faces.csv", "faces.json"):  # they name the crops that go
+        if reason := _reason_to_start_again(folder, origin):
+            print(f"all crops are made again: {reason}", flush=True)
+        for name in ("split.json", "faces.json", "split.csv", "faces.csv"):  # they describe the crops that go
             (folder / name).unlink(missing_ok=True)
         file.unlink(missing_ok=True)  # before the crops that it vouches for
         shutil.rmtree(folder / "faces", ignore_errors=True)
         rows = []
     with atomic_file(file) as temporary:  # without the line that a kill may have cut
         temporary.write_text("".join(f"{line}\n" for line in [origin, *map(json.dumps, rows)]), encoding="utf-8")
-    with file.open("a", encoding="utf-8") as lines:
+    with named_errors(file), file.open("a", encoding="utf-8") as lines:
 
         def append(row: Row) -> None:
             lines.write(json.dumps(row) + "\n")
@@ -301,16 +326,35 @@ def _open_journal(folder: Path, origin: str) -> Iterator[tuple[list[Row], Callab
 
 def _read_journal(file: Path, origin: str) -> list[Row] | None:
     """Return a journal's finished rows; None where there is no journal of this origin."""
-    first, *lines = (file.read_text(encoding="utf-8") if file.is_file() else "").split("\n")
+    first, *lines = (file.read_text(encoding="utf-8", errors="replace") if file.is_file() else "").split("\n")
     if first != origin:
         return None
     rows = []
     for line in lines:
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:  # cut by a kill
+            rows.append(dict(json.loads(line)))
+        except (ValueError, TypeError):  # cut by a kill
             break
     return rows
+
+
+def _reason_to_start_again(folder: Path, origin: str) -> str:
+    """Return why earlier crops cannot be kept; empty where there are none."""
+    try:
+        earlier = read_origin(folder, "faces.csv")
+        if not earlier and _journal(folder).is_file():  # of an interrupted run
+            earlier = json.loads(_journal(folder).read_text(encoding="utf-8").partition("\n")[0])
+        before, now = ({**facts, **facts["options"]} for facts in (earlier or {"options": {}}, json.loads(origin)))
+    except (InputError, OSError, ValueError, KeyError, TypeError):
+        return "the note of how they were made is damaged"
+    if not before or "crop_version" not in before:
+        return "an earlier version of this program made them" if earlier else ""
+    changes = [
+        "inventory.csv has changed" if name == "inventory" else f"{name} was {before.get(name)}, is {now.get(name)}"
+        for name in {**before, **now}
+        if name != "options" and before.get(name) != now.get(name)
+    ]
+    return ", ".join(changes) or "one of them or their table is missing or damaged"
 
 
 def print_counts(table: pd.DataFrame, folder: Path) -> None:

@@ -46,11 +46,13 @@ from preprocessing.image_tables import (
     is_made_from,
     is_usable,
     labels_of,
+    read_origin,
     read_table,
     split_by_fold,
     write_origin,
     write_table,
 )
+from preprocessing.processes import exclusive_lock
 
 
 class Strategy(StrEnum):
@@ -302,8 +304,10 @@ def allocate(emotions: pd.Series, groups: np.ndarray, shares: list[int], seed: i
     return part_of_group[groups]
 
 
-def write_split(folder: Path, strategy: Strategy, **options) -> bool:
+def write_split(folder: Path, strategy: Strategy, **options) -> pd.DataFrame | None:
     """Write `split.csv` from `faces.csv`, unless it is there already for the same faces and options.
+
+    The data set is locked meanwhile.
 
     Args:
         folder: The data set's folder, `data/NAME`.
@@ -311,30 +315,32 @@ def write_split(folder: Path, strategy: Strategy, **options) -> bool:
         **options: As for `split_table`.
 
     Returns:
-        Whether there was anything to do.
+        The table; None where there was nothing to do.
 
     Raises:
-        InputError: as `split_table`, or the inventory has changed since the faces were cut; then nothing is written.
+        InputError: as `split_table`, or the inventory has changed since the faces were cut, or another process writes
+            the data set; then nothing is written.
     """
-    faces = read_table(folder, "faces.csv")
-    _check_current(folder)
-    strategy = choose_strategy(faces) if strategy is Strategy.AUTO else strategy
-    made_from = json.dumps({"faces": digest(faces), "strategy": strategy, **options})
-    if is_made_from(folder, "split.csv", made_from):
-        return False
-    table = split_table(faces, strategy, **options)
-    (folder / "split.json").unlink(missing_ok=True)
-    write_table(table, folder / "split.csv")
-    write_origin(folder, "split.csv", made_from)
-    return True
+    with exclusive_lock(folder):
+        faces = read_table(folder, "faces.csv")
+        _check_current(folder)
+        strategy = choose_strategy(faces) if strategy is Strategy.AUTO else strategy
+        made_from = json.dumps({"faces": digest(faces), "strategy": strategy, **options})
+        if is_made_from(folder, "split.csv", made_from):
+            return None
+        table = split_table(faces, strategy, **options)
+        (folder / "split.json").unlink(missing_ok=True)
+        write_table(table, folder / "split.csv")
+        write_origin(folder, "split.csv", made_from)
+        return table
 
 
 def _check_current(folder: Path) -> None:
     """Refuse crops of another inventory than the one that is there now."""
-    record = folder / "faces.json"
-    if not record.is_file() or not (folder / "inventory.csv").is_file():
+    origin = read_origin(folder, "faces.csv")
+    if not origin or not (folder / "inventory.csv").is_file():
         return
-    if json.loads(record.read_text("utf-8")).get("inventory") != digest(read_table(folder, "inventory.csv")):
+    if origin.get("inventory") != digest(read_table(folder, "inventory.csv")):
         raise InputError(
             f"{folder / 'faces.csv'} was made from another inventory.csv than the present one; run first: "
             f"python -m preprocessing.step2_face_crops --dataset {folder.name}"
@@ -417,10 +423,11 @@ def main(
     file = folder / "split.csv"
     left_out = in_class_order({canonical(name) for name in without or []})
     options = {"folds": folds, "train": train, "dev": dev, "copies": copies, "seed": seed, "without": left_out}
-    if not write_split(folder, strategy, **options):
+    table = write_split(folder, strategy, **options)
+    if table is None:
         print(f"unchanged: {file} was made from the same faces with the same options; nothing to do")
         return
-    print(describe(read_table(folder, file.name), strategy, left_out))
+    print(describe(table, strategy, left_out))
     print(f"wrote {file}")
 
 

@@ -21,6 +21,7 @@ from preprocessing.image_tables import (
     write_origin,
     write_table,
 )
+from preprocessing.processes import exclusive_lock
 from preprocessing.step2_face_crops import crop_face, face_paths
 
 
@@ -47,23 +48,27 @@ def write_whole_images(folder: Path) -> Path:
     """
     table = read_table(folder, "split.csv")
     crops = read_origin(folder, "faces.csv").get("options", {})
-    options = replace(FACES, **{name: crops[name] for name in ("size", "channels") if name in crops}, detect=False)
+    crops = crops if isinstance(crops, dict) else {}
+    given = {name: crops[name] for name in ("size", "channels") if isinstance(crops.get(name), int)}
+    options = replace(FACES, **given, detect=False)
     whole = folder / "whole" / folder.name
     origin = json.dumps({"split": digest(table), "size": options.size, "channels": options.channels})
     if is_made_from(whole, "split.csv", origin):
         return whole
     rows = usable(table)
     places = face_paths(rows["path"])
-    with progress_bar() as bar:
+    with exclusive_lock(whole), progress_bar() as bar:
+        for name in ("split.json", "split.csv"):  # they describe the images that are replaced
+            (whole / name).unlink(missing_ok=True)
         for path, place in bar.track(list(zip(rows["path"], places, strict=True)), description="whole images"):
             inside = (whole / place).relative_to(folder).as_posix()
             if crop_face(folder, path, inside, options, _no_detector)["face_status"] != "whole_image":
                 raise InputError(f"{folder / path} is missing or unreadable; make the inventory again: step1_inventory")
-    rows = rows.assign(face_path=places, face_status="whole_image", face_count="", face_confidence=float("nan"))
-    rows[[*BOX_COLUMNS, *LANDMARK_COLUMNS]] = float("nan")
-    write_origin(whole, "faces.csv", json.dumps({"options": {**crops, "detect": False}}))
-    write_table(rows, whole / "split.csv")
-    write_origin(whole, "split.csv", origin)
+        rows = rows.assign(face_path=places, face_status="whole_image", face_count="", face_confidence=float("nan"))
+        rows[[*BOX_COLUMNS, *LANDMARK_COLUMNS]] = float("nan")
+        write_origin(whole, "faces.csv", json.dumps({"options": {**crops, "detect": False}}))
+        write_table(rows, whole / "split.csv")
+        write_origin(whole, "split.csv", origin)
     return whole
 
 

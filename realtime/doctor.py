@@ -21,6 +21,7 @@ import numpy as np
 from configuration import PATHS, WEBCAM
 from preprocessing.errors import InputError
 from preprocessing.faces import Detector, Face, FaceDetector, build_detector, network_input, read_image_rgb
+from preprocessing.processes import available_cores
 from preprocessing.quiet import silence_opencv
 from realtime.drawing import Drawer
 from realtime.recognition import Classifier, Recognition, Result
@@ -125,8 +126,7 @@ def examine(model: Path, load: Callable[[Path], Any], say: Callable[[object], No
 
 def look_at_machine() -> Finding:
     """Tell what this machine is."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    system = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, {cores} cores"
+    system = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, {available_cores()} cores"
     return Finding("machine", system)
 
 

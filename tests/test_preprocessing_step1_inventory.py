@@ -657,10 +657,10 @@ def test_the_second_run_on_unchanged_input_does_nothing_and_says_so(tmp_path, mo
     arguments = ["--dataset", "x", "--source", source, "--data", tmp_path / "data"]
     assert run_here(monkeypatch, *arguments) == 0
     assert "wrote" in capsys.readouterr().out
-    before = {name: (tmp_path / "data" / name).stat().st_mtime_ns for name in all_files(tmp_path / "data")}
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "data").rglob("*") if file.is_file()}
     assert run_here(monkeypatch, *arguments) == 0
     assert "unchanged" in capsys.readouterr().out
-    assert {name: (tmp_path / "data" / name).stat().st_mtime_ns for name in all_files(tmp_path / "data")} == before
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "data").rglob("*") if file.is_file()} == before
 
 
 @pytest.mark.parametrize(
@@ -717,7 +717,7 @@ needs_sigkill = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="SIGKI
 def test_a_run_killed_while_writing_images_shows_nothing_and_starts_again_cleanly(tmp_path):
     folder, source = tmp_path / "data" / "x", write_csv(tmp_path / "fer2013.csv", fer2013_rows())
     killed_run(folder, source, "preprocessing.fer2013", "write_png", 4)
-    assert names_in(tmp_path / "data") == [".x.part"]
+    assert names_in(tmp_path / "data") == [".x.part", "x"] and names_in(folder) == [".lock"]
     assert list((tmp_path / "data" / ".x.part").rglob("*.png"))
     table = inventory(folder, source)
     pd.testing.assert_frame_equal(table, inventory(tmp_path / "data" / "never_killed", source))
@@ -856,10 +856,10 @@ def test_without_options_the_sample_is_made_once_and_inventoried_as_ckplus(tmp_p
     assert sum(table["emotion"] == "") == SAMPLE.unlabelled
     assert set(table["frame"]) == {str(SAMPLE.frames)}
     assert set(table["status"]) == {"ok"}
-    before = {name: (tmp_path / name).stat().st_mtime_ns for name in all_files(tmp_path)}
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}
     assert run_here(monkeypatch, "--data", tmp_path) == 0
     assert "unchanged" in capsys.readouterr().out
-    assert {name: (tmp_path / name).stat().st_mtime_ns for name in all_files(tmp_path)} == before
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()} == before
 
 
 def test_the_sample_takes_no_folder_of_other_things(tmp_path, monkeypatch, capsys):

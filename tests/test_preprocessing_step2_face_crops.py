@@ -87,7 +87,7 @@ def cropped_here(monkeypatch) -> list[str]:
         return crop_face(folder, path, *arguments)
 
     monkeypatch.setattr(step2_face_crops, "crop_face", crop_and_note)
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(step2_face_crops, "available_cores", lambda: 2)
     return paths
 
 
@@ -249,6 +249,57 @@ def test_changed_input_makes_all_crops_again(crops_folder, change):
     assert json.loads((crops_folder / "faces.json").read_text())["options"]["size"] == options.size
 
 
+def test_a_comment_in_the_code_keeps_all_crops(crops_folder, tmp_path, monkeypatch, capsys):
+    write_face_crops(crops_folder)
+    changed = tmp_path / "faces.py"
+    changed.write_text(Path(step2_face_crops.faces.__file__).read_text() + "# a comment\n")
+    monkeypatch.setattr(step2_face_crops.faces, "__file__", str(changed))
+    write_face_crops(crops_folder)
+    assert "nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", ["crop", "detector", "library", "size", "inventory", "old", "missing", "damaged"])
+def test_crops_that_cannot_be_kept_are_made_again_with_the_reason(crops_folder, monkeypatch, capsys, change):
+    faces, note = step2_face_crops.faces, crops_folder / "faces.json"
+    write_face_crops(crops_folder)
+    options = replace(FACES, size=32) if change == "size" else FACES
+    reason = {
+        "crop": "crop_version was 1, is 2",
+        "detector": "detector_version was 1, is 2",
+        "library": f"opencv was {cv2.__version__}, is 4.99",
+        "size": "size was 48, is 32",
+        "inventory": "inventory.csv has changed",
+        "old": "an earlier version of this program made them",
+        "missing": "one of them or their table is missing or damaged",
+        "damaged": "the note of how they were made is damaged",
+    }[change]
+    if change in ("crop", "detector"):
+        monkeypatch.setattr(faces, f"{change.upper()}_VERSION", 2)
+    if change == "library":
+        monkeypatch.setattr(cv2, "__version__", "4.99")
+    if change == "inventory":
+        write_inventory(crops_folder, list(read_table(crops_folder, "inventory.csv")["path"])[:4])
+    if change == "old":
+        note.write_text(json.dumps({"inventory": "0", "code": "0123456789abcdef", "options": {"size": 48}}))
+    if change == "missing":
+        (crops_folder / "faces" / "Training" / "2.png").unlink()
+    if change == "damaged":
+        note.write_text("[1]")
+    capsys.readouterr()
+    write_face_crops(crops_folder, options)
+    assert capsys.readouterr().out == f"all crops are made again: {reason}\n"
+    write_face_crops(crops_folder, options)
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_crops_taken_whole_do_not_depend_on_the_detector(crops_folder, monkeypatch, capsys):
+    options = replace(FACES, detect=False)
+    write_face_crops(crops_folder, options)
+    monkeypatch.setattr(step2_face_crops.faces, "DETECTOR_VERSION", 2)
+    write_face_crops(crops_folder, options)
+    assert "nothing to do" in capsys.readouterr().out
+
+
 def test_a_split_of_crops_that_go_goes_too(crops_folder):
     write_face_crops(crops_folder)
     for name in ("split.csv", "split.json"):
@@ -352,7 +403,7 @@ def test_workers_make_the_same_rows_and_crops_in_the_same_order(many_folder, cro
     assert cropped_here == ["images/000.png"]  # the first search is made here, the others by workers
     crops = {file: file.read_bytes() for file in (many_folder / "faces").iterdir()}
     (many_folder / "faces.json").unlink()
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(step2_face_crops, "available_cores", lambda: 1)
     alone = write_face_crops(many_folder)
     assert cropped_here[1:] == list(alone["path"])
     pd.testing.assert_frame_equal(by_workers, alone)
@@ -410,14 +461,32 @@ def test_a_worker_that_ends_while_the_next_one_starts_is_told_in_one_line(many_f
     def start(*_: Any, **__: Any) -> None:
         raise OSError("handle is closed")  # as Python's pool tells it then
 
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(step2_face_crops, "available_cores", lambda: 2)
     monkeypatch.setattr(ProcessPoolExecutor, "map", start)
     with pytest.raises(InputError, match="run the same command again"):
         write_face_crops(many_folder)
 
 
+def test_a_broken_pool_kills_no_child_of_the_caller(many_folder, monkeypatch):
+    def start(*_: Any, **__: Any) -> None:
+        raise OSError("handle is closed")
+
+    monkeypatch.setattr(step2_face_crops, "available_cores", lambda: 2)
+    monkeypatch.setattr(ProcessPoolExecutor, "map", start)
+    child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    child.start()
+    try:
+        with pytest.raises(InputError, match="run the same command again"):
+            write_face_crops(many_folder)
+        child.join(0.2)
+        assert child.is_alive()
+    finally:
+        child.kill()
+        child.join()
+
+
 def test_a_worker_that_is_killed_ends_the_run_in_one_line_and_the_next_run_goes_on(many_folder, monkeypatch, capsys):
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(step2_face_crops, "available_cores", lambda: 2)
 
     def kill_a_worker():
         while not (workers := multiprocessing.active_children()):

@@ -109,7 +109,7 @@ def test_refuses_what_it_cannot_serve(make_dataset, spoil, arguments, message):
     spoil(folder / table["face_path"][2])
     with pytest.raises(InputError, match=message):
         flow_from_dataframe(table, folder, **{"target_size": SIZE, **arguments})
-    assert not list((folder / "cache").glob("*")) if (folder / "cache").exists() else True
+    assert not list((folder / "cache").glob("*.npy")) if (folder / "cache").exists() else True
 
 
 def test_refuses_an_empty_table(make_dataset):

@@ -18,11 +18,11 @@ from conftest import ROOT, files_of_at_most
 from configuration import NO_AUGMENTATION, Augmentation, Fitting
 from preprocessing.errors import InputError
 from preprocessing.image_tables import read_table, usable, write_table
+from preprocessing.processes import exclusive_lock
 from training import models
 from training.datasets import flow_from_dataframe
 from training.emotion_classifier import RELEASED, EmotionClassifier, card_path, check_output
 from training.fitting import fit_table, read_batches
-from training.workers import sole_worker
 
 TINY = Fitting(network="tiny", epochs=6, batch_size=8, learning_rate=0.02, precision="float32")
 
@@ -172,7 +172,7 @@ def test_two_processes_never_train_the_same_run(make_dataset, tmp_path):
     fit(folder, model_file)
     model_file.unlink()
     (run,) = tmp_path.glob("models/runs/*")
-    with sole_worker(run), pytest.raises(InputError, match="another process is at work"):
+    with exclusive_lock(run), pytest.raises(InputError, match=r"in use by process .* another --output"):
         fit(folder, model_file)
     assert fit(folder, model_file)
 

@@ -18,6 +18,7 @@ from preprocessing.errors import InputError
 from preprocessing.files import atomic_file
 from preprocessing.image_tables import labels_of
 from training.emotion_classifier import EmotionClassifier
+from training.workers import one_at_a_time
 
 VERSION = 1  # raise this when batches are to come or to be mixed otherwise: finished runs are then repeated
 CHANNELS = {"grayscale": 1, "rgb": 3}
@@ -207,6 +208,25 @@ def read_crops(classifier: EmotionClassifier, directory: Path, rows: pd.DataFram
 
 def _cached_images(paths: list[str], directory: Path, target_size: tuple[int, int], color_mode: str) -> np.ndarray:
     """Return the decoded images, from the cache where the same files were decoded before."""
+    key = _cache_key(paths, directory, target_size, color_mode)
+    file = directory / "cache" / f"{key}.npy"
+    shape = (len(paths), *target_size, CHANNELS[color_mode])
+    images = read_cache(file, shape, np.uint8)
+    if images is None:
+        with one_at_a_time(file.with_name(".lock")):
+            images = read_cache(file, shape, np.uint8)  # another process may have decoded them meanwhile
+            if images is None:
+                _write_cache(file, [directory / path for path in paths], target_size, color_mode)
+                images = read_cache(file, shape, np.uint8)
+        if _cache_key(paths, directory, target_size, color_mode) != key:
+            raise InputError(f"the crops of {directory} changed while they were read; wait for step 2, then run again")
+        assert images is not None, f"{file} cannot be read back"
+    images.flags.writeable = False
+    return images
+
+
+def _cache_key(paths: list[str], directory: Path, target_size: tuple[int, int], color_mode: str) -> str:
+    """Return a hash of what a cache is made from: the format, and each file's path, size and time of last change."""
     key = hashlib.sha256(repr((target_size, color_mode)).encode())
     for path in paths:
         try:
@@ -214,21 +234,19 @@ def _cached_images(paths: list[str], directory: Path, target_size: tuple[int, in
         except OSError as error:
             raise InputError(f"{directory / path} is missing; make the crops again with step2_face_crops") from error
         key.update(f"{path}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
-    file = directory / "cache" / f"{key.hexdigest()[:16]}.npy"
-    shape = (len(paths), *target_size, CHANNELS[color_mode])
-    images = read_cache(file, shape, np.uint8)
-    if images is None:
-        with atomic_file(file) as temporary, temporary.open("wb") as stream:
-            # Not into a memory map: on a full disk, writing to one kills the process.
-            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(stream, header)
-            _write_decoded(stream, [directory / path for path in paths], target_size, color_mode)
-        for old in sorted(file.parent.glob("*.npy"), key=lambda f: f.stat().st_mtime)[:-KEPT_CACHES]:
-            old.unlink(missing_ok=True)
-        images = read_cache(file, shape, np.uint8)
-        assert images is not None, f"{file} cannot be read back"
-    images.flags.writeable = False
-    return images
+    return key.hexdigest()[:16]
+
+
+def _write_cache(file: Path, sources: list[Path], target_size: tuple[int, int], color_mode: str) -> None:
+    """Decode images into a cache file, and remove the least recently used caches."""
+    with atomic_file(file) as temporary, temporary.open("wb") as stream:
+        # Not into a memory map: on a full disk, writing to one kills the process.
+        shape = (len(sources), *target_size, CHANNELS[color_mode])
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(stream, header)
+        _write_decoded(stream, sources, target_size, color_mode)
+    for old in sorted(file.parent.glob("*.npy"), key=lambda f: f.stat().st_mtime)[:-KEPT_CACHES]:
+        old.unlink(missing_ok=True)
 
 
 def read_cache(file: Path, shape: tuple[int | None, ...], dtype: type) -> np.ndarray | None:
@@ -270,7 +288,11 @@ def read_image(file: Path, target_size: tuple[int, int], color_mode: str) -> np.
     Raises:
         InputError: the file cannot be decoded, or has another size than `target_size`.
     """
-    image = raw_images.read_image(file, cv2.IMREAD_GRAYSCALE if color_mode == "grayscale" else cv2.IMREAD_COLOR_RGB)
+    flags = cv2.IMREAD_GRAYSCALE if color_mode == "grayscale" else cv2.IMREAD_COLOR_RGB
+    try:
+        image = raw_images.read_image(file, flags)
+    except FileNotFoundError as error:
+        raise InputError(f"{file} is missing; make the crops again with step2_face_crops") from error
     if image is None:
         raise InputError(f"{file} is not a readable image; make the crops again with step2_face_crops")
     if image.shape[:2] != tuple(target_size):

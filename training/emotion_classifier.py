@@ -25,6 +25,7 @@ from preprocessing.emotions import EMOTIONS, in_class_order
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_file, file_hash, write_checked
 from preprocessing.litert import Network, converted
+from preprocessing.processes import available_cores
 from preprocessing.quiet import quiet_start
 
 if TYPE_CHECKING:
@@ -200,15 +201,18 @@ def crop_options(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: step 2 left no such note.
     """
-    file = folder / "faces.json"
+    from preprocessing.image_tables import read_origin  # late: it imports pandas, which the camera does not need
+
     try:
-        options = json.loads(file.read_text(encoding="utf-8"))["options"]
-        _ = options["size"], options["channels"], options["align"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        options = read_origin(folder, "faces.csv").get("options")
+    except InputError:
+        options = None
+    kinds = {"size": int, "channels": int, "align": str}
+    if not isinstance(options, dict) or not all(isinstance(options.get(name), kind) for name, kind in kinds.items()):
         raise InputError(
-            f"{file}, which says how the crops were made, is missing or damaged; run first: "
+            f"{folder / 'faces.json'}, which says how the crops were made, is missing or damaged; run first: "
             f"python -m preprocessing.step2_face_crops --dataset {folder.name}"
-        ) from error
+        )
     return options
 
 
@@ -683,7 +687,7 @@ class EmotionClassifier:
         variant = json.dumps([features, card.get("input_range")])
         file = converted(name, [model_file], build, folder, int8 and not features, variant)
         check_unchanged(card, model_file)
-        network = Network(file, threads or min(os.cpu_count() or 1, MOST_THREADS))
+        network = Network(file, threads or min(available_cores(), MOST_THREADS))
         given, returned = network.shapes()
         check_fit(given, (None, len(card["labels"])) if features else returned, card, model_file)
         images, classes = _test_images(card), len(card["labels"])

@@ -29,6 +29,7 @@ from preprocessing.crowd_votes import majority, vote_shares, voted_emotions
 from preprocessing.errors import InputError
 from preprocessing.files import write_file
 from preprocessing.image_tables import digest, labels_of, split_hash, usable
+from preprocessing.processes import exclusive_lock
 from training import augmentation, datasets, distillation, models
 from training.augmentation import WholeFacesLast, build_augmentation
 from training.balancing import sample_weights
@@ -38,7 +39,6 @@ from training.emotion_classifier import card_path, check_crops, check_output, cr
 from training.fast_training import training_form
 from training.fine_tuning import Start, build_from, shaping_settings
 from training.lineage import ImageHashes, lineage_hashes
-from training.workers import sole_worker
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "constant")
@@ -146,6 +146,8 @@ def read_batches(
         )
         for name, part in splits.items()
     }
+    if crop_options(folder) != crops:
+        raise InputError(f"the crops of {folder} changed while they were read; wait for step 2, then run again")
     about = {
         "dataset": folder.name,
         "split_hash": split_hash(table),
@@ -344,7 +346,7 @@ def train_or_resume(
             "nothing to do; the training step's --force trains it again"
         )
         return None
-    with sole_worker(folder):
+    with exclusive_lock(folder, "or give another --output"):
         if force:
             states = list(folder.glob("*.npz"))
             for old in (*states, folder / "run.json"):  # this last, so that a kill leaves no state without it

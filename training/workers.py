@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import IO
 from uuid import uuid4
 
-from preprocessing.errors import InputError
-
 if os.name == "nt":
     import msvcrt
 
@@ -71,20 +69,6 @@ def is_at_work(folder: Path, name: str) -> bool:
     if not alive:
         file.unlink(missing_ok=True)
     return alive
-
-
-@contextmanager
-def sole_worker(folder: Path) -> Iterator[None]:
-    """Keep a folder to this process while the block runs.
-
-    Raises:
-        InputError: another process has it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "run.lock").open("wb") as stream:
-        if not _try_lock(stream):
-            raise InputError(f"another process is at work in {folder}; wait for it, or give another --output")
-        yield
 
 
 @contextmanager

@@ -1,0 +1,169 @@
+"""Damaged notes beside the tables, and disks that accept no more data."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+from preprocessing.errors import InputError
+from preprocessing.files import atomic_file, named_errors
+from preprocessing.image_tables import FACE_COLUMNS, INVENTORY_COLUMNS, write_table
+from training.emotion_classifier import crop_options
+
+JUNK = {
+    "empty": b"",
+    "cut": b'{"inventory": "12',
+    "list": b"[1, 2]",
+    "pairs": b'["ab", "cd"]',
+    "text": b'"text"',
+    "null": b"null",
+    "binary": b"\xff\xfe\x00\x80",
+    "deep": b"[" * 100_000,
+}
+OPTIONS = [b"{}", b'{"options": 5}', b'{"options": {"size": "48", "channels": 1, "align": "box"}}']
+
+
+def dataset(data: Path) -> Path:
+    """Write a data set of six pictures, whose tables were made by hand."""
+    folder = data / "x"
+    (folder / "images").mkdir(parents=True)
+    random = np.random.default_rng(0)
+    rows = []
+    for number in range(6):
+        path = f"images/{number}.png"
+        png = cv2.imencode(".png", random.integers(0, 256, (48, 48)).astype(np.uint8))[1]
+        (folder / path).write_bytes(png.tobytes())
+        row = dict.fromkeys([*INVENTORY_COLUMNS, *FACE_COLUMNS], "")
+        row |= {"path": path, "emotion": ["anger", "fear"][number % 2], "pixel_hash": path, "status": "ok"}
+        rows.append({**row, "face_path": path, "face_status": "whole_image"})
+    write_table(pd.DataFrame(rows)[INVENTORY_COLUMNS], folder / "inventory.csv")
+    write_table(pd.DataFrame(rows), folder / "faces.csv")
+    return folder
+
+
+def damage(file: Path, junk: str) -> None:
+    if junk == "folder":
+        file.mkdir()
+    else:
+        file.write_bytes(JUNK[junk])
+
+
+@pytest.mark.parametrize("junk", [*JUNK, "folder"])
+def test_a_damaged_note_ends_a_step_in_one_line_or_is_written_again(tmp_path, run_step, junk):
+    folder = dataset(tmp_path)
+    for note in ("faces.json", "split.json", "inventory.json"):
+        damage(folder / note, junk)
+
+    split = run_step("preprocessing.step3_split", "--dataset", "x", "--data", tmp_path, "--strategy", "random")
+    assert split.returncode == 2 and split.stderr.startswith(f"error: {folder / 'faces.json'} is damaged")
+    assert split.stderr.count("\n") == 1 and "step2_face_crops" in split.stderr
+    with pytest.raises(InputError, match=r"faces\.json.*is missing or damaged; run first: .*step2_face_crops"):
+        crop_options(folder)
+    page = run_step("preprocessing.label_peaks", "--name", "ann", "--dataset", "x", "--data", tmp_path)
+    assert page.returncode == 2 and page.stderr.count("\n") == 1 and "inventory.json is damaged" in page.stderr
+
+    crops = run_step("preprocessing.step2_face_crops", "--dataset", "x", "--data", tmp_path)
+    assert crops.stderr.count("\n") == (junk == "folder")
+    assert (crops.returncode, (folder / "faces.csv").exists()) == (2 if junk == "folder" else 0, True)
+    if junk != "folder":
+        assert json.loads((folder / "faces.json").read_text())["options"]["size"] == 48
+
+
+@pytest.mark.parametrize("content", OPTIONS)
+def test_a_note_with_other_entries_than_step_2_writes_is_refused(tmp_path, content):
+    (tmp_path / "faces.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"faces\.json.*run first: python -m preprocessing\.step2_face_crops"):
+        crop_options(tmp_path)
+
+
+def test_a_damaged_journal_starts_step_2_again(tmp_path, run_step):
+    folder = dataset(tmp_path)
+    (folder / "faces.part.jsonl").write_bytes(b"\xff\xfe{\n5\n")
+    run = run_step("preprocessing.step2_face_crops", "--dataset", "x", "--data", tmp_path)
+    assert run.returncode == 0 and "6 taken whole" in run.stdout
+
+
+# ---------------------------------------------------------------- full disks
+
+needs_full_device = pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is full")
+
+
+@needs_full_device
+@pytest.mark.parametrize("kind", ["text", "table", "array"])
+def test_a_write_that_fails_names_its_file(tmp_path, kind):
+    file = tmp_path / "table.csv"
+    (tmp_path / ".table.part.csv").symlink_to("/dev/full")
+    with pytest.raises(OSError) as error:
+        if kind == "table":
+            write_table(pd.DataFrame({"path": ["a"] * 9}), file)
+        else:
+            with atomic_file(file) as temporary, temporary.open("wb") as stream:
+                np.save(stream, np.zeros(100_000)) if kind == "array" else stream.write(b"x")
+    assert error.value.filename == str(file) and error.value.errno is not None
+
+
+def test_an_error_that_names_its_file_keeps_the_name(tmp_path):
+    with pytest.raises(FileNotFoundError) as error, named_errors(tmp_path):
+        (tmp_path / "absent").read_bytes()
+    assert error.value.filename == str(tmp_path / "absent")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of one megabyte."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
+    try:
+        mounted = subprocess.run(command, capture_output=True).returncode == 0
+    except OSError:
+        mounted = False
+    if not mounted:
+        pytest.skip("this user cannot mount a disk")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@pytest.mark.parametrize("step", ["step1_inventory", "step1_inventory of a table", "step2_face_crops", "step3_split"])
+def test_a_full_disk_ends_a_step_in_one_line_that_names_the_place(tmp_path, small_disk, run_step, step):
+    folder = dataset(small_disk)
+    arguments = ["--dataset", "x", "--data", small_disk]
+    if step == "step1_inventory":
+        source = tmp_path / "source" / "angry"
+        source.mkdir(parents=True)
+        for number in range(30):
+            noise = np.random.default_rng(number).integers(0, 256, (250, 250)).astype(np.uint8)
+            (source / f"{number}.png").write_bytes(cv2.imencode(".png", noise)[1].tobytes())
+        arguments += ["--source", tmp_path / "source"]
+    if step == "step1_inventory of a table":
+        row = "0," + " ".join(str(pixel % 256) for pixel in range(0, 48 * 48 * 37, 37))
+        (tmp_path / "fer2013.csv").write_text("\n".join(["emotion,pixels", *[row] * 600]))
+        arguments += ["--source", tmp_path / "fer2013.csv"]
+    else:
+        with (small_disk / "filling").open("wb", buffering=0) as filling:
+            while filling.write(bytes(1 << 12)) == 1 << 12 and filling.tell() < (1 << 20) - (5 << 14):
+                pass
+    if step in ("step2_face_crops", "step3_split"):
+        with pytest.raises(OSError, match="No space"), (small_disk / "rest").open("wb", buffering=0) as filling:
+            while True:
+                filling.write(bytes(512))
+    run = run_step(f"preprocessing.{step.split()[0]}", *arguments)
+    assert run.returncode == 2 and run.stderr.count("\n") == 1, run.stderr
+    assert run.stderr.startswith("error: ") and "No space left on device" in run.stderr
+    assert str(small_disk) in run.stderr
+    assert (folder / "inventory.csv").exists() and (folder / "images" / "5.png").exists()
+
+
+@needs_full_device
+def test_a_full_standard_output_is_named(tmp_path):
+    code = "import sys\nfrom preprocessing.command_line import run\nsys.argv = ['x']\nrun(lambda: print('x'))"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: standard output or a file: No space left") and done.stderr.count("\n") == 1
