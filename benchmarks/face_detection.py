@@ -35,6 +35,7 @@ from preprocessing.errors import InputError
 from preprocessing.faces import Face, FaceDetector, pyramid, read_image_rgb
 from preprocessing.quiet import quiet_start
 from preprocessing.step2_face_crops import write_face_crops
+from realtime.recording import write_picture
 
 Row = dict[str, Any]
 CONFIDENT = 0.9  # stock's faces from this confidence on must be found again
@@ -167,7 +168,7 @@ def write_pictures(images_rgb: list[np.ndarray], folder: Path, name: str) -> Non
     """Write pictures as numbered PNG files."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, image_rgb in enumerate(images_rgb):
-        cv2.imwrite(str(folder / f"{name}-{number:03d}.png"), cv2.cvtColor(image_rgb, cv2.COLOR_RGB2BGR))
+        write_picture(folder / f"{name}-{number:03d}.png", cv2.cvtColor(image_rgb, cv2.COLOR_RGB2BGR))
 
 
 def compare_with_limit(work: str, clip: list[np.ndarray]) -> Row:
@@ -285,7 +286,7 @@ def compare_cropping(images: list[np.ndarray], count: int, stock: Any, stock_sha
             image_rgb = cv2.resize(image_rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
             files.append(folder / "images" / f"{number:04d}.jpg")
             files[-1].parent.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(files[-1]), cv2.cvtColor(image_rgb, cv2.COLOR_RGB2BGR))
+            write_picture(files[-1], cv2.cvtColor(image_rgb, cv2.COLOR_RGB2BGR))
         write_inventory(folder, files)
         start = time.perf_counter()
         table = write_face_crops(folder)

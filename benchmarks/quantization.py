@@ -28,6 +28,7 @@ from preprocessing.command_line import DataRoot, DatasetName, dataset_folder, ru
 from preprocessing.crowd_votes import labelled_by_majority
 from preprocessing.emotions import relate
 from preprocessing.errors import InputError
+from preprocessing.files import named_errors
 from preprocessing.image_tables import labels_of, read_table, usable
 from preprocessing.litert import Network
 from preprocessing.quiet import quiet_start
@@ -113,7 +114,8 @@ def convert(model: Path, images: np.ndarray, folder: Path) -> dict[str, Network]
                 converter.target_spec.supported_types = [tf.float16]
             if name == "int8":
                 converter.representative_dataset = lambda: ([image[None]] for image in images)
-            (folder / f"{name}.tflite").write_bytes(converter.convert())
+            with named_errors(folder):
+                (folder / f"{name}.tflite").write_bytes(converter.convert())
     return {name: Network(folder / f"{name}.tflite", THREADS) for name in VARIANTS}
 
 

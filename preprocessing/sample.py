@@ -22,6 +22,7 @@ from configuration import SAMPLE, Sample
 from preprocessing.emotions import CKPLUS_CODES
 from preprocessing.errors import InputError
 from preprocessing.faces import read_image_rgb
+from preprocessing.files import named_errors
 
 # The portrait's five points in pixels, in the order of `image_tables.LANDMARKS`: measured once with
 # `faces.FaceDetector` on the whole portrait and written down, so that making the sample needs no network.
@@ -123,7 +124,7 @@ def write_raw(folder: Path, sample: Sample = SAMPLE) -> None:
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    with ThreadPoolExecutor() as pool:  # OpenCV draws outside Python's lock
+    with named_errors(part), ThreadPoolExecutor() as pool:  # OpenCV draws outside Python's lock
         subjects = range(1, sample.subjects + 1)
         for _ in pool.map(lambda number: _write_subject(part, number, sample), subjects):
             pass  # an error of a subject is raised here

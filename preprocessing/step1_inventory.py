@@ -192,7 +192,7 @@ def write_sample(raw: Path, sample: Sample = SAMPLE) -> None:
 
     made_from = json.dumps(asdict(sample)) + hashlib.sha256(Path(maker.__file__).read_bytes()).hexdigest()
     record = raw / ".made_from"
-    if record.is_file() and record.read_text("utf-8") == made_from:
+    if record.is_file() and record.read_text("utf-8", errors="replace") == made_from:
         return
     if raw.exists() and not record.is_file():
         raise InputError(f"{raw} is where the sample goes, but holds something else; move it, or give it as --source")

@@ -14,6 +14,8 @@ from conftest import ROOT
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_file, named_errors
 from preprocessing.image_tables import FACE_COLUMNS, INVENTORY_COLUMNS, write_table
+from preprocessing.step1_inventory import write_inventory
+from preprocessing.step2_face_crops import write_face_crops
 from training.emotion_classifier import crop_options
 
 JUNK = {
@@ -87,6 +89,26 @@ def test_a_damaged_journal_starts_step_2_again(tmp_path, run_step):
     (folder / "faces.part.jsonl").write_bytes(b"\xff\xfe{\n5\n")
     run = run_step("preprocessing.step2_face_crops", "--dataset", "x", "--data", tmp_path)
     assert run.returncode == 0 and "6 taken whole" in run.stdout
+
+
+def test_an_interrupted_step_1_leaves_no_table_beside_the_images_of_another_one(tmp_path, monkeypatch):
+    folder = dataset(tmp_path / "data")
+    source = tmp_path / "source" / "angry"
+    source.mkdir(parents=True)
+    (source / "9.png").write_bytes((folder / "images" / "0.png").read_bytes())
+    rename = Path.rename
+
+    def interrupt_after(file: Path, target: Path) -> None:
+        rename(file, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", interrupt_after)
+    with pytest.raises(KeyboardInterrupt):
+        write_inventory(folder, tmp_path / "source")
+    monkeypatch.undo()
+    with pytest.raises(InputError, match=r"run first: python -m preprocessing\.step1_inventory"):
+        write_face_crops(folder)
+    assert write_inventory(folder, tmp_path / "source") and len(write_face_crops(folder)) == 1
 
 
 # ---------------------------------------------------------------- full disks
