@@ -501,8 +501,10 @@ def simultaneous_width(
     """Return the half width of the interval of a difference that was chosen among those of all pairs of groups.
 
     The widths of all pairs are in proportion to their standard errors, and their factor is the quantile of the largest
-    studentised deviation among all pairs in the resamples (Romano and Wolf 2005). So all intervals hold at once with
-    the probability `level`, whichever pair is chosen. A rate of 0 or 1 adds the width of its own interval.
+    studentised deviation among all pairs in the resamples (Romano and Wolf 2005). The chosen pair has extreme rates,
+    whose standard errors are small by the same chance, so no width is below the quantile of the largest deviation
+    itself. So all intervals hold at once with the probability `level`, whichever pair is chosen. A rate of 0 or 1 adds
+    the width of its own interval.
 
     Args:
         drawn: A rate in resamples, (resamples, groups).
@@ -519,16 +521,18 @@ def simultaneous_width(
     widths = np.where(boundary, (limits[1] - limits[0])[groups], 0.0)
     one, other = np.triu_indices(len(groups), 1)
     errors = np.nanstd(deviations[:, one] - deviations[:, other], axis=0)
+    differences = np.abs(deviations[:, one] - deviations[:, other])
     with np.errstate(invalid="ignore", divide="ignore"):
-        largest = np.nanmax(np.abs(deviations[:, one] - deviations[:, other]) / errors, axis=1, initial=0)
+        largest = np.nanmax(differences / errors, axis=1, initial=0)
     factor = max(normal, float(np.quantile(largest, options.level)))
+    least = float(np.quantile(np.nanmax(differences, axis=1, initial=0), options.level))
     place = {int(group): index for index, group in enumerate(groups)}
     pair = sorted((place[first], place[second]))
     if pair[0] == pair[1]:  # all rates are equal: any pair, here the one with the widest interval
         total = errors**2 + (widths[one] ** 2 + widths[other] ** 2) / normal**2
-        return factor * float(np.sqrt(total.max()))
+        return max(least, factor * float(np.sqrt(total.max())))
     error = errors[(one == pair[0]) & (other == pair[1])][0]
-    return factor * float(np.sqrt(error**2 + (widths[pair] ** 2).sum() / normal**2))
+    return max(least, factor * float(np.sqrt(error**2 + (widths[pair] ** 2).sum() / normal**2)))
 
 
 # ---------------------------------------------------------------- the report's part

@@ -129,7 +129,8 @@ def test_the_picture_shows_both_time_lines_in_the_webcams_colours(compare, tmp_p
 def test_it_reads_what_the_webcam_writes(run_step, tmp_path):
     table = SpanTable(tmp_path / "spans.csv")
     for index in range(40):
-        face = SimpleNamespace(number=1, label="happiness", probability=0.8, unsure=index >= 30)
+        shown = "unsure" if index >= 30 else "happiness"
+        face = SimpleNamespace(number=1, label="happiness", shown=shown, probability=0.8, unsure=index >= 30)
         frame = SimpleNamespace(time=index / 10)
         table.write(cast(Any, SimpleNamespace(frame=frame, recognitions=[face])))
     table.close()

@@ -71,7 +71,7 @@ def test_the_log_of_a_folder_is_that_of_its_files_one_after_the_other(tmp_path):
         show(open_source(str(source)), FakeDetector(FACE, FACE), FakeClassifier(), Wanted(log=tmp_path / name))
         return rows_of(tmp_path / name)
 
-    alone = [row for file in files for row in log_of(file, "alone.csv")]
+    alone = [row for file in files for row in log_of(file, f"{file.stem}.csv")]
     together = log_of(folder, "together.csv")
     names = [*["a.mp4"] * 6, *["b/1.mp4"] * 8, *["c.avi"] * 4, *["d.png"] * 2]
     assert [row.pop("name") for row in together] == names

@@ -23,6 +23,7 @@ from training import models
 from training.datasets import flow_from_dataframe
 from training.emotion_classifier import RELEASED, EmotionClassifier, card_path, check_output
 from training.fitting import fit_table, read_batches
+from training.lineage import hashes_file
 
 TINY = Fitting(network="tiny", epochs=6, batch_size=8, learning_rate=0.02, precision="float32")
 
@@ -193,12 +194,13 @@ def test_a_full_disk_names_the_file_and_the_run_goes_on_exactly(make_dataset, tm
 
 def test_a_full_disk_leaves_an_earlier_network_and_its_card_as_they_were(tiny_model):
     file = tiny_model()
-    before = [path.read_bytes() for path in (file, card_path(file))]
+    files = [file, card_path(file), hashes_file(file)]
+    before = [path.read_bytes() for path in files]
     for size, failing in ((file.stat().st_size // 2, file), (100, card_path(file))):
         with files_of_at_most(size), pytest.raises(OSError, match="File too large") as caught:
             tiny_model(labels=("fear", "anger", "disgust"))
         assert caught.value.filename == str(failing)
-    assert [path.read_bytes() for path in (file, card_path(file))] == before and len(list(file.parent.iterdir())) == 2
+    assert [path.read_bytes() for path in files] == before and len(list(file.parent.iterdir())) == 3
 
 
 def test_a_forced_training_starts_anew_and_goes_on_when_it_was_interrupted(make_dataset, tmp_path, monkeypatch, capsys):

@@ -423,6 +423,7 @@ def load_network(model_file: Path) -> keras.Model:
     Raises:
         InputError: the file is damaged, or is no Keras model.
     """
+    _refuse_hdf5(model_file)
     if not is_whole(model_file):
         raise InputError(f"{model_file} is damaged: it is not a complete .keras file; restore it, or train it again")
     with quiet_start():
@@ -432,18 +433,13 @@ def load_network(model_file: Path) -> keras.Model:
         if not network.built or not network.layers:
             raise ValueError("it has no layers, or was never built")
     except Exception as error:  # a file from elsewhere may break Keras, h5py and zlib in any way
-        _name_the_format(model_file)
+        _refuse_foreign_code(model_file)
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"{model_file} is not a usable Keras model ({reason}); train it again") from error
     return network
 
 
-def _name_the_format(model_file: Path) -> None:
-    """Refuse a file that Keras could not load with its own remedy, where the cause shows in the file.
-
-    Raises:
-        InputError: it is an HDF5 file, or needs Python code that is not part of Keras.
-    """
+def _refuse_hdf5(model_file: Path) -> None:
     with model_file.open("rb") as stream:
         is_hdf5 = stream.read(8) == b"\x89HDF\r\n\x1a\n"
     if is_hdf5:
@@ -451,6 +447,10 @@ def _name_the_format(model_file: Path) -> None:
             f"{model_file} is an HDF5 file, not a .keras file; rename it to .h5, load it with keras.models.load_model, "
             "and save it with network.save('NAME.keras')"
         )
+
+
+def _refuse_foreign_code(model_file: Path) -> None:
+    """Refuse a network that Keras could not load because it needs Python code that is not part of Keras."""
     try:
         with zipfile.ZipFile(model_file) as archive:
             foreign = sorted(set(_foreign_code(json.loads(archive.read("config.json")))))
