@@ -71,7 +71,9 @@ def test_a_second_run_does_nothing_and_says_so_until_something_changes(evaluate)
 def test_every_kind_of_report_has_a_folder_of_its_own(tmp_path):
     pictures = [None, tmp_path / "a" / "test", tmp_path / "b" / "test", Path("/pictures")]
     choices = [("test", "labels"), ("dev", "labels"), ("test", "majority"), ("folds", "labels")]
-    names = {name_of_report(*choice, folder, quick) for choice in choices for folder in pictures for quick in (0, 1)}
+    names = {
+        name_of_report(*choice, folder, quick) for choice in choices for folder in pictures for quick in (False, True)
+    }
     assert len(names) == 32 and all(name == Path(name).name for name in names)
     assert name_of_report("test", "labels", None, quick=False) == "test-labels"
 
