@@ -1,3 +1,7 @@
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import matplotlib.image
 import numpy as np
 import pytest
@@ -150,3 +154,35 @@ def test_mixup_needs_targets_that_can_be_mixed(make_dataset):
     folder = make_dataset()
     with pytest.raises(InputError, match="'sparse' gives no targets that mixup can mix"):
         flow_from_dataframe(read_table(folder, "split.csv"), folder, target_size=SIZE, class_mode="sparse", mixup=0.2)
+
+
+def test_two_trainings_at_once_decode_the_images_once(make_dataset, monkeypatch):
+    folder = make_dataset()
+    table = read_table(folder, "split.csv")
+    write_decoded, decoded = datasets._write_decoded, []
+
+    def write_slowly(stream, files, *arguments):
+        decoded.append(len(files))
+        write_decoded(stream, files[:1], *arguments)
+        time.sleep(0.2)
+        write_decoded(stream, files[1:], *arguments)
+
+    monkeypatch.setattr(datasets, "_write_decoded", write_slowly)
+    with ThreadPoolExecutor() as pool:
+        one, other = pool.map(lambda _: flow_from_dataframe(table, folder, target_size=SIZE, shuffle=False), range(2))
+    assert decoded == [len(table)]
+    np.testing.assert_array_equal(one.images, other.images)
+
+
+def test_crops_that_change_while_they_are_read_are_refused(make_dataset, monkeypatch):
+    folder = make_dataset()
+    table = read_table(folder, "split.csv")
+    write_decoded = datasets._write_decoded
+
+    def write_and_change(stream, files, *arguments):
+        write_decoded(stream, files, *arguments)
+        os.utime(files[3], (1, 1))
+
+    monkeypatch.setattr(datasets, "_write_decoded", write_and_change)
+    with pytest.raises(InputError, match="changed while they were read"):
+        flow_from_dataframe(table, folder, target_size=SIZE)

@@ -217,9 +217,12 @@ def _cached_images(paths: list[str], directory: Path, target_size: tuple[int, in
             images = read_cache(file, shape, np.uint8)  # another process may have decoded them meanwhile
             if images is None:
                 _write_cache(file, [directory / path for path in paths], target_size, color_mode)
+                if _cache_key(paths, directory, target_size, color_mode) != key:
+                    file.unlink()
+                    raise InputError(
+                        f"crops in {directory} changed while they were read; wait for step 2 and try again"
+                    )
                 images = read_cache(file, shape, np.uint8)
-        if _cache_key(paths, directory, target_size, color_mode) != key:
-            raise InputError(f"the crops of {directory} changed while they were read; wait for step 2, then run again")
         assert images is not None, f"{file} cannot be read back"
     images.flags.writeable = False
     return images

@@ -147,7 +147,7 @@ def read_batches(
         for name, part in splits.items()
     }
     if crop_options(folder) != crops:
-        raise InputError(f"the crops of {folder} changed while they were read; wait for step 2, then run again")
+        raise InputError(f"crops in {folder} changed while they were read; wait for step 2, then retry")
     about = {
         "dataset": folder.name,
         "split_hash": split_hash(table),
