@@ -317,11 +317,12 @@ class Tracking:
     search_every: float = 0.13  # seconds: the whole picture is searched for faces; in between they are followed
     wait_for: float = 0.02  # seconds: live, a search that takes longer runs beside the following, and shows later
     look_every: float = 0.03  # seconds: a face that was lost is looked for around its last place
+    confirmed_by: int = 2  # searches that must find a face before it gets a number (`min_hits` in SORT)
+    confirm_after: float = 0.06  # seconds: the place of a face without a number is searched this long after the first
     lost_below: float = 0.8  # confidence, 0-1, below which a followed face is lost
     remember: float = 1.0  # seconds: a face hidden for no longer keeps its number
     velocity_over: float = 0.15  # seconds: time constant of the average over a face's velocity
     coast: float = 2.0  # seconds: time constant in which a face that is hidden while it moves is expected to slow down
-    cut: float = 45.0  # gray levels of 255: mean change between two frames that is another scene, searched at once
 
 
 @dataclass(frozen=True)

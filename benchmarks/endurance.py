@@ -46,8 +46,8 @@ class Endurance:
         counted: Frames that the program says it recognized.
         recorded: Frames that the recording gives back.
         faces: Faces that the program says it found.
-        logged: Rows of the log.
-        frames_logged: Different frames that the log's rows tell of, at most `read`.
+        logged: Rows of the log, without those of tentative faces.
+        frames_logged: Different frames that these rows tell of, at most `read`.
         megabytes: By the number of frames read: memory that the process held.
         seconds: What the run took.
     """
@@ -136,7 +136,7 @@ def endure(
     if trouble:
         say(trouble)
     with (folder / "out.csv").open(newline="", encoding="utf-8") as stream:
-        logged = Counter(int(row["frame"]) for row in csv.DictReader(stream))
+        logged = Counter(int(row["frame"]) for row in csv.DictReader(stream) if row["tentative"] == "0")
     with closing(open_source(str(folder / "out.mkv"))) as recording:
         recorded = sum(1 for _ in recording)
     return Endurance(source.given, tally.frames, recorded, tally.faces, logged.total(), len(logged), megabytes, seconds)

@@ -308,7 +308,7 @@ def measure_tracking(videos: list[Path]) -> list[Row]:
         for index, image_bgr in enumerate(images_bgr):
             image_rgb = cv2.cvtColor(image_bgr, cv2.COLOR_BGR2RGB)
             full = detector.detect(image_rgb)
-            tracked = [face for _, face in tracker.update(image_rgb, index / fps)]
+            tracked = [each.face for each in tracker.update(image_rgb, index / fps)]
             row["faces"] += len(full)
             row["boxes"] += len(tracked)
             row["kept"] += sum(any(overlap(face, other) >= SUPPORTED for other in tracked) for face in full)
@@ -349,11 +349,11 @@ def labels_over_time(frames: Iterator[Frame], classifier: EmotionClassifier) -> 
     steadier = Steadier(classifier.unsure_below)
     told: dict[int, list[tuple[float, str, str]]] = {}
     for result in recognize(frames, FaceDetector(FACES), classifier, raw=True):
-        rows = np.array([list(each.probabilities.values()) for each in result.recognitions])
-        numbers = [each.number for each in result.recognitions]
-        for each, verdict in zip(
-            result.recognitions, steadier.update(numbers, rows, result.frame.time) if numbers else [], strict=True
-        ):
+        confirmed = [each for each in result.recognitions if not each.tentative]
+        rows = np.array([list(each.probabilities.values()) for each in confirmed])
+        numbers = [each.number for each in confirmed]
+        verdicts = steadier.update(numbers, rows, result.frame.time) if confirmed else []
+        for each, verdict in zip(confirmed, verdicts, strict=True):
             calm = "unsure" if verdict.unsure else classifier.labels[verdict.index]
             told.setdefault(each.number, []).append((result.frame.time, each.label, calm))
     return told

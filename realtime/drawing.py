@@ -276,7 +276,8 @@ def _line_width(image_bgr: np.ndarray) -> int:
 
 
 def _is_dimmed(recognition: Recognition, view: View) -> bool:
-    return view.followed > 0 and recognition.number != view.followed
+    """Return whether a face has a thin box and no words but its number: it is not the followed one, or tentative."""
+    return recognition.tentative or (view.followed > 0 and recognition.number != view.followed)
 
 
 def _draw_box(image_bgr: np.ndarray, recognition: Recognition, box: Rect, is_dimmed: bool) -> None:

@@ -78,9 +78,11 @@ class Recognition:
         face: Where it is, in pixels of the frame.
         probabilities: By emotion, in class order; they sum to one. Of a tracked face, the average over the last
             moments, unless the labels are raw.
-        number: Which face it is, from 1, kept while it stays; 0 where faces are not told apart.
+        number: Which face it is, from 1, kept while it stays; 0 where faces are not tracked, and while `tentative`.
         label: The emotion shown; left out, the most probable one.
         unsure: No emotion is probable enough to be shown.
+        tentative: Only one search has found the face, so it may be a false detection. The next search gives it a
+            number or drops it.
     """
 
     face: Face
@@ -88,6 +90,7 @@ class Recognition:
     number: int = 0
     label: str = ""
     unsure: bool = False
+    tentative: bool = False
 
     def __post_init__(self) -> None:
         if not self.label:
@@ -147,9 +150,9 @@ def watch(
             later, and the faces in them do not.
 
     Yields:
-        A result for each frame. Faces of a video or camera keep their numbers; pictures are taken each by itself. The
-        same file gives the same results each time; of a camera or stream, whose frames wait for nobody, mtcnn searches
-        a picture that takes it long (`TRACKING.wait_for`) on a thread of its own, which ends with the generator.
+        A result for each frame. Faces of a video or camera keep their numbers until the next cut. Pictures are taken
+        each by itself. The same file gives the same results each time. For a camera or stream, mtcnn searches a picture
+        that takes it long (`TRACKING.wait_for`) on a thread of its own, which ends with the generator.
 
     Raises:
         InputError: the source, the model, the detector or the sequence network cannot be used, or do not fit.
@@ -252,13 +255,14 @@ def recognize(
             start = time.perf_counter()
             tracked = tracker.update(image_rgb, frame.time)
             found = time.perf_counter()
-            crops, numbers = _crops(image_rgb, [face for _, face in tracked], classifier.faces), [n for n, _ in tracked]
+            crops = _crops(image_rgb, [each.face for each in tracked], classifier.faces)
+            keys = [each.key for each in tracked]  # from a face's first frame on, before it has a number
             if reader and isinstance(classifier, Describing):
-                verdicts = reader.update(numbers, classifier.features(crops), frame.time) if tracked else []
+                verdicts = reader.update(keys, classifier.features(crops), frame.time) if tracked else []
             elif raw:
                 verdicts = [Verdict(row, int(row.argmax()), False) for row in classifier.predict(crops)]
             else:
-                verdicts = steadier.update(numbers, classifier.predict(crops), frame.time)
+                verdicts = steadier.update(keys, classifier.predict(crops), frame.time)
             timing = Timing(found - start, time.perf_counter() - found)
             yield Result(frame, _named(tracked, verdicts, labels), timing)
 
@@ -299,8 +303,15 @@ def _named(
     labels: Sequence[str],
 ) -> list[Recognition]:
     return [
-        Recognition(face, _by_label(labels, verdict.probabilities), number, labels[verdict.index], verdict.unsure)
-        for (number, face), verdict in zip(tracked, verdicts, strict=True)
+        Recognition(
+            each.face,
+            _by_label(labels, verdict.probabilities),
+            each.number,
+            labels[verdict.index],
+            verdict.unsure,
+            tentative=not each.number,
+        )
+        for each, verdict in zip(tracked, verdicts, strict=True)
     ]
 
 

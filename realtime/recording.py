@@ -217,12 +217,13 @@ class PictureRecording:
 class Log:
     """Writes one row per face: what was seen, where, when. Each frame is on the disk before the next.
 
-    A `.csv` has a header; a `.jsonl` has an object per line with the same names, its numbers as numbers and `unsure` as
-    true or false. Columns: `time` (seconds since the first frame), `frame` (its place in the source, from 0), `name`
-    (what the frame was taken from), `face` (its number, from 1, kept while it stays; where faces are not followed, as
-    in pictures, its place within the frame), `box_left`, `box_top`, `box_width`, `box_height` (pixels), `label` (the
-    emotion shown, or what it would be), `probability` (the label's), `unsure` (1: no emotion was probable enough to be
-    shown, else 0), and `p_<emotion>` for each emotion in class order.
+    A `.csv` has a header; a `.jsonl` has an object per line with the same names, its numbers as numbers, `unsure` and
+    `tentative` as true or false. Columns: `time` (seconds since the first frame), `frame` (its place in the source,
+    from 0), `name` (what the frame was taken from), `face` (its number, from 1, kept while it stays; 0 while it is
+    tentative; where faces are not followed, as in pictures, its place within the frame), `box_left`, `box_top`,
+    `box_width`, `box_height` (pixels), `label` (the emotion shown, or what it would be), `probability` (the label's),
+    `unsure` (1: no emotion was probable enough to be shown, else 0), `tentative` (1: only one search has found the
+    face, so it may be a false detection; else 0), and `p_<emotion>` for each emotion in class order.
 
     Raises:
         InputError: the file cannot be written.
@@ -260,8 +261,8 @@ class Log:
         face = recognition.face
         box = [round(float(value), 1) for value in (face.left, face.top, face.width, face.height)]
         by_label = [round(recognition.probabilities[label], 5) for label in self._labels]
-        shown = [recognition.label, round(recognition.probability, 5), recognition.unsure]
-        number = recognition.number or place + 1
+        shown = [recognition.label, round(recognition.probability, 5), recognition.unsure, recognition.tentative]
+        number = 0 if recognition.tentative else recognition.number or place + 1
         return [round(frame.time, 3), frame.index, frame.name, number, *box, *shown, *by_label]
 
     def close(self) -> None:
@@ -277,7 +278,7 @@ class Log:
 def log_columns(labels: Sequence[str]) -> list[str]:
     """Return the names of a log's columns."""
     box = ["box_left", "box_top", "box_width", "box_height"]
-    shown = ["label", "probability", "unsure"]
+    shown = ["label", "probability", "unsure", "tentative"]
     return ["time", "frame", "name", "face", *box, *shown, *(f"p_{label}" for label in labels)]
 
 

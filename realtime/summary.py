@@ -54,7 +54,7 @@ class _Open:
 
 
 class Spans:
-    """Turns results, in the order of their time, into spans. Faces without a number are left out."""
+    """Turns results, in the order of their time, into spans. Tentative faces are left out."""
 
     def __init__(self) -> None:
         self._open: dict[int, _Open] = {}

@@ -3,6 +3,8 @@
 Following a face by mtcnn's last network costs a tenth of a search, or less. A face that following loses is looked for
 again around the place where it should be by now, in a small copy, which costs little as well; the next search finds it
 wherever it is. A slow search may run beside the following: its faces are then brought up to date when it is done.
+
+A new track is tentative until two searches found its face, as in SORT (Bewley et al. 2016). A cut ends all tracks.
 """
 
 import math
@@ -16,6 +18,7 @@ import numpy as np
 
 from configuration import TRACKING, Tracking
 from preprocessing.faces import Detector, Face, scaled, suppress, suppress_inner
+from realtime.scenes import CutDetector
 from realtime.search import Searcher
 
 _SAME = 0.3  # intersection over union from which on two boxes may be one face
@@ -26,14 +29,21 @@ _NEXT_STEP = 0.15  # the same from one frame to the next
 _PACE = 6.0  # widths of the face per second that it may go between two frames: somebody who walks
 _SPAN = 2.0  # sides of the face: side of the region in which a lost face is looked for
 _SIDE = 56  # pixels: side that a lost face would have in the copy which is looked at
-_THUMBNAIL = (32, 24)  # pixels: what two frames are compared by
+_SLOWEST = 10.0  # seconds: longest interval between frames over which a face can keep its number
 
 
 class TrackedFace(NamedTuple):
-    """A face and its number, from 1, which it keeps while it stays."""
+    """A face of a frame.
+
+    Attributes:
+        number: Which face it is, from 1, kept while it stays; 0 while its track is tentative.
+        face: Where it is.
+        key: Identifies the track from its first frame on. No other track of the tracker has it.
+    """
 
     number: int
     face: Face
+    key: int
 
 
 @runtime_checkable
@@ -49,16 +59,20 @@ class Follower(Protocol):
 class _Track:
     """A face that is, or not long ago was, in the picture; `face` and `seen` (seconds) tell where and when last.
 
+    `number` is 0 while the track is tentative; `found` counts the searches that found the face.
+
     O-Net's answer depends on the square it is given, and on a still picture, given its own answer again and again, it
     goes to and fro by up to 6 % of the face's height. So it is given `near`, which goes only half the way each time.
     """
 
-    number: int
+    key: int
     face: Face
     seen: float
     near: Face  # where the face is looked for in the next frame
     velocity: tuple[float, float] = (0.0, 0.0)  # pixels per second of its centre, to the right and down
     looked: float = -np.inf  # seconds: when it was last looked for
+    found: int = 0
+    number: int = 0
 
 
 class Tracker:
@@ -77,12 +91,12 @@ class Tracker:
         self._detector, self._options = detector, options
         self._searcher = searcher if isinstance(detector, Follower) else None
         self._tracks: list[_Track] = []
-        self._count = 0
+        self._keys = self._count = 0  # tracks so far, and those of them that have a number
         self._time = self._searched = -np.inf  # seconds: the last frame, the last search
+        self._interval = 0.0  # seconds between the last two frames
         self._then: list[_Track] | None = None  # who was followed in the picture searched beside; None: of no use now
         self._took = 0.0  # seconds: the last search
-        self._size = (0, 0)  # pixels: height and width of the last frame
-        self._thumbnail = np.zeros((*_THUMBNAIL[::-1], 3), np.uint8)
+        self._cuts = CutDetector()
 
     def update(self, image_rgb: np.ndarray, time: float) -> list[TrackedFace]:
         """Return the faces of the next frame, the one that has been here longest first.
@@ -91,11 +105,11 @@ class Tracker:
             image_rgb: uint8 (h, w, 3).
             time: Seconds, on the source's own clock, later than the frame before.
         """
-        if time <= self._time:  # another source, or this one from its beginning
-            self._tracks, self._searched = [], -np.inf
-        self._tracks = [track for track in self._tracks if time - track.seen <= self._options.remember]
-        if self._is_new_scene(image_rgb):
-            self._searched = -np.inf
+        if self._cuts.is_cut(image_rgb) or time <= self._time:  # or the source begins anew
+            self._tracks, self._searched, self._interval = [], -np.inf, 0.0
+        # A camera of less than a frame per second shows each face in every frame, and hides it in none.
+        remember = max(self._options.remember, 1.5 * self._interval)
+        self._tracks = [track for track in self._tracks if time - track.seen <= remember]
         followed = self._followed(image_rgb, time)
         is_search_due = not isinstance(self._detector, Follower) or time - self._searched >= self._options.search_every
         if self._searcher and self._is_slow(self._searcher):
@@ -105,13 +119,16 @@ class Tracker:
             self._searched, self._then = time, None
             faces = self._search(self._detector, image_rgb)
             confirmed = _pairs([[track.face] for track in followed], faces, _AGREED)
-            self._replace([followed[i] for i in confirmed.values()])  # a followed box does not jump
+            # A followed box does not jump.
+            self._replace([self._found(followed[i]) for i in sorted(confirmed.values())])
             self._assign([face for j, face in enumerate(faces) if j not in confirmed], time)
+            self._tracks = [track for track in self._tracks if track.number or track.seen == time]
         else:
             self._replace(followed)
             self._look_again(image_rgb, time)
+        self._interval = min(time - self._time, _SLOWEST)
         self._time = time
-        return [TrackedFace(track.number, track.face) for track in self._tracks if track.seen == time]
+        return [TrackedFace(track.number, track.face, track.key) for track in self._tracks if track.seen == time]
 
     def _is_slow(self, searcher: Searcher) -> bool:
         """Return whether searches are not to be waited for; the first one of a scene is: there is nobody to follow."""
@@ -122,14 +139,6 @@ class Tracker:
         faces = detector.detect(image_rgb)
         self._took = perf_counter() - start
         return faces
-
-    def _is_new_scene(self, image_rgb: np.ndarray) -> bool:
-        before, size, self._size = self._thumbnail, self._size, image_rgb.shape[:2]
-        self._thumbnail = cv2.resize(image_rgb, _THUMBNAIL, interpolation=cv2.INTER_NEAREST)
-        if size != self._size:
-            self._tracks = []  # where faces were says nothing about where they are
-            return True
-        return cv2.absdiff(before, self._thumbnail).mean() > self._options.cut
 
     def _followed(self, image_rgb: np.ndarray, time: float) -> list[_Track]:
         """Return the faces of the last frame that O-Net is sure of and that no other one covers.
@@ -164,21 +173,33 @@ class Tracker:
     def _take_over(self, faces: Sequence[Face], then: Sequence[_Track], image_rgb: np.ndarray, time: float) -> None:
         """Confirm by an earlier picture's faces who was followed in it, and follow the others to this one."""
         confirmed = _pairs([[track.face] for track in then], faces, _AGREED)
-        self._replace([track for i, track in enumerate(then) if i not in confirmed.values()])  # lost since then
-        here = {track.number for track in self._tracks if track.seen == time}
-        others = [f for j, f in enumerate(faces) if j not in confirmed or then[confirmed[j]].number not in here]
+        now = {track.key: track for track in self._tracks}
+        lost = [t for i, t in enumerate(then) if i not in confirmed.values() and t.key in now]  # since then
+        self._replace([replace(t, found=now[t.key].found, number=now[t.key].number) for t in lost])
+        here = {track.key: track for track in self._tracks if track.seen == time}
+        still = [here[then[i].key] for i in sorted(confirmed.values()) if then[i].key in here]
+        self._replace([self._found(track) for track in still])
+        others = [f for j, f in enumerate(faces) if j not in confirmed or then[confirmed[j]].key not in here]
         assert isinstance(self._detector, Follower)
         moved = self._detector.follow(image_rgb, others)
         self._assign(self._unseen([face for face in moved if face.confidence >= self._options.lost_below], time), time)
+        missed = {track.key for track in then}
+        self._tracks = [t for t in self._tracks if t.number or t.seen == time or t.key not in missed]
 
     def _look_again(self, image_rgb: np.ndarray, time: float, most: int | None = None) -> None:
         """Look for faces that were lost where they should be by now; for at most so many, who waited longest first."""
-        waiting = [t for t in self._tracks if t.seen < time and time - t.looked >= self._options.look_every]
-        looked = [replace(track, looked=time) for track in sorted(waiting, key=lambda track: track.looked)[:most]]
+        options = self._options
+        lost = [t for t in self._tracks if t.number and t.seen < time and time - t.looked >= options.look_every]
+        new = [t for t in self._tracks if not t.number and t.seen == time and time - t.looked >= options.confirm_after]
+        looked = [replace(t, looked=time) for t in sorted([*lost, *new], key=lambda track: track.looked)[:most]]
         self._replace(looked)
         found: list[Face] = []
         for track in looked:
-            found += _search_near(self._expected(track, time), image_rgb, self._detector)
+            near = _search_near(self._expected(track, time), image_rgb, self._detector)
+            if track.seen < time:
+                found += near
+            elif any(overlap(track.face, face) >= _AGREED for face in near):
+                self._replace([self._found(track)])
         self._assign(self._unseen(found, time), time)
 
     def _unseen(self, faces: Sequence[Face], time: float) -> list[Face]:
@@ -199,11 +220,20 @@ class Tracker:
         wide_places = [[_widened(face, way) for face in places[i]] for i in before]
         wide = _pairs(wide_places, [_widened(faces[j], way) for j in rest], _SAME)
         assigned |= {rest[j]: before[i] for j, i in wide.items()}
-        self._replace([self._moved_on(tracks[i], faces[j], faces[j], time) for j, i in assigned.items()])
+        moved = ((i, self._moved_on(tracks[i], faces[j], faces[j], time)) for j, i in assigned.items())
+        self._replace([self._found(track) for _, track in sorted(moved, key=lambda pair: pair[0])])
         for j, face in enumerate(faces):
             if j not in assigned:
-                self._count += 1
-                self._tracks.append(_Track(self._count, face, time, face))
+                self._keys += 1
+                self._tracks.append(self._found(_Track(self._keys, face, time, face, looked=time)))
+
+    def _found(self, track: _Track) -> _Track:
+        """Return a track that one more search found, with the next number if that confirms it."""
+        found = track.found + 1
+        if track.number or found < self._options.confirmed_by:
+            return replace(track, found=found)
+        self._count += 1
+        return replace(track, found=found, number=self._count)
 
     def _moved_on(self, track: _Track, face: Face, near: Face, time: float) -> _Track:
         """Return the track with its next face. Its velocity is an average over the last moments that it was seen."""
@@ -228,8 +258,8 @@ class Tracker:
         return track.near if expected is track.face else expected
 
     def _replace(self, tracks: Sequence[_Track]) -> None:
-        by_number = {track.number: track for track in tracks}
-        self._tracks = [by_number.get(track.number, track) for track in self._tracks]
+        by_key = {track.key: track for track in tracks}
+        self._tracks = [by_key.get(track.key, track) for track in self._tracks]
 
 
 def _pairs(places: Sequence[Sequence[Face]], faces: Sequence[Face], least: float) -> dict[int, int]:

@@ -147,9 +147,9 @@ class Tally:
     start: float = field(default_factory=time.monotonic)
 
     def add(self, result: Result) -> None:
-        """Count a frame."""
+        """Count a frame, and its faces without the tentative ones."""
         self.frames += 1
-        self.faces += len(result.recognitions)
+        self.faces += sum(not each.tentative for each in result.recognitions)
 
     def __str__(self) -> str:
         rate = self.frames / max(time.monotonic() - self.start, 1e-9)

@@ -58,13 +58,19 @@ def result(image_bgr: np.ndarray, *recognitions: Recognition, index: int = 0, ti
 
 
 def write_video(file: Path, frames: int = 12, fps: float = 10.0, size: tuple[int, int] = (96, 64)) -> Path:
-    """Write a video whose frames grow brighter; noise keeps the file from being tiny."""
-    noise = np.random.default_rng(7)
+    """Write a video of one scene whose frames grow brighter. Its fine structure keeps the file from being tiny."""
+    pattern = 0.6 * scene(7, size) + np.random.default_rng(7).integers(0, 100, (size[1], size[0], 3))
     writer = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*"mp4v"), fps, size)
     for index in range(frames):
-        writer.write(noise.integers(0, 40 + 200 * index // frames, (size[1], size[0], 3), np.uint8))
+        writer.write((pattern * (0.2 + 0.8 * index / frames)).astype(np.uint8))
     writer.release()
     return file
+
+
+def scene(seed: int, size: tuple[int, int] = (320, 240)) -> np.ndarray:
+    """Return a picture with coarse structure, another one for each seed, and the same one at each size."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (9, 12, 3)).astype(np.uint8)
+    return cv2.resize(coarse, size, interpolation=cv2.INTER_CUBIC)
 
 
 def read_video(file: Path) -> tuple[list[np.ndarray], float]:

@@ -24,11 +24,10 @@ class Forgetful(FakeClassifier):
 def test_the_whole_program_in_a_loop_leaves_memory_flat_and_every_count_right(tmp_path, capsys):
     """A short form of an hour: more would show no other growth, as the loop is the same."""
     lines = []
-    ended = endure(
-        write_video(tmp_path / "clip.mp4", frames=50, fps=30), 3000, tmp_path, Passing(), Forgetful(), lines.append, 10
-    )
+    video = write_video(tmp_path / "clip.mp4", frames=50, fps=30)
+    ended = endure(video, 3000, tmp_path, Passing(), Forgetful(), lines.append, 10)
     seen = np.arange(3000)
-    faces = int(((seen % 3 != 2) & (seen % 90 < 60)).sum())
+    faces = int(((seen % 3 != 2) & (seen % 90 < 60) & (seen % 90 > 0)).sum())  # the first frame of a visit is tentative
     assert (ended.read, ended.counted, ended.recorded) == (3000, 3000, 3000)
     assert (ended.faces, ended.logged, ended.frames_logged) == (faces, faces, faces)
     assert ended.agrees

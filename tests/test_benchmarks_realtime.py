@@ -12,6 +12,7 @@ from realtime_fakes import write_video
 from benchmarks import realtime
 from preprocessing.errors import InputError
 from preprocessing.faces import Face
+from realtime.tracking import TrackedFace
 
 
 def test_tracking_is_counted_against_full_detection(tmp_path, monkeypatch):
@@ -30,7 +31,7 @@ def test_tracking_is_counted_against_full_detection(tmp_path, monkeypatch):
             pass
 
         def update(self, image_rgb, time):
-            return [(1, first), (2, ghost)]
+            return [TrackedFace(1, first, 1), TrackedFace(2, ghost, 2)]
 
     monkeypatch.setattr(realtime, "FaceDetector", Detector)
     monkeypatch.setattr(realtime, "Tracker", Tracking)

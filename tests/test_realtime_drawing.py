@@ -55,6 +55,18 @@ def test_an_unsure_face_has_corners_only_and_no_emotion_is_named():
     assert not (unsure_bgr[above] == COLORS["anger"][::-1]).all(axis=2).any()
 
 
+def test_tentative_face_has_a_thin_box_and_no_words_or_bars():
+    image_bgr = np.full((480, 640, 3), 90, np.uint8)
+    face = Face(200.0, 150.0, 120.0, 160.0, 0.9)
+    tentative = replace(recognition(face), tentative=True)
+    drawn_bgr = Drawer().draw(result(image_bgr, tentative))
+    is_drawn = (drawn_bgr != image_bgr).any(axis=2)[:440]  # the status line is below
+    assert is_drawn[150:311, 200].all() and is_drawn[150, 200:321].all()
+    assert is_drawn.sum() == 2 * (160 + 120)
+    confirmed_bgr = Drawer().draw(result(image_bgr, replace(recognition(face), number=1)))
+    assert (confirmed_bgr != image_bgr).any(axis=2)[:440].sum() > 5000
+
+
 @pytest.mark.parametrize("emotion", EMOTIONS)
 def test_the_words_stand_out_from_their_tag_whatever_the_picture(emotion):
     mask, drawn_bgr = drawn_pixels(SHAPE, recognition(FACE_IN_THE_MIDDLE, emotion, 0.87))

@@ -14,7 +14,7 @@ import matplotlib
 import numpy as np
 import pytest
 from conftest import ROOT
-from realtime_fakes import FACE, FakeClassifier, FakeDetector, write_video
+from realtime_fakes import FACE, FakeClassifier, FakeDetector, scene, write_video
 
 from configuration import FACES, TRACKING
 from preprocessing.faces import FaceDetector, build_detector, network_input, read_image_rgb
@@ -125,12 +125,12 @@ def test_below_the_cards_threshold_a_face_is_unsure_and_raw_never_is():
 
 
 def test_faces_of_a_video_are_numbered_and_pictures_are_taken_each_by_itself(tmp_path):
-    numbers = [r.recognitions[0].number for r in recognize(clip(3), FakeDetector(FACE), FakeClassifier())]
-    assert numbers == [1, 1, 1]
+    seen = [r.recognitions[0] for r in recognize(clip(3), FakeDetector(FACE), FakeClassifier())]
+    assert [(each.number, each.tentative) for each in seen] == [(0, True), (1, False), (1, False)]
     for name in "ab":
         cv2.imwrite(str(tmp_path / f"{name}.png"), np.zeros((64, 96, 3), np.uint8))
     results = list(watch(tmp_path, FakeClassifier(), FakeDetector(FACE)))
-    assert [r.recognitions[0].number for r in results] == [0, 0]
+    assert [(r.recognitions[0].number, r.recognitions[0].tentative) for r in results] == [(0, False)] * 2
 
 
 def test_watch_gives_every_frame_of_a_video_and_closes_what_it_opened(tmp_path, monkeypatch):
@@ -221,13 +221,24 @@ def test_a_slow_search_of_a_live_source_runs_on_a_thread_which_ends_with_the_res
         camera: Any = Source(live)
         results = watch(camera, FakeClassifier(), detector, patient=patient)
         for result in results:
-            assert [each.number for each in result.recognitions] == [1]
+            assert [each.number for each in result.recognitions] == [int(result.frame.index > 1)]
             if result.frame.index == 8:
                 counts.append(len(searchers()))
                 break
         results.close()
         assert searchers() == []
     assert counts == [1, 0, 0]
+
+
+def test_smoothing_begins_with_the_first_frame_of_a_face_and_begins_anew_after_a_cut():
+    shown = [scene(0)] * 10 + [scene(1)] * 3
+    frames = [Frame(image_bgr, i, i / 30, "clip.mp4") for i, image_bgr in enumerate(shown)]
+    results = list(recognize(frames, FakeDetector(FACE), Moody(10)))
+    happiness = [result.recognitions[0].probabilities["happiness"] for result in results]
+    assert happiness[0] == pytest.approx(0.8)
+    assert happiness[4] == pytest.approx((4 * 0.8 + 0.2) / 5)  # a plain average at first, the tentative frame included
+    assert happiness[10] == pytest.approx(0.2), "nothing is left of the face that was in this place"
+    assert [result.recognitions[0].number for result in results] == [0] + [1] * 9 + [0] + [2] * 2
 
 
 def test_thousands_of_frames_leave_memory_flat_and_counters_right():
@@ -258,5 +269,5 @@ def test_thousands_of_frames_leave_memory_flat_and_counters_right():
                 sizes.append(tracemalloc.get_traced_memory()[0])
     finally:
         tracemalloc.stop()
-    assert (seen, numbers) == (100 * 45, set(range(1, 101)))
+    assert (seen, numbers) == (100 * 45, set(range(101)))
     assert sizes[1] - sizes[0] < 50_000

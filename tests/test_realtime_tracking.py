@@ -5,15 +5,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from realtime_fakes import FACE, FakeDetector
+from realtime_fakes import FACE, FakeDetector, scene
 
 from configuration import TRACKING
 from preprocessing.faces import Face
 from realtime.search import Searcher
 from realtime.tracking import Tracker, overlap
 
-FRAME = np.full((240, 320, 3), 90, np.uint8)
 RATE = 30  # frames per second
+AT_ONCE = replace(TRACKING, confirmed_by=1)  # a face has its number from its first frame on
+FRAME = scene(0)
 
 
 class FollowingDetector(FakeDetector):
@@ -42,8 +43,12 @@ def at(left: float, top: float = 50.0, confidence: float = 0.99) -> Face:
     return Face(left, top, 40.0, 50.0, confidence)
 
 
+def update(tracker: Tracker, image_rgb: np.ndarray, time: float) -> list[tuple[int, Face]]:
+    return [(each.number, each.face) for each in tracker.update(image_rgb, time)]
+
+
 def numbers(tracker: Tracker, frame: int) -> list[int]:
-    return [number for number, _ in tracker.update(FRAME, frame / RATE)]
+    return [number for number, _ in update(tracker, FRAME, frame / RATE)]
 
 
 def test_overlap_is_intersection_over_union():
@@ -55,16 +60,16 @@ def test_overlap_is_intersection_over_union():
 @pytest.mark.parametrize("kind", [FakeDetector, FollowingDetector])
 def test_a_face_that_moves_keeps_its_number_and_its_place_is_told(kind):
     detector = kind(at(10), at(200))
-    tracker = Tracker(detector)
+    tracker = Tracker(detector, AT_ONCE)
     for frame in range(60):
         places = {1: 10.0 + frame, 2: 200.0 - frame}
         detector.faces = [at(left) for left in sorted(places.values(), reverse=frame % 2 == 1)]
-        assert {number: face.left for number, face in tracker.update(FRAME, frame / RATE)} == places
+        assert {number: face.left for number, face in update(tracker, FRAME, frame / RATE)} == places
 
 
 def test_known_faces_are_followed_and_the_picture_is_searched_every_so_often():
     detector = FollowingDetector(at(10))
-    tracker = Tracker(detector, replace(TRACKING, search_every=0.5))
+    tracker = Tracker(detector, replace(AT_ONCE, search_every=0.5))
     for frame in range(61):
         assert numbers(tracker, frame) == [1]
     assert detector.searched == 5  # at 0, 0.5, 1, 1.5 and 2 seconds
@@ -72,7 +77,7 @@ def test_known_faces_are_followed_and_the_picture_is_searched_every_so_often():
 
 def test_a_detector_that_cannot_follow_searches_every_frame():
     detector = FakeDetector(at(10))
-    tracker = Tracker(detector)
+    tracker = Tracker(detector, AT_ONCE)
     for frame in range(7):
         numbers(tracker, frame)
     assert len(detector.seen) == 7
@@ -82,7 +87,7 @@ def test_a_detector_that_cannot_follow_searches_every_frame():
 @pytest.mark.parametrize(("seconds", "number"), [(0.6, 1), (1.5, 2)])
 def test_a_face_hidden_for_a_moment_keeps_its_number_and_one_that_was_away_gets_another(kind, seconds, number):
     detector = kind(at(10))
-    tracker = Tracker(detector)
+    tracker = Tracker(detector, AT_ONCE)
     for frame in range(10):
         assert numbers(tracker, frame) == [1]
     detector.faces, back = [], 10 + round(seconds * RATE)
@@ -96,7 +101,7 @@ def test_a_face_hidden_for_a_moment_keeps_its_number_and_one_that_was_away_gets_
 
 def test_a_new_face_is_found_by_the_next_search_and_gets_the_next_number():
     detector = FollowingDetector(at(10))
-    tracker = Tracker(detector, replace(TRACKING, search_every=0.2))
+    tracker = Tracker(detector, replace(AT_ONCE, search_every=0.2))
     assert numbers(tracker, 0) == [1]
     detector.faces.append(at(200))
     seen = [numbers(tracker, frame) for frame in range(1, 10)]
@@ -108,13 +113,13 @@ def test_a_face_that_only_following_sees_goes_with_the_next_search():
         def detect(self, image_rgb):
             return super().detect(image_rgb) if self.searched == 0 else []
 
-    tracker = Tracker(Ghost(at(10)), replace(TRACKING, search_every=0.2))
+    tracker = Tracker(Ghost(at(10)), replace(AT_ONCE, search_every=0.2))
     assert [numbers(tracker, frame) for frame in range(7)][5:] == [[1], []]
 
 
 def test_two_tracks_never_hold_one_face():
     detector = FollowingDetector(at(10), at(30))
-    tracker = Tracker(detector, replace(TRACKING, search_every=10.0))
+    tracker = Tracker(detector, replace(AT_ONCE, search_every=10.0))
     assert numbers(tracker, 0) == [1, 2]
     detector.faces = [at(20)]  # one of them went behind the other
     assert len(numbers(tracker, 1)) == 1
@@ -122,25 +127,117 @@ def test_two_tracks_never_hold_one_face():
 
 def test_another_scene_is_searched_at_once():
     detector = FollowingDetector(at(10))
-    tracker = Tracker(detector, replace(TRACKING, search_every=10.0))
+    tracker = Tracker(detector, replace(AT_ONCE, search_every=10.0))
     numbers(tracker, 0)
     detector.faces = [at(200)]
     assert numbers(tracker, 1) == []
-    tracked = tracker.update(255 - FRAME, 2 / RATE)
+    tracked = update(tracker, scene(1), 2 / RATE)
     assert [number for number, _ in tracked] == [2]
 
 
 def test_a_source_that_begins_anew_is_searched_and_its_faces_are_others():
     detector = FollowingDetector(at(10))
-    tracker = Tracker(detector)
+    tracker = Tracker(detector, AT_ONCE)
     assert [numbers(tracker, frame) for frame in (0, 1, 2, 0, 1)] == [[1], [1], [1], [2], [2]]
+
+
+SEARCH = 4  # frames from one search of the whole picture to the next
+
+
+def test_track_is_tentative_until_a_second_search_finds_its_face():
+    detector = FollowingDetector(at(10))
+    tracker = Tracker(detector)
+    assert [numbers(tracker, frame) for frame in range(SEARCH + 1)] == [[0]] * SEARCH + [[1]]
+    assert detector.searched == 2
+
+
+def test_tentative_track_that_the_next_search_misses_ends_and_takes_no_number():
+    detector = FollowingDetector(at(10))
+    tracker = Tracker(detector)
+    for start in range(0, 5 * SEARCH, SEARCH):  # a false detection here and there, each for a moment
+        detector.faces = [at(10 + 10 * start)]
+        assert numbers(tracker, start)[-1] == 0
+        detector.faces = []
+        assert all(numbers(tracker, start + frame) == [] for frame in range(1, SEARCH))
+    detector.faces = [at(100, 150)]
+    told = [numbers(tracker, frame) for frame in range(5 * SEARCH, 7 * SEARCH)]
+    assert told[0] == [0] and told[-1] == [1]
+
+
+def test_confirmed_faces_are_numbered_without_gaps_in_the_order_of_their_first_frame():
+    detector = FollowingDetector(*[at(50.0 * column) for column in range(5)])
+    tracker = Tracker(detector)
+    assert numbers(tracker, 0) == [0] * 5
+    detector.faces = [*detector.faces[:4:2], at(200), at(100, 150)]
+    told = [numbers(tracker, frame) for frame in range(1, 3 * SEARCH)]
+    assert told[SEARCH - 1] == [1, 2, 3, 0]
+    assert told[-1] == [1, 2, 3, 4]
+
+
+def test_place_of_a_new_face_is_searched_again_soon_so_that_it_has_a_number_within_a_tenth_of_a_second():
+    class Looking(FollowingDetector):
+        def detect(self, image_rgb):
+            if image_rgb.shape == FRAME.shape:
+                return super().detect(image_rgb)
+            return [replace(FACE, left=30.0, top=25.0, width=40.0, height=50.0)]  # in the middle of the region
+
+    detector = Looking(at(100))
+    tracker = Tracker(detector)
+    told = [numbers(tracker, frame)[0] for frame in range(4)]
+    assert told == [0, 0, 1, 1]
+    assert detector.searched == 1
+
+
+def test_detector_that_cannot_follow_confirms_a_face_in_its_second_frame():
+    tracker = Tracker(FakeDetector(at(10)))
+    assert [numbers(tracker, frame) for frame in range(3)] == [[0], [1], [1]]
+
+
+def test_key_of_a_track_stays_when_it_gets_its_number_and_is_never_used_again():
+    tracker = Tracker(FakeDetector(at(10)))
+    tracked = [tracker.update(FRAME, frame / RATE)[0] for frame in range(3)]
+    tracked.append(tracker.update(scene(1), 3 / RATE)[0])
+    assert [(each.key, each.number) for each in tracked] == [(1, 0), (1, 1), (1, 1), (2, 0)]
+
+
+def test_camera_of_less_than_a_frame_per_second_numbers_a_face_and_a_stalled_camera_gives_it_another():
+    tracker = Tracker(FakeDetector(at(10)))
+    assert [numbers(tracker, 60 * frame) for frame in range(4)] == [[0], [1], [1], [1]]
+    tracker = Tracker(FakeDetector(at(10)))
+    assert [numbers(tracker, frame) for frame in (0, 1, 2, 62, 63)] == [[0], [1], [1], [0], [2]]
+
+
+@pytest.mark.parametrize("kind", [FakeDetector, FollowingDetector])
+@pytest.mark.parametrize("brightness", [0.2, 1.0])
+def test_cut_ends_all_tracks_also_where_the_next_scene_has_a_face_in_the_same_place(kind, brightness):
+    detector = kind(at(10), at(200))
+    tracker = Tracker(detector)
+    before, after = ((brightness * scene(seed)).astype(np.uint8) for seed in (0, 1))
+    for frame in range(15):
+        told = update(tracker, before, frame / RATE)
+    assert [number for number, _ in told] == [1, 2]
+    detector.faces = [at(10)]  # the other one is hidden, and would be remembered
+    for frame in range(15, 18):
+        update(tracker, before, frame / RATE)
+    detector.faces = [at(12), at(202)]
+    seen = [{number for number, _ in update(tracker, after, frame / RATE)} for frame in range(18, 36)]
+    assert seen[0] == {0} and seen[-1] == {3, 4}
+    assert set.union(*seen) == {0, 3, 4}
+
+
+def test_flash_and_a_black_frame_are_no_cuts():
+    detector = FollowingDetector(at(10))
+    tracker = Tracker(detector)
+    shown = [FRAME] * 10 + [np.full_like(FRAME, 255)] + [FRAME] * 5 + [np.zeros_like(FRAME)] * 2 + [FRAME] * 5
+    told = [update(tracker, image_rgb, index / RATE)[0][0] for index, image_rgb in enumerate(shown)]
+    assert set(told[SEARCH:]) == {1}
 
 
 def test_thirty_faces_and_none():
     detector = FakeDetector(
         *[replace(FACE, left=10.0 * x, top=40.0 * y, width=9.0) for x in range(10) for y in range(3)]
     )
-    tracker = Tracker(detector)
+    tracker = Tracker(detector, AT_ONCE)
     assert numbers(tracker, 0) == numbers(tracker, 1) == list(range(1, 31))
     detector.faces = []
     assert numbers(tracker, 2) == []
@@ -154,8 +251,8 @@ def test_on_a_still_picture_boxes_come_to_rest():
             return [replace(face, left=2 * 100.0 - face.left) for face in faces]
 
     detector = Swinging(at(94))
-    tracker = Tracker(detector, replace(TRACKING, search_every=0.2))
-    lefts = [tracker.update(FRAME, frame / RATE)[0].face.left for frame in range(30)]
+    tracker = Tracker(detector, replace(AT_ONCE, search_every=0.2))
+    lefts = [update(tracker, FRAME, frame / RATE)[0][1].left for frame in range(30)]
     assert np.abs(np.diff(lefts[2:])).max() < 0.1
     assert lefts[-1] == pytest.approx(100)
 
@@ -164,7 +261,7 @@ def test_on_a_still_picture_boxes_come_to_rest():
 @pytest.mark.parametrize("speed", [120.0, -120.0, 0.0])
 def test_a_face_that_moves_behind_an_obstacle_for_a_moment_keeps_its_number(kind, speed):
     detector = kind()
-    tracker = Tracker(detector)
+    tracker = Tracker(detector, AT_ONCE)
     hidden, ends = round(0.6 * RATE), 15
     for frame in range(2 * ends + hidden):
         is_hidden = ends <= frame < ends + hidden
@@ -179,12 +276,12 @@ def test_a_face_that_moves_behind_an_obstacle_for_a_moment_keeps_its_number(kind
 def test_two_faces_that_cross_keep_their_numbers(kind, front):
     """While one covers a part of the other, only the one in front can be seen."""
     detector = kind()
-    tracker = Tracker(detector)
+    tracker = Tracker(detector, AT_ONCE)
     for frame in range(80):
         places = {1: at(20 + 2.5 * frame), 2: at(220 - 2.5 * frame, top=54)}
         covered = overlap(places[1], places[2]) > 0.2
         detector.faces = [places[front]] if covered else list(places.values())
-        told = dict(tracker.update(FRAME, frame / RATE))
+        told = dict(update(tracker, FRAME, frame / RATE))
         if not covered:
             assert all(told[number] == places[number] for number in told), frame
     assert set(told) == {1, 2}
@@ -194,10 +291,10 @@ def test_two_faces_that_cross_keep_their_numbers(kind, front):
 def test_a_face_that_goes_by_its_own_width_from_one_frame_to_the_next_keeps_its_number(kind):
     """A slow machine, or a slow camera, sees one who walks so."""
     detector = kind()
-    tracker = Tracker(detector)
+    tracker = Tracker(detector, AT_ONCE)
     for frame in range(7):
         detector.faces = [at(10 + 40 * frame), at(5, top=150)]
-        assert dict(tracker.update(FRAME, frame / 6)) == {1: detector.faces[0], 2: detector.faces[1]}
+        assert dict(update(tracker, FRAME, frame / 6)) == {1: detector.faces[0], 2: detector.faces[1]}
 
 
 def test_a_fast_face_is_followed_where_it_should_be_by_now():
@@ -213,10 +310,10 @@ def test_a_fast_face_is_followed_where_it_should_be_by_now():
             ]
 
     detector = Near()
-    tracker = Tracker(detector, replace(TRACKING, search_every=10.0))
+    tracker = Tracker(detector, replace(AT_ONCE, search_every=10.0))
     for frame in range(36):
         detector.faces = [at(10 + 0.2 * frame**2)]  # in the end it goes 14 pixels a frame, and is 40 wide
-        assert tracker.update(FRAME, frame / RATE) == [(1, detector.faces[0])]
+        assert update(tracker, FRAME, frame / RATE) == [(1, detector.faces[0])]
 
 
 class Slow(FollowingDetector):
@@ -242,7 +339,7 @@ def beside():
     following = FollowingDetector(at(10))
     following.faces = searching.faces
     with closing(Searcher(searching)) as searcher:
-        yield Tracker(following, replace(TRACKING, search_every=0.1, wait_for=0.0), searcher), following, searching
+        yield Tracker(following, replace(AT_ONCE, search_every=0.1, wait_for=0.0), searcher), following, searching
         searching.go.set()
 
 
@@ -264,7 +361,7 @@ def test_no_frame_waits_for_a_search_beside_it_and_its_faces_come_where_they_are
     assert (following.searched, searching.begun) == (1, 1)
     let_go(searching)
     searching.faces[:] = [at(30), at(130)]
-    assert [(number, face.left) for number, face in tracker.update(FRAME, 13 / RATE)] == [(1, 30), (2, 130)]
+    assert [(number, face.left) for number, face in update(tracker, FRAME, 13 / RATE)] == [(1, 30), (2, 130)]
 
 
 def test_a_search_beside_drops_a_face_that_it_did_not_see_and_gives_no_face_two_numbers(beside):
@@ -302,7 +399,7 @@ def test_a_face_lost_while_it_was_searched_for_comes_back_with_its_number(beside
 def test_a_quick_search_is_waited_for_also_where_it_could_run_beside():
     detector, other = FollowingDetector(at(10)), FollowingDetector(at(10))
     with closing(Searcher(other)) as searcher:
-        tracker = Tracker(detector, replace(TRACKING, search_every=0.1, wait_for=5.0), searcher)
+        tracker = Tracker(detector, replace(AT_ONCE, search_every=0.1, wait_for=5.0), searcher)
         for frame in range(3):
             numbers(tracker, frame)
         detector.faces = [at(13), at(200)]
@@ -317,12 +414,12 @@ def test_a_frame_of_another_size_is_searched_at_once_and_what_the_last_size_show
     for frame in range(1, 6):
         numbers(tracker, frame)
     assert searching.begun == 1  # and it is under way
-    small = FRAME[::2, ::2]
+    small = scene(0, (160, 120))
     following.detect = lambda image_rgb: [at(60)] if image_rgb.shape == small.shape else []
     following.faces = [at(60), at(10)]  # something where the face was
-    assert tracker.update(small, 6 / RATE) == [(2, at(60))]
+    assert update(tracker, small, 6 / RATE) == [(2, at(60))]
     let_go(searching)
-    assert tracker.update(small, 7 / RATE) == [(2, at(60))]
+    assert update(tracker, small, 7 / RATE) == [(2, at(60))]
 
 
 def test_what_goes_wrong_in_a_search_beside_reaches_the_caller_and_closing_ends_the_thread():
@@ -331,12 +428,32 @@ def test_what_goes_wrong_in_a_search_beside_reaches_the_caller_and_closing_ends_
             raise ValueError("no memory")
 
     with closing(Searcher(Broken())) as searcher:
-        tracker = Tracker(FollowingDetector(at(10)), replace(TRACKING, wait_for=0.0), searcher)
+        tracker = Tracker(FollowingDetector(at(10)), replace(AT_ONCE, wait_for=0.0), searcher)
         with pytest.raises(ValueError, match="no memory"):
             for frame in range(100):
                 numbers(tracker, frame)
                 time.sleep(0.01)
     assert not any(thread.name.startswith("searcher") for thread in threading.enumerate())
+
+
+def test_search_beside_confirms_a_new_face(beside):
+    tracker, following, searching = beside
+    tracker = Tracker(following, replace(TRACKING, search_every=0.1, wait_for=0.0), tracker._searcher)
+    assert numbers(tracker, 0) == [0]
+    for frame in range(1, 8):
+        told = numbers(tracker, frame)
+        time.sleep(0.02)
+    assert told == [1]
+    searching.go.clear()
+    searching.faces.append(at(100))
+    for frame in range(8, 14):
+        assert numbers(tracker, frame) == [1]
+    let_go(searching)
+    assert numbers(tracker, 14) == [1, 0]
+    for frame in range(15, 22):
+        told = numbers(tracker, frame)
+        let_go(searching)
+    assert told == [1, 2]
 
 
 def test_a_new_scene_is_searched_at_once_also_where_searches_run_beside(beside):
@@ -346,6 +463,6 @@ def test_a_new_scene_is_searched_at_once_also_where_searches_run_beside(beside):
     for frame in range(1, 6):
         numbers(tracker, frame)
     following.faces = [at(200)]
-    assert [number for number, _ in tracker.update(255 - FRAME, 6 / RATE)] == [2]
+    assert [number for number, _ in update(tracker, scene(1), 6 / RATE)] == [2]
     let_go(searching)  # what the old scene showed is not in the new one
-    assert [number for number, _ in tracker.update(255 - FRAME, 7 / RATE)] == [2]
+    assert [number for number, _ in update(tracker, scene(1), 7 / RATE)] == [2]

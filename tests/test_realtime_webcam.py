@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -34,12 +35,33 @@ def test_a_video_is_watched_to_its_end_and_all_of_it_is_kept(tmp_path, capsys):
     frames, fps = read_video(video)
     assert (len(frames), fps, frames[0].shape) == (12, 10, (64, 96, 3))
     rows = rows_of(log)
-    assert [(row["frame"], row["face"]) for row in rows] == [(str(i), face) for i in range(12) for face in "12"]
+    seen = [(row["frame"], row["face"], row["tentative"]) for row in rows]
+    assert seen[:2] == [("0", "0", "1")] * 2, "one search has found these faces"
+    assert seen[2:] == [(str(i), face, "0") for i in range(1, 12) for face in "12"]
     assert [float(row["time"]) for row in rows[::2]] == pytest.approx([i / 10 for i in range(12)])
-    assert (tally.frames, tally.faces) == (12, 24)
+    assert (tally.frames, tally.faces) == (12, 22)
     summary = capsys.readouterr().out
-    assert summary.startswith("clip.mp4: frames: 12, faces: 24, ")
+    assert summary.startswith("clip.mp4: frames: 12, faces: 22, ")
     assert summary.endswith(f"; wrote {log}, {video}\n")
+
+
+def test_false_detection_of_a_single_frame_is_flagged_in_the_log_and_in_no_count_span_or_summary(tmp_path, capsys):
+    class Flickering(FakeDetector):
+        def detect(self, image_rgb):
+            faces = super().detect(image_rgb)
+            return [*faces, replace(FACE, left=60.0, width=20.0)] if len(self.seen) % 4 == 3 else faces
+
+    detector = Flickering(FACE)
+    source = open_source(str(write_video(tmp_path / "clip.mp4", frames=12, fps=10)))
+    wanted = Wanted(log=tmp_path / "out.csv", spans=tmp_path / "spans.csv", summary=tmp_path / "out.html")
+    tally, _ = show(source, detector, FakeClassifier(), wanted)
+    rows = rows_of(tmp_path / "out.csv")
+    ghosts = [row for row in rows if float(row["box_left"]) == 60]
+    assert len(ghosts) == 3 and all((row["face"], row["tentative"]) == ("0", "1") for row in ghosts)
+    assert {row["face"] for row in rows if row["tentative"] == "0"} == {"1"}
+    assert tally.faces == 11 and "faces: 11," in capsys.readouterr().out
+    assert {row["face"] for row in rows_of(tmp_path / "spans.csv")} == {"1"}
+    assert "12 frames, 1 face" in (tmp_path / "out.html").read_text(encoding="utf-8")
 
 
 def test_without_a_face_the_video_is_kept_and_the_log_has_its_header(tmp_path):
@@ -48,7 +70,7 @@ def test_without_a_face_the_video_is_kept_and_the_log_has_its_header(tmp_path):
     tally, _ = show(source, FakeDetector(), FakeClassifier(), wanted)
     assert (tally.frames, tally.faces) == (5, 0)
     assert len(read_video(tmp_path / "out.mp4")[0]) == 5
-    header = "time,frame,name,face,box_left,box_top,box_width,box_height,label,probability,unsure,"
+    header = "time,frame,name,face,box_left,box_top,box_width,box_height,label,probability,unsure,tentative,"
     header += "p_anger,p_happiness,p_neutral"
     assert (tmp_path / "out.csv").read_text() == header + "\n"
 
@@ -123,7 +145,7 @@ def test_without_a_display_it_says_so_and_goes_on(tmp_path, command, capsys):
     command("--source", write_video(tmp_path / "clip.mp4", frames=4), "--log", tmp_path / "out.csv")
     printed = capsys.readouterr()
     assert printed.err == "no display here: going on without a window\n"
-    assert printed.out.startswith("clip.mp4: frames: 4, faces: 4, ")
+    assert printed.out.startswith("clip.mp4: frames: 4, faces: 3, ")
     assert len(rows_of(tmp_path / "out.csv")) == 4
 
 
@@ -258,7 +280,7 @@ def test_a_signal_in_mid_run_leaves_a_playable_video_and_a_whole_log(tmp_path, n
         child.kill()
         child.wait()
     assert child.returncode == status
-    assert printed.decode().startswith("clip.mp4: frames: 5, faces: 5, ")
+    assert printed.decode().startswith("clip.mp4: frames: 5, faces: 4, ")
     assert len(read_video(video)[0]) == 5
     assert len(rows_of(log)) == 5
     assert spans.read_text().startswith("face,start,end,label") and "5 frames" in page.read_text()
@@ -278,7 +300,7 @@ def test_what_was_done_is_told_also_where_a_file_cannot_be_finished(tmp_path, ca
     monkeypatch.setattr(Log, "close", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         show(source, FakeDetector(FACE), FakeClassifier(), Wanted(log=tmp_path / "out.csv"))
-    assert capsys.readouterr().out.startswith("clip.mp4: frames: 3, faces: 3, ")
+    assert capsys.readouterr().out.startswith("clip.mp4: frames: 3, faces: 2, ")
 
 
 @pytest.mark.parametrize(
