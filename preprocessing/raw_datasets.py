@@ -482,7 +482,8 @@ def _link_or_copy(file: Path, target: Path, link: bool) -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise InputError(
-            f"the disk has no room for a copy of {file.name} and the other images; make room, or give --link"
+            f"{target.parent}: {error.strerror}: no copy of {file.name} and the other images fits; free some space, or "
+            "give --link"
         ) from error
 
 

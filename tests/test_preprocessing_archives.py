@@ -88,7 +88,7 @@ def test_an_archive_that_unpacks_to_far_more_than_its_size_is_refused(tmp_path, 
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert f" unpacks to more than {limit / 1e6:.0f} MB, from " in done.stderr
     assert done.stderr.endswith("unpack it with another program and give the folder\n")
-    assert list((tmp_path / "data").iterdir()) == []
+    assert not (tmp_path / "data").exists()
     refused_at_once = case.startswith("one member") or case.endswith(("members of a zip", "hidden files in a tar.gz"))
     assert sum(written) <= (0 if refused_at_once else limit)
 
@@ -147,7 +147,7 @@ def test_a_hard_link_to_what_is_not_in_the_archive_is_refused(tmp_path, run_step
     done = run_step(STEP1, "--dataset", "x", "--source", source, "--data", tmp_path / "data")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert said in done.stderr
-    assert list((tmp_path / "data").iterdir()) == []
+    assert not (tmp_path / "data").exists()
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])

@@ -238,7 +238,7 @@ def test_a_new_version_of_the_code_that_shapes_a_run_is_another_run(make_dataset
     read_batches(read_table(folder, "split.csv"), folder, TINY)  # fills the cache of images
 
     def start() -> set[str]:
-        with files_of_at_most(0), pytest.raises(OSError, match="File too large"):
+        with files_of_at_most(4000), pytest.raises(OSError, match="File too large"):
             fit(folder, tmp_path / "models" / "best.keras")
         return {run.name for run in runs.iterdir()}
 

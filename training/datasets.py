@@ -271,6 +271,7 @@ def read_cache(file: Path, shape: tuple[int | None, ...], dtype: type) -> np.nda
         raise
     except Exception:  # a damaged file may raise almost anything
         print(f"{file} is damaged; it is made anew", flush=True)
+        file.unlink(missing_ok=True)
         return None
     os.utime(file)
     return array
