@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
-from realtime_fakes import FACE, FakeClassifier, FakeDetector, write_video
+from realtime_fakes import FACE, FakeClassifier, FakeDetector, scene, write_video
 
 from configuration import CALM
 from preprocessing.errors import InputError
-from realtime.recognition import watch
+from realtime.recognition import recognize, watch
+from realtime.sources import Frame
 from realtime.temporal import TemporalReader
 from training.sequence_classifier import SequenceClassifier
 
@@ -101,8 +102,17 @@ def test_watch_names_faces_by_the_sequence_network(tmp_path):
     results = list(watch(clip, DescribingClassifier(), FakeDetector(FACE), temporal=network))
     assert [result.recognitions[0].label for result in results] == ["anger"] * 8
     assert results[0].recognitions[0].probabilities == pytest.approx({"anger": 0.9, "happiness": 0.1})
-    assert results[0].recognitions[0].number == 1 and len(network.asked) == 8
+    assert [result.recognitions[0].number for result in results] == [0] + [1] * 7 and len(network.asked) == 8
     assert len(list(watch(clip, DescribingClassifier(), FakeDetector(), temporal=Network()))) == 8  # nobody there
+
+
+def test_sequence_of_a_face_ends_at_a_cut():
+    network, shown = Network(), [scene(0)] * 8 + [scene(1)] * 2
+    frames = [Frame(image_bgr, index, index / 30, "clip.mp4") for index, image_bgr in enumerate(shown)]
+    list(recognize(frames, FakeDetector(FACE), DescribingClassifier(), temporal=network))
+    counts = [len(frames) for ((frames, _),) in network.asked]
+    assert counts[:8] == sorted(counts[:8]) and counts[7] > 2, "also over the frame in which the face gets its number"
+    assert counts[8] == 1, "nothing of the face that was in this place"
 
 
 def test_one_line_where_it_cannot_be_used(tmp_path):
