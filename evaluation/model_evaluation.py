@@ -780,6 +780,8 @@ def _card_score(metrics: dict[str, Any]) -> dict[str, Any]:
     score |= {name: round(metrics[name], 4) for name in CARD_SCORES}
     score["accuracy_interval"] = [round(limit, 4) for limit in metrics["accuracy_interval"]]
     score["measured"] = datetime.now(UTC).date().isoformat()
+    if metrics["held_out"] is not True:
+        score |= {name: metrics[name] for name in ("held_out", "banner")}
     return score
 
 

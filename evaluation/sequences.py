@@ -172,12 +172,9 @@ def main(
         for part in parts
         for file in [part.network_file(model_file)]
     ]
-    held_out = Exposure.joined(exposures).held_out
-    if split in ("train", "dev") or held_out is False:
-        of_split = f" ({split} split)" if split else ""
-        notes.append(f"NOT A HELD-OUT SCORE: the networks were trained or selected on these images{of_split}")
-    elif held_out is None:
-        notes.append(f"not known whether held out: no complete list of training images lies beside {model_file}")
+    exposure = Exposure.joined(exposures)
+    held_out = exposure.held_out
+    notes += _leakage(model_file, exposure)
     rows = pd.concat([part.sequences.table for part in parts], ignore_index=True)
     options = Evaluation(resamples=resamples, seed=seed)
     report = reports / dataset / model_file.stem / (split or "folds")
@@ -274,6 +271,11 @@ def ask_all(parts: Sequence[Part], folder: Path, model_file: Path, peak_file: Pa
     elif not all(_fits(file, read_card(file), part, folder) for file, part in zip(peak_files, parts, strict=True)):
         notes.append(f"{peak_file} is not compared: it was trained on another split, or on images that are scored")
     else:
+        seen = [
+            exposure_of(file, read_card(file), _frames(part), part.table, folder.name)
+            for file, part in zip(peak_files, parts, strict=True)
+        ]
+        notes += _leakage(peak_file, Exposure.joined(seen))
         answers.append(
             _joined(
                 f"peak only ({peak_file.stem})",
@@ -305,6 +307,25 @@ def _fits(model_file: Path, card: dict[str, Any], part: Part, folder: Path) -> b
     judged = _frames(part).query("split != 'train'")
     exposure = exposure_of(model_file, card, judged, part.table, folder.name)
     return not exposure.trained and not knows_another_split(card, folder.name, split_hash(part.table))
+
+
+def _leakage(model_file: Path, exposure: Exposure) -> list[str]:
+    """Return what makes a network's score no clean held-out score; nothing where it is one."""
+    notes, frames = [], len(exposure.training)
+    if exposure.held_out is False:
+        notes.append(
+            f"NOT A HELD-OUT SCORE: {model_file} was trained on {exposure.trained:,} of the {frames:,} scored frames"
+        )
+    elif exposure.held_out is None:
+        notes.append(
+            f"NOT KNOWN WHETHER HELD OUT: no complete list of the training images of {model_file} lies beside it"
+        )
+    if exposure.selected:
+        notes.append(
+            f"{model_file} was selected on {exposure.selected:,} of the {frames:,} scored frames: expect a lower score "
+            "on images that played no part in its selection"
+        )
+    return notes
 
 
 def _joined(name: str, parts: Sequence[Part], ask: Callable[[Part], tuple[tuple[str, ...], np.ndarray]]) -> Seen:

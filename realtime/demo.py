@@ -128,7 +128,7 @@ def describe_scores(card: dict[str, Any]) -> str:
     published = {("fer2013", "dev"): "FER2013's PublicTest", ("fer2013", "test"): "FER2013's PrivateTest"}
     told = [
         f"accuracy {score['accuracy']:.1%} on {published.get((score['dataset'], score['split']), 'another split')} "
-        f"({score['protocol']})"
+        f"({score['protocol']})" + (f", {score['banner']}" if score.get("banner") else "")
         for score in card.get("scores", [])
     ]
     return "; ".join(told) or "its card has no score yet"

@@ -230,6 +230,7 @@ def look_at_model(model: Path, load: Callable[[Path], Any]) -> tuple[Finding, An
     card = classifier.card
     scores = [
         f"{score['accuracy']:.1%} on {score['dataset']} {score['split']}"
+        + (f" ({score['banner']})" if score.get("banner") else "")
         for score in card.get("scores", [])
         if "averaging" not in score  # here, faces are asked about once
     ]

@@ -14,11 +14,13 @@ from preprocessing.errors import InputError
 from preprocessing.image_tables import read_table, write_table
 from preprocessing.raw_images import pixel_hash, read_gray_or_bgr
 from preprocessing.step3_split import Strategy, split_table
+from realtime.demo import describe_scores
 from training.distillation import read_teachers
-from training.emotion_classifier import read_card
+from training.emotion_classifier import read_card, write_card
 from training.fitting import fit_table
 from training.folds import features_without, fit_folds
 from training.lineage import (
+    UNKNOWN,
     ImageHashes,
     exposure_of,
     hash_codes,
@@ -274,3 +276,58 @@ def test_images_are_known_by_name_only_without_a_list(tiny_model, make_dataset):
     listed, unlisted = tiny_model(dataset=folder.name), tiny_model(name="old.keras", dataset=folder.name, listed=False)
     assert not knows_images(listed, read_card(listed), rows, folder.name)
     assert knows_images(unlisted, read_card(unlisted), rows, folder.name)
+
+
+def test_card_alone_does_not_vouch_for_tuning_or_calibration_on_other_images(make_dataset, other, train):
+    folder = make_dataset()
+    rows = read_table(folder, "split.csv")
+    tests = ImageHashes.of((), rows.loc[rows["split"] == "test", "pixel_hash"])
+    tuned = train(folder, "tuned.keras", settings_hashes=tests)
+    assert exposure(tuned, folder, "test").selected == 12
+    again = train(other, "again.keras", start_from=str(tuned))
+    hashes_file(tuned).unlink()
+    hashes_file(again).unlink()
+    assert exposure(tuned, folder, "test").held_out is None and exposure(again, folder, "test").held_out is None
+    calibrated = train(folder, "calibrated.keras")
+    hashes_file(calibrated).unlink()
+    assert exposure(calibrated, folder, "test").held_out is True
+    how = {"dataset": "a copy of stripes", "split": "dev"}
+    write_card(read_card(calibrated) | {"calibration": how}, calibrated)
+    assert exposure(calibrated, folder, "test").held_out is None
+
+
+def test_settings_of_unknown_origin_are_another_run_and_not_known_to_be_held_out(make_dataset, train):
+    folder = make_dataset()
+    assert exposure(train(folder, "model.keras"), folder, "test").held_out is True
+    assert exposure(train(folder, "model.keras", settings_hashes=UNKNOWN), folder, "test").held_out is None
+
+
+def test_list_of_another_search_beside_settings_is_not_complete(make_dataset, other, tmp_path):
+    tables = {name: read_table(folder, "split.csv") for name, folder in (("own", make_dataset()), ("other", other))}
+    own, foreign = (ImageHashes.of((), table["pixel_hash"]) for table in tables.values())
+    file = tmp_path / "tuned.json"
+    file.write_text(json.dumps({"fitting": {}, "found": {"dataset": "elsewhere", "images": own.digest}}))
+    for listed, complete in ((own, True), (foreign, False)):
+        write_hashes(file.with_suffix(".keras"), listed)
+        hashes = settings_images(file, tables["own"], "stripes")
+        assert hashes is not None and hashes.complete is complete
+    file.write_text(json.dumps({"fitting": {}}))
+    hashes = settings_images(file, tables["own"], "stripes")
+    assert hashes is not None and not hashes.complete
+
+
+def test_score_that_is_not_held_out_says_so_in_the_card(make_dataset, train, run_step, tmp_path):
+    folder = make_dataset()
+    model, renamed = train(folder, "model.keras"), folder.with_name("renamed")
+    shutil.copytree(folder, renamed)
+    table = read_table(renamed, "split.csv")
+    swapped = table["split"].map({"train": "test", "test": "train", "dev": "dev"})
+    write_table(table.assign(split=swapped), renamed / "split.csv")
+    reports = ["--data", folder.parent, "--reports", tmp_path / "reports", "--quick", "--no-faces", "--update-card"]
+    for dataset in (renamed, folder):
+        done = run_step("evaluation.model_evaluation", "--dataset", dataset.name, "--model", model, *reports)
+        assert done.returncode == 0, done.stderr
+    leaked, clean = read_card(model)["scores"]
+    assert leaked["held_out"] is False and leaked["banner"].startswith("NOT A HELD-OUT SCORE")
+    assert "banner" not in clean
+    assert describe_scores(read_card(model)).count("NOT A HELD-OUT SCORE") == 1

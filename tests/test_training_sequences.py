@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from configuration import TEMPORAL, Temporal
 from preprocessing.errors import InputError
 from preprocessing.image_tables import FACE_COLUMNS, INVENTORY_COLUMNS, read_table, write_table
 from training.emotion_classifier import EmotionClassifier, read_card
+from training.lineage import ImageHashes, exposure_of, hashes_file, write_hashes
 from training.sequence_classifier import (
     SequenceClassifier,
     described,
@@ -403,3 +405,53 @@ def test_one_line_for_what_cannot_be_done(make_sequences, frames_network, tiny_m
 def test_a_sequence_network_is_not_taken_for_one_of_single_faces(untrained):
     with pytest.raises(InputError, match="--temporal"):
         read_card(untrained("convolution"))
+
+
+def test_leakage_of_sequence_and_peak_networks_is_noted_by_their_images(
+    make_sequences, frames_network, tiny_model, tmp_path, run_step
+):
+    folder, model = make_sequences(), tmp_path / "sequence.keras"
+    fit(folder, model, frames_network, options(epochs=1))
+    renamed = folder.with_name("renamed")
+    shutil.copytree(folder, renamed)
+    table = read_table(renamed, "split.csv")
+    swapped = table["split"].replace({"dev": "test", "test": "dev"})
+    write_table(table.assign(split=swapped), renamed / "split.csv")
+
+    def evaluate(split: str, *more: object) -> tuple[bool | None, str]:
+        places = ["--data", folder.parent, "--models", tmp_path / "m", "--reports", tmp_path / "r", "--model", model]
+        done = run_step(
+            "evaluation.sequences", "--dataset", "renamed", *places, "--split", split, "--features", frames_network,
+            "--resamples", 20, *more,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        (file,) = tmp_path.glob(f"r/renamed/sequence/{split}/metrics.json")
+        found = json.loads(file.read_text())
+        return found["held_out"], "\n".join(found["notes"])
+
+    held_out, notes = evaluate("test")
+    assert held_out is True and "sequence.keras was selected on" in notes
+    held_out, notes = evaluate("dev")  # which the network has not seen
+    assert held_out is True and "selected on" not in notes and "HELD OUT" not in notes and "HELD-OUT" not in notes
+    held_out, notes = evaluate("train")
+    assert held_out is False and "NOT A HELD-OUT SCORE" in notes
+    peak = tiny_model(LABELS, SIZE, name="peak.keras", dataset="elsewhere", listed=False)
+    assert (
+        "NOT KNOWN WHETHER HELD OUT: no complete list of the training images of"
+        in evaluate("dev", "--peak-model", peak)[1]
+    )
+    write_hashes(peak, ImageHashes.of((), table["pixel_hash"]))
+    assert "peak.keras was selected on" in evaluate("dev", "--peak-model", peak)[1]
+
+
+def test_sequence_network_over_features_of_unknown_origin_is_not_known_to_be_held_out(
+    make_sequences, frames_network, tmp_path
+):
+    folder, model = make_sequences(), tmp_path / "sequence.keras"
+    hashes_file(frames_network).unlink()
+    fit(folder, model, frames_network, options(epochs=1))
+    table = read_table(folder, "split.csv")
+    rows = table.loc[table["split"] == "test"]
+    for _ in ("incomplete list", "no list"):
+        assert exposure_of(model, read_sequence_card(model), rows, table, folder.name).held_out is None
+        hashes_file(model).unlink(missing_ok=True)

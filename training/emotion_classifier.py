@@ -250,11 +250,16 @@ def splits_learnt_from(card: dict[str, Any]) -> list[list[Any]]:
     """Return what a network learnt from, as its card tells: each data set's name with its split's hash, `[name, hash]`.
 
     First its own, then those of the networks that it started or learnt from, of what they learnt from, and so on.
+    `[None, None]` stands for images that the card does not name: those that selected its settings, those of a
+    calibration on another data set, and those of the network whose features it reads.
     """
     if "splits" in card:  # as a network's entry in another one's card has them
         return card["splits"]
     own = [card.get("dataset"), card.get("split_hash")]
-    return [own, *(split for entry in networks_behind(card) for split in splits_learnt_from(entry) if split != own)]
+    elsewhere = card.get("calibration", {}).get("dataset", own[0]) != own[0]
+    unnamed = elsewhere or "features" in card or "settings_selected_on" in card
+    behind = (split for entry in networks_behind(card) for split in splits_learnt_from(entry) if split != own)
+    return [own, *behind, *([[None, None]] if unnamed else [])]
 
 
 def has_learnt_from(card: dict[str, Any], dataset: str) -> bool:

@@ -260,11 +260,15 @@ def fit(
     }
 
     hashes = lineage_hashes(own, (source.file for source in (start, *teachers) if source))
+    selected_on = {}
     if settings_hashes is not None:
         selection = np.union1d(hashes.selection, settings_hashes.selection)
-        if len(selection) > len(hashes.selection):  # the same settings, selected on further images: another run
-            settings["settings_selected_on"] = hashlib.sha256(selection.tobytes()).hexdigest()[:16]
+        if len(selection) > len(hashes.selection) or not settings_hashes.complete:
+            # The same settings, selected on further or on unknown images, are another run.
+            known = "" if settings_hashes.complete else "unknown images and "
+            selected_on["settings_selected_on"] = known + hashlib.sha256(selection.tobytes()).hexdigest()[:16]
         hashes = replace(hashes, selection=selection, complete=hashes.complete and settings_hashes.complete)
+    settings |= selected_on
 
     def build(precision: str) -> tuple[keras.Model, keras.Model]:
         if start:
@@ -297,6 +301,7 @@ def fit(
         "temperature": 1.0,
         "unsure_below": 0.0,
         **about,
+        **selected_on,
         **_of_the_start(start, about),
         **card_entries(teachers),
         "training_images": len(train.images),

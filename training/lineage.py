@@ -80,6 +80,11 @@ class ImageHashes:
         """Training and selection images together: uint64, sorted, unique."""
         return np.union1d(self.training, self.selection)
 
+    @property
+    def digest(self) -> str:
+        """Hash of both lists (SHA-256, 16 hex digits), by which a file names them."""
+        return hashlib.sha256(b"|".join((self.training.tobytes(), self.selection.tobytes()))).hexdigest()[:16]
+
 
 UNKNOWN = ImageHashes.of(complete=False)
 
@@ -265,6 +270,8 @@ def knows_images(model_file: Path, card: Mapping[str, Any], rows: pd.DataFrame, 
 def settings_images(settings: Path, table: pd.DataFrame, dataset: str) -> ImageHashes | None:
     """Return the images by which the settings in a file were selected; None for settings that were written by hand.
 
+    They are complete only where the list beside the file is the one that the file names, or that of a network's card.
+
     Args:
         settings: A `tuned.json`, or a network's card.
         table: `split.csv` of the data set that the settings are used on.
@@ -274,15 +281,18 @@ def settings_images(settings: Path, table: pd.DataFrame, dataset: str) -> ImageH
         InputError: The list of images is damaged.
     """
     hashes = read_hashes(settings.with_suffix(".keras"))
-    if hashes.complete:
-        return hashes
     try:
         content = dict(json.loads(settings.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
-        return hashes  # whoever reads the settings says what is wrong with the file
-    if "fitting" in content and "found" not in content:
-        return None
+        return replace(hashes, complete=False)  # whoever reads the settings says what is wrong with the file
     found = content.get("found", content)
+    if hashes.complete:
+        named = "fitting" not in content or (isinstance(found, Mapping) and found.get("images") == hashes.digest)
+        if named:
+            return hashes
+        hashes = replace(hashes, complete=False)  # the list of another search
+    if "fitting" in content and "found" not in content and not len(hashes.all):
+        return None
     if isinstance(found, Mapping) and (found.get("dataset"), found.get("split_hash")) == (dataset, split_hash(table)):
         rows = table.loc[table["split"].isin(["train", "dev"])]
         images = {name: rows.loc[rows["split"] == name, "pixel_hash"] for name in ("train", "dev")}

@@ -544,7 +544,10 @@ def tune(
         found = {"dataset": folder.name, "split_hash": about["split_hash"], "targets": base.targets, "command": command}
         found |= {"train_images": images, "dev_images": len(dev.images), "epochs": tuning.epochs, "seed": tuning.seed}
         images = {name: usable(part).query("split == @name")["pixel_hash"] for name in ("train", "dev")}
-        write_hashes(file.with_suffix(".keras"), ImageHashes.of(images["train"], images["dev"]))
+        hashes = ImageHashes.of(images["train"], images["dev"])
+        found["images"] = hashes.digest
+        if best_trial(study) is not None:  # else an earlier tuned.json stays, and so must its list
+            write_hashes(file.with_suffix(".keras"), hashes)
         write_results(study, base, start_params(trial_base, space), found, file, results)
 
 
