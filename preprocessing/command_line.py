@@ -20,7 +20,7 @@ from preprocessing.addresses import redacted
 from preprocessing.errors import InputError
 
 # A full or read-only disk, a file one may not touch, a name that is too long, a file where a folder is needed or the
-# other way round: nothing that a traceback would explain.
+# other way round, a link that leads nowhere: nothing that a traceback would explain.
 NO_ROOM = {  # why a disk takes no more, with the remedy
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space, or raise the quota",
@@ -28,7 +28,7 @@ NO_ROOM = {  # why a disk takes no more, with the remedy
 }
 _THE_MACHINES = (
     *(*NO_ROOM, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
+    *(errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
 )
 
 DatasetName = Annotated[str, typer.Option("--dataset", help="Name of the data set: its folder under --data.")]

@@ -203,6 +203,26 @@ def labels_of(table: pd.DataFrame) -> list[str]:
     return in_class_order(set(table["emotion"]) - {""})
 
 
+def check_unchanged(rows: pd.DataFrame, folder: Path) -> None:
+    """Refuse rows that the data set no longer holds; call this after their crops were read.
+
+    Steps 1 to 3 may replace the images between the reading of a table and that of its crops. The new images can have
+    the old names, and would be taken with the old labels.
+
+    Args:
+        rows: Rows of `split.csv` or `faces.csv`, as they were read before the crops.
+        folder: The data set's folder.
+
+    Raises:
+        InputError: a row's image is another one now, or step 2 is making the crops anew.
+    """
+    columns = ["path", "face_path", "pixel_hash"]
+    name = "split.csv" if (folder / "split.csv").is_file() else "faces.csv"
+    current = read_table(folder, name)[columns] if (folder / name).is_file() else pd.DataFrame(columns=columns)
+    if not set(current.itertuples(index=False, name=None)).issuperset(rows[columns].itertuples(index=False, name=None)):
+        raise InputError(f"the crops of {folder} changed while they were read; wait for steps 1 to 3, then run again")
+
+
 def digest(table: pd.DataFrame) -> str:
     """Return a hash of a table's content (SHA-256, 16 hex digits), for caches, cards and unchanged-input checks."""
     return hashlib.sha256(table.to_csv(index=False, lineterminator="\n").encode()).hexdigest()[:16]

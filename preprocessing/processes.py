@@ -12,6 +12,7 @@ from pathlib import Path
 from preprocessing.errors import InputError
 
 LOCK_FILE = ".lock"
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # a link of the lock's name must not lead to a file that is then overwritten
 _LOCKS_UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK)
 
 
@@ -43,7 +44,8 @@ def exclusive_lock(folder: Path, remedy: str = "then run this command again") ->
         if held is not None:
             file, descriptor = held
             with suppress(OSError):  # Windows keeps a file that is open
-                file.unlink()
+                if _is_opened_as(file, descriptor):  # else: the file was removed, and another process has a new one
+                    file.unlink()
             os.close(descriptor)
         for place in created:
             with suppress(OSError):  # not empty
@@ -84,14 +86,14 @@ def _open(folder: Path, file: Path) -> int | None:
     for attempt in range(10):
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            return os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+            return os.open(file, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o666)
         except OSError as error:
             if error.errno == errno.ENOENT and attempt < 9:  # another process removed a folder that it left empty
                 continue
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
             try:
-                return os.open(file, os.O_RDONLY)  # the file of another user: reading it is enough for a lock
+                return os.open(file, os.O_RDONLY | _NO_LINK)  # of another user: reading it is enough for a lock
             except OSError:
                 if os.access(folder, os.W_OK):
                     raise error from None

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from training.emotion_classifier import read_card, save
+from training.lineage import read_hashes
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE = 60  # seconds that Chromium may take for an answer
@@ -119,17 +120,19 @@ def report(run_step, make_dataset, tiny_model, tmp_path):
     """A report, with a banner, of a network with a convolution."""
     import keras
 
-    folder, model = make_dataset(), tiny_model(dataset="stripes")
+    folder = make_dataset()
+    model = tiny_model(trained_on=folder)
+    hashes = read_hashes(model)
     inputs = keras.Input((24, 24, 1), dtype="uint8")
     x = keras.layers.Rescaling(1 / 255)(inputs)
     x = keras.layers.Conv2D(4, 3, activation="relu")(x)
     x = keras.layers.GlobalAveragePooling2D()(x)
-    save(keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(x)), read_card(model), model)
+    save(keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(x)), read_card(model), model, hashes)
     roots = ["--data", folder.parent, "--reports", tmp_path / "reports"]
     options = ["--dataset", folder.name, "--model", model, "--split", "train"]
     done = run_step("evaluation.model_evaluation", *options, *roots)
     assert done.returncode == 0, done.stderr
-    return tmp_path / "reports" / folder.name / model.stem / "test-labels" / "report.html"
+    return tmp_path / "reports" / folder.name / model.stem / "train-labels" / "report.html"
 
 
 @pytest.mark.system

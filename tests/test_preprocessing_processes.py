@@ -92,6 +92,27 @@ def test_all_paths_to_a_data_set_share_one_lock(tmp_path, monkeypatch, other):
         pass
 
 
+def test_the_end_of_one_process_never_removes_the_lock_file_of_another(tmp_path):
+    first, second = exclusive_lock(tmp_path), exclusive_lock(tmp_path)
+    first.__enter__()
+    (tmp_path / ".lock").unlink()  # by somebody who takes it for a leftover
+    second.__enter__()
+    first.__exit__(None, None, None)
+    with pytest.raises(InputError, match="is in use"), exclusive_lock(tmp_path):
+        pass
+    second.__exit__(None, None, None)
+
+
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="this system opens links")
+def test_a_link_in_the_place_of_the_lock_file_leads_to_no_overwritten_file(tmp_path, run_step):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "file").write_text("content")
+    (tmp_path / "x" / ".lock").symlink_to(tmp_path / "file")
+    run = run_step(STEPS[2], "--dataset", "x", "--data", tmp_path)
+    assert run.returncode == 2 and run.stderr.startswith(f"error: {tmp_path / 'x' / '.lock'}: ")
+    assert run.stderr.count("\n") == 1 and (tmp_path / "file").read_text() == "content"
+
+
 def test_a_folder_that_cannot_be_written_needs_no_lock(tmp_path, monkeypatch):
     def refuse(file, flags, *mode):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), file)

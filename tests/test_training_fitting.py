@@ -20,7 +20,7 @@ from preprocessing.errors import InputError
 from preprocessing.image_tables import read_table, usable, write_table
 from preprocessing.processes import exclusive_lock
 from training import models
-from training.datasets import flow_from_dataframe
+from training.datasets import flow_from_dataframe, read_crops
 from training.emotion_classifier import RELEASED, EmotionClassifier, card_path, check_output
 from training.fitting import fit_table, read_batches
 from training.lineage import hashes_file
@@ -176,6 +176,21 @@ def test_two_processes_never_train_the_same_run(make_dataset, tmp_path):
     with exclusive_lock(run), pytest.raises(InputError, match=r"in use by process .* another --output"):
         fit(folder, model_file)
     assert fit(folder, model_file)
+
+
+@pytest.mark.parametrize("now", ["other images", "step 2 is at work"])
+def test_images_that_were_replaced_after_the_table_was_read_are_refused(make_dataset, tmp_path, now, tiny_model):
+    folder = make_dataset()
+    table = read_table(folder, "split.csv")
+    if now == "other images":  # under the old names
+        write_table(table.assign(pixel_hash=table["pixel_hash"] + "-new"), folder / "split.csv")
+    else:
+        (folder / "split.csv").unlink()
+    with pytest.raises(InputError, match=r"stripes changed while they were read; wait for steps 1 to 3, then run"):
+        fit_table(table, folder, tmp_path / "models" / "best.keras", TINY, "python -m some.step")
+    assert not (tmp_path / "models").exists()
+    with pytest.raises(InputError, match=r"stripes changed while they were read; wait for steps 1 to 3, then run"):
+        read_crops(EmotionClassifier.load(tiny_model()), folder, usable(table))
 
 
 def test_a_full_disk_names_the_file_and_the_run_goes_on_exactly(make_dataset, tmp_path, capsys):

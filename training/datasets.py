@@ -16,7 +16,7 @@ from preprocessing import raw_images
 from preprocessing.command_line import progress_bar
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_file
-from preprocessing.image_tables import labels_of
+from preprocessing.image_tables import check_unchanged, labels_of
 from training.emotion_classifier import EmotionClassifier
 from training.workers import one_at_a_time
 
@@ -194,9 +194,9 @@ def read_crops(classifier: EmotionClassifier, directory: Path, rows: pd.DataFram
     """Return the crops of a table's rows as a network takes them, uint8 (n, size, size, channels).
 
     Raises:
-        InputError: no rows; a crop is missing, or of another size.
+        InputError: no rows; a crop is missing, or of another size; the images were replaced after the rows were read.
     """
-    return flow_from_dataframe(
+    images = flow_from_dataframe(
         rows,
         directory,
         target_size=(classifier.input_size, classifier.input_size),
@@ -204,6 +204,8 @@ def read_crops(classifier: EmotionClassifier, directory: Path, rows: pd.DataFram
         class_mode=None,
         shuffle=False,
     ).images
+    check_unchanged(rows, directory)
+    return images
 
 
 def _cached_images(paths: list[str], directory: Path, target_size: tuple[int, int], color_mode: str) -> np.ndarray:

@@ -28,7 +28,7 @@ from preprocessing.command_line import counted
 from preprocessing.crowd_votes import majority, vote_shares, voted_emotions
 from preprocessing.errors import InputError
 from preprocessing.files import write_file
-from preprocessing.image_tables import digest, labels_of, split_hash, usable
+from preprocessing.image_tables import check_unchanged, digest, labels_of, split_hash, usable
 from preprocessing.processes import exclusive_lock
 from training import augmentation, datasets, distillation, models
 from training.augmentation import WholeFacesLast, build_augmentation
@@ -148,6 +148,7 @@ def read_batches(
     }
     if crop_options(folder) != crops:
         raise InputError(f"crops in {folder} changed while they were read; wait for step 2, then retry")
+    check_unchanged(rows, folder)
     about = {
         "dataset": folder.name,
         "split_hash": split_hash(table),
