@@ -14,6 +14,7 @@ from realtime.doctor import look_at_model
 from training.datasets import read_image
 from training.emotion_classifier import EmotionClassifier, read_card, save
 from training.folds import fold_file
+from training.lineage import read_hashes
 
 SPLITS = (("train", 3), ("dev", 3), ("test", 30))
 MIRROR_MEAN = "mean of the image and its mirror image"
@@ -52,7 +53,7 @@ def with_weights(model, seed=0, symmetric=False):
         places = (places + places[:, ::-1]) / 2
     kernel = (places - places.mean(axis=(0, 1))).reshape(kernel.shape)  # brightness by itself says nothing
     network.set_weights([kernel, bias])
-    save(network, read_card(model), model)
+    save(network, read_card(model), model, read_hashes(model))
     return model
 
 
