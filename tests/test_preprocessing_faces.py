@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import subprocess
@@ -78,8 +79,9 @@ def intersection_over_union(a, b) -> float:
 
 @pytest.mark.parametrize("smallest_face", [20, 24, 28, 40, 100, 200])
 def test_the_face_is_found_whatever_the_smallest_face(portrait_rgb, stock, smallest_face):
-    if smallest_face >= 28:  # 220 pixels tall
-        assert stock.detect_faces(portrait_rgb, min_face_size=smallest_face) == []
+    if smallest_face >= 28:  # mtcnn itself finds nothing; on some processors it fails in an empty convolution
+        with contextlib.suppress(ValueError):
+            assert stock.detect_faces(portrait_rgb, min_face_size=smallest_face) == []
     faces = FaceDetector(replace(FACES, smallest_face=smallest_face)).detect(portrait_rgb)
     assert len(faces) == 1 and faces[0].confidence > 0.9
     np.testing.assert_allclose(points_of(faces[0]), PORTRAIT_LANDMARKS, atol=8)
