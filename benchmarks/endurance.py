@@ -26,13 +26,13 @@ if not __package__:  # run as a plain file
 import typer
 
 from configuration import FACES, PATHS
+from inference.emotion_classifier import EmotionClassifier
 from preprocessing.command_line import run
 from preprocessing.faces import Detector, FaceDetector
 from realtime.outputs import Wanted
 from realtime.recognition import Classifier
 from realtime.sources import Frame, open_source
 from realtime.webcam import show
-from training.emotion_classifier import EmotionClassifier
 
 HOUR = 108_000  # frames: an hour of 30 a second
 

@@ -24,6 +24,8 @@ from rich.table import Table
 
 from configuration import PATHS, SAMPLE
 from evaluation.report import write_json
+from inference.emotion_classifier import EmotionClassifier
+from inference.model_card import read_card
 from preprocessing.command_line import DataRoot, DatasetName, dataset_folder, run
 from preprocessing.crowd_votes import labelled_by_majority
 from preprocessing.emotions import relate
@@ -32,7 +34,6 @@ from preprocessing.files import named_errors
 from preprocessing.image_tables import labels_of, read_table, usable
 from preprocessing.litert import Network
 from preprocessing.quiet import quiet_start
-from training.emotion_classifier import EmotionClassifier, read_card
 
 CALIBRATION = 400  # training images that int8's ranges are taken from
 BATCH = 64  # images at once while accuracy is measured
@@ -50,10 +51,10 @@ def main(
     """Compare number formats of a network by accuracy, size and time for one face."""
     folder = dataset_folder(data, dataset)
     table, card = read_table(folder, "split.csv"), read_card(model)
-    if card.get("targets") == "votes":
+    if card.targets == "votes":
         table = labelled_by_majority(table)
     rows = usable(table)
-    rule = relate(card["labels"], labels_of(rows))
+    rule = relate(card.labels, labels_of(rows))
     dev = rows.loc[(rows["split"] == "dev") & rows["emotion"].isin(rule.labels)]
     known = rows.loc[rows["split"] == "train"]
     if dev.empty or known.empty:

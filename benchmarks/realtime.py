@@ -30,6 +30,7 @@ from rich.table import Table
 
 from configuration import FACES, PATHS, ROOT
 from evaluation.report import write_json
+from inference.emotion_classifier import EmotionClassifier
 from preprocessing.command_line import DataRoot, dataset_folder, run
 from preprocessing.errors import InputError
 from preprocessing.faces import FaceDetector
@@ -39,7 +40,6 @@ from realtime.drawing import Drawer
 from realtime.recognition import SEARCH_THREADS, recognize, watch
 from realtime.sources import Frame, open_source
 from realtime.tracking import Tracker, overlap
-from training.emotion_classifier import EmotionClassifier
 
 Row = dict[str, Any]
 SEED = 7

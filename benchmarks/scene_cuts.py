@@ -32,13 +32,13 @@ import typer
 
 from configuration import FACES, PATHS
 from evaluation.report import write_json
+from inference.emotion_classifier import EmotionClassifier
 from preprocessing.command_line import run
 from preprocessing.errors import InputError
 from preprocessing.faces import FaceDetector
 from realtime.recognition import watch
 from realtime.scenes import CutDetector
 from realtime.sources import open_source
-from training.emotion_classifier import EmotionClassifier
 
 SEED = 11  # not one of those that the thresholds were chosen with
 BRIGHTNESSES = (0.2, 0.4, 0.6, 0.8, 1.0)

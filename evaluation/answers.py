@@ -3,19 +3,19 @@
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from evaluation.calibration import with_temperature
 from evaluation.metrics import apply_rule, predicted_labels
+from inference.emotion_classifier import EmotionClassifier
+from inference.model_card import ModelCard, read_card
 from preprocessing.crowd_votes import MAJORITY
 from preprocessing.emotions import LabelRule, relate
 from preprocessing.errors import InputError
 from preprocessing.image_tables import labels_of, usable
 from preprocessing.quiet import quiet_start
-from training.emotion_classifier import EmotionClassifier, read_card
 from training.lineage import Exposure, exposure_of
 
 
@@ -40,7 +40,7 @@ class Answers:
 
     name: str
     model_file: Path
-    card: dict[str, Any]
+    card: ModelCard
     dataset: str
     split: str
     rows: pd.DataFrame
@@ -105,7 +105,7 @@ class Answers:
     @property
     def uncalibrated(self) -> np.ndarray:
         """The probabilities as the network gives them, at temperature 1, float64 (n, labels)."""
-        return with_temperature(self.probabilities, 1 / self.card["temperature"])
+        return with_temperature(self.probabilities, 1 / self.card.temperature)
 
     @property
     def has_subjects(self) -> bool:
@@ -135,7 +135,7 @@ def label_rule(model_file: Path, table: pd.DataFrame) -> LabelRule:
         InputError: the card is missing or wrong, or no rule relates the two.
     """
     rows = usable(table)
-    return relate(read_card(model_file)["labels"], labels_of(rows[rows["split"] != ""]))
+    return relate(read_card(model_file).labels, labels_of(rows[rows.split != ""]))
 
 
 def ask(model_file: Path, name: str, folder: Path, table: pd.DataFrame, rows: pd.DataFrame, split: str) -> Answers:

@@ -72,7 +72,7 @@ def over_mirror_images(
     low, high = difference["accuracy"]["interval"]
     verdict = "These images do not show that averaging changes the accuracy." if low <= 0 <= high else (
         f"Averaging {'helps' if low > 0 else 'does harm'} on images of this kind.")  # fmt: skip
-    temperature = answers.card["temperature"]
+    temperature = answers.card.temperature
     given = (
         "as the networks of the folds give them, at temperature 1"
         if networks

@@ -104,7 +104,7 @@ def compare(models: Sequence[Answers], report: Path, options: Evaluation) -> Sec
     everything = {label for answers in models for label in answers.labels}
     if everything > set(first.labels):
         warnings.append(f"compared on {', '.join(first.labels)} alone, which all of the models know")
-    voted = [answers.name for answers in models if answers.card.get("targets") == "votes"]
+    voted = [answers.name for answers in models if answers.card.targets == "votes"]
     if 0 < len(voted) < len(models):
         warnings.append(
             f"{', '.join(voted)} learnt from crowd votes, the others from the data set's own labels: whichever of the "

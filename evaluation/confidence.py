@@ -37,8 +37,8 @@ def how_sure(answers: Answers, report: Path, options: Evaluation) -> Section:
     """Return calibration before and after temperature, and accuracy against coverage, with their figures."""
     crossed = _cross_fit(answers, options)
     states = {"as the network gives them": answers.uncalibrated}
-    if answers.card["temperature"] != 1:
-        states[f"with the card's temperature {answers.card['temperature']:.2f}"] = answers.probabilities
+    if answers.card.temperature != 1:
+        states[f"with the card's temperature {answers.card.temperature:.2f}"] = answers.probabilities
     if crossed:
         mean = np.mean(crossed.temperatures)
         states[f"temperature fitted to other folds of this split (mean {mean:.2f})"] = crossed.probabilities
@@ -65,7 +65,7 @@ def how_sure(answers: Answers, report: Path, options: Evaluation) -> Section:
         "the squared distance between probabilities and truth, summed over the emotions: 0 is perfect, 2 the worst.",
         _abstaining(chosen, options, crossed and _crossed_threshold(answers, crossed)),
     ]
-    fitted_here = answers.card.get("calibration", {})
+    fitted_here = answers.card.calibration
     own = fitted_here.get("dataset") == answers.dataset and fitted_here.get("split") == answers.split
     return Section(
         name="confidence",
@@ -122,7 +122,7 @@ def how_sure(answers: Answers, report: Path, options: Evaluation) -> Section:
         values={
             "calibration": measured,
             "bins": options.bins,
-            "card_temperature": answers.card["temperature"],
+            "card_temperature": answers.card.temperature,
             "cross_fitted_temperatures": crossed.temperatures if crossed else [],
             "wanted_accuracy": options.wanted_accuracy,
             "threshold": chosen.__dict__,
@@ -278,7 +278,7 @@ def _wanted(answers: Answers, options: Evaluation) -> pd.DataFrame:
             "share answered": threshold.coverage if known else np.nan,
             "right among them": threshold.accuracy if known else np.nan,
         }
-    card = float(answers.card.get("unsure_below", 0.0))
+    card = float(answers.card.unsure_below)
     given = answers.probabilities.max(axis=1) >= card
     rows["the card's threshold"] = {
         "answer from": card,

@@ -114,7 +114,7 @@ def _gallery(answers: Answers, report: Path, options: Evaluation) -> tuple[list[
     indices = np.unique(np.concatenate(list(chosen.values())))
     outputs = np.asarray(answers.rule.columns)[answers.predicted[indices]]
     images = np.asarray(answers.images[indices])
-    maps = grad_cam(answers.model_file, images, outputs, answers.card.get("input_range"))
+    maps = grad_cam(answers.model_file, images, outputs, answers.card.input_range)
     place = {index: number for number, index in enumerate(indices)}
     figures = []
     for (label, kind), examples in chosen.items():

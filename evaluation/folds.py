@@ -21,10 +21,10 @@ from evaluation.intervals import bootstrap, percentile_intervals
 from evaluation.metrics import estimate_scores, score_statistic
 from evaluation.performance import MAIN_SCORES, format_interval, format_score, measure
 from evaluation.sections import Section, Table, interval_text, percent
+from inference.model_card import read_card
 from preprocessing.errors import InputError
 from preprocessing.image_tables import labels_of, split_by_fold, usable, write_table
 from preprocessing.quiet import silence_retracing
-from training.emotion_classifier import read_card
 from training.folds import STRICT
 from training.lineage import Exposure
 
@@ -60,11 +60,17 @@ def ask_folds(
             )
     rows = pd.concat([part.rows for part in answers])
     order = np.argsort(pd.Index(table["path"]).get_indexer(pd.Index(rows["path"])))
-    unfit = {"temperature": 1.0, "unsure_below": 0.0, "calibration": {}, "split_hash": None, "training_images": None}
+    unfit: dict[str, Any] = {
+        "temperature": 1.0,
+        "unsure_below": 0.0,
+        "calibration": {},
+        "split_hash": None,
+        "training_images": None,
+    }
     return replace(
         answers[0],
         model_file=model_file,
-        card={**answers[0].card, **unfit},  # what differs from fold to fold is none of the whole
+        card=replace(answers[0].card, **unfit),  # what differs from fold to fold is none of the whole
         split=f"{len(networks)} folds",
         rows=rows.iloc[order].reset_index(drop=True),
         images=np.concatenate([part.images for part in answers])[order],
@@ -159,7 +165,7 @@ def settings_differ(networks: Iterable[Path]) -> str:
 
     The precision does not count: the first fold's may be recorded as `auto`.
     """
-    settings = [read_card(file).get("hyperparameters", {}) | {"precision": ""} for file in networks]
+    settings = [read_card(file).hyperparameters | {"precision": ""} for file in networks]
     names = sorted({name for one in settings for name in one if one[name] != settings[0].get(name)})
     if not names:
         return ""
@@ -230,9 +236,9 @@ def _each_fold(answers: Answers, networks: Mapping[int, Path]) -> pd.DataFrame:
                 "fold": str(fold),
                 "images": len(part.rows),
                 "people": part.rows["subject"].nunique() if answers.has_subjects else None,
-                "training_images": card.get("training_images"),
-                "epoch": card.get("epoch_chosen"),
-                "dev_accuracy": card.get("dev_accuracy"),
+                "training_images": card.training_images,
+                "epoch": card.epoch_chosen,
+                "dev_accuracy": card.dev_accuracy,
                 **{score: measured[score] for score in MAIN_SCORES},
             }
         )

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+from inference.keras_networks import load_network, with_pixel_input
 from preprocessing.quiet import quiet_start
-from training.emotion_classifier import load_network, with_pixel_input
 
 if TYPE_CHECKING:
     import keras

@@ -19,10 +19,11 @@ import typer
 
 from configuration import PATHS, SAMPLE
 from evaluation.model_evaluation import default_model
+from inference.emotion_classifier import EmotionClassifier
+from inference.model_card import read_card
 from preprocessing.command_line import DataRoot, DatasetName, ModelsRoot, ReportsRoot, dataset_folder, run
 from preprocessing.errors import InputError
 from preprocessing.image_tables import is_seen, read_table, write_table
-from training.emotion_classifier import EmotionClassifier, read_card
 
 
 def main(

@@ -1,5 +1,6 @@
 """How honest a score is: where the split comes from, what the model saw of it, and what the score is without copies."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,13 @@ from evaluation.answers import Answers
 from evaluation.metrics import estimate_scores
 from evaluation.performance import format_interval, format_score
 from evaluation.sections import Section, Table, percent
+from inference.lineage import SourceNetwork, hashes_file
+from inference.model_card import ModelCard
 from preprocessing.crowd_votes import MAJORITY
 from preprocessing.errors import InputError
 from preprocessing.image_tables import (
     OFFICIAL_SPLITS,
+    crop_options,
     fold_numbers,
     is_usable,
     read_origin,
@@ -23,48 +27,46 @@ from preprocessing.image_tables import (
     usable,
 )
 from preprocessing.step3_split import choose_strategy
-from training.emotion_classifier import crop_options, has_learnt_from, knows_another_split, networks_behind
-from training.lineage import hashes_file
 
 _SCORES = ("accuracy", "balanced_accuracy", "macro_f1")
 
 
 def protocol(answers: Answers, averaging: str = "no test-time averaging") -> str:
     """Return how a score came about, in the words that stand beside it everywhere."""
-    learnt = "trained on crowd votes" if answers.card.get("targets") == "votes" else "no extra labels"
+    learnt = "trained on crowd votes" if answers.card.targets == "votes" else "no extra labels"
     truth = f", scored against the {MAJORITY}" if answers.by_crowd else ""
     networks = "one network per fold" if answers.fold_column else "one network"
-    if start := answers.card.get("start_from"):
+    if start := answers.card.start_from:
         extra = _learnt_more(start, answers.card)
         own = "" if extra and learnt == "no extra labels" else f"{learnt}, "
         learnt = f"{own}{'extra data: ' if extra else ''}{_started_from(start)}"
-    if teachers := answers.card.get("teachers"):
+    if teachers := answers.card.teachers:
         extra = any(_learnt_more(teacher, answers.card) for teacher in teachers)
         learnt = learnt.replace("no extra labels", "extra labels") if extra else learnt
         learnt = f"{learnt}, {_taught_by(teachers)}"
     return f"{networks}, one crop per face, {averaging}, {learnt}{truth}"
 
 
-def _learnt_more(entry: dict, card: dict) -> bool:
+def _learnt_more(entry: SourceNetwork, card: ModelCard) -> bool:
     """Return whether a network that another one started or learnt from knows more than its data and targets."""
-    own = f"{card.get('dataset')} ({'crowd votes' if card.get('targets') == 'votes' else 'labels'})"
-    elsewhere = knows_another_split(entry, card.get("dataset", ""), card.get("split_hash", ""))
-    return elsewhere or any(source != own for source in entry["learnt"])
+    own = f"{card.dataset} ({'crowd votes' if card.targets == 'votes' else 'labels'})"
+    elsewhere = entry.was_trained_on_another_split(card.dataset or "", card.split_hash or "")
+    return elsewhere or any(source != own for source in entry.learnt)
 
 
-def _started_from(start: dict) -> str:
-    return f"started from {_name(start)}, which learnt from {', '.join(start['learnt'])}"
+def _started_from(start: SourceNetwork) -> str:
+    return f"started from {_name(start)}, which learnt from {', '.join(start.learnt)}"
 
 
-def _taught_by(teachers: list[dict]) -> str:
+def _taught_by(teachers: Sequence[SourceNetwork]) -> str:
     """Return which networks another one learnt from, and what they had learnt from."""
-    sources = dict.fromkeys(source for teacher in teachers for source in teacher["learnt"])
+    sources = dict.fromkeys(source for teacher in teachers for source in teacher.learnt)
     return f"distilled from {', '.join(map(_name, teachers))}, which learnt from {', '.join(sources)}"
 
 
-def _name(start: dict) -> str:
+def _name(start: SourceNetwork) -> str:
     """Return the file name of a network that another one started or learnt from, as its card has it."""
-    return start["file"].rpartition("/")[2]
+    return start.file.rpartition("/")[2]
 
 
 def banner(answers: Answers) -> str:
@@ -72,7 +74,7 @@ def banner(answers: Answers) -> str:
 
     The first reason that applies: the gravest.
     """
-    if SAMPLE.name in (answers.dataset, answers.card.get("dataset")):
+    if SAMPLE.name in (answers.dataset, answers.card.dataset):
         return "the sample is one portrait, warped: no score on it means anything"
     exposure, n = answers.exposure, len(answers.rows)
     if exposure.held_out is False:
@@ -105,7 +107,7 @@ def how_honest(answers: Answers, folder: Path, table: pd.DataFrame, notes: list[
         notes: What is known already, such as that there is no test split.
         options: For the intervals.
     """
-    same_data = answers.card.get("dataset") == answers.dataset
+    same_data = answers.card.dataset == answers.dataset
     copies, shown = _copies(answers, table)
     facts = {
         "data set": f"{answers.dataset}, the model's own" if same_data else f"{answers.dataset}, unknown to the model",
@@ -165,7 +167,7 @@ def learnt_from(answers: Answers, table: pd.DataFrame, column: str) -> np.ndarra
     own = answers.rows[column]
     shared = np.zeros(len(own), bool)
     if not answers.fold_column:
-        parts = {"": usable(table)} if has_learnt_from(answers.card, answers.dataset) else {}
+        parts = {"": usable(table)} if answers.card.was_trained_on(answers.dataset) else {}
         is_answered = dict.fromkeys(parts, np.ones(len(own), bool))
     else:
         folds = fold_numbers(table, answers.fold_column)
@@ -229,19 +231,19 @@ def _warnings(answers: Answers, folder: Path, table: pd.DataFrame, copies: np.nd
     if people and answers.split != "train":
         warnings.append(f"{len(people):,} people of this split are also in the training split")
     current = split_hash(read_table(folder, "split.csv"))
-    if card.get("dataset") == answers.dataset and card.get("split_hash") not in (None, current):
+    if card.dataset == answers.dataset and card.split_hash not in (None, current):
         warnings.append(
             "the split was made anew since the model was trained: it may know these people, or other frames of these "
             "sequences"
         )
-    if (start := card.get("start_from")) and _learnt_more(start, card):
+    if (start := card.start_from) and _learnt_more(start, card):
         warnings.append(f"extra data: {_started_from(start)}")
-    for entry in networks_behind(card):
-        if knows_another_split(entry, answers.dataset, current):
+    for entry in card.sources:
+        if entry.was_trained_on_another_split(answers.dataset, current):
             warnings.append(f"{_name(entry)} knows another split of {answers.dataset}: it may know these very images")
     align = crop_options(folder)["align"]
-    if align != card["align"]:
-        warnings.append(f"crops are aligned by {align}, the model was trained on {card['align']}")
+    if align != card.align:
+        warnings.append(f"crops are aligned by {align}, the model was trained on {card.align}")
     if sources := _extra_sources(answers.rows):
         warnings.append(f"extra labels: {', '.join(sources)} are not the data set's own")
     return warnings
@@ -277,22 +279,22 @@ def _part_in_training(answers: Answers) -> str:
     if exposure.trained:
         return f"the model was trained on {_part_of(exposure.trained, n)}"
     if exposure.selected:
-        how = answers.card.get("chosen_by", "the dev split of its training")
+        how = answers.card.chosen_by or "the dev split of its training"
         return f"the model was selected on {_part_of(exposure.selected, n)} ({how})"
     return "none" if exposure.complete else "none that the card states"
 
 
 def _training_data(answers: Answers, table: pd.DataFrame) -> str:
-    images, exposure = answers.card.get("training_images"), answers.exposure
-    text = f"{answers.card.get('dataset', 'unknown')}" + (f", {images:,} images" if isinstance(images, int) else "")
-    if start := answers.card.get("start_from"):
-        text += f", after {', '.join(start['learnt'])}, which {_name(start)} learnt from"
-    if teachers := answers.card.get("teachers"):
+    images, exposure = answers.card.training_images, answers.exposure
+    text = f"{answers.card.dataset or 'unknown'}" + (f", {images:,} images" if isinstance(images, int) else "")
+    if start := answers.card.start_from:
+        text += f", after {', '.join(start.learnt)}, which {_name(start)} learnt from"
+    if teachers := answers.card.teachers:
         text += f", {_taught_by(teachers)}"
-    if answers.card.get("dataset") != answers.dataset:
+    if answers.card.dataset != answers.dataset:
         seen = f"{exposure.training.sum():,}" if exposure.complete else "an unknown number"
         return f"{text}; {seen} of these images are among its training images"
-    if answers.card.get("targets") == "votes":
+    if answers.card.targets == "votes":
         return f"{text}; learnt from the crowd's votes, not from the data set's own labels"
     extra = [name for name in _extra_sources(usable(table).query("split == 'train'")) if not name.startswith(MAJORITY)]
     return f"{text}; extra labels: {', '.join(extra)}" if extra else f"{text}; no labels but the data set's own"

@@ -13,6 +13,8 @@ from configuration import WILD, Faces, Wild
 from evaluation.intervals import Estimate, estimate_share, units_of
 from evaluation.metrics import apply_rule, predicted_labels
 from evaluation.sections import Figure, Section, Table, interval_text
+from inference.emotion_classifier import EmotionClassifier
+from inference.lineage import UNKNOWN, ImageHashes, hash_codes
 from preprocessing.archives import list_files
 from preprocessing.command_line import progress_bar
 from preprocessing.emotions import relate
@@ -36,8 +38,6 @@ from preprocessing.image_tables import (
 )
 from preprocessing.raw_datasets import read_folders
 from preprocessing.raw_images import pixel_hash, read_gray_or_bgr
-from training.emotion_classifier import EmotionClassifier
-from training.lineage import UNKNOWN, ImageHashes, hash_codes
 
 MISSED = "no face found"
 UNREADABLE = "unreadable"

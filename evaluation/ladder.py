@@ -38,6 +38,8 @@ from evaluation.plots import BLACK, BLUE, ORANGE, canvas, save
 from evaluation.report import report_folder, write_json
 from evaluation.sections import interval_text, percent
 from evaluation.zero_shot import ask_start
+from inference.lineage import ImageHashes
+from inference.model_card import check_crops, read_card
 from preprocessing.command_line import (
     DataRoot,
     DatasetName,
@@ -49,12 +51,11 @@ from preprocessing.command_line import (
 )
 from preprocessing.emotions import relate
 from preprocessing.errors import InputError
-from preprocessing.image_tables import SPLITS, fold_numbers, labels_of, read_table, usable, write_table
+from preprocessing.image_tables import SPLITS, crop_options, fold_numbers, labels_of, read_table, usable, write_table
 from preprocessing.quiet import quiet_start, silence_retracing
 from preprocessing.whole_images import are_whole, write_whole_images
-from training.emotion_classifier import check_crops, crop_options, read_card
 from training.folds import fit_folds, fold_networks
-from training.lineage import ImageHashes, settings_images
+from training.lineage import settings_images
 from training.settings import read_settings, shortened
 
 BASELINE, WHOLE, CROPS, FINE_TUNED, ZERO_SHOT = "baseline", "tuned-whole", "tuned", "fine-tuned", "zero-shot"
@@ -135,7 +136,7 @@ def check_start(start_from: Path, folder: Path, table: pd.DataFrame) -> None:
     """
     card = read_card(start_from)
     check_crops(start_from, card, crop_options(folder), folder.name)
-    relate(card["labels"], labels_of(usable(table)))
+    relate(card.labels, labels_of(usable(table)))
 
 
 def plan(
@@ -310,7 +311,7 @@ def _small_print(rung: pd.Series) -> str:
 
 def _protocol(answers: Answers) -> str:
     """Return the protocol of a rung, which names all data that the network learnt from."""
-    learnt = answers.card.get("dataset")
+    learnt = answers.card.dataset
     elsewhere = f", learnt from {learnt}, nothing of {answers.dataset}" if learnt != answers.dataset else ""
     return protocol(answers) + elsewhere
 

@@ -29,6 +29,9 @@ import pandas as pd
 import typer
 
 from configuration import COVERS, EVALUATION, FACES, GROUPS, PATHS, SAMPLE, WILD, Covers, Evaluation, Groups, Wild
+from inference.emotion_classifier import EmotionClassifier
+from inference.lineage import ImageHashes, hashes_file, read_hashes, write_hashes
+from inference.model_card import ModelCard, card_path, read_card, write_card
 from preprocessing.command_line import (
     DataRoot,
     DatasetName,
@@ -45,10 +48,8 @@ from preprocessing.emotions import relate
 from preprocessing.errors import InputError
 from preprocessing.faces import build_detector
 from preprocessing.files import file_hash, fingerprint
-from preprocessing.image_tables import SPLITS, digest, labels_of, read_table, usable, write_table
-from training.emotion_classifier import EmotionClassifier, card_path, crop_options, find_start, read_card, write_card
+from preprocessing.image_tables import SPLITS, crop_options, digest, labels_of, read_table, usable, write_table
 from training.folds import LOOSE, STRICT, fold_networks
-from training.lineage import ImageHashes, hashes_file, read_hashes, write_hashes
 
 TRUTHS = ("labels", "majority")
 CARD_SCORES = ("accuracy", "balanced_accuracy", "macro_f1")
@@ -260,7 +261,7 @@ def name_of_report(split: str, truth: str, pictures: Path | None, quick: bool) -
     return f"{split}-{truth}{whole}{'-quick' if quick else ''}"
 
 
-def truth_of(asked: str | None, cards: list[dict[str, Any]], table: pd.DataFrame) -> tuple[str, list[str]]:
+def truth_of(asked: str | None, cards: list[ModelCard], table: pd.DataFrame) -> tuple[str, list[str]]:
     """Return what the models are scored against, and notes for the reader.
 
     That is what was asked for, or else what all models were trained on. A table without crowd votes has only labels.
@@ -275,14 +276,14 @@ def truth_of(asked: str | None, cards: list[dict[str, Any]], table: pd.DataFrame
             "--truth majority needs crowd votes, which the table does not have (columns votes_<emotion>); leave "
             "--truth out to use the data set's own labels, or give votes to step 1 (--votes)"
         )
-    if asked or not all(card.get("targets") == "votes" for card in cards):
+    if asked or not all(card.targets == "votes" for card in cards):
         return asked or "labels", []
     if has_votes(table):
         return "majority", []
     return "labels", ["the data set has no crowd votes, from which the model learnt: scored against its own labels"]
 
 
-def check_pictures(pictures: Path, cards: list[dict[str, Any]]) -> None:
+def check_pictures(pictures: Path, cards: list[ModelCard]) -> None:
     """Refuse pictures that cannot be scored, before anything else takes its time.
 
     Raises:
@@ -292,7 +293,7 @@ def check_pictures(pictures: Path, cards: list[dict[str, Any]]) -> None:
 
     labels = labels_of(labelled_pictures(pictures)[0])
     for card in cards:
-        relate(card["labels"], labels)
+        relate(card.labels, labels)
 
 
 def model_names(files: list[Path]) -> dict[str, Path]:
@@ -580,7 +581,7 @@ def calibrate_card(task: Task, name: str, model_file: Path) -> None:
     fitted["calibration"]["truth"] = MAJORITY if answers.by_crowd else "the data set's own labels"
     selected = ImageHashes.of(selection=answers.rows["pixel_hash"])
     write_hashes(model_file, read_hashes(model_file) | selected)
-    write_card({**read_card(model_file), **fitted}, model_file)
+    write_card(replace(read_card(model_file), **fitted), model_file)
     how = fitted["calibration"]
     print(
         f"{name}: temperature {fitted['temperature']}, unsure below {fitted['unsure_below']}, fitted on "
@@ -719,12 +720,13 @@ def _print_summary(metrics: dict[str, Any], report: Path) -> None:
 
 def _inputs(task: Task, *model_files: Path) -> dict[str, Any]:
     """Return what a report was made from; the same again means the same report."""
-    cards = [read_card(file) | {"scores": []} for file in model_files]  # scores are written by ourselves
+    cards = [replace(read_card(file), scores=[]) for file in model_files]
+    entries = [card.to_json() for card in cards]  # scores are written by ourselves
     inputs = {
         "model": file_hash(*model_files),
         "images": file_hash(*(file for file in map(hashes_file, model_files) if file.is_file())),
-        "card": hashlib.sha256(json.dumps(cards, sort_keys=True).encode()).hexdigest()[:16],
-        "started_from": [str(find_start(card)) for card in cards if "start_from" in card],
+        "card": hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()[:16],
+        "started_from": [str(card.start_from.find()) for card in cards if card.start_from],
         "rows": digest(task.rows),
         "table": digest(task.table.filter(["pixel_hash", "subject", "emotion", "status", "split", STRICT, LOOSE])),
         "crops": crop_options(task.folder),
@@ -771,8 +773,8 @@ def update_scores(model_file: Path, metrics: dict[str, Any]) -> None:
         scores.append(_card_score({**metrics, **row, **interval, "protocol": averaged["protocol"]}) | told)
     card, same = read_card(model_file), ("dataset", "split", "protocol")
     written = [[score[name] for name in same] for score in scores]
-    kept = [old for old in card.get("scores", []) if [old.get(name) for name in same] not in written]
-    write_card({**card, "scores": [*kept, *scores]}, model_file)
+    kept = [old for old in card.scores if [old.get(name) for name in same] not in written]
+    write_card(replace(card, scores=[*kept, *scores]), model_file)
 
 
 def _card_score(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ Writes: reports/NAME/sequence/SPLIT/ (with --folds: reports/NAME/sequence/folds/
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +34,10 @@ from evaluation.metrics import apply_rule, predicted_labels, score_intervals, sc
 from evaluation.performance import MAIN_SCORES
 from evaluation.report import report_folder, write_json
 from evaluation.sections import interval_text
+from inference.emotion_classifier import EmotionClassifier
+from inference.lineage import ImageHashes, read_hashes, write_hashes
+from inference.model_card import Card, read_card, read_sequence_card, write_card
+from inference.sequence_classifier import SequenceClassifier
 from preprocessing.command_line import (
     DataRoot,
     DatasetName,
@@ -46,6 +51,7 @@ from preprocessing.emotions import relate
 from preprocessing.errors import InputError
 from preprocessing.image_tables import (
     SPLITS,
+    crop_options,
     fold_numbers,
     labels_of,
     read_table,
@@ -54,16 +60,8 @@ from preprocessing.image_tables import (
     write_table,
 )
 from preprocessing.quiet import quiet_start
-from training.emotion_classifier import (
-    EmotionClassifier,
-    crop_options,
-    knows_another_split,
-    read_card,
-    write_card,
-)
 from training.folds import features_without, fold_file
-from training.lineage import Exposure, ImageHashes, exposure_of, knows_images, read_hashes, write_hashes
-from training.sequence_classifier import SequenceClassifier, read_sequence_card
+from training.lineage import Exposure, exposure_of, knows_images
 
 if TYPE_CHECKING:
     from training.sequences import SequenceSet
@@ -204,7 +202,7 @@ def calibrate_card(dev: Part, folder: Path, model_file: Path, options: Evaluatio
     check_split(model_file, dev, folder)
     labels, probabilities = _ask_sequence(model_file, dev, folder)
     card = read_sequence_card(model_file)
-    raw = with_temperature(probabilities[-1], 1 / card["temperature"])
+    raw = with_temperature(probabilities[-1], 1 / card.temperature)
     truth = np.array([labels.index(emotion) for emotion in dev.sequences.table["emotion"]])
     temperature = round(fit_temperature(raw, truth), 4)
     if not is_settled(temperature):
@@ -216,10 +214,14 @@ def calibrate_card(dev: Part, folder: Path, model_file: Path, options: Evaluatio
         with_temperature(raw, temperature), truth, options.wanted_accuracy, options.least_coverage
     )
     how = {"dataset": folder.name, "split": "dev", "sequences": len(truth), "frame": "last"}
-    fitted = {"temperature": temperature, "unsure_below": round(chosen.threshold, 4), "calibration": how}
+    fitted: dict[str, Any] = {
+        "temperature": temperature,
+        "unsure_below": round(chosen.threshold, 4),
+        "calibration": how,
+    }
     selected = ImageHashes.of(selection=_frames(dev)["pixel_hash"])
     write_hashes(model_file, read_hashes(model_file) | selected)
-    write_card({**card, **fitted}, model_file)
+    write_card(replace(card, **fitted), model_file)
     print(
         f"{model_file.name}: temperature {temperature}, unsure below {fitted['unsure_below']}, fitted on the last "
         f"frames of {len(truth):,} dev sequences, where it answers {chosen.coverage:.1%} with {chosen.accuracy:.1%} "
@@ -284,9 +286,9 @@ def ask_all(parts: Sequence[Part], folder: Path, model_file: Path, peak_file: Pa
             )
         )
     released, crops = read_card(PATHS.pretrained), crop_options(folder)
-    if (released["input_size"], released["channels"]) != (crops["size"], crops["channels"]):
+    if (released.input_size, released.channels) != (crops["size"], crops["channels"]):
         notes.append(
-            f"the released network takes faces of {released['input_size']} pixels in {released['channels']} channel "
+            f"the released network takes faces of {released.input_size} pixels in {released.channels} channel "
             "and is not compared"
         )
     elif not any(knows_images(PATHS.pretrained, released, _frames(part), folder.name) for part in parts):
@@ -302,11 +304,11 @@ def _frames(part: Part) -> pd.DataFrame:
     return part.sequences.frames.iloc[np.concatenate(steps)].assign(split=split)
 
 
-def _fits(model_file: Path, card: dict[str, Any], part: Part, folder: Path) -> bool:
+def _fits(model_file: Path, card: Card, part: Part, folder: Path) -> bool:
     """Return whether a network's lineage was trained on no scored frame outside the part's own training split."""
     judged = _frames(part).query("split != 'train'")
     exposure = exposure_of(model_file, card, judged, part.table, folder.name)
-    return not exposure.trained and not knows_another_split(card, folder.name, split_hash(part.table))
+    return not exposure.trained and not card.was_trained_on_another_split(folder.name, split_hash(part.table))
 
 
 def _leakage(model_file: Path, exposure: Exposure) -> list[str]:

@@ -1,6 +1,6 @@
 """Beside a network: one that has learnt nothing of this data set, the one that it started from or the released one."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
@@ -13,9 +13,10 @@ from evaluation.intervals import mcnemar
 from evaluation.metrics import apply_rule
 from evaluation.performance import MAIN_SCORES, format_score
 from evaluation.sections import Section, Table, interval_text
+from inference.emotion_classifier import EmotionClassifier
+from inference.model_card import ModelCard, read_card
 from preprocessing.emotions import relate
 from preprocessing.errors import InputError
-from training.emotion_classifier import EmotionClassifier, find_start, has_learnt_from, read_card
 from training.lineage import exposure_of, knows_images
 
 
@@ -52,7 +53,7 @@ def ask_start(answers: Answers, start: Path, table: pd.DataFrame, name: str = "z
     )
 
 
-def zero_shot_file(card: dict, dataset: str, table: pd.DataFrame) -> Path:
+def zero_shot_file(card: ModelCard, dataset: str, table: pd.DataFrame) -> Path:
     """Return the network that is set beside another one as it is: the one that it started from, else the released one.
 
     Args:
@@ -63,7 +64,7 @@ def zero_shot_file(card: dict, dataset: str, table: pd.DataFrame) -> Path:
     Raises:
         InputError: it is gone, another one by now, or learnt from this data set.
     """
-    file = found_start(card) if "start_from" in card else PATHS.pretrained
+    file = found_start(card) if card.start_from else PATHS.pretrained
     if knows_images(file, read_card(file), table, dataset):
         raise InputError(f"{file} learnt from {dataset} itself")
     return file
@@ -95,12 +96,12 @@ def beside_zero_shot(answers: Answers, table: pd.DataFrame, options: Evaluation)
         table: All of the data set's `split.csv`.
         options: For the intervals.
     """
-    entry = answers.card.get("start_from")
-    if not entry or answers.card.get("dataset") != answers.dataset or has_learnt_from(entry, answers.dataset):
+    entry = answers.card.start_from
+    if not entry or answers.card.dataset != answers.dataset or entry.was_trained_on(answers.dataset):
         return None
-    if (file := find_start(answers.card)) and knows_images(file, read_card(file), table, answers.dataset):
+    if (file := entry.find()) and knows_images(file, read_card(file), table, answers.dataset):
         return None
-    learnt = ", ".join(entry["learnt"])
+    learnt = ", ".join(entry.learnt)
     try:
         zero_shot = ask_start(answers, found_start(answers.card), table)
     except InputError as error:
@@ -134,20 +135,22 @@ def beside_zero_shot(answers: Answers, table: pd.DataFrame, options: Evaluation)
         tables=[
             Table(printed, f"Fine-tuned and zero-shot on {answers.dataset}, {answers.part} (n = {len(start.rows):,})")
         ],
-        values={**rows, "difference": difference, "mcnemar": test, "start_from": entry},
+        values={**rows, "difference": difference, "mcnemar": test, "start_from": asdict(entry)},
     )
 
 
-def found_start(card: dict) -> Path:
+def found_start(card: ModelCard) -> Path:
     """Return the network that a card says it started from.
 
     Raises:
         InputError: it is gone, or another one by now.
     """
-    file, entry = find_start(card), card["start_from"]
-    if file is None:
+    entry = card.start_from
+    if entry is None:
+        raise InputError("the network was initialised from no other network")
+    if (file := entry.find()) is None:
         raise InputError(
-            f"{entry['file']} (SHA-256 {entry['sha256']}...), which the network started from, is gone or has "
+            f"{entry.file} (SHA-256 {entry.sha256}...), which the network started from, is gone or has "
             "changed since; put it back and evaluate again"
         )
     return file

@@ -130,6 +130,25 @@ def read_origin(folder: Path, file_name: str) -> dict[str, Any]:
     return origin
 
 
+def crop_options(folder: Path) -> dict[str, Any]:
+    """Return how step 2 made a data set's crops: `size`, `channels`, `align`, and the other crop options.
+
+    Raises:
+        InputError: `faces.json`, which step 2 writes, is missing or damaged.
+    """
+    try:
+        options = read_origin(folder, "faces.csv").get("options")
+    except InputError:
+        options = None
+    kinds = {"size": int, "channels": int, "align": str}
+    if not isinstance(options, dict) or not all(isinstance(options.get(name), kind) for name, kind in kinds.items()):
+        raise InputError(
+            f"{folder / 'faces.json'}, which says how the crops were made, is missing or damaged; run first: "
+            f"python -m preprocessing.step2_face_crops --dataset {folder.name}"
+        )
+    return options
+
+
 def _record(folder: Path, file_name: str) -> Path:
     return (folder / file_name).with_suffix(".json")
 

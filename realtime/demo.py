@@ -15,7 +15,9 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Annotated
+
+from inference.model_card import ModelCard
 
 if not __package__:  # run as a plain file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -46,7 +48,7 @@ def main(
 ) -> None:
     """Find the faces of the embedded sample, name their expressions, and show it in pictures, a video and a table."""
     silence_opencv()
-    from training.emotion_classifier import EmotionClassifier
+    from inference.emotion_classifier import EmotionClassifier
 
     classifier = EmotionClassifier.load_litert(model)
     written = demonstrate(reports / "demo", build_detector("mtcnn", classifier.faces), classifier)
@@ -123,13 +125,13 @@ def _repeated(frame: Frame) -> list[float]:
     return [frame.time + step / _FPS for step in range(round((1 / _STEPS + _PAUSE * is_peak) * _FPS))]
 
 
-def describe_scores(card: dict[str, Any]) -> str:
+def describe_scores(card: ModelCard) -> str:
     """Return what a model's card says of its measured accuracy, in words."""
     published = {("fer2013", "dev"): "FER2013's PublicTest", ("fer2013", "test"): "FER2013's PrivateTest"}
     told = [
         f"accuracy {score['accuracy']:.1%} on {published.get((score['dataset'], score['split']), 'another split')} "
         f"({score['protocol']})" + (f", {score['banner']}" if score.get("banner") else "")
-        for score in card.get("scores", [])
+        for score in card.scores
     ]
     return "; ".join(told) or "its card has no score yet"
 

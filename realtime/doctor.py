@@ -231,22 +231,22 @@ def look_at_model(model: Path, load: Callable[[Path], Any]) -> tuple[Finding, An
     scores = [
         f"{score['accuracy']:.1%} on {score['dataset']} {score['split']}"
         + (f" ({score['banner']})" if score.get("banner") else "")
-        for score in card.get("scores", [])
+        for score in card.scores
         if "averaging" not in score  # here, faces are asked about once
     ]
-    is_calibrated = bool(card.get("calibration")) or card["temperature"] != 1.0
+    is_calibrated = bool(card.calibration) or card.temperature != 1.0
     text = "; ".join(
         [
             f"{model.name}, loaded in {seconds:.1f} s",
             f"{len(classifier.labels)} expressions ({', '.join(classifier.labels)})",
             "accuracy " + ", ".join(scores) if scores else "its card has no score",
-            f"calibrated (temperature {card['temperature']:.2f})" if is_calibrated else "not calibrated",
-            f"unsure below a smoothed probability of {card.get('unsure_below', 0.0):.2%}",
+            f"calibrated (temperature {card.temperature:.2f})" if is_calibrated else "not calibrated",
+            f"unsure below a smoothed probability of {card.unsure_below:.2%}",
         ]
     )
     missing = ["--calibrate"] * (not is_calibrated) + ["--update-card"] * (not scores)
     if missing:
-        words = ["--dataset", str(card.get("dataset", "NAME")), "--model", str(model), *missing]
+        words = ["--dataset", str(card.dataset), "--model", str(model), *missing]
         remedy = f"python -m evaluation.model_evaluation {shlex.join(words)}"
         return Finding("model", text, remedy), classifier
     return Finding("model", text), classifier

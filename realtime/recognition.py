@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 
 from configuration import FACES, PATHS, WEBCAM, Faces
+from inference.sequence_classifier import SequenceClassifier
 from preprocessing.errors import InputError
 from preprocessing.faces import Detector, Face, FaceDetector, build_detector, network_input, read_image_rgb
 from realtime.calm import Steadier, Verdict
@@ -29,14 +30,13 @@ from realtime.search import Searcher
 from realtime.sources import Frame, Source, holds_pictures, open_source
 from realtime.temporal import TemporalReader
 from realtime.tracking import TrackedFace, Tracker
-from training.sequence_classifier import SequenceClassifier
 
 NOT_SURE = "unsure"  # the label shown where no emotion reaches the abstention threshold
 SEARCH_THREADS = 1  # cores that a search beside the following takes; the others are for what each frame waits for
 
 
 class Classifier(Protocol):
-    """What names expressions; `training.emotion_classifier.EmotionClassifier` is one."""
+    """What names expressions; `inference.emotion_classifier.EmotionClassifier` is one."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -221,7 +221,7 @@ def _prepare(
     model: str | Path | Classifier, detector: str | Detector, smallest_face: int, features: bool = False
 ) -> tuple[Classifier, Detector]:
     if isinstance(model, str | Path):
-        from training.emotion_classifier import EmotionClassifier
+        from inference.emotion_classifier import EmotionClassifier
 
         load = EmotionClassifier.load_litert
         model = load(Path(model), features=True) if features else load(Path(model))

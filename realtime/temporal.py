@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from configuration import CALM, TRACKING
+from inference.sequence_classifier import SequenceClassifier
 from realtime.calm import Verdict, choose_class
-from training.sequence_classifier import SequenceClassifier
 
 _JITTER = 0.4  # steps: a frame that comes this much late still counts for its step
 

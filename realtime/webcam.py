@@ -24,13 +24,13 @@ import typer
 from rich.markup import escape
 
 from configuration import FACES, PATHS, WEBCAM
+from inference.sequence_classifier import SequenceClassifier
 from preprocessing.command_line import progress_bar, run
 from preprocessing.faces import Detector, build_detector
 from realtime.outputs import Outputs, Wanted
 from realtime.recognition import Classifier, Result, check_temporal, watch
 from realtime.sources import Source, holds_pictures, open_source
 from realtime.window import has_display
-from training.sequence_classifier import SequenceClassifier
 
 
 def main(
@@ -98,8 +98,8 @@ def main(
     """Name the expression on every face of a source. In the window, h lists the keys; q or Esc quits."""
     end_on_signals()
     if doctor:
+        from inference.emotion_classifier import EmotionClassifier
         from realtime.doctor import examine
-        from training.emotion_classifier import EmotionClassifier
 
         sys.exit(0 if examine(model, EmotionClassifier.load_litert) else 1)
     wanted = Wanted(record, log, spans, summary, window, anonymous, blur_unknown, follow, captures, overwrite)
@@ -110,7 +110,7 @@ def main(
             print("no display here: going on without a window", file=sys.stderr)
             wanted = replace(wanted, window=False)
 
-        from training.emotion_classifier import EmotionClassifier  # a mistake above is told first
+        from inference.emotion_classifier import EmotionClassifier  # a mistake above is told first
 
         if temporal:
             reader = SequenceClassifier.load_litert(temporal)

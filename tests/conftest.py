@@ -129,8 +129,9 @@ def tiny_model(tmp_path: Path) -> Callable[..., Path]:
     ) -> Path:
         import keras
 
-        from training.emotion_classifier import save
-        from training.lineage import ImageHashes
+        from inference.keras_networks import save
+        from inference.lineage import ImageHashes
+        from inference.model_card import ModelCard, card_path
 
         keras.utils.set_random_seed(5)
         inputs = keras.Input((size, size, 1), dtype="uint8")
@@ -148,7 +149,7 @@ def tiny_model(tmp_path: Path) -> Callable[..., Path]:
             hashes = ImageHashes.of(trained, selected)
         save(
             keras.Model(inputs, outputs),
-            {**facts, "unsure_below": 0.0, "scores": [], **card},
+            ModelCard.from_json({**facts, **card}, card_path(file)),
             file,
             hashes if listed else None,
         )

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -8,13 +9,15 @@ import pandas as pd
 import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
+from inference.emotion_classifier import EmotionClassifier
+from inference.keras_networks import save
+from inference.lineage import read_hashes
+from inference.model_card import read_card
 from preprocessing.image_tables import read_table, split_by_fold, split_hash, write_table
 from preprocessing.step3_split import Strategy, split_table
 from realtime.doctor import look_at_model
 from training.datasets import read_image
-from training.emotion_classifier import EmotionClassifier, read_card, save
 from training.folds import fold_file
-from training.lineage import read_hashes
 
 SPLITS = (("train", 3), ("dev", 3), ("test", 30))
 MIRROR_MEAN = "mean of the image and its mirror image"
@@ -157,10 +160,10 @@ def test_people_are_resampled_whole_for_the_difference_too(evaluate, noisy_datas
 def test_the_card_holds_the_mean_as_an_entry_of_its_own(evaluate, noisy_dataset, tiny_model, tmp_path):
     folder, model = noisy_dataset(), with_weights(tiny_model(temperature=2.0))
     evaluate(folder, "--model", model, "--update-card")
-    (before,) = read_card(model)["scores"]
+    (before,) = read_card(model).scores
     for _ in range(2):  # a second time in place of the first
         evaluate(folder, "--model", model, "--update-card", "--flip")
-        single, averaged = read_card(model)["scores"]
+        single, averaged = read_card(model).scores
         assert single == before
     told = metrics_of(tmp_path, folder, "tiny")["test_time_averaging"]
     assert averaged["accuracy"] == round(told["averaged"]["accuracy"], 4) != single["accuracy"]
@@ -168,7 +171,7 @@ def test_the_card_holds_the_mean_as_an_entry_of_its_own(evaluate, noisy_dataset,
     assert averaged["temperature"] == 2.0 and averaged["n"] == 90
     assert averaged["accuracy_interval"] == [round(told["averaged"][f"accuracy_{end}"], 4) for end in ("low", "high")]
     evaluate(folder, "--model", model, "--update-card")
-    assert read_card(model)["scores"] == [averaged, single]
+    assert read_card(model).scores == [averaged, single]
     finding, _ = look_at_model(model, EmotionClassifier.load)
     assert f"accuracy {single['accuracy']:.1%} on stripes test;" in finding.text  # a camera's faces are asked once
 
@@ -182,8 +185,8 @@ def test_calibration_is_that_of_single_answers(evaluate, noisy_dataset, tiny_mod
     write_table(table, folder / "split.csv")
     evaluate(folder, "--model", models[0], "--calibrate")
     evaluate(folder, "--model", models[1], "--calibrate", "--flip")
-    plain, flipped = ({**read_card(model), "network_hash": ""} for model in models)  # each was saved by itself
-    assert plain["temperature"] != 1 and plain == flipped
+    plain, flipped = (replace(read_card(model), network_hash="") for model in models)  # each was saved by itself
+    assert plain.temperature != 1 and plain == flipped
 
 
 def test_of_several_models_each_report_has_it_and_the_comparison_is_of_single_answers(

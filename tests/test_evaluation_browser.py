@@ -15,8 +15,9 @@ import cv2
 import numpy as np
 import pytest
 
-from training.emotion_classifier import read_card, save
-from training.lineage import read_hashes
+from inference.keras_networks import save
+from inference.lineage import read_hashes
+from inference.model_card import read_card
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE = 60  # seconds that Chromium may take for an answer

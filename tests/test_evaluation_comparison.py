@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from cards import model_card
 
 from configuration import COVERS, EVALUATION, FACES, Evaluation
 from evaluation import model_evaluation, sequences
@@ -29,7 +30,7 @@ def answers_of(name: str, seed: int, paths: list[str], emotions: list[str]) -> A
     rows = pd.DataFrame({"path": paths, "emotion": emotions}).assign(subject="", pixel_hash="", label_source="dataset")
     probabilities = np.random.default_rng(seed).dirichlet([1, 1], len(rows))
     images = np.zeros((len(rows), 8, 8, 1), np.uint8)
-    card = {"temperature": 1.0, "dataset": "elsewhere"}
+    card = model_card(dataset="elsewhere")
     rule = LabelRule(LABELS, (0, 1), "")
     unseen = np.zeros(len(rows), bool)
     exposure = Exposure(unseen, unseen, unseen, unseen, complete=True)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -8,10 +9,12 @@ import pytest
 from ckplus_tree import write_ckplus_tree
 
 from configuration import PATHS
+from inference.emotion_classifier import EmotionClassifier
+from inference.keras_networks import save
+from inference.model_card import read_card, write_card
 from preprocessing.image_tables import read_table, split_by_fold, split_hash, write_table
 from preprocessing.step3_split import Strategy, split_table
 from training.datasets import read_image
-from training.emotion_classifier import EmotionClassifier, read_card, save, write_card
 from training.folds import fold_file
 
 FOLDS = 3
@@ -126,7 +129,7 @@ def test_without_the_looser_networks_the_report_gives_the_command_that_makes_the
     assert json.loads((report / "metrics.json").read_text())["folds"]["differences"] == {}
     train("loose_fold")
     other = fold_file(tmp_path / "models" / "best.keras", 1, loose=True)
-    write_card({**read_card(other), "hyperparameters": {"epochs": 9}}, other)
+    write_card(replace(read_card(other), hyperparameters={"epochs": 9}), other)
     done = evaluate()[0]
     assert "unchanged" not in done.stdout and "different settings (epochs)" in done.stdout
 
@@ -161,7 +164,7 @@ def test_networks_that_may_have_learnt_from_their_test_images_are_refused(evalua
     train(fold_of_card=0)  # such as files that were renamed
     assert refused(evaluate()[0], "1.keras is not the network of fold 1 of 3", "'number': 0", "train again")
     train()
-    write_card({**read_card(models / "2.keras"), "fold": None}, models / "2.keras")
+    write_card(replace(read_card(models / "2.keras"), fold=None), models / "2.keras")
     assert refused(evaluate()[0], "2.keras is not the network of fold 2")
     train()
     table = read_table(folder, "split.csv")
@@ -215,12 +218,12 @@ def test_ckplus_in_an_afternoon(run_step, tmp_path):
     step("preprocessing.step3_split", *data, "--strategy", "folds", "--folds", folds, *without)
     printed = step(*train)
     cards = [read_card(tmp_path / "models" / "ck" / "best-folds" / f"{fold}.keras") for fold in range(folds)]
-    assert [card["fold"] for card in cards] == [{"number": k, "of": folds, "column": "fold"} for k in range(folds)]
+    assert [card.fold for card in cards] == [{"number": k, "of": folds, "column": "fold"} for k in range(folds)]
     for fold, card in enumerate(cards):
-        assert f"fold {fold}: dev accuracy {card['dev_accuracy']:.4f}" in printed
-    mean = np.mean([card["dev_accuracy"] for card in cards])
+        assert f"fold {fold}: dev accuracy {card.dev_accuracy:.4f}" in printed
+    mean = np.mean([card.dev_accuracy or 0 for card in cards])
     assert f"dev accuracy {mean:.4f} ± " in printed
-    assert len({card["split_hash"] for card in cards}) == folds
+    assert len({card.split_hash for card in cards}) == folds
     (tmp_path / "models" / "ck" / "best-folds" / "1.keras").unlink()
     assert step(*train).count("unchanged: ") == folds - 1
     step(*train, "--loose")

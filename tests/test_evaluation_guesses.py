@@ -3,8 +3,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from inference.emotion_classifier import EmotionClassifier
 from preprocessing.image_tables import read_table, write_table
-from training.emotion_classifier import EmotionClassifier
 
 
 @pytest.fixture

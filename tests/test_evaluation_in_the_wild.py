@@ -9,15 +9,16 @@ import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
+from cards import model_card
 
 from configuration import FACES, WILD
 from evaluation.in_the_wild import MISSED, in_the_wild, labelled_pictures, score
+from inference.emotion_classifier import EmotionClassifier
+from inference.lineage import UNKNOWN, ImageHashes
 from preprocessing.errors import InputError
 from preprocessing.faces import Face, build_detector, choose_face, network_input, read_image_rgb
 from preprocessing.image_tables import FACE_COLUMNS, INVENTORY_COLUMNS, read_table, write_table
 from preprocessing.raw_images import pixel_hash
-from training.emotion_classifier import EmotionClassifier
-from training.lineage import UNKNOWN, ImageHashes
 
 
 class Always:
@@ -27,7 +28,7 @@ class Always:
 
     def __init__(self, answer: str, labels: tuple[str, ...] = ("anger", "happiness", "neutral"), **card):
         self.labels = labels
-        self.card = {"dataset": "elsewhere", "split_hash": "0"} | card
+        self.card = model_card(**{"labels": list(labels), "dataset": "elsewhere", "split_hash": "0"} | card)
         self.answer = labels.index(answer)
         self.shown: list[np.ndarray] = []
 

@@ -8,9 +8,9 @@ import pytest
 
 from configuration import NO_AUGMENTATION, Fitting
 from evaluation import ladder
+from inference.emotion_classifier import EmotionClassifier
 from preprocessing.image_tables import read_table, write_table
 from training.datasets import read_image
-from training.emotion_classifier import EmotionClassifier
 
 SMALL = Fitting(widths=(4,), convolutions=1, batch_size=16, precision="float32", augmentation=NO_AUGMENTATION)
 

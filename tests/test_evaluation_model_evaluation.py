@@ -9,10 +9,12 @@ import pandas as pd
 import pytest
 
 from evaluation.model_evaluation import name_of_report
+from inference.emotion_classifier import EmotionClassifier
+from inference.keras_networks import save
+from inference.lineage import ImageHashes, read_hashes
+from inference.model_card import read_card
 from preprocessing.image_tables import read_table, split_hash, write_table
 from training.datasets import read_image
-from training.emotion_classifier import EmotionClassifier, read_card, save
-from training.lineage import ImageHashes, read_hashes
 
 
 @pytest.fixture

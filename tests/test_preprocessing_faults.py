@@ -13,10 +13,9 @@ from conftest import ROOT
 
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_file, named_errors
-from preprocessing.image_tables import FACE_COLUMNS, INVENTORY_COLUMNS, write_table
+from preprocessing.image_tables import FACE_COLUMNS, INVENTORY_COLUMNS, crop_options, write_table
 from preprocessing.step1_inventory import write_inventory
 from preprocessing.step2_face_crops import write_face_crops
-from training.emotion_classifier import crop_options
 
 JUNK = {
     "empty": b"",

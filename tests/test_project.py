@@ -56,7 +56,7 @@ def test_imports_run_one_way(file):
     [
         ("configuration", "numpy cv2 pandas keras tensorflow typer"),
         ("preprocessing.faces", "pandas keras tensorflow mtcnn matplotlib"),
-        ("training.emotion_classifier", "keras tensorflow matplotlib"),
+        ("inference.emotion_classifier", "keras tensorflow matplotlib"),
         ("realtime.webcam", "keras tensorflow mtcnn matplotlib"),
         ("evaluation.model_evaluation", "keras tensorflow mtcnn"),
     ],

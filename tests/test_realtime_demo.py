@@ -5,6 +5,7 @@ from pathlib import Path
 
 import cv2
 import pytest
+from cards import model_card
 from realtime_fakes import FakeClassifier, FakeDetector, read_video
 
 from configuration import SAMPLE
@@ -54,7 +55,7 @@ def test_without_a_face_in_the_portrait_it_fails_and_writes_nothing(tmp_path):
     ],
 )
 def test_the_cards_scores_are_told_in_words(card, words):
-    assert describe_scores(card) == words
+    assert describe_scores(model_card(**card)) == words
 
 
 def test_runs_as_a_plain_file_from_anywhere(tmp_path):

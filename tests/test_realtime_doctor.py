@@ -8,9 +8,11 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
+from cards import model_card
 from realtime_fakes import FACE, FakeClassifier, FakeDetector
 
 from configuration import WEBCAM
+from inference.emotion_classifier import EmotionClassifier
 from preprocessing.errors import InputError
 from realtime import doctor
 from realtime.doctor import (
@@ -25,18 +27,17 @@ from realtime.doctor import (
     probe,
 )
 from realtime.recording import VideoRecording
-from training.emotion_classifier import EmotionClassifier
 
 LINUX_ONLY = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux's device nodes")
 
 
 class CardClassifier(FakeClassifier):
-    card = {  # noqa: RUF012
-        "temperature": 1.3,
-        "unsure_below": 0.4,
-        "dataset": "fer2013",
-        "scores": [{"dataset": "fer2013", "split": "dev", "accuracy": 0.674}],
-    }
+    card = model_card(
+        temperature=1.3,
+        unsure_below=0.4,
+        dataset="fer2013",
+        scores=[{"dataset": "fer2013", "split": "dev", "protocol": "one crop", "accuracy": 0.674}],
+    )
 
 
 @pytest.fixture
@@ -126,14 +127,14 @@ def test_a_missing_model_is_at_fault_and_the_rest_is_looked_at(healthy):
     ("card", "options"),
     [
         ({"temperature": 1.0, "scores": []}, ["--calibrate", "--update-card"]),
-        ({"temperature": 1.0, "scores": CardClassifier.card["scores"]}, ["--calibrate"]),
+        ({"temperature": 1.0, "scores": CardClassifier.card.scores}, ["--calibrate"]),
         ({"temperature": 1.3, "scores": []}, ["--update-card"]),
-        ({"temperature": 1.0, "calibration": {"n": 9}, "scores": CardClassifier.card["scores"]}, None),
+        ({"temperature": 1.0, "calibration": {"n": 9}, "scores": CardClassifier.card.scores}, None),
     ],
 )
 def test_the_remedy_for_a_network_names_what_its_card_lacks(monkeypatch, card, options):
     classifier = CardClassifier()
-    monkeypatch.setattr(classifier, "card", card)
+    monkeypatch.setattr(classifier, "card", model_card(**card))
     finding, _ = look_at_model(Path("my nets/net.keras"), lambda _: classifier)
     assert not finding.is_fault
     if options is None:

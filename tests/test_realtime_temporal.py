@@ -1,13 +1,14 @@
 import numpy as np
 import pytest
+from cards import sequence_card
 from realtime_fakes import FACE, FakeClassifier, FakeDetector, scene, write_video
 
 from configuration import CALM
+from inference.sequence_classifier import SequenceClassifier
 from preprocessing.errors import InputError
 from realtime.recognition import recognize, watch
 from realtime.sources import Frame
 from realtime.temporal import TemporalReader
-from training.sequence_classifier import SequenceClassifier
 
 SINGLE = ("anger", "neutral")  # a row of features: the frame's number, then these two's probabilities
 
@@ -16,7 +17,7 @@ class Network(SequenceClassifier):
     """Answers what it is told to and remembers what it was asked: each face's frame numbers, and its reference's."""
 
     def __init__(self, window: int = 6, rate: float = 30.0, answers: tuple[float, ...] = (0.9,)):
-        card = {"labels": ["anger", "happiness"], "window": window, "rate": rate, "features": {"sha256": "ab"}}
+        card = sequence_card(window=window, rate=rate)
         super().__init__(lambda rows: rows, card, "fake.keras", 1)
         self.asked: list[list[tuple[list[int], int]]] = []
         self.answers = list(answers)

@@ -155,7 +155,7 @@ def test_a_still_picture_waits_for_a_key(tmp_path, monkeypatch):
 @pytest.fixture
 def command(monkeypatch):
     """Run the command line within this process, with a detector and a classifier that answer at once."""
-    from training.emotion_classifier import EmotionClassifier
+    from inference.emotion_classifier import EmotionClassifier
 
     def start(*arguments):
         monkeypatch.setattr(sys, "argv", ["webcam", *map(str, arguments)])
@@ -283,7 +283,7 @@ sys.path[:0] = [{root!r}, {tests!r}]
 from preprocessing.command_line import run
 from realtime import webcam
 from realtime_fakes import FACE, FakeClassifier, FakeDetector
-from training.emotion_classifier import EmotionClassifier
+from inference.emotion_classifier import EmotionClassifier
 
 class StuckDetector(FakeDetector):
     def detect(self, image_rgb):

@@ -23,7 +23,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 from preprocessing.command_line import run
 from realtime import webcam
 from realtime_fakes import FACE, FakeClassifier, FakeDetector
-from training.emotion_classifier import EmotionClassifier
+from inference.emotion_classifier import EmotionClassifier
 
 webcam.build_detector = lambda *_: FakeDetector(FACE)
 EmotionClassifier.load_litert = lambda _: FakeClassifier()

@@ -8,12 +8,15 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from cards import model_card
 
 from configuration import NO_AUGMENTATION, Fitting
 from evaluation.honesty import protocol
+from inference.emotion_classifier import EmotionClassifier
+from inference.keras_networks import save
+from inference.model_card import ModelCard, read_card
 from preprocessing.image_tables import read_table, split_hash, write_table
-from training.distillation import TaughtModel, Teachers, card_entries, read_teachers, teach
-from training.emotion_classifier import EmotionClassifier, read_card, save
+from training.distillation import TaughtModel, Teachers, read_teachers, teach
 from training.fine_tuning import Start
 from training.fitting import build_trainer, read_batches
 from training.models import build
@@ -30,7 +33,7 @@ def teacher(make_dataset, tiny_model):
 
 
 def protocol_of(card: dict[str, Any]) -> str:
-    answers: Any = SimpleNamespace(card=card, by_crowd=False, fold_column="")
+    answers: Any = SimpleNamespace(card=ModelCard.from_json(card, Path("card.json")), by_crowd=False, fold_column="")
     return protocol(answers)
 
 
@@ -59,7 +62,7 @@ def test_targets_are_labels_and_the_mean_of_the_teachers_answers_to_both_mirror_
     targets, judged, expected_judged = map(np.asarray, (train.labels, dev.labels, plain_dev.labels))
     np.testing.assert_allclose(targets, expected, atol=1e-6)
     np.testing.assert_array_equal(judged, expected_judged)  # judged by labels alone
-    assert [entry["file"].rpartition("/")[2] for entry in card_entries(teachers)["teachers"]] == [
+    assert [teacher.source().file.rpartition("/")[2] for teacher in teachers] == [
         "teacher.keras",
         "second.keras",
     ]
@@ -112,8 +115,7 @@ def test_a_network_learns_what_its_teacher_answers_about_the_views_it_sees(teach
     body = build("vgg", (24, 24, 1), 3, widths=(4,), convolutions=1)
     kernel, bias = body.layers[-2].get_weights()
     body.layers[-2].set_weights([30 * kernel, bias])  # so that its answers differ
-    facts = {"labels": ["anger", "happiness", "neutral"], "input_size": 24, "channels": 1, "align": "landmarks"}
-    save(body, {**facts, "temperature": 1.0, "unsure_below": 0.0, "scores": []}, tmp_path / "wise.keras")
+    save(body, model_card(), tmp_path / "wise.keras")
     fitting = Fitting(
         widths=(8,), schedule="constant", batch_size=16, precision="float32", distillation=1.0, teaching="views",
         teachers=(str(tmp_path / "wise.keras"),), augmentation=replace(NO_AUGMENTATION, flip=True, crop=2 / 3),

@@ -11,13 +11,16 @@ import keras
 import matplotlib
 import numpy as np
 import pytest
+from cards import model_card
 from conftest import ROOT
 
 from configuration import PATHS, SERVING
+from inference.emotion_classifier import EmotionClassifier
+from inference.keras_networks import save
+from inference.model_card import labels_hash
 from preprocessing.errors import InputError
 from preprocessing.faces import read_image_rgb
 from training import models
-from training.emotion_classifier import EmotionClassifier, labels_hash, save
 
 CARD = {"labels": ["anger", "neutral"], "input_size": 48, "channels": 1, "align": "box", "temperature": 1.0}
 
@@ -35,7 +38,7 @@ def test_a_network_trained_in_mixed_precision_is_saved_plain_float32_and_uncompi
     network.compile("adam", "categorical_crossentropy")
     images = images_of(64, 48)
     network.fit(images, np.eye(2)[np.arange(64) % 2], batch_size=16, epochs=2, verbose="0")
-    save(network, CARD, tmp_path / "network.keras")
+    save(network, model_card(**CARD), tmp_path / "network.keras")
     loaded: Any = keras.models.load_model(tmp_path / "network.keras", safe_mode=True)
     assert not loaded.compiled
     assert {layer.dtype_policy.name for layer in loaded.layers} <= {"float32", "uint8"}
@@ -77,7 +80,9 @@ def test_predictions_do_not_depend_on_the_batch(tiny_model, load):
 def test_litert_gives_what_keras_gives_whatever_the_network(tmp_path, load_litert, network, squeeze, threads):
     keras.utils.set_random_seed(3)
     save(
-        models.build(network, (48, 48, 1), 2, squeeze=squeeze), {**CARD, "temperature": 1.3}, tmp_path / "network.keras"
+        models.build(network, (48, 48, 1), 2, squeeze=squeeze),
+        model_card(**CARD | {"temperature": 1.3}),
+        tmp_path / "network.keras",
     )
     images = images_of(7, 48)
     expected = EmotionClassifier.load(tmp_path / "network.keras").predict(images)
@@ -111,7 +116,7 @@ def test_once_converted_a_network_is_served_without_tensorflow(tiny_model, load_
 import sys
 from pathlib import Path
 import numpy as np
-from training.emotion_classifier import EmotionClassifier
+from inference.emotion_classifier import EmotionClassifier
 classifier = EmotionClassifier.load_litert(Path({str(file)!r}), folder=Path({str(tmp_path / "converted")!r}))
 print(classifier.predict(np.zeros((1, 24, 24, 1), np.uint8)).shape)
 print(*{{"tensorflow", "keras", "pandas", "matplotlib"}} & set(sys.modules))

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from configuration import NO_AUGMENTATION, Fitting
+from inference.emotion_classifier import EmotionClassifier
+from inference.keras_networks import save
+from inference.model_card import labels_hash, read_card
 from preprocessing.errors import InputError
 from preprocessing.image_tables import read_table
-from training.emotion_classifier import EmotionClassifier, labels_hash, read_card, save
 from training.fine_tuning import build_from
 from training.fitting import fit_table
 

@@ -16,14 +16,16 @@ import pytest
 from conftest import ROOT, files_of_at_most
 
 from configuration import NO_AUGMENTATION, Augmentation, Fitting
+from inference.emotion_classifier import EmotionClassifier
+from inference.keras_networks import RELEASED, check_output
+from inference.lineage import hashes_file
+from inference.model_card import card_path
 from preprocessing.errors import InputError
 from preprocessing.image_tables import read_table, usable, write_table
 from preprocessing.processes import exclusive_lock
 from training import models
 from training.datasets import flow_from_dataframe, read_crops
-from training.emotion_classifier import RELEASED, EmotionClassifier, card_path, check_output
 from training.fitting import fit_table, read_batches
-from training.lineage import hashes_file
 
 TINY = Fitting(network="tiny", epochs=6, batch_size=8, learning_rate=0.02, precision="float32")
 
@@ -291,7 +293,7 @@ def test_every_step_that_saves_a_network_refuses_a_released_name(make_dataset, t
     released = tmp_path / "models" / folder.name / "baseline_project1.keras"
     released.parent.mkdir(parents=True)
     released.write_bytes(b"kept")
-    monkeypatch.setattr("training.emotion_classifier.RELEASED", (released,))
+    monkeypatch.setattr("inference.keras_networks.RELEASED", (released,))
     module, *options = f"training.{step}".split()
     output = [] if "step1" in step else ["--output", released]
     places = ["--dataset", folder.name, "--data", folder.parent, "--models", tmp_path / "models"]
@@ -453,7 +455,7 @@ def test_votes_are_learnt_as_a_distribution_and_judged_by_their_majority(make_da
     settings = {"targets": "votes", "epochs": 80, "learning_rate": 0.05, "augmentation": NO_AUGMENTATION}
     assert fit(folder, model_file, Fitting(**{**vars(TINY), **settings}))
     classifier = EmotionClassifier.load(model_file)
-    assert classifier.labels == ("anger", "happiness", "neutral", "contempt") and classifier.card["targets"] == "votes"
+    assert classifier.labels == ("anger", "happiness", "neutral", "contempt") and classifier.card.targets == "votes"
     last = history_of(tmp_path / "models")[-1]
     assert float(last["val_accuracy"]) == 1.0  # of the majorities: contempt, happiness, neutral
     # No network can come below the votes' own entropy; one that learnt single labels would be far above it.

@@ -10,27 +10,17 @@ import numpy as np
 import pytest
 
 from configuration import PATHS, Augmentation, Fitting
+from inference.lineage import UNKNOWN, ImageHashes, hash_codes, hashes_file, lineage_hashes, read_hashes, write_hashes
+from inference.model_card import read_card, write_card
 from preprocessing.errors import InputError
 from preprocessing.image_tables import read_table, write_table
 from preprocessing.raw_images import pixel_hash, read_gray_or_bgr
 from preprocessing.step3_split import Strategy, split_table
 from realtime.demo import describe_scores
 from training.distillation import read_teachers
-from training.emotion_classifier import read_card, write_card
 from training.fitting import fit_table
 from training.folds import features_without, fit_folds
-from training.lineage import (
-    UNKNOWN,
-    ImageHashes,
-    exposure_of,
-    hash_codes,
-    hashes_file,
-    knows_images,
-    lineage_hashes,
-    read_hashes,
-    settings_images,
-    write_hashes,
-)
+from training.lineage import exposure_of, knows_images, settings_images
 
 TINY = Fitting(
     network="vgg",
@@ -190,7 +180,7 @@ def test_teacher_that_knows_images_of_dev_or_test_is_refused_whatever_its_data_s
     teacher = train(renamed, "teacher.keras")
     about = {"dataset": folder.name, "split_hash": "", "crops": {"size": 24, "channels": 1}}
     with pytest.raises(InputError, match="was trained on 12 images of the dev or test split of stripes"):
-        read_teachers([str(teacher)], read_card(teacher)["labels"], about, read_table(folder, "split.csv"))
+        read_teachers([str(teacher)], read_card(teacher).labels, about, read_table(folder, "split.csv"))
 
 
 @pytest.fixture
@@ -238,9 +228,9 @@ def test_tuned_settings_are_used_only_where_they_are_named(make_dataset, run_ste
     step = "training.step3_best_model"
     done = run_step(step, *where, "--output", models / "plain.keras")
     assert done.returncode == 0 and f"{tuned} is not used" in done.stdout, done.stderr
-    assert read_card(models / "plain.keras")["seed"] != 11
+    assert read_card(models / "plain.keras").other["seed"] != 11
     assert run_step(step, *where, "--settings", tuned, "--output", models / "tuned.keras").returncode == 0
-    assert read_card(models / "tuned.keras")["seed"] == 11
+    assert read_card(models / "tuned.keras").other["seed"] == 11
     assert exposure(models / "tuned.keras", folder, "test").selected == 12  # the images that selected its settings
 
 
@@ -292,7 +282,7 @@ def test_card_alone_does_not_vouch_for_tuning_or_calibration_on_other_images(mak
     hashes_file(calibrated).unlink()
     assert exposure(calibrated, folder, "test").held_out is True
     how = {"dataset": "a copy of stripes", "split": "dev"}
-    write_card(read_card(calibrated) | {"calibration": how}, calibrated)
+    write_card(replace(read_card(calibrated), calibration=how), calibrated)
     assert exposure(calibrated, folder, "test").held_out is None
 
 
@@ -327,7 +317,7 @@ def test_score_that_is_not_held_out_says_so_in_the_card(make_dataset, train, run
     for dataset in (renamed, folder):
         done = run_step("evaluation.model_evaluation", "--dataset", dataset.name, "--model", model, *reports)
         assert done.returncode == 0, done.stderr
-    leaked, clean = read_card(model)["scores"]
+    leaked, clean = read_card(model).scores
     assert leaked["held_out"] is False and leaked["banner"].startswith("NOT A HELD-OUT SCORE")
     assert "banner" not in clean
     assert describe_scores(read_card(model)).count("NOT A HELD-OUT SCORE") == 1

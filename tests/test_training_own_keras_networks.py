@@ -3,24 +3,20 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
+from cards import model_card
 from conftest import ROOT
 
 from evaluation.grad_cam import grad_cam
+from inference.emotion_classifier import EmotionClassifier
+from inference.model_card import card_path, check_unchanged, labels_hash, read_card, write_card
 from preprocessing.errors import InputError
-from training.emotion_classifier import (
-    EmotionClassifier,
-    card_path,
-    check_unchanged,
-    labels_hash,
-    read_card,
-    write_card,
-)
 from training.fine_tuning import build_from
 
 LABELS = ["anger", "happiness", "neutral"]
@@ -186,7 +182,7 @@ def test_card_numbers_out_of_range_are_refused(tmp_path, name, values):
     file = tmp_path / "own.keras"
     file.touch()
     card_path(file).write_text(json.dumps(CARD))
-    assert read_card(file) == CARD
+    assert read_card(file) == model_card(**CARD)
     for value in values:
         card_path(file).write_text(json.dumps({**CARD, name: value}))
         message = refusal(file, read_card)
@@ -198,7 +194,7 @@ def test_card_saved_by_a_windows_editor_is_read(tmp_path, encoding):
     file = tmp_path / "own.keras"
     file.touch()
     card_path(file).write_text(json.dumps(CARD), encoding=encoding)
-    assert read_card(file) == CARD
+    assert read_card(file) == model_card(**CARD)
 
 
 @pytest.mark.parametrize("content", ['{"labels": "é"}'.encode("latin-1"), b"[" * 100_000, bytes(100), b""])
@@ -224,8 +220,8 @@ def test_card_of_another_network_is_refused(tiny_model):
 
 def test_card_that_the_evaluation_updates_still_fits_its_network(tiny_model):
     file = tiny_model()
-    write_card({**read_card(file), "temperature": 2.0}, file)
-    assert EmotionClassifier.load(file).card["temperature"] == 2.0
+    write_card(replace(read_card(file), temperature=2.0), file)
+    assert EmotionClassifier.load(file).card.temperature == 2.0
 
 
 @pytest.mark.parametrize("name", ["pretrained", "fer2013"])
@@ -233,7 +229,7 @@ def test_released_cards_name_their_network_and_its_labels(name):
     file = ROOT / "models" / f"{name}.keras"
     card = read_card(file)
     check_unchanged(card, file)
-    assert card["network_hash"] and card["labels_hash"] == labels_hash(card["labels"])
+    assert card.network_hash and card.labels_hash == labels_hash(card.labels)
 
 
 def test_card_of_the_readme_describes_a_float_network(keep):

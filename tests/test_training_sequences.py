@@ -11,20 +11,17 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from cards import sequence_card
 from conftest import files_of_at_most
 
 from configuration import TEMPORAL, Temporal
+from inference.emotion_classifier import EmotionClassifier
+from inference.lineage import ImageHashes, hashes_file, write_hashes
+from inference.model_card import read_card, read_sequence_card
+from inference.sequence_classifier import SequenceClassifier, described, save_sequence_network, window_of
 from preprocessing.errors import InputError
 from preprocessing.image_tables import FACE_COLUMNS, INVENTORY_COLUMNS, read_table, write_table
-from training.emotion_classifier import EmotionClassifier, read_card
-from training.lineage import ImageHashes, exposure_of, hashes_file, write_hashes
-from training.sequence_classifier import (
-    SequenceClassifier,
-    described,
-    read_sequence_card,
-    save_sequence_network,
-    window_of,
-)
+from training.lineage import exposure_of
 from training.sequence_model import TEMPORAL_PARTS, build_sequence_network, fit_sequences
 from training.sequences import SequenceBatches, frame_features, read_sequences
 
@@ -118,8 +115,8 @@ def untrained(tmp_path) -> Callable[[str], Path]:
         random = np.random.default_rng(3)
         spread = random.normal(0, 1, 10), random.uniform(0.5, 2, 10), random.uniform(0.5, 2, 10)
         network = build_sequence_network(options(part).fitting, 12, spread, len(LABELS))
-        card = {"labels": list(LABELS), "window": 12, "rate": 30.0, "feature_size": 10, "temperature": 2.0}
-        save_sequence_network(network, {**card, "features": {"file": "x.keras", "sha256": "ab"}}, tmp_path / "n.keras")
+        card = sequence_card(labels=list(LABELS), window=12, temperature=2.0)
+        save_sequence_network(network, card, tmp_path / "n.keras")
         return tmp_path / "n.keras"
 
     return make
@@ -367,20 +364,20 @@ def test_calibrated_answers_are_as_sure_as_they_may_be_and_the_rest_is_unsure(
     done = run_step(*command)
     assert done.returncode == 0, done.stderr
     card = read_sequence_card(model_file)
-    truth = [card["labels"].index(emotion) for emotion in dev.table["emotion"]]
+    truth = [card.labels.index(emotion) for emotion in dev.table.emotion]
 
     def loss(temperature: float) -> float:
         scaled = raw ** (1 / temperature)
         return -np.log((scaled / scaled.sum(axis=1, keepdims=True))[np.arange(len(truth)), truth]).mean()
 
-    best = loss(card["temperature"])
-    assert card["temperature"] != 1 and all(best <= loss(card["temperature"] * by) for by in (0.7, 0.9, 1.1, 1.4))
+    best = loss(card.temperature)
+    assert card.temperature != 1 and all(best <= loss(card.temperature * by) for by in (0.7, 0.9, 1.1, 1.4))
     network = SequenceClassifier.load(model_file)
     chances = network.predict(faces)
     answered = chances.max(axis=1) >= network.unsure_below - 1e-4
     assert f"answers {answered.mean():.1%}" in done.stdout
     assert run_step(*command).returncode == 0  # it is fitted to what the network says, not to the calibrated answers
-    assert read_sequence_card(model_file)["temperature"] == pytest.approx(card["temperature"], rel=1e-3)
+    assert read_sequence_card(model_file).temperature == pytest.approx(card.temperature, rel=1e-3)
     done = run_step(*command, "--folds")
     assert done.returncode == 2 and "--calibrate" in done.stderr
 

@@ -12,12 +12,12 @@ import keras
 import numpy as np
 import pandas as pd
 
+from inference.emotion_classifier import EmotionClassifier
 from preprocessing import raw_images
 from preprocessing.command_line import progress_bar
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_file
 from preprocessing.image_tables import check_unchanged, labels_of
-from training.emotion_classifier import EmotionClassifier
 from training.workers import one_at_a_time
 
 VERSION = 1  # raise this when batches are to come or to be mixed otherwise: finished runs are then repeated

@@ -9,6 +9,7 @@ https://arxiv.org/abs/1503.02531). They are asked in one of two ways:
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ import keras
 import numpy as np
 import pandas as pd
 
+from inference.emotion_classifier import EmotionClassifier
+from inference.model_card import check_crops
 from preprocessing.errors import InputError
 from training.datasets import FaceBatches
-from training.emotion_classifier import EmotionClassifier, check_crops, knows_another_split
 from training.fast_training import training_form
 from training.fine_tuning import Start, build_from
 from training.lineage import exposure_of
@@ -45,9 +47,9 @@ def read_teachers(
     teachers = [Start.read(Path(file)) for file in files]
     for teacher in teachers:
         check_crops(teacher.file, teacher.card, about["crops"], about["dataset"])
-        if list(teacher.card["labels"]) != list(classes):
+        if list(teacher.card.labels) != list(classes):
             raise InputError(
-                f"teacher {teacher.file} knows {', '.join(teacher.card['labels'])}; it must know what is to be learnt: "
+                f"teacher {teacher.file} knows {', '.join(teacher.card.labels)}; it must know what is to be learnt: "
                 f"{', '.join(classes)}"
             )
         judged = table.loc[table["split"].isin(["dev", "test"])]
@@ -57,7 +59,7 @@ def read_teachers(
                 f"teacher {teacher.file} was trained on {exposure.trained:,} images of the dev or test split of "
                 f"{about['dataset']}, by which the new network is judged; train the teacher again on this split"
             )
-        if knows_another_split(teacher.card, about["dataset"], about["split_hash"]):
+        if teacher.card.was_trained_on_another_split(about["dataset"], about["split_hash"]):
             raise InputError(
                 f"teacher {teacher.file} was trained on another split of {about['dataset']}, so it may know the images "
                 "by which the new network is judged; train the teacher again on this split"
@@ -77,7 +79,9 @@ def teach(train: FaceBatches, teachers: Sequence[Start], share: float, smoothing
     answers = []
     for teacher in teachers:
         classifier = EmotionClassifier.load(teacher.file)
-        classifier.card["temperature"] = 1.0  # calibrating a teacher later does not change what it taught
+        classifier.card = replace(
+            classifier.card, temperature=1.0
+        )  # calibrating a teacher later does not change what it taught
         answers += [classifier.predict(images) for images in (train.images, train.images[:, :, ::-1])]
     own: Any = train.labels
     if own.ndim == 1:
@@ -165,8 +169,3 @@ class TaughtModel(keras.Model):
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """Return the figures of the network's answers."""
         return super().compute_metrics(x, y, y_pred[0], sample_weight)
-
-
-def card_entries(teachers: Sequence[Start]) -> dict[str, Any]:
-    """Return what a card says of the networks that its network learnt from; nothing without any."""
-    return {"teachers": [teacher.entries() for teacher in teachers]} if teachers else {}

@@ -9,9 +9,11 @@ import keras
 import numpy as np
 
 from configuration import ROOT, Fitting
+from inference.keras_networks import load_pixel_network
+from inference.lineage import SourceNetwork
+from inference.model_card import ModelCard, read_card
 from preprocessing.errors import InputError
 from preprocessing.files import file_hash
-from training.emotion_classifier import load_pixel_network, networks_behind, read_card, splits_learnt_from
 
 OF_THE_NETWORK = (
     "network",
@@ -36,7 +38,7 @@ class Start:
 
     file: Path
     hash: str
-    card: dict[str, Any]
+    card: ModelCard
 
     @classmethod
     def read(cls, file: Path) -> "Start":
@@ -51,31 +53,36 @@ class Start:
     @property
     def learnt(self) -> list[str]:
         """What it learnt from, and what the networks did that it learnt from itself: `fer2013 (crowd votes)`."""
-        targets = "crowd votes" if self.card.get("targets") == "votes" else "labels"
-        earlier = [source for entry in networks_behind(self.card) for source in entry.get("learnt", [])]
-        return list(dict.fromkeys([*earlier, f"{self.card.get('dataset', 'unknown data')} ({targets})"]))
+        targets = "crowd votes" if self.card.targets == "votes" else "labels"
+        earlier = [source for entry in self.card.sources for source in entry.learnt]
+        return list(dict.fromkeys([*earlier, f"{self.card.dataset or 'unknown data'} ({targets})"]))
 
-    def entries(self) -> dict[str, Any]:
-        """Return what the card of a network that learns from this one says of it."""
-        return {
-            "file": _within_the_project(self.file),
-            "sha256": self.hash,
-            "dataset": self.card.get("dataset"),
-            "split_hash": self.card.get("split_hash"),
-            "labels": self.card["labels"],
-            "learnt": self.learnt,
-            "splits": splits_learnt_from(self.card),
-            "command": self.card.get("command", ""),
-        }
+    def source(self, network: str = "") -> SourceNetwork:
+        """Return the entry for this network in the card of a network that is made from it.
+
+        Args:
+            network: What of its architecture is taken.
+        """
+        return SourceNetwork(
+            file=_within_the_project(self.file),
+            sha256=self.hash,
+            dataset=self.card.dataset,
+            split_hash=self.card.split_hash,
+            labels=self.card.labels,
+            learnt=tuple(self.learnt),
+            splits=self.card.training_splits,
+            command=self.card.command,
+            network=network,
+        )
 
     def caveats(self, own: Sequence[str]) -> list[str]:
         """Return what holds of its data, beyond what is said of the new data already."""
-        return [f"Of {self.file.name}, which it started from: {line}" for line in self.card.get("caveats", [])
+        return [f"Of {self.file.name}, which it started from: {line}" for line in self.card.caveats
                 if line not in own and not line.startswith("Of ")]  # fmt: skip
 
     def in_words(self, classes: Sequence[str]) -> str:
         """Return what a training for these classes takes of it."""
-        labels = self.card["labels"]
+        labels = self.card.labels
         if list(classes) == list(labels):
             taken = "all of it is taken"
         else:
@@ -129,7 +136,7 @@ def build_from(file: Path, classes: Sequence[str]) -> keras.Model:
             classes.
     """
     card = read_card(file)
-    labels = card["labels"]
+    labels = card.labels
     source: Any = load_pixel_network(file, card)
     same = list(classes) == list(labels)
     dense = [layer for layer in source.layers if isinstance(layer, keras.layers.Dense)]

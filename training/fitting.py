@@ -24,21 +24,22 @@ import numpy as np
 import pandas as pd
 
 from configuration import Fitting
+from inference.keras_networks import check_output, is_whole, save
+from inference.lineage import ImageHashes, lineage_hashes
+from inference.model_card import ModelCard, card_path, check_crops
 from preprocessing.command_line import counted
 from preprocessing.crowd_votes import majority, vote_shares, voted_emotions
 from preprocessing.errors import InputError
 from preprocessing.files import write_file
-from preprocessing.image_tables import check_unchanged, digest, labels_of, split_hash, usable
+from preprocessing.image_tables import check_unchanged, crop_options, digest, labels_of, split_hash, usable
 from preprocessing.processes import exclusive_lock
 from training import augmentation, datasets, distillation, models
 from training.augmentation import WholeFacesLast, build_augmentation
 from training.balancing import sample_weights
 from training.datasets import FaceBatches, flow_from_dataframe
-from training.distillation import TaughtModel, Teachers, card_entries, read_teachers, teach
-from training.emotion_classifier import card_path, check_crops, check_output, crop_options, is_whole, save
+from training.distillation import TaughtModel, Teachers, read_teachers, teach
 from training.fast_training import training_form
 from training.fine_tuning import Start, build_from, shaping_settings
-from training.lineage import ImageHashes, lineage_hashes
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "constant")
@@ -295,7 +296,10 @@ def fit(
     if done is None:
         return False
     network, run = done
-    card = {
+    caveats = list(about.get("caveats", []))
+    if start:
+        caveats += start.caveats(caveats)
+    entries = {
         "labels": list(train.classes),
         "input_size": train.images.shape[1],
         "channels": train.images.shape[3],
@@ -303,12 +307,16 @@ def fit(
         "unsure_below": 0.0,
         **about,
         **selected_on,
-        **_of_the_start(start, about),
-        **card_entries(teachers),
+        "caveats": caveats,
         "training_images": len(train.images),
         "dev_images": len(dev.images),
         **run,
     }
+    card = replace(
+        ModelCard.from_json(entries, card_path(model_file)),
+        start_from=start and start.source("its layers; those that the settings name were not used"),
+        teachers=tuple(teacher.source() for teacher in teachers),
+    )
     save(network, card, model_file, hashes)
     print(f"network: {model_file}")
     return True
@@ -386,15 +394,6 @@ def train_or_resume(
         "versions": {"python": platform.python_version(), "keras": keras.version(), "backend": _backend()},
         "scores": [],
     }
-
-
-def _of_the_start(start: Start | None, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a card says of the network that a run started from."""
-    if start is None:
-        return {}
-    own = about.get("caveats", [])
-    taken = {"network": "its layers; those that the settings name were not used"}
-    return {"start_from": start.entries() | taken, "caveats": [*own, *start.caveats(own)]}
 
 
 def check_settings(fitting: Fitting, networks: Collection[str] = models.NETWORKS) -> None:

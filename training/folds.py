@@ -12,12 +12,14 @@ import numpy as np
 import pandas as pd
 
 from configuration import Fitting
+from inference.keras_networks import check_output
+from inference.lineage import ImageHashes, hash_codes
+from inference.model_card import read_card
 from preprocessing.command_line import step_command
 from preprocessing.errors import InputError
 from preprocessing.image_tables import fold_numbers, split_by_fold, split_hash
 from preprocessing.quiet import quiet_start, silence_retracing
-from training.emotion_classifier import check_output, read_card
-from training.lineage import ImageHashes, hash_codes, knows_images
+from training.lineage import knows_images
 
 STRICT, LOOSE = "fold", "loose_fold"  # columns of the split: people stay in one fold, or may be in several
 
@@ -114,8 +116,8 @@ def fit_folds(
         fit_table(split, folder, file, fitting, command, settings_hashes, force, fold=entry)
         keras.utils.clear_session(free_memory=True)  # else each network stays in memory
         card = read_card(file)
-        fitting = replace(fitting, precision=card["precision"])
-        accuracies.append(card["dev_accuracy"])
+        fitting = replace(fitting, precision=card.precision)
+        accuracies.append(card.dev_accuracy or 0.0)
     for fold, accuracy in zip(folds, accuracies, strict=True):
         print(f"fold {fold}: dev accuracy {accuracy:.4f}")
     mean, spread = statistics.mean(accuracies), statistics.stdev(accuracies)
@@ -157,12 +159,12 @@ def fold_networks(model_file: Path, folder: Path, table: pd.DataFrame, column: s
         )
     for fold, file in networks.items():
         card = read_card(file)
-        if card.get("fold") != fold_entry(fold, folds, column):
+        if card.fold != fold_entry(fold, folds, column):
             raise InputError(
                 f"{file} is not the network of fold {fold} of {len(folds)} (column {column}): its card says "
-                f"{card.get('fold')}; train again: {train}"
+                f"{card.fold}; train again: {train}"
             )
-        if card.get("split_hash") != split_hash(split_by_fold(table, fold, column)):
+        if card.split_hash != split_hash(split_by_fold(table, fold, column)):
             raise InputError(
                 f"{file} was trained on another split than {folder / 'split.csv'}: it may have learnt from what it "
                 f"would be tested on; train again: {train}"

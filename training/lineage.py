@@ -1,158 +1,21 @@
-"""Which images shaped a network: those that it, and every network in its lineage, was trained or selected on.
-
-The lineage of a network is the network itself, the network that it started from, its teachers, and the network whose
-features it reads, recursively. `X.hashes.npz` lies beside the card of `X.keras` and lists the pixel hashes of all these
-images, so that an image is recognized whatever its file or data set is called. Only equal pixels are recognized: an
-image that was resized, mirrored or compressed again is not.
-"""
+"""What a network has seen of the images that it is scored on, or that its settings were selected on."""
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
-import re
-import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from preprocessing.errors import InputError
-from preprocessing.files import atomic_file, file_hash, write_checked
+from inference.lineage import ImageHashes, hash_codes, read_hashes
+from inference.model_card import Card
 from preprocessing.image_tables import split_hash
-from training.emotion_classifier import has_learnt_from, splits_learnt_from
 
 # Above this share, duplicates that a data set publishes across its own splits make a score no held-out score.
 MAX_DUPLICATE_SHARE = 0.2
-_HEX_16 = re.compile("[0-9a-f]{16}")
-
-
-def hash_codes(pixel_hashes: Iterable[str]) -> np.ndarray:
-    """Return pixel hashes as numbers.
-
-    Args:
-        pixel_hashes: Values of a table's column `pixel_hash`: 16 hexadecimal digits, or any text that names an image.
-
-    Returns:
-        uint64 (n,), in the same order.
-    """
-
-    def code(text: str) -> int:
-        if _HEX_16.fullmatch(text):
-            return int(text, 16)
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")  # a table made by hand
-
-    return np.fromiter((code(text) for text in pixel_hashes), dtype=np.uint64)
-
-
-@dataclass(frozen=True)
-class ImageHashes:
-    """The images that shaped a network.
-
-    Attributes:
-        training: Hashes of the images that it, or a network in its lineage, was trained on: uint64, sorted, unique.
-        selection: Hashes of the images by which an epoch, a setting, a temperature or a threshold was chosen: the same.
-        complete: Whether the lists cover the whole lineage.
-    """
-
-    training: np.ndarray
-    selection: np.ndarray
-    complete: bool = True
-
-    @classmethod
-    def of(cls, training: Iterable[str] = (), selection: Iterable[str] = (), complete: bool = True) -> ImageHashes:
-        """Return the hashes of images that are given by their values of `pixel_hash`."""
-        return cls(np.unique(hash_codes(training)), np.unique(hash_codes(selection)), complete)
-
-    def __or__(self, other: ImageHashes) -> ImageHashes:
-        return ImageHashes(
-            np.union1d(self.training, other.training),
-            np.union1d(self.selection, other.selection),
-            self.complete and other.complete,
-        )
-
-    @property
-    def all(self) -> np.ndarray:
-        """Training and selection images together: uint64, sorted, unique."""
-        return np.union1d(self.training, self.selection)
-
-    @property
-    def digest(self) -> str:
-        """Hash of both lists (SHA-256, 16 hex digits), by which a file names them."""
-        return hashlib.sha256(b"|".join((self.training.tobytes(), self.selection.tobytes()))).hexdigest()[:16]
-
-
-UNKNOWN = ImageHashes.of(complete=False)
-
-
-def hashes_file(model_file: Path) -> Path:
-    """Return the path of the list of images beside a network."""
-    return model_file.with_suffix(".hashes.npz")
-
-
-def write_hashes(model_file: Path, hashes: ImageHashes) -> None:
-    """Write the list of images beside a network, with the content hash of the network.
-
-    Args:
-        model_file: The network. For `tuned.json` it is `tuned.keras`, which does not exist.
-        hashes: Its images.
-    """
-    with atomic_file(hashes_file(model_file)) as temporary:
-        write_checked(temporary, hashes_content(hashes, file_hash(model_file) if model_file.is_file() else ""))
-
-
-def hashes_content(hashes: ImageHashes, network_hash: str) -> bytes:
-    """Return the content of the list of images of a network with this content hash."""
-    content = io.BytesIO()
-    np.savez_compressed(
-        content,
-        belongs_to=np.array(network_hash),
-        training=hashes.training,
-        selection=hashes.selection,
-        complete=np.array(hashes.complete),
-    )
-    return content.getvalue()
-
-
-def read_hashes(model_file: Path) -> ImageHashes:
-    """Return the images that shaped a network; `UNKNOWN` where no list lies beside it.
-
-    Raises:
-        InputError: The list is damaged, or belongs to another file.
-    """
-    file = hashes_file(model_file)
-    remedy = "restore it, or delete it (the images then count as unknown)"
-    try:
-        with np.load(file, allow_pickle=False) as content:
-            belongs_to = str(content["belongs_to"])
-            training, selection = (np.unique(content[name].astype(np.uint64)) for name in ("training", "selection"))
-            complete = bool(content["complete"])
-    except FileNotFoundError:
-        return UNKNOWN
-    except (ValueError, TypeError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{file}, the list of training images, is damaged ({error}); {remedy}") from error
-    if model_file.is_file() and belongs_to != file_hash(model_file):
-        raise InputError(f"{file}, the list of training images, belongs to another file than {model_file}; {remedy}")
-    return ImageHashes(training, selection, complete)
-
-
-def lineage_hashes(own: ImageHashes, sources: Iterable[Path]) -> ImageHashes:
-    """Return the images of a new network: its own, and those of every network that it learns from.
-
-    Args:
-        own: The images that it is trained and selected on itself.
-        sources: The networks that it starts from, is distilled from, or reads features of.
-
-    Raises:
-        InputError: As `read_hashes`.
-    """
-    for source in sources:
-        own |= read_hashes(source)
-    return own
 
 
 @dataclass(frozen=True)
@@ -215,9 +78,7 @@ def _exposed(seen: np.ndarray, duplicate: np.ndarray) -> int:
     return int((seen & ~duplicate).sum())
 
 
-def exposure_of(
-    model_file: Path, card: Mapping[str, Any], rows: pd.DataFrame, table: pd.DataFrame, dataset: str
-) -> Exposure:
+def exposure_of(model_file: Path, card: Card, rows: pd.DataFrame, table: pd.DataFrame, dataset: str) -> Exposure:
     """Return what a network has seen of some rows of a data set.
 
     A network without a list of images is judged by its card, which names the data sets and splits of its lineage: it
@@ -241,16 +102,16 @@ def exposure_of(
     training, selection = np.isin(codes, hashes.training), np.isin(codes, hashes.selection)
     complete = hashes.complete
     if not complete:
-        splits = splits_learnt_from(dict(card))
+        splits = card.training_splits
         complete = all(list(split) == [dataset, split_hash(table)] for split in splits)
-        learned_here = has_learnt_from(dict(card), dataset)
-        calibrated_here = card.get("calibration", {}).get("dataset") == dataset
+        learned_here = card.was_trained_on(dataset)
+        calibrated_here = card.calibration.get("dataset") == dataset
         training = training | (in_train & (complete | (learned_here & (part == "train"))))
         selection = selection | (in_dev & (complete | ((learned_here | calibrated_here) & (part == "dev"))))
     return Exposure(training, selection, in_train & (part != "train"), in_dev & (part != "dev"), complete)
 
 
-def knows_images(model_file: Path, card: Mapping[str, Any], rows: pd.DataFrame, dataset: str) -> bool:
+def knows_images(model_file: Path, card: Card, rows: pd.DataFrame, dataset: str) -> bool:
     """Return whether any of a data set's images shaped a network.
 
     Args:
@@ -264,7 +125,7 @@ def knows_images(model_file: Path, card: Mapping[str, Any], rows: pd.DataFrame, 
     """
     hashes = read_hashes(model_file)
     known = bool(np.isin(hash_codes(rows["pixel_hash"]), hashes.all).any())
-    return known or (not hashes.complete and has_learnt_from(dict(card), dataset))
+    return known or (not hashes.complete and card.was_trained_on(dataset))
 
 
 def settings_images(settings: Path, table: pd.DataFrame, dataset: str) -> ImageHashes | None:

@@ -14,14 +14,16 @@ import numpy as np
 import pandas as pd
 
 from configuration import Fitting, Temporal
+from inference.emotion_classifier import EmotionClassifier
+from inference.keras_networks import check_output
+from inference.lineage import ImageHashes, lineage_hashes
+from inference.model_card import SequenceCard, card_path
+from inference.sequence_classifier import described, save_sequence_network
 from preprocessing.command_line import counted
 from preprocessing.errors import InputError
 from preprocessing.image_tables import digest, split_hash
-from training.emotion_classifier import EmotionClassifier, check_output
 from training.fitting import NOT_FEELINGS, build_optimizer, check_settings, train_or_resume
 from training.fitting import VERSION as FITTING_VERSION
-from training.lineage import ImageHashes, lineage_hashes
-from training.sequence_classifier import described, save_sequence_network
 from training.sequences import VERSION as SEQUENCES_VERSION
 from training.sequences import SequenceBatches, SequenceSet, frame_features, read_sequences
 
@@ -135,7 +137,7 @@ def fit_sequences(
     if done is None:
         return False
     network, run = done
-    card = {
+    entries = {
         "labels": list(sequences.classes),
         "window": options.window,
         "rate": options.rate,
@@ -157,6 +159,7 @@ def fit_sequences(
         **run,
         "hyperparameters": asdict(options),
     }
+    card = SequenceCard.from_json(entries, card_path(model_file))
     save_sequence_network(network, card, model_file, hashes)
     print(f"network: {model_file}")
     return True

@@ -12,14 +12,14 @@ import numpy as np
 import pandas as pd
 
 from configuration import Temporal
+from inference.emotion_classifier import EmotionClassifier
+from inference.sequence_classifier import window_of
 from preprocessing.command_line import progress_bar
 from preprocessing.emotions import in_class_order
 from preprocessing.errors import InputError
 from preprocessing.files import fingerprint, write_file
 from preprocessing.image_tables import is_seen
 from training.datasets import read_cache, read_crops
-from training.emotion_classifier import EmotionClassifier
-from training.sequence_classifier import window_of
 
 VERSION = 1  # raise this when sequences are to be read or augmented otherwise: finished runs are then repeated
 _AT_ONCE = 256  # images whose features are computed at once

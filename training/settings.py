@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from configuration import Augmentation, Fitting
+from inference.lineage import SourceNetwork
+from inference.model_card import card_path
 from preprocessing.errors import InputError
-from training.emotion_classifier import card_path, find_network
 
 Settings = TypeVar("Settings", Fitting, Augmentation)
 
@@ -79,12 +80,11 @@ def _of_card(card: dict[str, Any], file: Path, given: dict[str, Any]) -> dict[st
     """
 
     def found(entry: dict[str, Any]) -> str:
-        if place := find_network(entry):
+        source = SourceNetwork.from_json(entry, file)
+        if place := source.find():
             return str(place)
-        made_by = f"; it was made by: {entry['command']}" if entry.get("command") else ""
-        raise InputError(
-            f"{file}: its network learnt from {entry['file']}, which is gone or another one by now{made_by}"
-        )
+        made_by = f"; it was made by: {source.command}" if source.command else ""
+        raise InputError(f"{file}: its network learnt from {source.file}, which is gone or another one by now{made_by}")
 
     try:
         entries = dict(card["hyperparameters"])

@@ -24,6 +24,8 @@ from dataclasses import replace
 import typer
 
 from configuration import BEST, FINE_TUNING, PATHS, SAMPLE
+from inference.keras_networks import check_output
+from inference.model_card import check_crops, read_card
 from preprocessing.command_line import (
     DataRoot,
     DatasetName,
@@ -34,9 +36,8 @@ from preprocessing.command_line import (
     typed_command,
 )
 from preprocessing.errors import InputError
-from preprocessing.image_tables import read_table
+from preprocessing.image_tables import crop_options, read_table
 from preprocessing.quiet import quiet_start
-from training.emotion_classifier import check_crops, check_output, crop_options, read_card
 from training.folds import LOOSE, STRICT, check_number, fit_folds
 from training.lineage import settings_images
 from training.settings import read_settings, shortened, tuned_file

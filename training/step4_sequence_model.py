@@ -22,10 +22,11 @@ from dataclasses import replace
 import typer
 
 from configuration import PATHS, SAMPLE, TEMPORAL
+from inference.keras_networks import check_output
+from inference.model_card import read_card
 from preprocessing.command_line import DataRoot, DatasetName, Force, ModelsRoot, dataset_folder, run, typed_command
 from preprocessing.image_tables import fold_numbers, read_table, split_by_fold
 from preprocessing.quiet import quiet_start
-from training.emotion_classifier import check_output, read_card
 from training.folds import STRICT, check_number, features_without, fold_file
 
 FITTING = TEMPORAL.fitting

@@ -33,6 +33,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from configuration import Fitting, Tuning
+from inference.lineage import ImageHashes, write_hashes
 from preprocessing.command_line import NO_ROOM, counted, progress_bar
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_file
@@ -47,7 +48,6 @@ from training.fitting import (
     read_batches,
     whole_faces_last,
 )
-from training.lineage import ImageHashes, write_hashes
 from training.settings import settings_to_json, shortened, tuned_file
 from training.workers import Worker, is_at_work, one_at_a_time
 

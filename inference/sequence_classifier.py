@@ -3,7 +3,7 @@
 It does not see pixels, but what another network, the classifier of single faces, sees in each frame: its features and
 probabilities (`EmotionClassifier.features`). It is causal: what it says of a frame depends on that frame and those
 before it. Its input is a window: one row for the reference, the face without expression that the others are compared
-with, then the frames in the order of time, then rows that are not used. As with `training.emotion_classifier`, Keras
+with, then the frames in the order of time, then rows that are not used. As with `inference.emotion_classifier`, Keras
 is imported only where it is needed; the live program runs a converted copy.
 """
 
@@ -16,53 +16,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from configuration import PATHS
+from inference.keras_networks import check_probabilities, copy_with, load_network, write_model
+from inference.lineage import ImageHashes
+from inference.model_card import SequenceCard, card_path, check_unchanged, read_sequence_card
 from preprocessing.errors import InputError
 from preprocessing.files import file_hash
 from preprocessing.litert import Network, converted
-from training.emotion_classifier import (
-    card_path,
-    check_probabilities,
-    check_unchanged,
-    copy_with,
-    load_network,
-    read_card,
-    write_model,
-)
 
 if TYPE_CHECKING:
     import keras
 
-    from training.lineage import ImageHashes
 
-_NEEDED = {
-    "labels": list,
-    "window": int,
-    "rate": (int, float),
-    "feature_size": int,
-    "features": dict,
-    "temperature": (int, float),
-}
 _BATCH = 64  # windows that Keras is given at once
 
 
-def read_sequence_card(model_file: Path, train: str = "python -m training.step4_sequence_model") -> dict[str, Any]:
-    """Return a sequence network's card.
-
-    Args:
-        model_file: The network.
-        train: The command that makes such a network.
-
-    Raises:
-        InputError: the network or its card is missing, or the card is none of a sequence network.
-    """
-    card = read_card(model_file, _NEEDED, train)
-    if not isinstance(card["features"].get("sha256"), str):
-        raise InputError(f"{card_path(model_file)}: features names no network (sha256); train again")
-    return card
-
-
 def save_sequence_network(
-    network: keras.Model, card: dict[str, Any], model_file: Path, hashes: ImageHashes | None = None
+    network: keras.Model, card: SequenceCard, model_file: Path, hashes: ImageHashes | None = None
 ) -> None:
     """Write a sequence network, as an uncompiled float32 copy, its card, and the images that shaped its lineage."""
     copy: Any = copy_with(network, dtype="float32")
@@ -70,9 +39,9 @@ def save_sequence_network(
     write_model(copy, card, model_file, hashes)
 
 
-def _check_fit(given: Sequence[Any], returned: Sequence[Any], card: dict[str, Any], model_file: Path) -> None:
-    window = card["window"]
-    expected = ((None, 1 + window, card["feature_size"]), (None, window, len(card["labels"])))
+def _check_fit(given: Sequence[Any], returned: Sequence[Any], card: SequenceCard, model_file: Path) -> None:
+    window = card.window
+    expected = ((None, 1 + window, card.feature_size), (None, window, len(card.labels)))
     found = (tuple(given), tuple(returned))
     if found != expected:
         raise InputError(
@@ -99,9 +68,9 @@ def window_of(frames: np.ndarray, reference: np.ndarray, window: int) -> tuple[n
     return rows, len(frames)
 
 
-def _test_windows(card: dict[str, Any]) -> np.ndarray:
+def _test_windows(card: SequenceCard) -> np.ndarray:
     """Return one window of noise, float32 (1, 1 + window, feature_size)."""
-    shape = (1, 1 + card["window"], card["feature_size"])
+    shape = (1, 1 + card.window, card.feature_size)
     return np.random.default_rng(0).random(shape, np.float32)
 
 
@@ -122,12 +91,12 @@ class SequenceClassifier:
         unsure_below: Least probability, 0-1, from which on the most probable class is worth telling.
     """
 
-    def __init__(self, run: Callable[[np.ndarray], np.ndarray], card: dict[str, Any], name: str, batch_size: int):
+    def __init__(self, run: Callable[[np.ndarray], np.ndarray], card: SequenceCard, name: str, batch_size: int):
         self.card = card
-        self.labels: tuple[str, ...] = tuple(card["labels"])
-        self.window: int = card["window"]
-        self.rate: float = float(card["rate"])
-        self.unsure_below: float = card.get("unsure_below", 0.0)
+        self.labels: tuple[str, ...] = card.labels
+        self.window: int = card.window
+        self.rate: float = float(card.rate)
+        self.unsure_below: float = card.unsure_below
         self._run, self._name, self._batch_size = run, name, batch_size
 
     @classmethod
@@ -145,7 +114,7 @@ class SequenceClassifier:
 
         def run(windows: np.ndarray) -> np.ndarray:
             answers = np.asarray(network([windows], training=False))
-            return answers.reshape(len(windows), card["window"], -1)
+            return answers.reshape(len(windows), card.window, -1)
 
         check_probabilities(run(_test_windows(card)), model_file.name)
         return cls(run, card, model_file.name, _BATCH)
@@ -182,7 +151,7 @@ class SequenceClassifier:
         Raises:
             InputError: with the remedy.
         """
-        wanted = self.card["features"]
+        wanted = self.card.features
         if features_of != wanted["sha256"]:
             raise InputError(
                 f"{self._name} reads the features of {wanted.get('file', 'another network')} (SHA-256 "
@@ -207,7 +176,7 @@ class SequenceClassifier:
             answers = self._run(np.stack([rows for rows, _ in part]))
             for index, (_, count) in enumerate(part):
                 found[start + index] = answers[index, count - 1]
-        scaled = found.astype(np.float64) ** (1 / self.card["temperature"])
+        scaled = found.astype(np.float64) ** (1 / self.card.temperature)
         return (scaled / scaled.sum(axis=1, keepdims=True)).astype(np.float32)
 
 

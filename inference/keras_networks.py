@@ -1,0 +1,325 @@
+"""Keras networks on disk: save, load, and check what an unknown file contains.
+
+Keras is imported when the first network is loaded or saved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from configuration import ROOT
+from inference.lineage import ImageHashes, hashes_content, hashes_file
+from inference.model_card import Card, ModelCard, card_content, card_path, check_unchanged, sealed
+from preprocessing.errors import InputError
+from preprocessing.files import atomic_file, write_checked
+from preprocessing.quiet import quiet_start
+
+if TYPE_CHECKING:
+    import keras
+
+RELEASED = tuple(ROOT / "models" / name for name in ("pretrained.keras", "fer2013.keras"))  # no training replaces these
+
+
+def check_output(model_file: Path) -> None:
+    """Refuse a name that a trained network must not have; commands call this before they train.
+
+    Args:
+        model_file: Where the network is to go.
+
+    Raises:
+        InputError: it is no `.keras` file, or it is a released network in any spelling of its path.
+    """
+    if model_file.suffix != ".keras" or model_file.is_dir():
+        raise InputError(f"--output {model_file} is not the name of a .keras file; the card goes beside it as .json")
+    target = Path(os.path.realpath(model_file))  # unlike `resolve`, it takes a link to itself
+    for released in RELEASED:
+        # Some disks do not distinguish upper and lower case, and a folder may be reached by several paths.
+        same_name = target.name.casefold() == released.name.casefold()
+        if target == released.resolve() or (same_name and _is_same_folder(target.parent, released.parent)):
+            raise InputError(
+                f"--output {model_file} would replace the released network {released.name}; give another name, such "
+                "as models/mine.keras"
+            )
+
+
+def _is_same_folder(folder: Path, other: Path) -> bool:
+    return folder.exists() and other.exists() and folder.samefile(other)
+
+
+def save(network: keras.Model, card: ModelCard, model_file: Path, hashes: ImageHashes | None = None) -> None:
+    """Write a network, as an uncompiled float32 copy, and its card.
+
+    A compiled network would drag its optimiser's state along, and a mixed precision would survive the saving.
+
+    Args:
+        network: The network.
+        card: Its card.
+        model_file: Path of the `.keras` file.
+        hashes: The images that shaped it and its lineage; left out, they count as unknown.
+    """
+    copy: Any = copy_with(network, dtype="float32")
+    check_fit(copy.input_shape, copy.output_shape, card, model_file)
+    write_model(copy, card, model_file, hashes)
+
+
+def copy_with(network: keras.Model, **settings: Any) -> keras.Model:
+    """Return an uncompiled copy of a network, its layers built with other settings where they have such ones."""
+    import keras
+
+    # The clone is compiled, too, if the network is.
+    copy = keras.models.clone_model(network, clone_function=lambda layer: _rebuilt(layer, **settings))
+    copy = keras.Model(copy.inputs, copy.outputs, name=network.name)
+    copy.set_weights(network.get_weights())
+    return copy
+
+
+def _rebuilt(layer: Any, **settings: Any) -> Any:
+    """Return a new layer with some other settings, where it has such ones."""
+    config = layer.get_config()
+    return layer.__class__.from_config(config | {name: v for name, v in settings.items() if name in config})
+
+
+def write_model(network: keras.Model, card: Card, model_file: Path, hashes: ImageHashes | None = None) -> None:
+    """Write a network as it is, its list of images and its card.
+
+    The card and the list of an earlier network are removed first, so a kill never leaves them beside the new network.
+    All files are on disk under temporary names before any replaces an earlier one, so a full disk leaves those as they
+    were.
+
+    Args:
+        network: The network.
+        card: Its card; `labels_hash` and `network_hash` are added.
+        model_file: Path of the `.keras` file.
+        hashes: The images that shaped the network and its lineage; left out, they count as unknown.
+
+    Raises:
+        OSError: The disk is full, or a file does not read back as it was written.
+    """
+    content = io.BytesIO()  # HDF5 must not write to a disk that may be full: see `write_file`
+    network.save(content, zipped=False)  # `zipped` only relaxes the check of the file's name: the content is a zip
+    network_hash = hashlib.sha256(content.getvalue()).hexdigest()[:16]  # as `file_hash` gives it
+    card = sealed(card, network_hash)
+    with ExitStack() as files:  # the network takes its name first, the card last
+        write_checked(files.enter_context(atomic_file(card_path(model_file))), card_content(card))
+        if hashes is not None:
+            list_file = files.enter_context(atomic_file(hashes_file(model_file)))
+            write_checked(list_file, hashes_content(hashes, network_hash))
+        write_checked(files.enter_context(atomic_file(model_file)), content.getvalue())
+        card_path(model_file).unlink(missing_ok=True)
+        hashes_file(model_file).unlink(missing_ok=True)
+
+
+def check_fit(input_shape: Sequence[Any], output_shape: Sequence[Any], card: ModelCard, model_file: Path) -> None:
+    """Refuse a card that describes another network."""
+    side = card.input_size
+    expected = ((None, side, side, card.channels), (None, len(card.labels)))
+    found = (tuple(input_shape), tuple(output_shape))
+    if found != expected:
+        raise InputError(
+            f"{card_path(model_file)} does not describe {model_file.name}: the card says input and output "
+            f"{expected}, the network has {found}"
+        )
+
+
+def is_whole(model_file: Path) -> bool:
+    """Tell whether a `.keras` file, which is a zip archive, is complete and matches its checksums."""
+    try:
+        with zipfile.ZipFile(model_file) as archive:
+            return archive.testzip() is None
+    except PermissionError:
+        raise
+    except Exception:  # a damaged archive may raise almost anything
+        return False
+
+
+def load_network(model_file: Path) -> keras.Model:
+    """Return a saved network without its card.
+
+    Raises:
+        InputError: the file is damaged, or is no Keras model.
+    """
+    _refuse_hdf5(model_file)
+    if not is_whole(model_file):
+        raise InputError(f"{model_file} is damaged: it is not a complete .keras file; restore it, or train it again")
+    with quiet_start():
+        import keras
+    try:
+        network: Any = keras.models.load_model(model_file, compile=False, safe_mode=True)
+        if not network.built or not network.layers:
+            raise ValueError("it has no layers, or was never built")
+    except Exception as error:  # a file from elsewhere may break Keras, h5py and zlib in any way
+        _refuse_foreign_code(model_file)
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"{model_file} is not a usable Keras model ({reason}); train it again") from error
+    return network
+
+
+def _refuse_hdf5(model_file: Path) -> None:
+    with model_file.open("rb") as stream:
+        is_hdf5 = stream.read(8) == b"\x89HDF\r\n\x1a\n"
+    if is_hdf5:
+        raise InputError(
+            f"{model_file} is an HDF5 file, not a .keras file; rename it to .h5, load it with keras.models.load_model, "
+            "and save it with network.save('NAME.keras')"
+        )
+
+
+def _refuse_foreign_code(model_file: Path) -> None:
+    """Refuse a network that Keras could not load because it needs Python code that is not part of Keras."""
+    try:
+        with zipfile.ZipFile(model_file) as archive:
+            foreign = sorted(set(_foreign_code(json.loads(archive.read("config.json")))))
+    except Exception:  # the caller reports what Keras says
+        return
+    if foreign:
+        raise InputError(
+            f"{model_file} needs code that is not part of Keras ({', '.join(foreign)[:200]}), which is never run from "
+            "a file; rebuild the network with Keras's own layers, copy the weights and save it again"
+        )
+
+
+def _foreign_code(config: Any) -> Iterator[str]:
+    """Yield the names of the objects in a network's configuration that are Lambda functions or not part of Keras."""
+    if isinstance(config, dict):
+        name, module = config.get("class_name"), config.get("module", "keras")
+        if name == "__lambda__":
+            yield "a Lambda layer's function"
+        elif (name, module) == ("function", "builtins"):
+            yield f"the function {config.get('config')}"
+        elif name and str(module).split(".")[0] not in ("keras", "builtins"):
+            yield str(config.get("registered_name") or name)
+        config = list(config.values())
+    if isinstance(config, list):
+        for part in config:
+            yield from _foreign_code(part)
+
+
+def load_pixel_network(model_file: Path, card: ModelCard) -> keras.Model:
+    """Return a saved network of single faces, checked: it takes uint8 pixels and returns probabilities.
+
+    Args:
+        model_file: The network.
+        card: Its card.
+
+    Raises:
+        InputError: the file is no Keras model, does not fit its card, takes values in an unknown range, or its outputs
+            are no probabilities.
+    """
+    network: Any = with_pixel_input(load_network(model_file), card.input_range, model_file)
+    import keras  # late: `load_network` imports it without the notes of native libraries
+
+    check_unchanged(card, model_file)
+    check_fit(network.input_shape, network.output_shape, card, model_file)
+    outputs: Any = keras.ops.convert_to_numpy(network(test_images(card), training=False))
+    check_probabilities(outputs, model_file.name)
+    return network
+
+
+def with_pixel_input(network: Any, input_range: Sequence[float] | None, model_file: Path) -> keras.Model:
+    """Return a network that takes uint8 pixels, 0-255.
+
+    Many networks are trained on images that were scaled beforehand, and take floats. Such a network is copied in
+    float32, which LiteRT needs, with the scaling as its first layer.
+
+    Args:
+        network: A network with one input, (n, height, width, channels), and one output, (n, classes).
+        input_range: The values that 0 and 255 become before this network takes them; None where the card has none.
+        model_file: The network's file, for the message.
+
+    Raises:
+        InputError: the network has several inputs or outputs, takes floats of an unknown range, takes uint8 although
+            the card has another range, or takes neither.
+    """
+    import keras
+
+    counts = [len(getattr(network, ends, None) or []) for ends in ("inputs", "outputs")]
+    if counts != [1, 1]:
+        raise InputError(
+            f"{model_file} cannot be used (inputs: {counts[0]}, outputs: {counts[1]}); accepted: one input, the "
+            "images, and one output, the class probabilities; save keras.Model(images, probabilities)"
+        )
+    network = keras.Model(network.inputs[0], network.outputs[0], name=network.name)  # out of lists and dicts
+    dtype, card_file = str(network.inputs[0].dtype), card_path(model_file)
+    if dtype == "uint8":
+        if input_range is not None and list(input_range) != [0, 255]:
+            raise InputError(
+                f"{card_file}: input_range {list(input_range)} cannot be used: {model_file.name} takes uint8 pixels, "
+                "0-255; remove the entry"
+            )
+        return network
+    if "float" not in dtype:
+        raise InputError(f"{model_file} takes {dtype} images; accepted: uint8, or floats with input_range in the card")
+    if input_range is None:
+        raise InputError(
+            f"{model_file} takes {dtype} images, and its card does not say in which range; add the range that it was "
+            f'trained with to {card_file}, such as "input_range": [0, 1] (or [-1, 1], or [0, 255])'
+        )
+    low, high = map(float, input_range)
+    pixels = keras.Input(network.input_shape[1:], dtype="uint8", name="pixels")
+    scaled = keras.layers.Rescaling((high - low) / 255, low, dtype="float32", name="pixels_to_input_range")(pixels)
+
+    def call_on_scaled(layer: Any, *inputs: Any, **options: Any) -> Any:
+        """Call a layer, with the scaled image where the network itself was given the image."""
+        given: Any = keras.tree.map_structure(lambda one: scaled if one is pixels else one, (inputs, options))
+        return layer(*given[0], **given[1])
+
+    copy: Any = keras.models.clone_model(
+        network,
+        input_tensors=pixels,
+        clone_function=lambda layer: _rebuilt(layer, dtype="float32"),
+        call_function=call_on_scaled,
+        recursive=True,
+    )
+    copy.set_weights(network.get_weights())
+    return copy
+
+
+def test_images(card: ModelCard) -> np.ndarray:
+    """Return a black, a white, a graded and a noisy image, uint8 (4, input_size, input_size, channels)."""
+    images = np.zeros((4, card.input_size, card.input_size, card.channels), np.uint8)
+    images[1] = 255
+    images[2] = np.linspace(0, 255, card.input_size, dtype=np.uint8)[:, None]
+    images[3] = np.random.default_rng(0).integers(0, 256, images.shape[1:], np.uint8)
+    return images
+
+
+def check_probabilities(outputs: np.ndarray, model: str) -> None:
+    """Refuse outputs that are no probabilities.
+
+    Args:
+        outputs: What a network returned, (..., classes).
+        model: What the message calls it.
+
+    Raises:
+        InputError: one is negative or not finite, or those of an image do not sum to one.
+    """
+    sums = outputs.sum(axis=-1)
+    if not np.isfinite(outputs).all():
+        raise InputError(
+            f"{model}: the outputs are no probabilities: some are NaN or infinite, as after a training that diverged, "
+            "or where a plain image is divided by its standard deviation, 0; train it again"
+        )
+    if outputs.min() < 0 or (np.abs(sums - 1) > 0.01).any():
+        raise InputError(
+            f"{model}: the outputs are no probabilities: those of an image sum to {sums.min():.3g} to "
+            f"{sums.max():.3g}, not to 1, the least is {outputs.min():.3g}; its last layer must be a softmax"
+        )
+
+
+def with_features(network: Any) -> keras.Model:
+    """Return a network that gives, before its probabilities, what its last layer of weights is given: its features."""
+    import keras
+
+    head = next(layer for layer in reversed(network.layers) if layer.weights)
+    features = keras.layers.Flatten()(head.input)
+    return keras.Model(network.inputs, keras.layers.Concatenate()([features, network.outputs[0]]))

@@ -1,0 +1,398 @@
+"""The model card: a typed, versioned JSON file beside each network, and the checks that it must pass.
+
+`X.json` says what the network `X.keras` is, how its input is cropped, how it was trained, and every score that was
+measured. Reading a card needs neither Keras nor pandas.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from inference.lineage import SourceNetwork, as_tuple
+from preprocessing.emotions import EMOTIONS, in_class_order
+from preprocessing.errors import InputError
+from preprocessing.files import atomic_file, file_hash
+
+CARD_VERSION = 2  # raised when entries are renamed; a card of another version is refused
+TEMPERATURES = (0.01, 100.0)  # accepted values: beyond, all probabilities become 0 and 1, or equal
+_KINDS = {
+    "str": str,
+    "int": int,
+    "float": (int, float),
+    "tuple": list,
+    "list": list,
+    "dict": dict,
+    "SourceNetwork": dict,
+}
+# Accepted values of a card's numbers. The crop sizes are those of `preprocessing.faces.check_options`.
+_RANGES = {
+    "input_size": (8, 1024),
+    "channels": (1, 3),
+    "temperature": TEMPERATURES,
+    "unsure_below": (0, 1),
+    "window": (1, 10_000),
+    "rate": (0.1, 1000),
+    "feature_size": (1, 1_000_000),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What the cards of all networks have in common.
+
+    Attributes:
+        labels: Class names, in class order.
+        temperature: Divisor of the logits; fitted by calibration, 1 before.
+        unsure_below: Smallest probability, 0-1, with which a label is shown.
+        labels_hash, network_hash: Hashes of the labels and of the `.keras` file; empty in a card made by hand.
+        dataset, split_hash: Name of the training data and hash of its split; None where they are not known.
+        features: The network whose features this one reads: `file`, `sha256` (sequence networks only).
+        fold: Number, count and column of the fold that this network was trained without.
+        settings_selected_on: Hash of further images by which the settings were selected.
+        calibration: How temperature and threshold were fitted.
+        scores: Measured scores, each with `dataset`, `split`, `protocol` and `accuracy`.
+        caveats: Sentences about data and use.
+        hyperparameters: Settings of the training, by name.
+        start_from, teachers: The networks that this one was initialised from and distilled from.
+        other: Entries that no code reads; they are kept.
+    """
+
+    step: ClassVar[str] = "training.step3_best_model"  # trains such a network
+    required: ClassVar[tuple[str, ...]] = ("labels", "temperature")
+
+    labels: tuple[str, ...]
+    temperature: float
+    unsure_below: float = 0.0
+    card_version: int = CARD_VERSION
+    labels_hash: str = ""
+    network_hash: str = ""
+    dataset: str | None = None
+    split_hash: str | None = None
+    features: dict[str, Any] | None = None
+    fold: dict[str, Any] | None = None
+    settings_selected_on: str = ""
+    calibration: dict[str, Any] = field(default_factory=dict)
+    scores: list[dict[str, Any]] = field(default_factory=list)
+    caveats: tuple[str, ...] = ()
+    command: str = ""
+    run: str = ""
+    started: str = ""
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+    precision: str = ""
+    epoch_chosen: int | None = None
+    chosen_by: str = ""
+    dev_accuracy: float | None = None
+    start_from: SourceNetwork | None = None
+    teachers: tuple[SourceNetwork, ...] = ()
+    other: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def sources(self) -> tuple[SourceNetwork, ...]:
+        """The networks that this one was initialised from or distilled from."""
+        return (*([self.start_from] if self.start_from else []), *self.teachers)
+
+    @property
+    def training_splits(self) -> tuple[tuple[str | None, str | None], ...]:
+        """Data set name and split hash of each training in the lineage, the own one first.
+
+        `(None, None)` is data that the card does not name: images that selected its settings, a calibration on another
+        data set, and the data of the network whose features it reads.
+        """
+        own = (self.dataset, self.split_hash)
+        calibrated_elsewhere = self.calibration.get("dataset", self.dataset) != self.dataset
+        unnamed = calibrated_elsewhere or self.features is not None or self.settings_selected_on
+        inherited = (split for source in self.sources for split in source.training_splits if split != own)
+        return (own, *inherited, *([(None, None)] if unnamed else []))
+
+    def was_trained_on(self, dataset: str) -> bool:
+        """Return whether this network, or one of its lineage, was trained on a data set."""
+        return any(name == dataset for name, _ in self.training_splits)
+
+    def was_trained_on_another_split(self, dataset: str, split_hash: str) -> bool:
+        """Return whether a network of the lineage was trained on another split of a data set than this one."""
+        return any(name == dataset and other != split_hash for name, other in self.training_splits)
+
+    @classmethod
+    def from_json(cls, entries: Mapping[str, Any], file: Path) -> Self:
+        """Return the card with these entries, checked.
+
+        Args:
+            entries: The content of the JSON file.
+            file: Its path, for messages.
+
+        Raises:
+            InputError: An entry is missing, of another kind, or out of range, or the labels are not those of the
+                network.
+        """
+        known = {entry.name: entry for entry in fields(cls) if entry.name != "other"}
+        for name in cls.required:
+            if name not in entries:
+                raise InputError(f"{file} lacks a valid {name!r}; train again, or restore the card")
+        for name, value in entries.items():
+            if name in known and not _is_kind(value, str(known[name].type)):
+                if name in cls.required:
+                    raise InputError(f"{file} lacks a valid {name!r}; train again, or restore the card")
+                raise InputError(f"{file}: {name} {value!r:.40} cannot be used; train again, or restore the card")
+        _check_values(entries, file)
+        values = {
+            name: as_tuple(entries[name]) if str(known[name].type).startswith("tuple") else entries[name]
+            for name in known
+            if name in entries
+        }
+        if entries.get("start_from"):
+            values["start_from"] = SourceNetwork.from_json(entries["start_from"], file)
+        teachers = entries.get("teachers", [])
+        values["teachers"] = tuple(SourceNetwork.from_json(teacher, file) for teacher in teachers)
+        return cls(**values, other={name: value for name, value in entries.items() if name not in known})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `json.dumps` writes and `from_json` takes; entries that have their default are left out."""
+        defaults = {entry.name: entry for entry in fields(self)}
+        entries = {
+            name: _json_value(value)
+            for name, value in vars(self).items()
+            if name != "other" and (name in ("card_version", "unsure_below") or not _is_default(defaults[name], value))
+        }
+        return entries | self.other
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard(Card):
+    """The card of a network of single faces.
+
+    Attributes:
+        input_size: Side of the square input, pixels.
+        channels: 1 (gray) or 3 (RGB).
+        align: How faces are aligned: `landmarks` or `box`.
+        input_range: The values that 0 and 255 become before the network takes them; None: it takes uint8 pixels.
+        targets: `labels` or `votes`.
+        votes_hash: Hash of the annotators' votes; empty where they were not used.
+        crops: The crop options of the training images.
+        training_images, dev_images: Numbers of images.
+    """
+
+    required: ClassVar[tuple[str, ...]] = ("labels", "input_size", "channels", "align", "temperature")
+
+    input_size: int
+    channels: int
+    align: str
+    input_range: list[float] | None = None
+    targets: str = "labels"
+    votes_hash: str = ""
+    crops: dict[str, Any] = field(default_factory=dict)
+    training_images: int | None = None
+    dev_images: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceCard(Card):
+    """The card of a network over the frames of a face.
+
+    Attributes:
+        window: Number of frames that it looks back over.
+        rate: Frames per second that it was trained on.
+        feature_size: Number of features of each frame.
+    """
+
+    step: ClassVar[str] = "training.step4_sequence_model"
+    required: ClassVar[tuple[str, ...]] = ("labels", "window", "rate", "feature_size", "features", "temperature")
+
+    window: int
+    rate: float
+    feature_size: int
+
+
+def card_path(model_file: Path) -> Path:
+    """Return the path of a network's card."""
+    return model_file.with_suffix(".json")
+
+
+def read_card(model_file: Path, train: str = "") -> ModelCard:
+    """Return the card of a network of single faces.
+
+    Args:
+        model_file: The network.
+        train: The command that trains it, for messages; empty: the step.
+
+    Raises:
+        InputError: The network or its card is missing, the card is no JSON, or an entry is missing or cannot be used.
+    """
+    return _read(model_file, ModelCard, train)
+
+
+def read_sequence_card(model_file: Path, train: str = "") -> SequenceCard:
+    """Return the card of a sequence network.
+
+    Args:
+        model_file: The network.
+        train: The command that trains it, for messages; empty: the step.
+
+    Raises:
+        InputError: As `read_card`, or the card does not name the network whose features it reads.
+    """
+    card = _read(model_file, SequenceCard, train)
+    if not isinstance((card.features or {}).get("sha256"), str):
+        raise InputError(f"{card_path(model_file)}: features names no network (sha256); train again")
+    return card
+
+
+def _read(model_file: Path, kind: type[Any], train: str) -> Any:
+    train = train or f"python -m {kind.step}"
+    if model_file.suffix != ".keras":
+        raise InputError(f"{model_file} is not a .keras file; give the network, its card is found beside it")
+    if model_file.is_dir():
+        raise InputError(
+            f"{model_file} is a folder, not a .keras file; load it where it was made and save it with "
+            "network.save('NAME.keras')"
+        )
+    if not model_file.is_file():
+        raise InputError(f"{model_file} does not exist; train one with {train}")
+    file = card_path(model_file)
+    if not file.is_file():
+        raise InputError(f"{model_file} has no card; {file} must lie beside it (training writes both)")
+    try:
+        entries = json.loads(file.read_bytes())  # bytes: editors on Windows also write UTF-16, or a byte order mark
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file} is not readable JSON ({error}); train again, or restore it") from error
+    if not isinstance(entries, dict):
+        raise InputError(f"{file} lacks a valid {kind.required[0]!r}; train again, or restore the card")
+    if "window" in entries and kind is ModelCard:
+        raise InputError(
+            f"{model_file} reads sequences, not single faces: evaluation.sequences scores it, realtime.webcam takes it "
+            "as --temporal"
+        )
+    if "input_size" in entries and kind is SequenceCard:
+        raise InputError(f"{model_file} sees single faces, not sequences; train a sequence network with {train}")
+    if entries.get("card_version", CARD_VERSION if not entries.get("network_hash") else 1) != CARD_VERSION:
+        raise InputError(f"{file} was written by another version of this program; train again: {train}")
+    return kind.from_json(entries, file)
+
+
+def write_card(card: Card, model_file: Path) -> None:
+    """Write a network's card in one step: a reader sees the whole new card or the old one."""
+    with atomic_file(card_path(model_file)) as temporary:
+        temporary.write_bytes(card_content(card))
+
+
+def card_content(card: Card) -> bytes:
+    """Return the content of a card's file."""
+    return (json.dumps(card.to_json(), indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def sealed(card: Any, network_hash: str) -> Any:
+    """Return the card with the hashes of its labels and of its network's file."""
+    return replace(card, labels_hash=labels_hash(card.labels), network_hash=network_hash)
+
+
+def labels_hash(labels: Sequence[str]) -> str:
+    """Return a hash of class names in their order (SHA-256, 16 hex digits)."""
+    return hashlib.sha256("\n".join(labels).encode()).hexdigest()[:16]
+
+
+def check_unchanged(card: Card, model_file: Path) -> None:
+    """Refuse a card that was written for another network file.
+
+    A card from outside this program has no `network_hash`, and is accepted.
+
+    Raises:
+        InputError: The file is not the one that the card was saved with.
+    """
+    if card.network_hash and card.network_hash != file_hash(model_file):
+        raise InputError(
+            f"{card_path(model_file)} was saved with another network than {model_file.name} (network_hash differs); "
+            "restore both files, or, where you changed the network, remove network_hash, scores and calibration"
+        )
+
+
+def check_crops(model_file: Path, card: ModelCard, crops: Mapping[str, Any], dataset: str) -> None:
+    """Refuse crops that a network does not take.
+
+    Args:
+        model_file: The network.
+        card: Its card.
+        crops: How the crops were made: `size`, `channels`.
+        dataset: Name of their data set.
+
+    Raises:
+        InputError: The size or the channels differ from the card's.
+    """
+    if (crops["size"], crops["channels"]) != (card.input_size, card.channels):
+        raise InputError(
+            f"the crops of {dataset} are {_pixels(crops['size'], crops['channels'])}, {model_file} takes "
+            f"{_pixels(card.input_size, card.channels)}; make them again: python -m "
+            f"preprocessing.step2_face_crops --dataset {dataset} --size {card.input_size} "
+            f"--channels {card.channels}"
+        )
+
+
+def _pixels(size: int, channels: int) -> str:
+    return f"{size}x{size} pixels {'gray' if channels == 1 else 'RGB'}"
+
+
+def _check_values(entries: Mapping[str, Any], file: Path) -> None:
+    labels = entries["labels"]
+    if len(labels) < 2 or not all(label in EMOTIONS for label in labels) or len(in_class_order(labels)) < len(labels):
+        raise InputError(f"{file}: labels {labels} are not two or more, each once, among {', '.join(EMOTIONS)}")
+    for name, (least, most) in _RANGES.items():
+        if name in entries and not _is_number(entries[name], least, most):
+            raise InputError(f"{file}: {name} {entries[name]!r:.40} is not a number from {least} to {most}; correct it")
+    if entries.get("channels") == 2:
+        raise InputError(f"{file}: channels 2 cannot be used; accepted: 1 (gray) or 3 (RGB)")
+    if entries.get("input_range") is not None and not _is_range(entries["input_range"]):
+        raise InputError(
+            f"{file}: input_range {entries['input_range']!r:.80} cannot be used; accepted: the two numbers that black "
+            "and white pixels become, the smaller one first, such as [0, 1], [-1, 1] or [0, 255]"
+        )
+    for score in entries.get("scores", []):
+        if not (
+            isinstance(score, dict)
+            and all(isinstance(score.get(name), str) for name in ("dataset", "split", "protocol"))
+            and _is_number(score.get("accuracy"), 0, 1)
+        ):
+            raise InputError(f"{file}: scores has {score!r:.80}, which is no score; restore the card")
+    if entries.get("labels_hash") and entries["labels_hash"] != labels_hash(labels):
+        raise InputError(
+            f"{file}: labels are not those that the network was saved with, or in another order (labels_hash differs); "
+            "restore the card"
+        )
+
+
+def _is_kind(value: Any, annotation: str) -> bool:
+    """Return whether a JSON value fits a field's annotation, such as `tuple[str, ...]` or `int | None`."""
+    kind, _, optional = annotation.partition(" | ")
+    if value is None:
+        return bool(optional)
+    return isinstance(value, _KINDS[kind.partition("[")[0]]) and not isinstance(value, bool)
+
+
+def _is_default(entry: Any, value: Any) -> bool:
+    default = entry.default_factory() if callable(entry.default_factory) else entry.default
+    return value == default
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, SourceNetwork):
+        return {
+            entry.name: _json_value(getattr(value, entry.name))
+            for entry in fields(value)
+            if not _is_default(entry, getattr(value, entry.name))
+        }
+    return [_json_value(part) for part in value] if isinstance(value, tuple) else value
+
+
+def _is_number(value: Any, least: float, most: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_range(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(_is_number(end, -1e6, 1e6) for end in value)
+        and value[0] < value[1]
+    )
