@@ -555,7 +555,7 @@ def covered(task: Task, models: list[Any], report: Path) -> Any:
 
     def candidate(answers: Any) -> Candidate:
         classifier = EmotionClassifier.load(answers.model_file)
-        return Candidate(lambda images: apply_rule(classifier.predict(images), answers.rule), answers.card)
+        return Candidate(lambda images: apply_rule(classifier.predict(images), answers.rule), answers.card.to_json())
 
     check_aligned(models)
     first = models[0]

@@ -18,6 +18,7 @@ from preprocessing.emotions import EMOTIONS, in_class_order
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_file, file_hash
 
+_ALWAYS_WRITTEN = ("card_version", "unsure_below", "scores")
 CARD_VERSION = 2  # raised when entries are renamed; a card of another version is refused
 TEMPERATURES = (0.01, 100.0)  # accepted values: beyond, all probabilities become 0 and 1, or equal
 _KINDS = {
@@ -156,7 +157,7 @@ class Card:
         entries = {
             name: _json_value(value)
             for name, value in vars(self).items()
-            if name != "other" and (name in ("card_version", "unsure_below") or not _is_default(defaults[name], value))
+            if name != "other" and (name in _ALWAYS_WRITTEN or not _is_default(defaults[name], value))
         }
         return entries | self.other
 
@@ -343,7 +344,7 @@ def _check_values(entries: Mapping[str, Any], file: Path) -> None:
             raise InputError(f"{file}: {name} {entries[name]!r:.40} is not a number from {least} to {most}; correct it")
     if entries.get("channels") == 2:
         raise InputError(f"{file}: channels 2 cannot be used; accepted: 1 (gray) or 3 (RGB)")
-    if entries.get("input_range") is not None and not _is_range(entries["input_range"]):
+    if "input_range" in entries and not _is_range(entries["input_range"]):
         raise InputError(
             f"{file}: input_range {entries['input_range']!r:.80} cannot be used; accepted: the two numbers that black "
             "and white pixels become, the smaller one first, such as [0, 1], [-1, 1] or [0, 255]"

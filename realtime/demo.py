@@ -17,8 +17,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
-from inference.model_card import ModelCard
-
 if not __package__:  # run as a plain file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -26,6 +24,7 @@ import numpy as np
 import typer
 
 from configuration import PATHS, SAMPLE
+from inference.model_card import ModelCard
 from preprocessing.command_line import ReportsRoot, run
 from preprocessing.emotions import CKPLUS_CODES, EMOTIONS
 from preprocessing.faces import Detector, build_detector

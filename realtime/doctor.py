@@ -246,7 +246,7 @@ def look_at_model(model: Path, load: Callable[[Path], Any]) -> tuple[Finding, An
     )
     missing = ["--calibrate"] * (not is_calibrated) + ["--update-card"] * (not scores)
     if missing:
-        words = ["--dataset", str(card.dataset), "--model", str(model), *missing]
+        words = ["--dataset", card.dataset or "NAME", "--model", str(model), *missing]
         remedy = f"python -m evaluation.model_evaluation {shlex.join(words)}"
         return Finding("model", text, remedy), classifier
     return Finding("model", text), classifier

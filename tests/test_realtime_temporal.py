@@ -17,7 +17,7 @@ class Network(SequenceClassifier):
     """Answers what it is told to and remembers what it was asked: each face's frame numbers, and its reference's."""
 
     def __init__(self, window: int = 6, rate: float = 30.0, answers: tuple[float, ...] = (0.9,)):
-        card = sequence_card(window=window, rate=rate)
+        card = sequence_card(window=window, rate=rate, features={"sha256": "ab"})
         super().__init__(lambda rows: rows, card, "fake.keras", 1)
         self.asked: list[list[tuple[list[int], int]]] = []
         self.answers = list(answers)

@@ -94,7 +94,7 @@ def test_kept_conversion_serves_only_the_card_that_it_was_made_for(keep, tmp_pat
     assert np.abs(predict() - before).max() > 0.01
     for card, message in (
         (CARD, "input_range"),
-        ({**CARD, "input_range": [0, 1], "network_hash": "0"}, "network_hash"),
+        ({**CARD, "input_range": [0, 1], "network_hash": "0", "card_version": 2}, "network_hash"),
     ):
         card_path(file).write_text(json.dumps(card))
         with pytest.raises(InputError, match=message):
