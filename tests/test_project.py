@@ -11,16 +11,17 @@ from conftest import ROOT
 
 from preprocessing.files import file_hash
 
-STAGES = ["configuration", "preprocessing", "training", "evaluation", "realtime", "benchmarks"]
+STAGES = ["configuration", "preprocessing", "inference", "training", "evaluation", "realtime", "benchmarks"]
 MAY_IMPORT = {
     "configuration": set(),
     "preprocessing": {"configuration"},
-    "training": {"configuration", "preprocessing"},
-    "evaluation": {"configuration", "preprocessing", "training"},
-    "realtime": {"configuration", "preprocessing", "training"},
-    "benchmarks": {"configuration", "preprocessing", "training", "evaluation", "realtime"},
+    "inference": {"configuration", "preprocessing"},
+    "training": {"configuration", "preprocessing", "inference"},
+    "evaluation": {"configuration", "preprocessing", "inference", "training"},
+    "realtime": {"configuration", "preprocessing", "inference"},
+    "benchmarks": {"configuration", "preprocessing", "inference", "training", "evaluation", "realtime"},
 }
-SOURCES = [ROOT / "configuration.py", *(file for stage in STAGES[1:] for file in sorted((ROOT / stage).glob("*.py")))]
+SOURCES = [ROOT / "configuration.py", *(file for stage in STAGES[1:] for file in sorted((ROOT / stage).rglob("*.py")))]
 STEPS = sorted(
     [file for file in SOURCES if file.name.startswith("step")]
     + [ROOT / "preprocessing" / "label_peaks.py", ROOT / "evaluation" / "guesses.py", ROOT / "evaluation" / "ladder.py"]

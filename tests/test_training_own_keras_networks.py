@@ -288,3 +288,22 @@ def test_zip_without_a_network_is_refused(tmp_path):
     shutil.make_archive(str(tmp_path / "own"), "zip", ROOT / "docs", "experiments.md")
     file.with_suffix(".zip").rename(file)
     assert "not a usable Keras model" in refusal(file)
+
+
+@pytest.mark.parametrize("version", [1, 3, "2"])
+def test_card_of_another_version_is_refused_with_the_command_that_trains_again(tiny_model, version):
+    file = tiny_model()
+    card = json.loads(card_path(file).read_text())
+    del card["card_version"]
+    for entries in (card, card | {"card_version": version}):
+        card_path(file).write_text(json.dumps(entries))
+        message = refusal(file, read_card)
+        assert "another version of this program" in message and "training.step3_best_model" in message
+
+
+def test_card_keeps_entries_that_no_code_reads(tiny_model):
+    file = tiny_model()
+    card = json.loads(card_path(file).read_text()) | {"author": "me", "teachers": [{"file": "a.keras", "sha256": "0"}]}
+    card_path(file).write_text(json.dumps(card))
+    write_card(read_card(file), file)
+    assert json.loads(card_path(file).read_text()) == card
