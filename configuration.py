@@ -171,7 +171,7 @@ class Temporal:
     mirror: bool = True  # mirrored faces, half of the time
     fitting: Fitting = field(
         default_factory=lambda: Fitting(
-            network="convolution",  # the temporal part: `convolution` (causal, dilated), or `gru`
+            network="convolution",  # causal dilated convolutions over time
             widths=(32,),  # size of the temporal part
             convolutions=5,  # blocks with dilations 1, 2, 4, 8, 16, which see 63 frames (convolution only)
             dropout=0.4,
@@ -232,7 +232,6 @@ class Groups:
     level: float = Evaluation.level  # of each interval
     permutations: int = 4000  # shuffles for every p-value
     alarm: float = 0.05  # adjusted p-value below which a difference is reported as one
-    skin_tones: int = 4000  # images, drawn with the seed, whose skin tone is estimated
     seed: int = Evaluation.seed
 
 

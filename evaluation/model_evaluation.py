@@ -510,7 +510,6 @@ def parts_of_report(
     from evaluation.honesty import how_honest
     from evaluation.in_the_wild import in_the_wild
     from evaluation.performance import how_good
-    from evaluation.skin_tone import skin_tones
     from evaluation.zero_shot import beside_zero_shot
 
     options, prediction = task.options, answers.prediction.tolist()
@@ -532,12 +531,6 @@ def parts_of_report(
         parts.append(
             lambda: audit_groups(
                 answers.rows, prediction, answers.labels, task.grouped_by, report, task.groups, answers.heading
-            )
-        )
-    else:
-        parts.append(
-            lambda: skin_tones(
-                answers.rows, prediction, answers.labels, task.folder, report, task.groups, answers.heading
             )
         )
     if task.pictures:

@@ -198,6 +198,7 @@ class SequenceCard(Card):
         window: Number of frames that it looks back over.
         rate: Frames per second that it was trained on.
         feature_size: Number of features of each frame.
+        features: The network that computes them: `file`, `sha256`.
     """
 
     step: ClassVar[str] = "training.step4_sequence_model"
@@ -206,6 +207,7 @@ class SequenceCard(Card):
     window: int
     rate: float
     feature_size: int
+    features: dict[str, Any] = field(default_factory=dict)
 
 
 def card_path(model_file: Path) -> Path:
@@ -237,7 +239,7 @@ def read_sequence_card(model_file: Path, train: str = "") -> SequenceCard:
         InputError: As `read_card`, or the card does not name the network whose features it reads.
     """
     card = _read(model_file, SequenceCard, train)
-    if not isinstance((card.features or {}).get("sha256"), str):
+    if not isinstance(card.features.get("sha256"), str):
         raise InputError(f"{card_path(model_file)}: features names no network (sha256); train again")
     return card
 

@@ -132,10 +132,7 @@ class SequenceClassifier:
         """
         model_file = Path(model_file)
         card = read_sequence_card(model_file)
-        # LiteRT knows no loop over steps, so a recurrent layer is converted as so many steps one after the other.
-        file = converted(
-            model_file.stem, [model_file], lambda: copy_with(load_network(model_file), unroll=True), folder
-        )
+        file = converted(model_file.stem, [model_file], lambda: load_network(model_file), folder)
         network = Network(file)
         check_unchanged(card, model_file)
         _check_fit(*network.shapes(), card, model_file)

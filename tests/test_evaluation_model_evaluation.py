@@ -87,7 +87,7 @@ def test_interrupted_evaluation_leaves_the_earlier_report_intact(evaluate, monke
 
     _, folder, model, report = evaluate("--quick")
     before = {file.name: file.read_bytes() for file in report.iterdir()}
-    monkeypatch.setattr("evaluation.skin_tone.skin_tones", interrupt)  # the last part of the report
+    monkeypatch.setattr("evaluation.model_evaluation.covered", interrupt)  # the last part of the report
     stopped = evaluate("--quick", "--resamples", 30, folder=folder, model=model)[0]
     assert stopped.returncode == 130
     assert {file.name: file.read_bytes() for file in report.iterdir()} == before

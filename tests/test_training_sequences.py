@@ -22,15 +22,15 @@ from inference.sequence_classifier import SequenceClassifier, described, save_se
 from preprocessing.errors import InputError
 from preprocessing.image_tables import FACE_COLUMNS, INVENTORY_COLUMNS, read_table, write_table
 from training.lineage import exposure_of
-from training.sequence_model import TEMPORAL_PARTS, build_sequence_network, fit_sequences
+from training.sequence_model import build_sequence_network, fit_sequences
 from training.sequences import SequenceBatches, frame_features, read_sequences
 
 SIZE, FRAMES = 24, 8
 LABELS = ("anger", "happiness", "neutral")
 
 
-def options(part: str = "gru", window: int = FRAMES, epochs: int = 2, **changes) -> Temporal:
-    fitting = replace(TEMPORAL.fitting, network=part, widths=(12,), convolutions=2, dropout=0.0, batch_size=8)
+def options(window: int = FRAMES, epochs: int = 2, **changes) -> Temporal:
+    fitting = replace(TEMPORAL.fitting, widths=(12,), convolutions=2, dropout=0.0, batch_size=8)
     return replace(TEMPORAL, window=window, fitting=replace(fitting, learning_rate=0.02, epochs=epochs), **changes)
 
 
@@ -92,12 +92,11 @@ def fit(folder: Path, model_file: Path, features_file: Path, settings: Temporal)
 # ---------------------------------------------------------------- time is used
 
 
-@pytest.mark.parametrize("part", TEMPORAL_PARTS)
 def test_tells_the_same_frames_in_opposite_order_apart_where_single_frames_cannot(
-    part, make_sequences, frames_network, tmp_path
+    make_sequences, frames_network, tmp_path
 ):
     folder = make_sequences((("train", 12), ("dev", 4), ("test", 8)))
-    settings = options(part, epochs=8, cut=0.0, speed=1.0)
+    settings = options(epochs=8, cut=0.0, speed=1.0)
     fit(folder, tmp_path / "sequence.keras", frames_network, settings)
     assert accuracy(tmp_path / "sequence.keras", folder, frames_network) >= 0.9
     # With a window of one frame, the same network sees the last frame beside the first one, and no order.
@@ -109,22 +108,18 @@ def test_tells_the_same_frames_in_opposite_order_apart_where_single_frames_canno
 
 
 @pytest.fixture
-def untrained(tmp_path) -> Callable[[str], Path]:
-    def make(part: str) -> Path:
-        keras.utils.set_random_seed(3)
-        random = np.random.default_rng(3)
-        spread = random.normal(0, 1, 10), random.uniform(0.5, 2, 10), random.uniform(0.5, 2, 10)
-        network = build_sequence_network(options(part).fitting, 12, spread, len(LABELS))
-        card = sequence_card(labels=list(LABELS), window=12, temperature=2.0)
-        save_sequence_network(network, card, tmp_path / "n.keras")
-        return tmp_path / "n.keras"
-
-    return make
+def untrained(tmp_path) -> Path:
+    keras.utils.set_random_seed(3)
+    random = np.random.default_rng(3)
+    spread = random.normal(0, 1, 10), random.uniform(0.5, 2, 10), random.uniform(0.5, 2, 10)
+    network = build_sequence_network(options().fitting, 12, spread, len(LABELS))
+    card = sequence_card(labels=list(LABELS), window=12, temperature=2.0)
+    save_sequence_network(network, card, tmp_path / "n.keras")
+    return tmp_path / "n.keras"
 
 
-@pytest.mark.parametrize("part", TEMPORAL_PARTS)
-def test_later_frames_and_padding_change_nothing_and_litert_agrees(part, untrained, tmp_path):
-    file, random = untrained(part), np.random.default_rng(4)
+def test_later_frames_and_padding_change_nothing_and_litert_agrees(untrained, tmp_path):
+    file, random = untrained, np.random.default_rng(4)
     frames, reference = random.normal(0, 1, (12, 10)).astype(np.float32), random.normal(0, 1, 10).astype(np.float32)
     network: Any = keras.models.load_model(file, compile=False, safe_mode=True)
     rows, count = window_of(frames, reference, 12)
@@ -389,7 +384,6 @@ def test_one_line_for_what_cannot_be_done(make_sequences, frames_network, tiny_m
     for arguments, said in [
         (["--features", frames_network, "--folds", 10], "the split has 3 folds"),
         (["--features", own, "--folds", 3], "own-folds/0.keras, trained without fold 0, is missing"),
-        (["--features", frames_network, "--temporal-part", "lstm"], "'lstm' is not one of convolution, gru"),
         (["--features", tmp_path / "no.keras"], "does not exist"),
     ]:
         done = run_step("training.step4_sequence_model", *places, *arguments)
@@ -401,7 +395,7 @@ def test_one_line_for_what_cannot_be_done(make_sequences, frames_network, tiny_m
 
 def test_a_sequence_network_is_not_taken_for_one_of_single_faces(untrained):
     with pytest.raises(InputError, match="--temporal"):
-        read_card(untrained("convolution"))
+        read_card(untrained)
 
 
 def test_leakage_of_sequence_and_peak_networks_is_noted_by_their_images(

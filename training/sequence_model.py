@@ -27,7 +27,6 @@ from training.fitting import VERSION as FITTING_VERSION
 from training.sequences import VERSION as SEQUENCES_VERSION
 from training.sequences import SequenceBatches, SequenceSet, frame_features, read_sequences
 
-TEMPORAL_PARTS = ("convolution", "gru")
 # Raise this when the same settings are to make or to train another network: finished runs are then repeated.
 VERSION = 1
 _LEAST_SPREAD = 1e-3  # features that hardly ever change are not blown up
@@ -38,11 +37,11 @@ def build_sequence_network(
 ) -> keras.Model:
     """Return a new network.
 
-    Each frame and its difference from the reference are standardised, brought down to a few numbers, and read over
-    time by a gated recurrent unit (Cho et al. 2014) or by causal dilated convolutions (Bai et al. 2018).
+    Each frame and its difference from the reference are standardised and projected. Causal dilated convolutions
+    (Bai et al. 2018) run over time.
 
     Args:
-        fitting: `network` names the temporal part, `widths[0]` its size, `convolutions` its blocks; `dropout`.
+        fitting: `widths[0]` is the number of filters, `convolutions` the number of blocks; `dropout`.
         window: Frames.
         spread: Constants of the training frames, (size,) each: mean, standard deviation, and root mean square of the
             differences from the reference.
@@ -59,12 +58,9 @@ def build_sequence_network(
     x = keras.layers.Concatenate()([frames, difference])
     x = keras.layers.Dropout(fitting.dropout)(x)
     x = keras.layers.Dense(width, activation="relu")(x)
-    if fitting.network == "gru":
-        x = keras.layers.GRU(width, return_sequences=True)(x)
-    else:
-        for block in range(fitting.convolutions):
-            y = keras.layers.Conv1D(width, 3, padding="causal", dilation_rate=2**block, activation="relu")(x)
-            x = keras.layers.Add()([x, y])
+    for block in range(fitting.convolutions):
+        y = keras.layers.Conv1D(width, 3, padding="causal", dilation_rate=2**block, activation="relu")(x)
+        x = keras.layers.Add()([x, y])
     x = keras.layers.Dropout(fitting.dropout)(x)
     x = keras.layers.Dense(classes)(x)
     outputs = keras.layers.Activation("softmax", dtype="float32", name="probabilities")(x)
@@ -171,7 +167,7 @@ def check_options(options: Temporal) -> None:
     Raises:
         InputError: with the value and what is accepted.
     """
-    check_settings(options.fitting, TEMPORAL_PARTS)
+    check_settings(options.fitting, ["convolution"])
     for name, least, most in (("window", 1, 1024), ("rate", 1, 1000), ("ramp", 0, 100), ("speed", 1, 4)):
         if not least <= getattr(options, name) <= most:
             raise InputError(f"{name} {getattr(options, name)} is not in {least} to {most}")

@@ -37,9 +37,6 @@ def main(
     data: DataRoot = PATHS.data,
     models: ModelsRoot = PATHS.models,
     features: Annotated[Path, typer.Option(help="Network of single faces whose features are read.")] = PATHS.pretrained,
-    temporal_part: Annotated[
-        str, typer.Option(help="convolution: causal and dilated, over time; or gru.")
-    ] = FITTING.network,
     folds: Annotated[
         int | None,
         typer.Option(min=3, help="Train a network for each of the K folds that step3_split --strategy folds made."),
@@ -68,7 +65,6 @@ def main(
 
     fitting = replace(
         FITTING,
-        network=temporal_part,
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
