@@ -235,7 +235,7 @@ def sections_of(report):
 def test_the_report_shows_each_figure_and_keeps_the_numbers_behind_it(evaluate):
     done, _, _, report = evaluate()
     assert done.returncode == 0, done.stderr
-    names = ["performance", "honesty", "confidence", "failures", "covered_faces", "groups"]
+    names = ["performance", "honesty", "confidence", "failures", "covered_faces"]
     assert list(sections_of(report)) == names
     images = (report / "report.html").read_text().count('<img src="data:image/png;base64,')
     pictures = sorted(file.stem for file in report.glob("*.png"))
