@@ -173,7 +173,7 @@ class Temporal:
         default_factory=lambda: Fitting(
             network="convolution",  # causal dilated convolutions over time
             widths=(32,),  # size of the temporal part
-            convolutions=5,  # blocks with dilations 1, 2, 4, 8, 16, which see 63 frames (convolution only)
+            convolutions=5,  # blocks with dilations 1, 2, 4, 8, 16, which see 63 frames
             dropout=0.4,
             epochs=80,
             batch_size=32,  # sequences

@@ -135,7 +135,7 @@ def label_rule(model_file: Path, table: pd.DataFrame) -> LabelRule:
         InputError: the card is missing or wrong, or no rule relates the two.
     """
     rows = usable(table)
-    return relate(read_card(model_file).labels, labels_of(rows[rows.split != ""]))
+    return relate(read_card(model_file).labels, labels_of(rows[rows["split"] != ""]))
 
 
 def ask(model_file: Path, name: str, folder: Path, table: pd.DataFrame, rows: pd.DataFrame, split: str) -> Answers:

@@ -67,26 +67,28 @@ def save(network: keras.Model, card: ModelCard, model_file: Path, hashes: ImageH
         model_file: Path of the `.keras` file.
         hashes: The images that shaped it and its lineage; left out, they count as unknown.
     """
-    copy: Any = copy_with(network, dtype="float32")
+    copy: Any = float32_copy(network)
     check_fit(copy.input_shape, copy.output_shape, card, model_file)
     write_model(copy, card, model_file, hashes)
 
 
-def copy_with(network: keras.Model, **settings: Any) -> keras.Model:
-    """Return an uncompiled copy of a network, its layers built with other settings where they have such ones."""
+def float32_copy(network: keras.Model) -> keras.Model:
+    """Return an uncompiled copy of a network whose layers compute in float32."""
     import keras
 
     # The clone is compiled, too, if the network is.
-    copy = keras.models.clone_model(network, clone_function=lambda layer: _rebuilt(layer, **settings))
+    copy = keras.models.clone_model(network, clone_function=_float32_layer)
     copy = keras.Model(copy.inputs, copy.outputs, name=network.name)
     copy.set_weights(network.get_weights())
     return copy
 
 
-def _rebuilt(layer: Any, **settings: Any) -> Any:
-    """Return a new layer with some other settings, where it has such ones."""
+def _float32_layer(layer: Any) -> Any:
+    """Return a new layer with the settings of another one, in float32."""
     config = layer.get_config()
-    return layer.__class__.from_config(config | {name: v for name, v in settings.items() if name in config})
+    if "dtype" in config:
+        config["dtype"] = "float32"
+    return layer.__class__.from_config(config)
 
 
 def write_model(network: keras.Model, card: Card, model_file: Path, hashes: ImageHashes | None = None) -> None:
@@ -276,7 +278,7 @@ def with_pixel_input(network: Any, input_range: Sequence[float] | None, model_fi
     copy: Any = keras.models.clone_model(
         network,
         input_tensors=pixels,
-        clone_function=lambda layer: _rebuilt(layer, dtype="float32"),
+        clone_function=_float32_layer,
         call_function=call_on_scaled,
         recursive=True,
     )

@@ -26,9 +26,26 @@ from preprocessing.files import atomic_file, file_hash, write_checked
 _HEX_16 = re.compile("[0-9a-f]{16}")
 
 
+class TrainingHistory:
+    """The data sets that a network and the networks of its lineage were trained on."""
+
+    @property
+    def training_splits(self) -> tuple[tuple[str | None, str | None], ...]:
+        """Data set name and split hash of each training; `(None, None)` is data that is not named."""
+        raise NotImplementedError
+
+    def was_trained_on(self, dataset: str) -> bool:
+        """Return whether a network of the lineage was trained on a data set."""
+        return any(name == dataset for name, _ in self.training_splits)
+
+    def was_trained_on_another_split(self, dataset: str, split_hash: str) -> bool:
+        """Return whether a network of the lineage was trained on another split of a data set than this one."""
+        return any(name == dataset and other != split_hash for name, other in self.training_splits)
+
+
 @dataclass(frozen=True, kw_only=True)
-class SourceNetwork:
-    """A network that another network was initialised from or distilled from, as that network's card names it.
+class SourceNetwork(TrainingHistory):
+    """An entry of a model card: a network that the card's network was initialised or distilled from.
 
     Attributes:
         file: Path of the `.keras` file, relative to the project's folder where it lies inside.
@@ -57,18 +74,10 @@ class SourceNetwork:
         """Data set name and split hash of each training in the lineage of this network, itself included."""
         return self.splits or ((self.dataset, self.split_hash),)
 
-    def was_trained_on(self, dataset: str) -> bool:
-        """Return whether a network of the lineage was trained on a data set."""
-        return any(name == dataset for name, _ in self.training_splits)
-
-    def was_trained_on_another_split(self, dataset: str, split_hash: str) -> bool:
-        """Return whether a network of the lineage was trained on another split of a data set than this one."""
-        return any(name == dataset and other != split_hash for name, other in self.training_splits)
-
     def find(self) -> Path | None:
-        """Return the path of the network; None where no file with its content hash is found.
+        """Return the path of the file with this content hash; None where it is not found.
 
-        The path of the card and the released network are searched.
+        `file` is tried as it stands and from the project's folder, then the released network.
         """
         for file in (Path(self.file), ROOT / self.file, PATHS.pretrained):
             if file.is_file() and file_hash(file) == self.sha256:
@@ -76,11 +85,11 @@ class SourceNetwork:
         return None
 
     @classmethod
-    def from_json(cls, entries: Any, card_file: Path) -> Self:
+    def from_json(cls, entries: Any) -> Self:
         """Return the network that an entry of a card names.
 
         Raises:
-            InputError: The entry has no file or content hash, or a value of another kind.
+            ValueError: The entry has no file or content hash, or a value of another kind.
         """
         splits = entries.get("splits", []) if isinstance(entries, dict) else None
         usable = (
@@ -90,7 +99,7 @@ class SourceNetwork:
             and all(isinstance(entries.get(name, []), list) for name in ("labels", "learnt"))
         )
         if not usable:
-            raise InputError(f"{card_file}: {str(entries)[:80]!r} names no network of the lineage; restore the card")
+            raise ValueError(f"{str(entries)[:80]!r} is no network of the lineage")
         known = {entry.name: entries[entry.name] for entry in fields(cls) if entry.name in entries}
         return cls(**{name: as_tuple(value) for name, value in known.items()})
 

@@ -11,9 +11,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
-from inference.lineage import SourceNetwork, as_tuple
+from inference.lineage import SourceNetwork, TrainingHistory, as_tuple
 from preprocessing.emotions import EMOTIONS, in_class_order
 from preprocessing.errors import InputError
 from preprocessing.files import atomic_file, file_hash
@@ -43,7 +43,7 @@ _RANGES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Card:
+class Card(TrainingHistory):
     """What the cards of all networks have in common.
 
     Attributes:
@@ -110,14 +110,6 @@ class Card:
         inherited = (split for source in self.sources for split in source.training_splits if split != own)
         return (own, *inherited, *([(None, None)] if unnamed else []))
 
-    def was_trained_on(self, dataset: str) -> bool:
-        """Return whether this network, or one of its lineage, was trained on a data set."""
-        return any(name == dataset for name, _ in self.training_splits)
-
-    def was_trained_on_another_split(self, dataset: str, split_hash: str) -> bool:
-        """Return whether a network of the lineage was trained on another split of a data set than this one."""
-        return any(name == dataset and other != split_hash for name, other in self.training_splits)
-
     @classmethod
     def from_json(cls, entries: Mapping[str, Any], file: Path) -> Self:
         """Return the card with these entries, checked.
@@ -130,36 +122,32 @@ class Card:
             InputError: An entry is missing, of another kind, or out of range, or the labels are not those of the
                 network.
         """
-        known = {entry.name: entry for entry in fields(cls) if entry.name != "other"}
-        for name in cls.required:
-            if name not in entries:
-                raise InputError(f"{file} lacks a valid {name!r}; train again, or restore the card")
-        for name, value in entries.items():
-            if name in known and not _is_kind(value, str(known[name].type)):
-                if name in cls.required:
-                    raise InputError(f"{file} lacks a valid {name!r}; train again, or restore the card")
-                raise InputError(f"{file}: {name} {value!r:.40} cannot be used; train again, or restore the card")
+        kinds = {entry.name: str(entry.type) for entry in fields(cls) if entry.name != "other"}
+        remedy = "train again, or restore the card"
+        for name, kind in kinds.items():
+            if name in entries and _is_kind(entries[name], kind):
+                continue
+            if name in cls.required:
+                raise InputError(f"{file} lacks a valid {name!r}; {remedy}")
+            if name in entries:
+                raise InputError(f"{file}: {name} {entries[name]!r:.40} cannot be used; {remedy}")
         _check_values(entries, file)
         values = {
-            name: as_tuple(entries[name]) if str(known[name].type).startswith("tuple") else entries[name]
-            for name in known
+            name: as_tuple(entries[name]) if kind.startswith("tuple") else entries[name]
+            for name, kind in kinds.items()
             if name in entries
         }
-        if entries.get("start_from"):
-            values["start_from"] = SourceNetwork.from_json(entries["start_from"], file)
-        teachers = entries.get("teachers", [])
-        values["teachers"] = tuple(SourceNetwork.from_json(teacher, file) for teacher in teachers)
-        return cls(**values, other={name: value for name, value in entries.items() if name not in known})
+        try:
+            if entries.get("start_from"):
+                values["start_from"] = SourceNetwork.from_json(entries["start_from"])
+            values["teachers"] = tuple(map(SourceNetwork.from_json, entries.get("teachers", [])))
+        except ValueError as error:
+            raise InputError(f"{file}: {error}; restore the card") from error
+        return cls(**values, other={name: value for name, value in entries.items() if name not in kinds})
 
     def to_json(self) -> dict[str, Any]:
-        """Return what `json.dumps` writes and `from_json` takes; entries that have their default are left out."""
-        defaults = {entry.name: entry for entry in fields(self)}
-        entries = {
-            name: _json_value(value)
-            for name, value in vars(self).items()
-            if name != "other" and (name in _ALWAYS_WRITTEN or not _is_default(defaults[name], value))
-        }
-        return entries | self.other
+        """Return the card as a JSON object. Entries with their default value are left out."""
+        return {name: value for name, value in _json_entries(self).items() if name != "other"} | self.other
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,6 +198,9 @@ class SequenceCard(Card):
     features: dict[str, Any] = field(default_factory=dict)
 
 
+AnyCard = TypeVar("AnyCard", bound=Card)
+
+
 def card_path(model_file: Path) -> Path:
     """Return the path of a network's card."""
     return model_file.with_suffix(".json")
@@ -244,7 +235,7 @@ def read_sequence_card(model_file: Path, train: str = "") -> SequenceCard:
     return card
 
 
-def _read(model_file: Path, kind: type[Any], train: str) -> Any:
+def _read(model_file: Path, kind: type[AnyCard], train: str) -> AnyCard:
     train = train or f"python -m {kind.step}"
     if model_file.suffix != ".keras":
         raise InputError(f"{model_file} is not a .keras file; give the network, its card is found beside it")
@@ -271,7 +262,8 @@ def _read(model_file: Path, kind: type[Any], train: str) -> Any:
         )
     if "input_size" in entries and kind is SequenceCard:
         raise InputError(f"{model_file} sees single faces, not sequences; train a sequence network with {train}")
-    if entries.get("card_version", CARD_VERSION if not entries.get("network_hash") else 1) != CARD_VERSION:
+    version = entries.get("card_version", 1 if entries.get("network_hash") else CARD_VERSION)  # none: made by hand
+    if version != CARD_VERSION:
         raise InputError(f"{file} was written by another version of this program; train again: {train}")
     return kind.from_json(entries, file)
 
@@ -287,7 +279,7 @@ def card_content(card: Card) -> bytes:
     return (json.dumps(card.to_json(), indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def sealed(card: Any, network_hash: str) -> Any:
+def sealed(card: AnyCard, network_hash: str) -> AnyCard:
     """Return the card with the hashes of its labels and of its network's file."""
     return replace(card, labels_hash=labels_hash(card.labels), network_hash=network_hash)
 
@@ -373,18 +365,20 @@ def _is_kind(value: Any, annotation: str) -> bool:
     return isinstance(value, _KINDS[kind.partition("[")[0]]) and not isinstance(value, bool)
 
 
-def _is_default(entry: Any, value: Any) -> bool:
-    default = entry.default_factory() if callable(entry.default_factory) else entry.default
-    return value == default
+def _json_entries(card: Card | SourceNetwork) -> dict[str, Any]:
+    """Return the fields that differ from their default, and those that are always written, as JSON values."""
+    entries = {}
+    for entry in fields(card):
+        value = getattr(card, entry.name)
+        default = entry.default_factory() if callable(entry.default_factory) else entry.default
+        if entry.name in _ALWAYS_WRITTEN or value != default:
+            entries[entry.name] = _json_value(value)
+    return entries
 
 
 def _json_value(value: Any) -> Any:
     if isinstance(value, SourceNetwork):
-        return {
-            entry.name: _json_value(getattr(value, entry.name))
-            for entry in fields(value)
-            if not _is_default(entry, getattr(value, entry.name))
-        }
+        return _json_entries(value)
     return [_json_value(part) for part in value] if isinstance(value, tuple) else value
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from configuration import PATHS
-from inference.keras_networks import check_probabilities, copy_with, load_network, write_model
+from inference.keras_networks import check_probabilities, float32_copy, load_network, write_model
 from inference.lineage import ImageHashes
 from inference.model_card import SequenceCard, card_path, check_unchanged, read_sequence_card
 from preprocessing.errors import InputError
@@ -34,7 +34,7 @@ def save_sequence_network(
     network: keras.Model, card: SequenceCard, model_file: Path, hashes: ImageHashes | None = None
 ) -> None:
     """Write a sequence network, as an uncompiled float32 copy, its card, and the images that shaped its lineage."""
-    copy: Any = copy_with(network, dtype="float32")
+    copy: Any = float32_copy(network)
     _check_fit(copy.input_shape, copy.output_shape, card, model_file)
     write_model(copy, card, model_file, hashes)
 

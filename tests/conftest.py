@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from cards import model_card
 
 from preprocessing import command_line
 from preprocessing.image_tables import FACE_COLUMNS, INVENTORY_COLUMNS, read_table, write_table
@@ -131,7 +132,6 @@ def tiny_model(tmp_path: Path) -> Callable[..., Path]:
 
         from inference.keras_networks import save
         from inference.lineage import ImageHashes
-        from inference.model_card import ModelCard, card_path
 
         keras.utils.set_random_seed(5)
         inputs = keras.Input((size, size, 1), dtype="uint8")
@@ -140,7 +140,6 @@ def tiny_model(tmp_path: Path) -> Callable[..., Path]:
         x = keras.layers.Flatten()(x)
         outputs = keras.layers.Dense(len(labels), activation="softmax")(x)
         file = tmp_path / "models" / name
-        facts = {"labels": list(labels), "input_size": size, "channels": 1, "align": "landmarks", "temperature": 1.0}
         hashes = ImageHashes.of()
         if trained_on:
             rows = read_table(trained_on, "split.csv")
@@ -149,7 +148,7 @@ def tiny_model(tmp_path: Path) -> Callable[..., Path]:
             hashes = ImageHashes.of(trained, selected)
         save(
             keras.Model(inputs, outputs),
-            ModelCard.from_json({**facts, **card}, card_path(file)),
+            model_card(labels=list(labels), input_size=size, **card),
             file,
             hashes if listed else None,
         )

@@ -221,7 +221,7 @@ def test_ckplus_in_an_afternoon(run_step, tmp_path):
     assert [card.fold for card in cards] == [{"number": k, "of": folds, "column": "fold"} for k in range(folds)]
     for fold, card in enumerate(cards):
         assert f"fold {fold}: dev accuracy {card.dev_accuracy:.4f}" in printed
-    mean = np.mean([card.dev_accuracy or 0 for card in cards])
+    mean = np.array([card.dev_accuracy for card in cards], dtype=float).mean()
     assert f"dev accuracy {mean:.4f} ± " in printed
     assert len({card.split_hash for card in cards}) == folds
     (tmp_path / "models" / "ck" / "best-folds" / "1.keras").unlink()

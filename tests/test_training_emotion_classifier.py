@@ -163,9 +163,9 @@ def test_other_pixels_are_a_programming_error(tiny_model, wrong):
         ({"unsure_below": "x"}, "unsure_below 'x'"),
         ({"calibration": "x"}, "calibration 'x'"),
         ({"teachers": None}, "teachers None"),
-        ({"teachers": ["x"]}, "'x' names no network"),
-        ({"start_from": {"file": "x.keras"}}, "names no network"),
-        ({"start_from": {"file": "x.keras", "sha256": "0", "splits": ["fer2013"]}}, "names no network"),
+        ({"teachers": ["x"]}, "'x' is no network"),
+        ({"start_from": {"file": "x.keras"}}, "is no network"),
+        ({"start_from": {"file": "x.keras", "sha256": "0", "splits": ["fer2013"]}}, "is no network"),
     ],
 )
 def test_a_card_that_does_not_fit_is_refused(tiny_model, change, message, load):

@@ -359,7 +359,7 @@ def test_calibrated_answers_are_as_sure_as_they_may_be_and_the_rest_is_unsure(
     done = run_step(*command)
     assert done.returncode == 0, done.stderr
     card = read_sequence_card(model_file)
-    truth = [card.labels.index(emotion) for emotion in dev.table.emotion]
+    truth = [card.labels.index(emotion) for emotion in dev.table["emotion"]]
 
     def loss(temperature: float) -> float:
         scaled = raw ** (1 / temperature)

@@ -85,7 +85,7 @@ def test_a_network_or_a_sequence_network_s_card_in_place_of_a_card_is_told(tmp_p
 )
 def test_a_damaged_card_is_told(hyperparameters, entries, tmp_path):
     (tmp_path / "card.json").write_text(json.dumps({"hyperparameters": hyperparameters, **entries}))
-    with pytest.raises(InputError, match=r"card\.json(: .* names no network| is damaged)"):
+    with pytest.raises(InputError, match=r"card\.json is damaged"):
         read_settings(tmp_path / "card.json")
 
 

@@ -79,9 +79,8 @@ def teach(train: FaceBatches, teachers: Sequence[Start], share: float, smoothing
     answers = []
     for teacher in teachers:
         classifier = EmotionClassifier.load(teacher.file)
-        classifier.card = replace(
-            classifier.card, temperature=1.0
-        )  # calibrating a teacher later does not change what it taught
+        # Its targets do not depend on whether the teacher was calibrated.
+        classifier.card = replace(classifier.card, temperature=1.0)
         answers += [classifier.predict(images) for images in (train.images, train.images[:, :, ::-1])]
     own: Any = train.labels
     if own.ndim == 1:

@@ -6,7 +6,7 @@ They lie beside the network that they stand for. Keras is imported when the firs
 import statistics
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -117,7 +117,7 @@ def fit_folds(
         keras.utils.clear_session(free_memory=True)  # else each network stays in memory
         card = read_card(file)
         fitting = replace(fitting, precision=card.precision)
-        accuracies.append(card.dev_accuracy or 0.0)
+        accuracies.append(cast(float, card.dev_accuracy))  # every training writes it
     for fold, accuracy in zip(folds, accuracies, strict=True):
         print(f"fold {fold}: dev accuracy {accuracy:.4f}")
     mean, spread = statistics.mean(accuracies), statistics.stdev(accuracies)

@@ -80,7 +80,7 @@ def _of_card(card: dict[str, Any], file: Path, given: dict[str, Any]) -> dict[st
     """
 
     def found(entry: dict[str, Any]) -> str:
-        source = SourceNetwork.from_json(entry, file)
+        source = SourceNetwork.from_json(entry)
         if place := source.find():
             return str(place)
         made_by = f"; it was made by: {source.command}" if source.command else ""
