@@ -7,19 +7,19 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 .DEFAULT_GOAL := demo
 
 # Each stamp file stands for an installation; it is renewed only when its list of requirements changes.
-.venv/runtime: requirements.txt
+.venv/runtime: requirements.txt constraints.txt pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
 		{ echo "error: $(PYTHON) is older than 3.11; give a newer one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	@echo "installing into .venv (once; about two minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || \
 		{ echo "error: no venv module; on Debian or Ubuntu: sudo apt-get install python3-venv" >&2; exit 2; }
-	@$(PIP) -r requirements.txt
+	@$(PIP) -e . -c constraints.txt
 	@$(BIN)/python -c "import cv2" || \
 		{ echo "error: OpenCV lacks system libraries; on Debian or Ubuntu: sudo apt-get install libgl1 libglib2.0-0" >&2; exit 2; }
 	@touch $@
 
 .venv/dev: requirements-dev.txt .venv/runtime
-	@$(PIP) -r requirements-dev.txt
+	@$(PIP) -r requirements-dev.txt -c constraints.txt
 	@touch $@
 
 demo: .venv/runtime

@@ -23,7 +23,7 @@ class Paths:
 
 
 @dataclass(frozen=True)
-class Sample:
+class SampleConfig:
     """The embedded sample data set, made from one public-domain portrait. No score on it means anything."""
 
     name: str = "sample"
@@ -36,7 +36,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Inventory:
+class InventoryConfig:
     """Step 1."""
 
     neutral_first: bool = False  # CK+: also take each labelled sequence's first frame, as neutral
@@ -44,13 +44,13 @@ class Inventory:
 
 
 @dataclass(frozen=True)
-class Faces:
+class FaceConfig:
     """The detector, and how a face becomes a network's input. Step 2 and the webcam share these values."""
 
     size: int = 48  # pixels: side of the square crop
     channels: int = 1  # 1: gray, 3: RGB
     align: str = "landmarks"  # `landmarks`: similarity transform of five points to the template; `box`: plain square
-    smallest_face: int = 40  # pixels: smaller faces are not looked for
+    min_face_size: int = 40  # pixels: smaller faces are not looked for
     largest_side: int = 1280  # pixels: a larger picture is searched in a reduced copy; crops come from the full one
     thresholds: tuple[float, float, float] = (0.6, 0.7, 0.7)  # least confidence of mtcnn's three networks, 0-1
     scale_factor: float = 0.709  # ratio between neighbouring sizes of mtcnn's image pyramid
@@ -60,14 +60,14 @@ class Faces:
 
 
 @dataclass(frozen=True)
-class Split:
+class SplitConfig:
     """Step 3."""
 
     strategy: str = (
         "auto"  # `official`, `subject`, `random`, `folds`, or `auto`: the first of these that the data allows, but
         # never published splits with a subject in two of them
     )
-    copies: str = "keep"  # official splits only: `drop` leaves out training images with a copy in dev or test
+    duplicates: str = "keep"  # official splits only: `drop` leaves out training images with a copy in dev or test
     train: float = 0.8  # share of the images
     dev: float = 0.1  # share of the images; the rest is the test split
     folds: int = 10  # number of folds where folds are asked for
@@ -75,7 +75,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Augmentation:
+class AugmentationConfig:
     """Random changes of a training image. All of them run inside the training graph and are not saved."""
 
     flip: bool = True  # mirror left and right, half of the time
@@ -84,32 +84,38 @@ class Augmentation:
     shift: float = 4.0  # pixels, at most, in each direction
     contrast: float = 0.2  # share of the contrast, at most, more or less
     brightness: float = 20.0  # gray levels of 255, at most, more or less
-    scars: int = 2  # black boxes per image, at most; possibly none
-    scar_length: int = 6  # pixels: longer side of a scar, at most
-    scar_width: int = 2  # pixels: shorter side of a scar, at most
-    cover: int = 0  # pixels: side of one larger black box, at most, over half of the images; 0: none
+    small_erasing_count: int = 2  # black boxes per image, at most; possibly none
+    small_erasing_length: int = 6  # pixels: longer side of a scar, at most
+    small_erasing_width: int = 2  # pixels: shorter side of a scar, at most
+    cutout_max_size: int = 0  # pixels: side of one larger black box, at most, over half of the images; 0: none
     noise: float = 0.0  # gray levels of 255: standard deviation of a camera's noise, at most, over half of the images
     crop: float = 1.0  # share of a face's side that is trained on, the part moved by `shift`; 1: the whole (vgg only)
-    whole_faces: float = 0.2  # share of the epochs, the last ones, that train on whole faces in spite of `crop`
+    full_image_epoch_fraction: float = (
+        0.2  # share of the epochs, the last ones, that train on whole faces in spite of `crop`
+    )
 
 
-NO_AUGMENTATION = Augmentation(False, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
-SCARS_ONLY = Augmentation(False, 0.0, 0.0, 0.0, 0.0, 0.0)
+NO_AUGMENTATION = AugmentationConfig(False, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
+SMALL_ERASING_ONLY = AugmentationConfig(False, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
-class Fitting:
+class TrainingConfig:
     """One training run: the network, its optimiser, and when it stops."""
 
     network: str = "vgg"  # a name of `training.models.NETWORKS`
-    widths: tuple[int, ...] = (32, 64, 128, 256)  # filters of each stage; images are halved between stages (vgg only)
+    filters: tuple[int, ...] = (32, 64, 128, 256)  # filters of each stage; images are halved between stages (vgg only)
     convolutions: int = 2  # per stage (vgg only)
-    squeeze: int = 0  # each stage weighs its filters by a bottleneck of a squeeze-th of them; 0: it does not (vgg only)
+    se_reduction: int = (
+        0  # each stage weighs its filters by a bottleneck of a squeeze-th of them; 0: it does not (vgg only)
+    )
     dropout: float = 0.4  # share of the last features left out, 0-1 (vgg only)
-    start_from: str = ""  # a finished network, whose layers and weights are taken instead; empty: from scratch
+    pretrained: str = ""  # a finished network, whose layers and weights are taken instead; empty: from scratch
     teachers: tuple[str, ...] = ()  # finished networks of the same emotions, whose answers are learnt too
-    distillation: float = 0.5  # share of each target that is the mean of the teachers' answers, 0-1
-    teaching: str = "once"  # `once`: they answer about each training image; `views`: about what the network sees
+    distillation_weight: float = 0.5  # share of each target that is the mean of the teachers' answers, 0-1
+    teacher_targets: str = (
+        "precomputed"  # `precomputed`: they answer about each training image; `per_view`: about what the network sees
+    )
     targets: str = "labels"  # `labels`: the data set's own; `votes`: the crowd's votes as a distribution
     balance: str = ""  # `emotion`, a column such as `gender`, or `gender+emotion`: images weigh so that it is balanced
     epochs: int = 36  # passes over the training split
@@ -117,7 +123,7 @@ class Fitting:
     optimizer: str = "adamw"  # `adamw`, `adam` or `sgd`
     learning_rate: float = 2e-3  # at the start, after the warm-up
     schedule: str = "cosine"  # `cosine` (down to zero at the last epoch) or `constant`
-    warm_up: int = 0  # epochs in which the learning rate grows from zero
+    warmup_epochs: int = 0  # epochs in which the learning rate grows from zero
     beta_1: float = 0.9  # adam and adamw: share of the earlier mean gradient that each step keeps
     beta_2: float = 0.999  # adam and adamw: the same of the squared gradient
     weight_decay: float = 1e-2  # adamw only
@@ -127,12 +133,12 @@ class Fitting:
     patience: int = 0  # epochs without a better dev accuracy before the run stops; 0: never
     precision: str = "auto"  # `float32`, `mixed_bfloat16`, or `auto`: the faster one here, measured at the start
     seed: int = 7
-    augmentation: Augmentation = field(default_factory=Augmentation)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
 
 # The networks of the two student projects, as they trained them.
 BASELINES = {
-    "cifar10": Fitting(
+    "cifar10": TrainingConfig(
         network="cifar10",
         epochs=30,
         batch_size=64,
@@ -144,7 +150,7 @@ BASELINES = {
         precision="float32",
         augmentation=NO_AUGMENTATION,
     ),
-    "project1": Fitting(
+    "project1": TrainingConfig(
         network="project1",
         epochs=40,
         batch_size=256,
@@ -154,13 +160,13 @@ BASELINES = {
         label_smoothing=0.0,
         patience=8,
         precision="float32",
-        augmentation=SCARS_ONLY,
+        augmentation=SMALL_ERASING_ONLY,
     ),
 }
 
 
 @dataclass(frozen=True)
-class Temporal:
+class SequenceConfig:
     """The network over the frames of a sequence (step 4): what it looks back over, and how it is trained."""
 
     window: int = 64  # frames that it looks back over at most: two seconds of CK+
@@ -169,10 +175,10 @@ class Temporal:
     cut: float = 0.5  # share of a training sequence, at most, that is cut off its start, half of the time
     speed: float = 1.5  # times, at most, that a training sequence is played faster or slower
     mirror: bool = True  # mirrored faces, half of the time
-    fitting: Fitting = field(
-        default_factory=lambda: Fitting(
+    config: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(
             network="convolution",  # causal dilated convolutions over time
-            widths=(32,),  # size of the temporal part
+            filters=(32,),  # size of the temporal part
             convolutions=5,  # blocks with dilations 1, 2, 4, 8, 16, which see 63 frames
             dropout=0.4,
             epochs=80,
@@ -185,7 +191,7 @@ class Temporal:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationConfig:
     """The evaluation of a trained network."""
 
     resamples: int = 1000  # bootstrap resamples behind each interval
@@ -193,60 +199,60 @@ class Evaluation:
     level: float = 0.95  # share of repetitions in which an interval is to hold the true value
     bins: int = 15  # bins of the reliability diagram and the calibration error, of equal width
     folds: int = 5  # parts of a cross-fitted temperature: fitted to all but one, measured on that one
-    wanted_accuracy: float = 0.8  # 0-1: share of the answers that should be right when the model may abstain
+    target_accuracy: float = 0.8  # 0-1: share of the answers that should be right when the model may abstain
     least_coverage: float = 0.5  # 0-1: share of the images that must still get an answer
     few_images: int = 100  # an emotion with fewer images gets a warning beside its figures
     few_subjects: int = 20  # with fewer people, intervals are too narrow and are said to be
-    few_spans: int = 20  # with fewer labelled spans of time, intervals are too narrow and are said to be
+    few_segments: int = 20  # with fewer labelled spans of time, intervals are too narrow and are said to be
     gallery: int = 4  # examples of each kind of failure and emotion
     pairs: int = 6  # confused pairs of emotions told in words
     seed: int = 7
 
 
 @dataclass(frozen=True)
-class Covers:
+class RobustnessConfig:
     """How faces are covered in the evaluation, and how often. Lengths are pixels of a crop of 48."""
 
     images: int = 500  # of the split, drawn with the seed
     quick_images: int = 60  # the same with --quick
-    scars: tuple[int, ...] = (2, 4, 8, 16)  # black boxes of 6 x 2 pixels
+    small_erasing_count: tuple[int, ...] = (2, 4, 8, 16)  # black boxes of 6 x 2 pixels
     boxes: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)  # share of the area
     blur: tuple[float, ...] = (0.5, 1.0, 1.5, 2.5)  # pixels: standard deviation
     noise: tuple[float, ...] = (10, 20, 40)  # gray levels: standard deviation
     darkness: tuple[float, ...] = (0.5, 0.8, 0.9, 0.95)  # share of the light that is lost
     jpeg: tuple[int, ...] = (50, 20, 10, 5)  # quality, 1-100
     resolution: tuple[int, ...] = (24, 16, 12)  # pixels: side to which the face is shrunk
-    resamples: int = Evaluation.resamples  # bootstrap resamples behind each interval
-    level: float = Evaluation.level  # of each interval
-    seed: int = Evaluation.seed
+    resamples: int = EvaluationConfig.resamples  # bootstrap resamples behind each interval
+    level: float = EvaluationConfig.level  # of each interval
+    seed: int = EvaluationConfig.seed
 
 
 @dataclass(frozen=True)
-class Groups:
+class FairnessConfig:
     """The comparison of groups of people in the evaluation."""
 
     smallest: int = 30  # images: a group of fewer is named, not scored
     smallest_emotion: int = 10  # images of an emotion: with fewer in a group, its rates are not compared
     most: int = 40  # groups: a column with more than these is refused
-    resamples: int = Evaluation.resamples  # bootstrap resamples behind each interval
-    level: float = Evaluation.level  # of each interval
+    resamples: int = EvaluationConfig.resamples  # bootstrap resamples behind each interval
+    level: float = EvaluationConfig.level  # of each interval
     permutations: int = 4000  # shuffles for every p-value
     alarm: float = 0.05  # adjusted p-value below which a difference is reported as one
-    seed: int = Evaluation.seed
+    seed: int = EvaluationConfig.seed
 
 
 @dataclass(frozen=True)
-class Wild:
+class EndToEndConfig:
     """The evaluation of detector and classifier together, on whole pictures."""
 
     failures: int = 12  # pictures shown, missed faces first
-    resamples: int = Evaluation.resamples  # bootstrap resamples behind each interval
-    level: float = Evaluation.level  # of each interval
-    seed: int = Evaluation.seed
+    resamples: int = EvaluationConfig.resamples  # bootstrap resamples behind each interval
+    level: float = EvaluationConfig.level  # of each interval
+    seed: int = EvaluationConfig.seed
 
 
 @dataclass(frozen=True)
-class Tuning:
+class TuningConfig:
     """The search for better settings: its budget, then what it searches, from the least to the most."""
 
     trials: int = 60  # of the whole study: all processes and restarts together
@@ -260,7 +266,7 @@ class Tuning:
     seed: int = 7
     learning_rate: tuple[float, float] = (3e-4, 1e-2)  # by its logarithm
     schedules: tuple[str, ...] = ("cosine", "constant")
-    warm_up: tuple[int, int] = (0, 3)  # epochs
+    warmup_epochs: tuple[int, int] = (0, 3)  # epochs
     beta_1: tuple[float, float] = (0.8, 0.95)
     beta_2: tuple[float, ...] = (0.95, 0.98, 0.99, 0.999)  # these values
     weight_decay: tuple[float, float] = (1e-4, 1e-1)  # by its logarithm
@@ -271,11 +277,11 @@ class Tuning:
     dropout: tuple[float, float] = (0.0, 0.6)
     label_smoothing: tuple[float, float] = (0.0, 0.2)
     augmentation: tuple[float, float] = (0.0, 1.5)  # times the configured turning, scaling, shifting and light
-    scars: tuple[int, int] = (0, 4)  # times the configured size of the scars; 0: none
+    small_erasing_count: tuple[int, int] = (0, 4)  # times the configured size of the scars; 0: none
 
 
 @dataclass(frozen=True)
-class Webcam:
+class WebcamConfig:
     """The realtime program."""
 
     source: str = "0"  # a camera number, a video, an image, a folder or a stream address
@@ -306,14 +312,14 @@ class Webcam:
 
 
 @dataclass(frozen=True)
-class Serving:
+class ServingConfig:
     """A classifier run by LiteRT, as the realtime program does."""
 
     int8: bool = True  # weights in 8 bits: three times as fast for 0.1 point of accuracy (benchmarks.quantization)
 
 
 @dataclass(frozen=True)
-class Tracking:
+class TrackingConfig:
     """Which face is which, from frame to frame."""
 
     search_every: float = 0.13  # seconds: the whole picture is searched for faces; in between they are followed
@@ -328,7 +334,7 @@ class Tracking:
 
 
 @dataclass(frozen=True)
-class Calm:
+class SmoothingConfig:
     """How the labels of a face are steadied over time. `--raw` does without."""
 
     smoothing: float = 0.3  # seconds: time constant by which a change of a face is noticed
@@ -339,20 +345,24 @@ class Calm:
 
 
 PATHS = Paths()
-SAMPLE = Sample()
-INVENTORY = Inventory()
-FACES = Faces()
-SPLIT = Split()
-BEST = Fitting(epochs=110, warm_up=2, mixup=0.2, weight_decay=0.05, augmentation=Augmentation(crop=5 / 6))
-FINE_TUNING = Fitting(epochs=20, batch_size=32, learning_rate=3e-4, warm_up=1)  # from a network that learnt elsewhere
-TUNING = Tuning()
-SAMPLE_TUNING = Tuning(trials=4, epochs=3, first_check=1)  # the sample shows that it runs, not what is best
-TEMPORAL = Temporal()
-EVALUATION = Evaluation()
-COVERS = Covers()
-GROUPS = Groups()
-WILD = Wild()
-WEBCAM = Webcam()
-SERVING = Serving()
-TRACKING = Tracking()
-CALM = Calm()
+SAMPLE = SampleConfig()
+INVENTORY = InventoryConfig()
+FACES = FaceConfig()
+SPLIT = SplitConfig()
+BEST = TrainingConfig(
+    epochs=110, warmup_epochs=2, mixup=0.2, weight_decay=0.05, augmentation=AugmentationConfig(crop=5 / 6)
+)
+FINE_TUNING = TrainingConfig(
+    epochs=20, batch_size=32, learning_rate=3e-4, warmup_epochs=1
+)  # from a network that learnt elsewhere
+TUNING = TuningConfig()
+SAMPLE_TUNING = TuningConfig(trials=4, epochs=3, first_check=1)  # the sample shows that it runs, not what is best
+SEQUENCES = SequenceConfig()
+EVALUATION = EvaluationConfig()
+ROBUSTNESS = RobustnessConfig()
+FAIRNESS = FairnessConfig()
+END_TO_END = EndToEndConfig()
+WEBCAM = WebcamConfig()
+SERVING = ServingConfig()
+TRACKING = TrackingConfig()
+SMOOTHING = SmoothingConfig()

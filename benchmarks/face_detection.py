@@ -19,23 +19,22 @@ from statistics import median
 from typing import Annotated, Any
 from unittest import mock
 
-if not __package__:  # run as a plain file
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 import cv2
 import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from common.command_line import progress_bar, run
+from common.errors import InputError
+from common.logging import quiet_start
 from configuration import FACES, ROOT
-from evaluation.report import write_json
-from preprocessing.command_line import progress_bar, run
-from preprocessing.errors import InputError
-from preprocessing.faces import Face, FaceDetector, pyramid, read_image_rgb
-from preprocessing.quiet import quiet_start
+from evaluation.report.writer import write_json
+from inference.crops import read_image_rgb
+from inference.face_detector import FaceDetector, pyramid
+from inference.faces import Face
 from preprocessing.step2_face_crops import write_face_crops
-from realtime.recording import write_picture
+from realtime.sinks.recording import write_picture
 
 Row = dict[str, Any]
 CONFIDENT = 0.9  # stock's faces from this confidence on must be found again
@@ -140,7 +139,7 @@ def compare(
     work: str, clip: list[np.ndarray], smallest: int, stock: Any, stock_options: Row | None = None
 ) -> tuple[Row, list[np.ndarray]]:
     """Compare whole detections: time, and stock's faces found again; give pictures of what is ours alone."""
-    detector = FaceDetector(replace(FACES, smallest_face=smallest, largest_side=max(clip[0].shape)))
+    detector = FaceDetector(replace(FACES, min_face_size=smallest, largest_side=max(clip[0].shape)))
     detect_stock = lambda image_rgb: stock.detect_faces(image_rgb, **(stock_options or {}))  # noqa: E731
     slow, fast, ratio = pairs(detect_stock, detector.detect, clip)
     found = wanted = 0
@@ -178,7 +177,7 @@ def compare_with_limit(work: str, clip: list[np.ndarray]) -> Row:
     detection's time that no other program around the same network could save.
     """
     height, width = clip[0].shape[:2]
-    work_left = sum(map(pnet_multiply_adds, pyramid(width, height, FACES.smallest_face, FACES.scale_factor)))
+    work_left = sum(map(pnet_multiply_adds, pyramid(width, height, FACES.min_face_size, FACES.scale_factor)))
     matrix = np.random.default_rng(SEED).random((1024, 1024), np.float32)
     detector = FaceDetector(replace(FACES, largest_side=max(width, height)))
     product, ours, _ = pairs(lambda _: matrix @ matrix, detector.detect, clip)
@@ -234,7 +233,8 @@ def right_pyramid() -> Iterator[None]:
 
 
 OURS = """
-from preprocessing.faces import FaceDetector, read_image_rgb
+from inference.crops import read_image_rgb
+from inference.face_detector import FaceDetector
 print(len(FaceDetector().detect(read_image_rgb(PORTRAIT))))
 """
 STOCK = """
@@ -243,7 +243,8 @@ print(len(mtcnn.MTCNN().detect_faces(cv2.cvtColor(cv2.imread(str(PORTRAIT)), cv2
 """
 LARGE = """
 from resource import RUSAGE_SELF, getrusage
-from preprocessing.faces import FaceDetector, read_image_rgb
+from inference.crops import read_image_rgb
+from inference.face_detector import FaceDetector
 import cv2
 image_rgb = cv2.resize(read_image_rgb(PORTRAIT), (3000, 4000), interpolation=cv2.INTER_CUBIC)
 assert FaceDetector(threads=1).detect(image_rgb)
@@ -305,7 +306,7 @@ def write_inventory(folder: Path, files: list[Path]) -> None:
     """Write the table that step 2 starts from."""
     import pandas as pd
 
-    from preprocessing.image_tables import INVENTORY_COLUMNS, write_table
+    from preprocessing.tables import INVENTORY_COLUMNS, write_table
 
     table = pd.DataFrame("", index=range(len(files)), columns=INVENTORY_COLUMNS)
     table["path"] = [file.relative_to(folder).as_posix() for file in files]

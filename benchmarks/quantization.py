@@ -7,33 +7,29 @@ which all variants take one face after the other, in changing order. Accuracy de
 on training images. Prints a table; `--json FILE` keeps it.
 """
 
-import sys
 import tempfile
 import time
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
-if not __package__:  # run as a plain file
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from common.command_line import DataRoot, DatasetName, dataset_folder, run
+from common.emotions import relate
+from common.errors import InputError
+from common.files import named_errors
+from common.logging import quiet_start
 from configuration import PATHS, SAMPLE
-from evaluation.report import write_json
+from evaluation.report.writer import write_json
 from inference.emotion_classifier import EmotionClassifier
+from inference.litert import Network
 from inference.model_card import read_card
-from preprocessing.command_line import DataRoot, DatasetName, dataset_folder, run
-from preprocessing.crowd_votes import labelled_by_majority
-from preprocessing.emotions import relate
-from preprocessing.errors import InputError
-from preprocessing.files import named_errors
-from preprocessing.image_tables import labels_of, read_table, usable
-from preprocessing.litert import Network
-from preprocessing.quiet import quiet_start
+from preprocessing.datasets.votes import labelled_by_majority
+from preprocessing.tables import labels_of, read_table, usable
 
 CALIBRATION = 400  # training images that int8's ranges are taken from
 BATCH = 64  # images at once while accuracy is measured
@@ -62,7 +58,7 @@ def main(
     with quiet_start():
         import keras
 
-        from training.datasets import read_crops
+        from training.data import read_crops
 
         if keras.backend.backend() != "tensorflow":
             raise InputError(f"the backend is {keras.backend.backend()}; TensorFlow converts networks: KERAS_BACKEND")
@@ -74,14 +70,14 @@ def main(
     with tempfile.TemporaryDirectory() as scratch:
         networks = convert(model, ranges, Path(scratch))
         sizes = {name: (Path(scratch) / f"{name}.tflite").stat().st_size for name in networks}
-        answers = {name: ask(network, images)[:, columns] for name, network in networks.items()}
+        predictions = {name: ask(network, images)[:, columns] for name, network in networks.items()}
         times = time_one_face(networks, images, rounds)
     results = [
         {
             "variant": name,
             "kilobytes": round(sizes[name] / 1024),
-            "accuracy": round(float((answers[name].argmax(1) == truth).mean()), 4),
-            "same_answer": round(float((answers[name].argmax(1) == answers["float32"].argmax(1)).mean()), 4),
+            "accuracy": round(float((predictions[name].argmax(1) == truth).mean()), 4),
+            "same_answer": round(float((predictions[name].argmax(1) == predictions["float32"].argmax(1)).mean()), 4),
             "milliseconds": round(1000 * times[name], 3),
             "speed": round(times["float32"] / times[name], 2),
         }

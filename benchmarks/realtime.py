@@ -19,25 +19,22 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
-if not __package__:  # run as a plain file
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 import cv2
 import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from common.command_line import DataRoot, dataset_folder, run
+from common.errors import InputError
+from common.logging import quiet_start
 from configuration import FACES, PATHS, ROOT
-from evaluation.report import write_json
+from evaluation.report.writer import write_json
 from inference.emotion_classifier import EmotionClassifier
-from preprocessing.command_line import DataRoot, dataset_folder, run
-from preprocessing.errors import InputError
-from preprocessing.faces import FaceDetector
-from preprocessing.quiet import quiet_start
-from realtime.calm import Steadier
-from realtime.drawing import Drawer
+from inference.face_detector import FaceDetector
 from realtime.recognition import SEARCH_THREADS, recognize, watch
+from realtime.sinks.drawing import Drawer
+from realtime.smoothing import Steadier
 from realtime.sources import Frame, open_source
 from realtime.tracking import Tracker, overlap
 
@@ -68,7 +65,7 @@ print(*(sum(part) / len(times) for part in zip(*times)))
 FIRST_FRAME = """
 import sys
 import realtime.webcam  # what the program imports
-from realtime.drawing import Drawer
+from realtime.sinks.drawing import Drawer
 from realtime.recognition import watch
 Drawer().draw(next(watch(sys.argv[1])))
 """
@@ -346,7 +343,7 @@ def still_frames(faces_gray: list[np.ndarray], seconds: float, seed: int) -> Ite
 
 def labels_over_time(frames: Iterator[Frame], classifier: EmotionClassifier) -> dict[int, list[tuple[float, str, str]]]:
     """Return, for each tracked face, its times and its raw and calm label, both of the same probabilities."""
-    steadier = Steadier(classifier.unsure_below)
+    steadier = Steadier(classifier.abstention_threshold)
     told: dict[int, list[tuple[float, str, str]]] = {}
     for result in recognize(frames, FaceDetector(FACES), classifier, raw=True):
         confirmed = [each for each in result.recognitions if not each.tentative]

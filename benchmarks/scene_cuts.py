@@ -14,7 +14,6 @@ The thresholds of `realtime.scenes` were chosen with the seeds 1 to 5; report an
 time per frame, beside the time that the whole program takes for a frame; `--json FILE` keeps it.
 """
 
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,19 +22,16 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
-if not __package__:  # run as a plain file
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 import cv2
 import numpy as np
 import typer
 
+from common.command_line import run
+from common.errors import InputError
 from configuration import FACES, PATHS
-from evaluation.report import write_json
+from evaluation.report.writer import write_json
 from inference.emotion_classifier import EmotionClassifier
-from preprocessing.command_line import run
-from preprocessing.errors import InputError
-from preprocessing.faces import FaceDetector
+from inference.face_detector import FaceDetector
 from realtime.recognition import watch
 from realtime.scenes import CutDetector
 from realtime.sources import open_source

@@ -7,17 +7,12 @@ median over pairs: Keras and ours on as many images, one after the other; the wh
 alone, step by step. Ratios decide, times inform. Prints a table; `--json FILE` keeps it.
 """
 
-import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
-
-if not __package__:  # run as a plain file
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -25,12 +20,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from configuration import BEST, NO_AUGMENTATION, PATHS, SAMPLE, Augmentation
-from evaluation.report import write_json
-from preprocessing.command_line import DataRoot, DatasetName, dataset_folder, progress_bar, run
-from preprocessing.errors import InputError
-from preprocessing.image_tables import read_table, usable
-from preprocessing.quiet import quiet_start
+from common.command_line import DataRoot, DatasetName, dataset_folder, progress_bar, run
+from common.errors import InputError
+from common.logging import quiet_start
+from configuration import BEST, NO_AUGMENTATION, PATHS, SAMPLE, AugmentationConfig
+from evaluation.report.writer import write_json
+from preprocessing.tables import read_table, usable
 
 Row = dict[str, Any]
 COLD_IMAGES = 4000  # decoded anew, to time the first reading
@@ -52,29 +47,31 @@ def main(
     with quiet_start():
         import keras
 
-        from training.fitting import choose_precision, read_batches
+        from training.trainer import choose_precision, read_batches
     if keras.backend.backend() != "tensorflow":
         raise InputError(f"the backend is {keras.backend.backend()}; Keras's generator needs TensorFlow: KERAS_BACKEND")
     # What Keras's generator knows nothing of: mixing images, and training on parts of them.
-    whole_faces = replace(BEST, mixup=0.0, augmentation=replace(BEST.augmentation, crop=1.0))
-    fitting = replace(whole_faces, batch_size=batch_size, precision=precision)
-    train, _, _ = read_batches(table, folder, fitting)
+    full_image_epoch_fraction = replace(BEST, mixup=0.0, augmentation=replace(BEST.augmentation, crop=1.0))
+    config = replace(full_image_epoch_fraction, batch_size=batch_size, precision=precision)
+    train, _, _ = read_batches(table, folder, config)
     rows = usable(table)
     rows = rows.loc[rows["split"] == "train"]
     results = [
-        compare_reading(rows, folder, train, fitting.augmentation, rounds, batches),
+        compare_reading(rows, folder, train, config.augmentation, rounds, batches),
         compare_first_reading(rows, folder, train.images.shape[1:], batch_size),
     ]
     if steps:
-        fitting = replace(fitting, precision=choose_precision(train, fitting))
-        results += [compare_normalization(train, fitting, steps), compare_step(train, fitting, steps)]
+        config = replace(config, precision=choose_precision(train, config))
+        results += [compare_normalization(train, config, steps), compare_step(train, config, steps)]
     print_table(results)
     if output:
         write_json(output, results)
         print(f"wrote {output}")
 
 
-def keras_flow(rows: pd.DataFrame, folder: Path, shape: tuple[int, ...], batch_size: int, options: Augmentation) -> Any:
+def keras_flow(
+    rows: pd.DataFrame, folder: Path, shape: tuple[int, ...], batch_size: int, options: AugmentationConfig
+) -> Any:
     """Return Keras's batches of the same images, changed as strongly as ours."""
     import tensorflow as tf
 
@@ -86,7 +83,7 @@ def keras_flow(rows: pd.DataFrame, folder: Path, shape: tuple[int, ...], batch_s
         horizontal_flip=options.flip,
         channel_shift_range=options.brightness,
         fill_mode="nearest",
-        preprocessing_function=contrast_and_scars(options) if options.contrast or options.scars else None,
+        preprocessing_function=contrast_and_scars(options) if options.contrast or options.small_erasing_count else None,
     )
     return generator.flow_from_dataframe(
         rows,
@@ -101,16 +98,19 @@ def keras_flow(rows: pd.DataFrame, folder: Path, shape: tuple[int, ...], batch_s
     )
 
 
-def contrast_and_scars(options: Augmentation) -> Any:
+def contrast_and_scars(options: AugmentationConfig) -> Any:
     """Return what Keras's generator has no argument for, as one would write it in numpy."""
     random = np.random.default_rng(7)
 
     def change(image: np.ndarray) -> np.ndarray:
         mean = image.mean()
         image = np.clip((image - mean) * random.uniform(1 - options.contrast, 1 + options.contrast) + mean, 0, 255)
-        for _ in range(options.scars):
+        for _ in range(options.small_erasing_count):
             if random.random() < 0.5:
-                sides = random.integers(1, options.scar_length + 1), random.integers(1, options.scar_width + 1)
+                sides = (
+                    random.integers(1, options.small_erasing_length + 1),
+                    random.integers(1, options.small_erasing_width + 1),
+                )
                 height, width = sides if random.random() < 0.5 else sides[::-1]
                 top = random.integers(0, image.shape[0] - height + 1)
                 left = random.integers(0, image.shape[1] - width + 1)
@@ -121,7 +121,7 @@ def contrast_and_scars(options: Augmentation) -> Any:
 
 
 def compare_reading(
-    rows: pd.DataFrame, folder: Path, train: Any, options: Augmentation, rounds: int, batches: int
+    rows: pd.DataFrame, folder: Path, train: Any, options: AugmentationConfig, rounds: int, batches: int
 ) -> Row:
     """Compare whole input paths: reading, shuffling, augmenting, targets."""
     import tensorflow as tf
@@ -161,7 +161,7 @@ def compare_reading(
 
 def compare_first_reading(rows: pd.DataFrame, folder: Path, shape: tuple[int, ...], batch_size: int) -> Row:
     """Compare the first reading alone: we decode every image once, Keras in every epoch."""
-    from training.datasets import flow_from_dataframe
+    from training.data import flow_from_dataframe
 
     rows = rows.iloc[:COLD_IMAGES]
     theirs = keras_flow(rows, folder, shape, batch_size, NO_AUGMENTATION)
@@ -195,14 +195,14 @@ def rates(work: str, pairs: list[tuple[float, float]]) -> Row:
     }
 
 
-def compare_normalization(train: Any, fitting: Any, steps: int) -> Row:
+def compare_normalization(train: Any, config: Any, steps: int) -> Row:
     """Compare the network's own training step with batch normalisation as Keras computes it and as we do."""
     import keras
 
-    from training.fitting import build_trainer
+    from training.trainer import build_trainer
 
-    fitting = replace(fitting, augmentation=NO_AUGMENTATION)
-    network, ours = build_trainer(train, fitting)  # the network itself is what Keras would train
+    config = replace(config, augmentation=NO_AUGMENTATION)
+    network, ours = build_trainer(train, config)  # the network itself is what Keras would train
     theirs = keras.models.clone_model(network)
     off: Any = False
     theirs.compile(ours.optimizer.__class__(), ours.loss, jit_compile=off)
@@ -216,10 +216,10 @@ def compare_normalization(train: Any, fitting: Any, steps: int) -> Row:
                 model.train_on_batch(*batch)
                 seconds.append(time.perf_counter() - start)
             pairs.append((len(batch[0]) / seconds[0], len(batch[0]) / seconds[1]))
-    return rates(f"images/s, training step of {network.name}, {fitting.precision}", pairs[1:])
+    return rates(f"images/s, training step of {network.name}, {config.precision}", pairs[1:])
 
 
-def compare_step(train: Any, fitting: Any, steps: int) -> Row:
+def compare_step(train: Any, config: Any, steps: int) -> Row:
     """Compare a training step, from one batch's end to the next one's, with the same step on a batch that is there.
 
     The first is a plain `fit` with everything that it does; the second is the network's forward and backward pass and
@@ -230,11 +230,11 @@ def compare_step(train: Any, fitting: Any, steps: int) -> Row:
     import tensorflow as tf
 
     from training.augmentation import build_augmentation
-    from training.fitting import build_trainer
+    from training.trainer import build_trainer
 
-    augmentation = build_augmentation(fitting.augmentation, train.images.shape[1:], seed=7)
-    _, trainer = build_trainer(train, fitting)
-    _, bare = build_trainer(train, replace(fitting, augmentation=NO_AUGMENTATION))
+    augmentation = build_augmentation(config.augmentation, train.images.shape[1:], seed=7)
+    _, trainer = build_trainer(train, config)
+    _, bare = build_trainer(train, replace(config, augmentation=NO_AUGMENTATION))
     images, labels = train[0]
     there = iter(tf.data.Dataset.from_tensors((images, labels)).repeat())
     bare.make_train_function()
@@ -266,7 +266,7 @@ def compare_step(train: Any, fitting: Any, steps: int) -> Row:
         trainer.fit(train, epochs=epochs, callbacks=[TakeTurns()], shuffle=False, verbose=silent)
     turns = turns[1:]  # the first step has traced the networks
     return {
-        "work": f"training step of {train.batch_size} images, {fitting.network}, {fitting.precision}",
+        "work": f"training step of {train.batch_size} images, {config.network}, {config.precision}",
         "step_ms": 1000 * median(whole for whole, _, _ in turns),
         "network_ms": 1000 * median(alone for _, alone, _ in turns),
         "input_ms": 1000 * median(read for _, _, read in turns),

@@ -10,13 +10,6 @@ Writes: reports/NAME/MODEL/SPLIT-TRUTH/: report.html, metrics.json, predictions.
     python -m evaluation.model_evaluation --dataset ckplus --folds
 """
 
-import sys
-from pathlib import Path
-from typing import Annotated, Any
-
-if not __package__:  # run as a plain file
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 import hashlib
 import json
 import platform
@@ -24,15 +17,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
 
 import pandas as pd
 import typer
 
-from configuration import COVERS, EVALUATION, FACES, GROUPS, PATHS, SAMPLE, WILD, Covers, Evaluation, Groups, Wild
-from inference.emotion_classifier import EmotionClassifier
-from inference.lineage import ImageHashes, hashes_file, read_hashes, write_hashes
-from inference.model_card import ModelCard, card_path, read_card, write_card
-from preprocessing.command_line import (
+from common.command_line import (
     DataRoot,
     DatasetName,
     ModelsRoot,
@@ -43,13 +34,29 @@ from preprocessing.command_line import (
     step_command,
     typed_command,
 )
-from preprocessing.crowd_votes import MAJORITY, has_votes, labelled_by_majority
-from preprocessing.emotions import relate
-from preprocessing.errors import InputError
-from preprocessing.faces import build_detector
-from preprocessing.files import file_hash, fingerprint
-from preprocessing.image_tables import SPLITS, crop_options, digest, labels_of, read_table, usable, write_table
-from training.folds import LOOSE, STRICT, fold_networks
+from common.emotions import relate
+from common.errors import InputError
+from common.files import file_hash, fingerprint
+from configuration import (
+    END_TO_END,
+    EVALUATION,
+    FACES,
+    FAIRNESS,
+    PATHS,
+    ROBUSTNESS,
+    SAMPLE,
+    EndToEndConfig,
+    EvaluationConfig,
+    FairnessConfig,
+    RobustnessConfig,
+)
+from inference.emotion_classifier import EmotionClassifier
+from inference.face_detector import build_detector
+from inference.lineage import ImageHashes, hashes_file, read_hashes, write_hashes
+from inference.model_card import ModelCard, card_path, read_card, write_card
+from preprocessing.datasets.votes import MAJORITY, has_votes, labelled_by_majority
+from preprocessing.tables import SPLITS, crop_options, digest, labels_of, read_table, usable, write_table
+from training.cross_validation import SUBJECT_DEPENDENT, SUBJECT_INDEPENDENT, fold_networks
 
 TRUTHS = ("labels", "majority")
 CARD_SCORES = ("accuracy", "balanced_accuracy", "macro_f1")
@@ -78,7 +85,7 @@ class Task:
     rows: pd.DataFrame
     split: str
     notes: list[str]
-    options: Evaluation
+    options: EvaluationConfig
     quick: bool
     show_faces: bool
     grouped_by: list[str]
@@ -91,20 +98,20 @@ class Task:
         return {name: getattr(self.options, name) for name in ("resamples", "level", "seed")}
 
     @property
-    def covers(self) -> Covers:
+    def covers(self) -> RobustnessConfig:
         """How faces are covered."""
-        images = COVERS.quick_images if self.quick else COVERS.images
-        return replace(COVERS, images=images, **self._intervals)
+        images = ROBUSTNESS.quick_images if self.quick else ROBUSTNESS.images
+        return replace(ROBUSTNESS, images=images, **self._intervals)
 
     @property
-    def groups(self) -> Groups:
+    def groups(self) -> FairnessConfig:
         """How groups are compared."""
-        return replace(GROUPS, **self._intervals)
+        return replace(FAIRNESS, **self._intervals)
 
     @property
-    def wild(self) -> Wild:
+    def wild(self) -> EndToEndConfig:
         """How whole pictures are scored."""
-        return replace(WILD, **self._intervals)
+        return replace(END_TO_END, **self._intervals)
 
 
 def main(
@@ -119,9 +126,9 @@ def main(
         ),
     ] = None,
     split: Annotated[str | None, typer.Option(help=f"{', '.join(SPLITS)}; left out: test, or dev without one.")] = None,
-    wanted_accuracy: Annotated[
+    target_accuracy: Annotated[
         float, typer.Option(help="Share of the answers, 0-1, that should be right when the model may abstain.")
-    ] = EVALUATION.wanted_accuracy,
+    ] = EVALUATION.target_accuracy,
     resamples: Annotated[
         int, typer.Option(min=20, max=100_000, help="Bootstrap resamples behind each interval.")
     ] = EVALUATION.resamples,
@@ -159,8 +166,8 @@ def main(
     ] = False,
 ) -> None:
     """Evaluate trained networks on a held-out split, and compare them."""
-    if not 0 < wanted_accuracy < 1:
-        raise InputError(f"--wanted-accuracy {wanted_accuracy} is not between 0 and 1, such as 0.8 for 80 %")
+    if not 0 < target_accuracy < 1:
+        raise InputError(f"--target-accuracy {target_accuracy} is not between 0 and 1, such as 0.8 for 80 %")
     folder = dataset_folder(data, dataset)
     table = read_table(folder, "split.csv")
     named = model_names(model or [models / dataset / "best.keras" if folds else default_model(models / dataset)])
@@ -178,20 +185,22 @@ def main(
     if truth == "majority":
         table = labelled_by_majority(table)
     if group_table:
-        from evaluation.groups import join_group_table  # imports matplotlib and fairlearn, as all the parts do
+        from evaluation.sections.fairness import (
+            join_group_table,  # imports matplotlib and fairlearn, as all the parts do
+        )
 
         table = join_group_table(table, group_table)
     if folds:
-        rows, split, notes = usable(table[table[STRICT] != ""]), f"{len(networks)} folds", []
+        rows, split, notes = usable(table[table[SUBJECT_INDEPENDENT] != ""]), f"{len(networks)} folds", []
     else:
         rows, split, notes = rows_of_split(table, split, folder)
     notes = [*truth_notes, *notes]
     report_name = name_of_report("folds" if folds else split, truth, pictures, quick)
-    options = replace(EVALUATION, wanted_accuracy=wanted_accuracy, resamples=resamples, seed=seed)
+    options = replace(EVALUATION, target_accuracy=target_accuracy, resamples=resamples, seed=seed)
     if quick:
         options = replace(options, resamples=min(resamples, EVALUATION.quick_resamples))
     if groups:
-        from evaluation.groups import check_columns
+        from evaluation.sections.fairness import check_columns
 
         check_columns(rows, groups)
     if pictures:
@@ -289,7 +298,7 @@ def check_pictures(pictures: Path, cards: list[ModelCard]) -> None:
     Raises:
         InputError: no folder of labelled pictures, or no rule relates their labels to a model's.
     """
-    from evaluation.in_the_wild import labelled_pictures
+    from evaluation.sections.end_to_end import labelled_pictures
 
     labels = labels_of(labelled_pictures(pictures)[0])
     for card in cards:
@@ -350,14 +359,14 @@ def evaluate(task: Task, name: str, model_file: Path, report: Path) -> dict[str,
     Raises:
         InputError: the model cannot be used, or no rule relates its labels to the data's.
     """
-    from evaluation.answers import ask, label_rule
+    from evaluation.predictions import ask, label_rule
 
     label_rule(model_file, task.table)
     inputs = _inputs(task, model_file)
     if earlier := kept_report(report, inputs):
         return earlier
-    answers = ask(model_file, name, task.folder, task.table, task.rows, task.split)
-    return report_on(task, answers, lambda folder: parts_of_report(task, answers, folder), report, inputs)
+    predictions = ask(model_file, name, task.folder, task.table, task.rows, task.split)
+    return report_on(task, predictions, lambda folder: parts_of_report(task, predictions, folder), report, inputs)
 
 
 def evaluate_folds(task: Task, name: str, model_file: Path, networks: dict[int, Path], report: Path) -> dict[str, Any]:
@@ -376,51 +385,55 @@ def evaluate_folds(task: Task, name: str, model_file: Path, networks: dict[int, 
     Raises:
         InputError: as `evaluate`.
     """
-    loose, notes = {}, []
+    subject_dependent, notes = {}, []
     try:
-        loose = fold_networks(model_file, task.folder, read_table(task.folder, "split.csv"), LOOSE)
+        subject_dependent = fold_networks(
+            model_file, task.folder, read_table(task.folder, "split.csv"), SUBJECT_DEPENDENT
+        )
     except InputError as error:
         notes.append(f"The looser protocol, people in training and test, was not measured: {error}.")
-    from evaluation.zero_shot import ask_zero_shot, zero_shot_file
+    from evaluation.sections.cross_dataset import ask_zero_shot, zero_shot_file
 
     start = None
     try:
         start = zero_shot_file(read_card(networks[0]), task.folder.name, task.table)
     except InputError as error:
         notes.append(f"Zero-shot was not measured: {error}.")
-    inputs = _inputs(task, *networks.values(), *loose.values()) | {"not_measured": [*notes]}
+    inputs = _inputs(task, *networks.values(), *subject_dependent.values()) | {"not_measured": [*notes]}
     inputs["zero_shot"] = start and file_hash(start, card_path(start))
     if earlier := kept_report(report, inputs):
         return earlier
-    from evaluation.folds import across_folds, ask_folds, settings_differ
+    from evaluation.sections.cross_validation import across_folds, ask_folds, settings_differ
 
-    answers = ask_folds(networks, model_file, name, task.folder, task.table)
+    predictions = ask_folds(networks, model_file, name, task.folder, task.table)
     others = {}
-    if loose:
+    if subject_dependent:
         title = "folds that ignore who is in the pictures"
-        others[title] = ask_folds(loose, model_file, f"{name}, loose", task.folder, task.table, LOOSE)
+        others[title] = ask_folds(
+            subject_dependent, model_file, f"{name}, loose", task.folder, task.table, SUBJECT_DEPENDENT
+        )
     if start:
         try:
-            title, zero_shot = ask_zero_shot(answers, start, task.table)
+            title, zero_shot = ask_zero_shot(predictions, start, task.table)
             others[title] = zero_shot
         except InputError as error:
             notes.append(f"Zero-shot was not measured: {error}.")
-    warnings = [text] if (text := settings_differ([*networks.values(), *loose.values()])) else []
+    warnings = [text] if (text := settings_differ([*networks.values(), *subject_dependent.values()])) else []
 
     def parts(folder: Path) -> list[Callable[[], Any]]:
-        first, *rest = parts_of_report(task, answers, folder, networks)
+        first, *rest = parts_of_report(task, predictions, folder, networks)
         return [
             first,
-            lambda: across_folds(answers, others, networks, task.table, notes, warnings, folder, task.options),
+            lambda: across_folds(predictions, others, networks, task.table, notes, warnings, folder, task.options),
             *rest,
         ]
 
-    return report_on(task, answers, parts, report, inputs)
+    return report_on(task, predictions, parts, report, inputs)
 
 
 def kept_report(report: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
     """Return what an earlier report on the same inputs says, after printing it."""
-    from evaluation.report import read_report
+    from evaluation.report.writer import read_report
 
     earlier = read_report(report, inputs)
     if earlier:
@@ -431,7 +444,7 @@ def kept_report(report: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
 
 def report_on(
     task: Task,
-    answers: Any,
+    predictions: Any,
     parts: Callable[[Path], list[Callable[[], Any]]],
     report: Path,
     inputs: dict[str, Any],
@@ -445,52 +458,52 @@ def report_on(
         report: The report's folder.
         inputs: What it is made from.
     """
-    from evaluation.report import report_folder
+    from evaluation.report.writer import report_folder
 
     with report_folder(report) as folder:
-        metrics = _write_parts(task, answers, parts(folder), folder, inputs)
+        metrics = _write_parts(task, predictions, parts(folder), folder, inputs)
     _print_summary(metrics, report)
     return metrics
 
 
 def _write_parts(
-    task: Task, answers: Any, parts: list[Callable[[], Any]], folder: Path, inputs: dict[str, Any]
+    task: Task, predictions: Any, parts: list[Callable[[], Any]], folder: Path, inputs: dict[str, Any]
 ) -> dict[str, Any]:
-    from evaluation.honesty import banner, protocol
-    from evaluation.performance import measure
-    from evaluation.report import write_report
+    from evaluation.report.writer import write_report
+    from evaluation.sections.performance import measure
+    from evaluation.sections.provenance import banner, protocol
 
-    _write_predictions(answers, folder)
+    _write_predictions(predictions, folder)
     with progress_bar() as bar:
-        sections = [part() for part in bar.track(parts, description=f"evaluating {answers.name}")]
+        sections = [part() for part in bar.track(parts, description=f"evaluating {predictions.name}")]
     sections = [section for section in sections if section]
-    measured = measure(answers)
+    measured = measure(predictions)
     performance = next(section for section in sections if section.name == "performance").values
     metrics = {
         "dataset": task.folder.name,
         "split": task.split,
-        "model": answers.model_file.name,
-        "protocol": protocol(answers),
-        "labels": list(answers.labels),
-        "label_rule": answers.rule.text,
-        "left_out": answers.left_out,
-        "held_out": answers.exposure.held_out,
-        "banner": banner(answers),
+        "model": predictions.model_file.name,
+        "protocol": protocol(predictions),
+        "labels": list(predictions.labels),
+        "label_rule": predictions.rule.text,
+        "left_out": predictions.left_out,
+        "held_out": predictions.exposure.held_out,
+        "banner": banner(predictions),
         "notes": [warning for section in sections for warning in section.warnings],
-        "n": len(answers.rows),
+        "n": len(predictions.rows),
         **{score: measured[score] for score in CARD_SCORES},
         "accuracy_interval": performance["intervals"]["accuracy"],
         "per_emotion": {
             label: {figure: measured[f"{figure}/{label}"] for figure in ("precision", "recall", "f1")}
-            for label in answers.labels
+            for label in predictions.labels
         },
         "inputs": inputs,
     }
-    return write_report(folder, _page(task, answers, performance, inputs), sections, metrics, task.show_faces)
+    return write_report(folder, _page(task, predictions, performance, inputs), sections, metrics, task.show_faces)
 
 
 def parts_of_report(
-    task: Task, answers: Any, report: Path, networks: Mapping[int, Path] | None = None
+    task: Task, predictions: Any, report: Path, networks: Mapping[int, Path] | None = None
 ) -> list[Callable[[], Any]]:
     """Return the parts of a model's report in their order: each gives a `Section`, or None where it does not apply.
 
@@ -502,59 +515,67 @@ def parts_of_report(
         report: The report's folder.
         networks: Fold number -> network, for answers pooled over folds.
     """
-    from evaluation.averaging import over_mirror_images
-    from evaluation.confidence import how_sure
-    from evaluation.crowd import against_the_crowd
-    from evaluation.failures import how_it_fails
-    from evaluation.groups import audit_groups
-    from evaluation.honesty import how_honest
-    from evaluation.in_the_wild import in_the_wild
-    from evaluation.performance import how_good
-    from evaluation.zero_shot import beside_zero_shot
+    from evaluation.sections.annotators import against_the_crowd
+    from evaluation.sections.calibration import how_sure
+    from evaluation.sections.cross_dataset import beside_zero_shot
+    from evaluation.sections.end_to_end import in_the_wild
+    from evaluation.sections.error_analysis import how_it_fails
+    from evaluation.sections.fairness import audit_groups
+    from evaluation.sections.performance import how_good
+    from evaluation.sections.provenance import how_honest
+    from evaluation.sections.tta import over_mirror_images
 
-    options, prediction = task.options, answers.prediction.tolist()
+    options, prediction = task.options, predictions.prediction.tolist()
     parts = [
-        lambda: how_good(answers, report, options),
-        lambda: against_the_crowd(answers, options),
-        lambda: beside_zero_shot(answers, task.table, options),
-        lambda: how_honest(answers, task.folder, task.table, task.notes, options),
-        lambda: how_sure(answers, report, options),
+        lambda: how_good(predictions, report, options),
+        lambda: against_the_crowd(predictions, options),
+        lambda: beside_zero_shot(predictions, task.table, options),
+        lambda: how_honest(predictions, task.folder, task.table, task.notes, options),
+        lambda: how_sure(predictions, report, options),
     ]
     if task.flip:
-        parts.append(lambda: over_mirror_images(answers, networks or {}, task.table, options))
-    if answers.fold_column:  # no single network to look into
-        parts.append(lambda: how_it_fails(answers, report, options, gallery=False))
+        parts.append(lambda: over_mirror_images(predictions, networks or {}, task.table, options))
+    if predictions.fold_column:  # no single network to look into
+        parts.append(lambda: how_it_fails(predictions, report, options, gallery=False))
     else:
-        parts.append(lambda: how_it_fails(answers, report, options, gallery=task.show_faces and not task.quick))
-        parts.append(lambda: covered(task, [answers], report))
+        parts.append(lambda: how_it_fails(predictions, report, options, gallery=task.show_faces and not task.quick))
+        parts.append(lambda: covered(task, [predictions], report))
     if task.grouped_by:
         parts.append(
             lambda: audit_groups(
-                answers.rows, prediction, answers.labels, task.grouped_by, report, task.groups, answers.heading
+                predictions.rows,
+                prediction,
+                predictions.labels,
+                task.grouped_by,
+                report,
+                task.groups,
+                predictions.heading,
             )
         )
     if task.pictures:
-        pictures, classifier = task.pictures, EmotionClassifier.load(answers.model_file)  # float32, as all the rest
-        detector, hashes = build_detector("mtcnn", classifier.faces), read_hashes(answers.model_file)
+        pictures, classifier = task.pictures, EmotionClassifier.load(predictions.model_file)  # float32, as all the rest
+        detector, hashes = build_detector("mtcnn", classifier.faces), read_hashes(predictions.model_file)
         parts.append(lambda: in_the_wild(classifier, detector, pictures, report, task.wild, hashes))
     return parts
 
 
 def covered(task: Task, models: list[Any], report: Path) -> Any:
     """Return how accuracy falls as faces are covered, for models that have their labels in common."""
-    from evaluation.comparison import check_aligned
-    from evaluation.covered_faces import Candidate, covered_faces
-    from evaluation.metrics import apply_rule
+    from evaluation.metrics.scores import apply_rule
+    from evaluation.sections.comparison import check_aligned
+    from evaluation.sections.robustness import Candidate, covered_faces
 
-    def candidate(answers: Any) -> Candidate:
-        classifier = EmotionClassifier.load(answers.model_file)
-        return Candidate(lambda images: apply_rule(classifier.predict(images), answers.rule), answers.card.to_json())
+    def candidate(predictions: Any) -> Candidate:
+        classifier = EmotionClassifier.load(predictions.model_file)
+        return Candidate(
+            lambda images: apply_rule(classifier.predict(images), predictions.rule), predictions.card.to_json()
+        )
 
     check_aligned(models)
     first = models[0]
     crops = replace(FACES, **{name: crop_options(task.folder)[name] for name in ("size", "channels", "align")})
-    titles = [answers.heading for answers in models]  # each says so where a model was trained on the split
-    candidates = {answers.name: candidate(answers) for answers in models}
+    titles = [predictions.heading for predictions in models]  # each says so where a model was trained on the split
+    candidates = {predictions.name: candidate(predictions) for predictions in models}
     return covered_faces(
         candidates, first.rows, first.images, first.labels, crops, report, task.covers, "\n".join(titles)
     )
@@ -566,20 +587,20 @@ def calibrate_card(task: Task, name: str, model_file: Path) -> None:
     Raises:
         InputError: the model cannot be used, or the rows do not tell how sure it may be.
     """
-    from evaluation.answers import ask
-    from evaluation.confidence import fit_calibration
+    from evaluation.predictions import ask
+    from evaluation.sections.calibration import fit_calibration
 
-    answers = ask(model_file, name, task.folder, task.table, task.rows, task.split)
-    fitted = fit_calibration(answers, task.options)
-    fitted["calibration"]["truth"] = MAJORITY if answers.by_crowd else "the data set's own labels"
-    selected = ImageHashes.of(selection=answers.rows["pixel_hash"])
+    predictions = ask(model_file, name, task.folder, task.table, task.rows, task.split)
+    fitted = fit_calibration(predictions, task.options)
+    fitted["calibration"]["truth"] = MAJORITY if predictions.by_crowd else "the data set's own labels"
+    selected = ImageHashes.of(selection=predictions.rows["pixel_hash"])
     write_hashes(model_file, read_hashes(model_file) | selected)
     write_card(replace(read_card(model_file), **fitted), model_file)
     how = fitted["calibration"]
     print(
-        f"{name}: temperature {fitted['temperature']}, unsure below {fitted['unsure_below']}, fitted on "
+        f"{name}: temperature {fitted['temperature']}, unsure below {fitted['abstention_threshold']}, fitted on "
         f"{how['dataset']}'s {how['split']} split (n = {how['n']:,}); calibration error {how['ece_before']:.1%} before "
-        f"and {how['ece_after']:.1%} after, measured on other folds; {how['accuracy_of_answers']:.1%} right of "
+        f"and {how['ece_after']:.1%} after, measured on other folds; {how['selective_accuracy']:.1%} right of "
         f"{how['coverage']:.1%} answered; written into {model_file.with_suffix('.json')}"
     )
 
@@ -590,9 +611,9 @@ def compare_models(task: Task, named: dict[str, Path], report: Path) -> None:
     Raises:
         InputError: the models have too few emotions in common.
     """
-    from evaluation.answers import ask
-    from evaluation.comparison import compare, on_common_labels
-    from evaluation.report import Page, read_report, report_folder, write_report
+    from evaluation.predictions import ask
+    from evaluation.report.writer import Page, read_report, report_folder, write_report
+    from evaluation.sections.comparison import compare, on_common_labels
 
     inputs = {name: _inputs(task, model_file) for name, model_file in named.items()}
     metrics = read_report(report, inputs)
@@ -626,8 +647,8 @@ def compare_models(task: Task, named: dict[str, Path], report: Path) -> None:
 
 def balances(task: Task, models: list[Any]) -> list[Any]:
     """Return, for each model after the first, what changed for the groups since the first."""
-    from evaluation.comparison import check_aligned
-    from evaluation.mitigation import before_and_after
+    from evaluation.sections.comparison import check_aligned
+    from evaluation.sections.mitigation import before_and_after
 
     check_aligned(models)
     first, *others = models
@@ -650,11 +671,11 @@ def _made_by() -> dict[str, str]:
     return {"command": typed_command(), "with": f"Python {platform.python_version()}"}
 
 
-def _page(task: Task, answers: Any, performance: dict[str, Any], inputs: dict[str, Any]) -> Any:
-    from evaluation.honesty import banner
-    from evaluation.performance import HEADLINE, format_interval, format_score
-    from evaluation.report import Page, Tile
-    from evaluation.sections import interval_text
+def _page(task: Task, predictions: Any, performance: dict[str, Any], inputs: dict[str, Any]) -> Any:
+    from evaluation.report.section import interval_text
+    from evaluation.report.writer import Page, Tile
+    from evaluation.sections.performance import HEADLINE, format_interval, format_score
+    from evaluation.sections.provenance import banner
 
     level = interval_text(task.options.level)
     tiles = [
@@ -663,32 +684,32 @@ def _page(task: Task, answers: Any, performance: dict[str, Any], inputs: dict[st
         for name, text in HEADLINE.items()
     ]  # fmt: skip
     return Page(
-        title=f"{answers.name} on {answers.dataset}",
-        subtitle=f"{answers.part}, {len(answers.rows):,} images, {len(answers.labels)} emotions",
-        banner=banner(answers),
+        title=f"{predictions.name} on {predictions.dataset}",
+        subtitle=f"{predictions.part}, {len(predictions.rows):,} images, {len(predictions.labels)} emotions",
+        banner=banner(predictions),
         tiles=tiles,
         made_by=_made_by()
         | {
-            "model": f"{answers.model_file.name}, SHA-256 {inputs['model']}…",
+            "model": f"{predictions.model_file.name}, SHA-256 {inputs['model']}…",
             "rows": f"SHA-256 {inputs['rows']}…",
         },
     )
 
 
-def _write_predictions(answers: Any, report: Path) -> None:
-    from evaluation.metrics import probability_columns
+def _write_predictions(predictions: Any, report: Path) -> None:
+    from evaluation.metrics.scores import probability_columns
 
-    predictions = pd.DataFrame(
-        {"path": answers.rows["path"], "truth": answers.rows["emotion"], "prediction": answers.prediction}
+    table = pd.DataFrame(
+        {"path": predictions.rows["path"], "truth": predictions.rows["emotion"], "prediction": predictions.prediction}
     )
-    if answers.fold_column:
-        predictions.insert(1, "fold", answers.rows[answers.fold_column])
-    predictions = predictions.assign(**probability_columns(answers.probabilities, answers.labels))
-    write_table(predictions, report / "predictions.csv")
+    if predictions.fold_column:
+        table.insert(1, "fold", predictions.rows[predictions.fold_column])
+    table = table.assign(**probability_columns(predictions.probabilities, predictions.labels))
+    write_table(table, report / "predictions.csv")
 
 
 def _print_summary(metrics: dict[str, Any], report: Path) -> None:
-    from evaluation.sections import interval_text
+    from evaluation.report.section import interval_text
 
     print(f"{metrics['model']} on {metrics['dataset']}, split {metrics['split']} ({metrics['protocol']})")
     for note in metrics["notes"]:
@@ -719,9 +740,13 @@ def _inputs(task: Task, *model_files: Path) -> dict[str, Any]:
         "model": file_hash(*model_files),
         "images": file_hash(*(file for file in map(hashes_file, model_files) if file.is_file())),
         "card": hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()[:16],
-        "started_from": [str(card.start_from.find()) for card in cards if card.start_from],
+        "started_from": [str(card.pretrained.find()) for card in cards if card.pretrained],
         "rows": digest(task.rows),
-        "table": digest(task.table.filter(["pixel_hash", "subject", "emotion", "status", "split", STRICT, LOOSE])),
+        "table": digest(
+            task.table.filter(
+                ["pixel_hash", "subject", "emotion", "status", "split", SUBJECT_INDEPENDENT, SUBJECT_DEPENDENT]
+            )
+        ),
         "crops": crop_options(task.folder),
         "split": task.split,
         "notes": task.notes,
@@ -755,8 +780,8 @@ def update_scores(model_file: Path, metrics: dict[str, Any]) -> None:
     gave follows as an entry of its own, which says so in `averaging` and in its protocol.
     """
     scores = [_card_score(metrics)]
-    if copies := metrics.get("honesty", {}).get("copies_scores"):
-        part = copies["without copies"]
+    if duplicates := metrics.get("honesty", {}).get("copies_scores"):
+        part = duplicates["without copies"]
         rounded = {name: round(part[name]["value"], 4) for name in CARD_SCORES}
         scores[0]["without_copies"] = {"n": part["n"], **rounded}
     if averaged := metrics.get("test_time_averaging"):
@@ -780,5 +805,10 @@ def _card_score(metrics: dict[str, Any]) -> dict[str, Any]:
     return score
 
 
-if __name__ == "__main__":
+def console() -> None:
+    """Run the installed command."""
     run(main)
+
+
+if __name__ == "__main__":
+    console()

@@ -10,46 +10,32 @@ Writes: reports/NAME/sequence/SPLIT/ (with --folds: reports/NAME/sequence/folds/
     python -m evaluation.sequences --dataset ckplus --calibrate
 """
 
-import sys
-from dataclasses import replace
-from pathlib import Path
-from typing import Annotated
-
-if not __package__:  # run as a plain file
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import pandas as pd
 import typer
 
-from configuration import EVALUATION, PATHS, SAMPLE, Evaluation
-from evaluation.calibration import choose_threshold, fit_temperature, is_settled, with_temperature
-from evaluation.intervals import bootstrap, estimate_share, mcnemar, percentile_intervals, units_of
-from evaluation.metrics import apply_rule, predicted_labels, score_intervals, score_statistic
-from evaluation.performance import MAIN_SCORES
-from evaluation.report import report_folder, write_json
-from evaluation.sections import interval_text
+from common.command_line import DataRoot, DatasetName, ModelsRoot, ReportsRoot, dataset_folder, run, step_command
+from common.emotions import relate
+from common.errors import InputError
+from common.logging import quiet_start
+from configuration import EVALUATION, PATHS, SAMPLE, EvaluationConfig
+from evaluation.metrics.calibration import choose_threshold, fit_temperature, is_settled, with_temperature
+from evaluation.metrics.intervals import bootstrap, estimate_share, mcnemar, percentile_intervals, units_of
+from evaluation.metrics.scores import apply_rule, predicted_labels, score_intervals, score_statistic
+from evaluation.report.section import interval_text
+from evaluation.report.writer import report_folder, write_json
+from evaluation.sections.performance import MAIN_SCORES
 from inference.emotion_classifier import EmotionClassifier
 from inference.lineage import ImageHashes, read_hashes, write_hashes
 from inference.model_card import Card, read_card, read_sequence_card, write_card
 from inference.sequence_classifier import SequenceClassifier
-from preprocessing.command_line import (
-    DataRoot,
-    DatasetName,
-    ModelsRoot,
-    ReportsRoot,
-    dataset_folder,
-    run,
-    step_command,
-)
-from preprocessing.emotions import relate
-from preprocessing.errors import InputError
-from preprocessing.image_tables import (
+from preprocessing.tables import (
     SPLITS,
     crop_options,
     fold_numbers,
@@ -59,12 +45,11 @@ from preprocessing.image_tables import (
     split_hash,
     write_table,
 )
-from preprocessing.quiet import quiet_start
-from training.folds import features_without, fold_file
+from training.cross_validation import features_without, fold_file
 from training.lineage import Exposure, exposure_of, knows_images
 
 if TYPE_CHECKING:
-    from training.sequences import SequenceSet
+    from training.sequences.data import SequenceSet
 
 SHARES = tuple(tenth / 10 for tenth in range(1, 11))  # of each sequence's frames, seen from its start
 
@@ -145,7 +130,7 @@ def main(
         read_sequence_card(file, train)  # before Keras is imported, so that a mistake is told at once
     read_card(features)
     with quiet_start():
-        from training.sequences import read_sequences
+        from training.sequences.data import read_sequences
 
     if folds:
         sequences = read_sequences(table, folder)
@@ -162,7 +147,7 @@ def main(
         if calibrate:
             calibrate_card(Part(table, sequences.of_split("dev"), lambda file: file, features), folder, model_file)
     print(sequences.note)
-    answers, notes = ask_all(parts, folder, model_file, peak_model or models / dataset / "best.keras")
+    predictions, notes = ask_all(parts, folder, model_file, peak_model or models / dataset / "best.keras")
     if dataset == SAMPLE.name:
         notes.append("the sample is one portrait, warped: no score on it means anything")
     exposures = [
@@ -174,13 +159,13 @@ def main(
     held_out = exposure.held_out
     notes += _leakage(model_file, exposure)
     rows = pd.concat([part.sequences.table for part in parts], ignore_index=True)
-    options = Evaluation(resamples=resamples, seed=seed)
+    options = EvaluationConfig(resamples=resamples, seed=seed)
     report = reports / dataset / model_file.stem / (split or "folds")
-    write_report(answers, rows, labels_of(sequences.table), notes, heading, report, options, held_out)
+    write_report(predictions, rows, labels_of(sequences.table), notes, heading, report, options, held_out)
 
 
 def _fold(table: pd.DataFrame, folder: Path, features: Path, fold: int) -> Part:
-    from training.sequences import read_sequences
+    from training.sequences.data import read_sequences
 
     divided = split_by_fold(table, fold)
     return Part(
@@ -191,7 +176,7 @@ def _fold(table: pd.DataFrame, folder: Path, features: Path, fold: int) -> Part:
     )
 
 
-def calibrate_card(dev: Part, folder: Path, model_file: Path, options: Evaluation = EVALUATION) -> None:
+def calibrate_card(dev: Part, folder: Path, model_file: Path, options: EvaluationConfig = EVALUATION) -> None:
     """Fit a sequence network's temperature and threshold to its answers at the last frames, and write both to its card.
 
     Raises:
@@ -211,19 +196,20 @@ def calibrate_card(dev: Part, folder: Path, model_file: Path, options: Evaluatio
             f"(temperature {temperature:.2g}): too few, or all answered alike"
         )
     chosen = choose_threshold(
-        with_temperature(raw, temperature), truth, options.wanted_accuracy, options.least_coverage
+        with_temperature(raw, temperature), truth, options.target_accuracy, options.least_coverage
     )
     how = {"dataset": folder.name, "split": "dev", "sequences": len(truth), "frame": "last"}
     fitted: dict[str, Any] = {
         "temperature": temperature,
-        "unsure_below": round(chosen.threshold, 4),
+        "abstention_threshold": round(chosen.threshold, 4),
         "calibration": how,
     }
     selected = ImageHashes.of(selection=_frames(dev)["pixel_hash"])
     write_hashes(model_file, read_hashes(model_file) | selected)
     write_card(replace(card, **fitted), model_file)
     print(
-        f"{model_file.name}: temperature {temperature}, unsure below {fitted['unsure_below']}, fitted on the last "
+        f"{model_file.name}: temperature {temperature}, unsure below {fitted['abstention_threshold']}, fitted on the "
+        "last "
         f"frames of {len(truth):,} dev sequences, where it answers {chosen.coverage:.1%} with {chosen.accuracy:.1%} "
         f"right; written into {model_file.with_suffix('.json')}"
     )
@@ -265,7 +251,7 @@ def ask_all(parts: Sequence[Part], folder: Path, model_file: Path, peak_file: Pa
     notes: list[str] = []
     for part in parts:
         check_split(part.network_file(model_file), part, folder)
-    answers = [_joined("sequence", parts, lambda part: _ask_sequence(part.network_file(model_file), part, folder))]
+    predictions = [_joined("sequence", parts, lambda part: _ask_sequence(part.network_file(model_file), part, folder))]
     peak_files = [part.network_file(peak_file) for part in parts]
     absent = [file for file in peak_files if not file.is_file()]
     if absent:
@@ -278,7 +264,7 @@ def ask_all(parts: Sequence[Part], folder: Path, model_file: Path, peak_file: Pa
             for file, part in zip(peak_files, parts, strict=True)
         ]
         notes += _leakage(peak_file, Exposure.joined(seen))
-        answers.append(
+        predictions.append(
             _joined(
                 f"peak only ({peak_file.stem})",
                 parts,
@@ -293,8 +279,8 @@ def ask_all(parts: Sequence[Part], folder: Path, model_file: Path, peak_file: Pa
         )
     elif not any(knows_images(PATHS.pretrained, released, _frames(part), folder.name) for part in parts):
         name = f"peak only, zero-shot ({PATHS.pretrained.stem})"
-        answers.append(_joined(name, parts, lambda part: _ask_frames(PATHS.pretrained, part, folder)))
-    return answers, notes
+        predictions.append(_joined(name, parts, lambda part: _ask_frames(PATHS.pretrained, part, folder)))
+    return predictions, notes
 
 
 def _frames(part: Part) -> pd.DataFrame:
@@ -331,16 +317,16 @@ def _leakage(model_file: Path, exposure: Exposure) -> list[str]:
 
 
 def _joined(name: str, parts: Sequence[Part], ask: Callable[[Part], tuple[tuple[str, ...], np.ndarray]]) -> Seen:
-    answers = [ask(part) for part in parts]
-    labels = answers[0][0]
-    if any(each != labels for each, _ in answers):
+    predictions = [ask(part) for part in parts]
+    labels = predictions[0][0]
+    if any(each != labels for each, _ in predictions):
         raise InputError(f"{name}: the networks of the folds have different labels; train all folds again")
     sequences = np.concatenate([part.sequences.table["sequence"].to_numpy() for part in parts])
-    return Seen(name, labels, np.concatenate([probabilities for _, probabilities in answers], axis=1), sequences)
+    return Seen(name, labels, np.concatenate([probabilities for _, probabilities in predictions], axis=1), sequences)
 
 
 def _ask_sequence(model_file: Path, part: Part, folder: Path) -> tuple[tuple[str, ...], np.ndarray]:
-    from training.sequences import frame_features
+    from training.sequences.data import frame_features
 
     network = SequenceClassifier.load(model_file)
     classifier = _single_faces(part.features_file)
@@ -355,7 +341,7 @@ def _ask_sequence(model_file: Path, part: Part, folder: Path) -> tuple[tuple[str
 
 
 def _ask_frames(model_file: Path, part: Part, folder: Path) -> tuple[tuple[str, ...], np.ndarray]:
-    from training.datasets import read_crops
+    from training.data import read_crops
 
     classifier = _single_faces(model_file)
     needed = np.unique(np.concatenate(part.sequences.steps))
@@ -380,13 +366,13 @@ def _seen(part: Part, share: float) -> list[tuple[np.ndarray, int]]:
 
 
 def write_report(
-    answers: Sequence[Seen],
+    predictions: Sequence[Seen],
     rows: pd.DataFrame,
     shown: Sequence[str],
     notes: list[str],
     heading: str,
     report: Path,
-    options: Evaluation,
+    options: EvaluationConfig,
     held_out: bool | None,
 ) -> dict[str, Any]:
     """Score the answers against each other, print and write all figures, and return them.
@@ -407,27 +393,27 @@ def write_report(
     Raises:
         InputError: no rule relates a network's labels to the data's, or a network answered other sequences.
     """
-    for each in answers:
+    for each in predictions:
         own, expected = each.sequences, rows["sequence"].to_numpy()
         if each.probabilities.shape[1] != len(rows) or len(own) != len(rows) or (own != expected).any():
             raise InputError(
                 f"{each.name} was not scored on the same sequences in the same order: it cannot be compared in pairs; "
                 "evaluate all networks on one split"
             )
-    rules = [relate(each.labels, shown) for each in answers]
+    rules = [relate(each.labels, shown) for each in predictions]
     labels = [label for label in shown if all(label in rule.labels for rule in rules)]
     keep = rows["emotion"].isin(labels).to_numpy()
     if not keep.all():
         notes = [*notes, f"left out: {(~keep).sum():,} sequences of emotions that a network does not know"]
     rows = rows.loc[keep].reset_index(drop=True)
     truth = pd.Categorical(rows["emotion"], categories=labels).codes.astype(np.int64)
-    units = units_of(rows)
-    groups = np.arange(len(rows)) if units is None else units
-    if units is None or units.max() + 1 < options.few_subjects:
+    clusters = units_of(rows)
+    groups = np.arange(len(rows)) if clusters is None else clusters
+    if clusters is None or clusters.max() + 1 < options.few_subjects:
         notes = [*notes, f"{len(set(groups))} people or sequences are few: the intervals are too narrow"]
     chances = {
         each.name: np.stack([apply_rule(part[keep], relate(each.labels, labels)) for part in each.probabilities])
-        for each in answers
+        for each in predictions
     }
     statistics = {name: score_statistic(part[-1], truth, labels) for name, part in chances.items()}
 
@@ -457,28 +443,28 @@ def write_report(
     differences = _differences(chances, truth, measured, drawn, options)
     curve = pd.DataFrame(
         [
-            {"model": name, "seen": share, **_share(hits, units, options)}
+            {"model": name, "seen": share, **_share(hits, clusters, options)}
             for name, part in chances.items()
             for share, hits in zip(SHARES, part.argmax(axis=2) == truth, strict=True)
         ]
     ).rename(columns={"value": "accuracy"})
-    predictions = rows[["sequence", "subject", "emotion"]].copy()
+    predicted = rows[["sequence", "subject", "emotion"]].copy()
     for name, part in chances.items():
-        predictions[f"prediction: {name}"] = predicted_labels(part[-1], labels)
+        predicted[f"prediction: {name}"] = predicted_labels(part[-1], labels)
     title = f"Accuracy by the share of each sequence that was seen\n{heading} (n = {len(rows):,} sequences)"
     found = {
         "heading": heading,
         "held_out": held_out,
         "n": len(rows),
-        "subjects": None if units is None else int(units.max()) + 1,
+        "subjects": None if clusters is None else int(clusters.max()) + 1,
         "labels": labels,
-        "rules": {each.name: rule.text for each, rule in zip(answers, rules, strict=True)},
+        "rules": {each.name: rule.text for each, rule in zip(predictions, rules, strict=True)},
         "notes": notes,
         "scores": scores.to_dict("records"),
         "differences": differences.to_dict("records"),
         "seen": curve.to_dict("records"),
     }
-    tables = {"scores": scores, "differences": differences, "seen": curve, "predictions": predictions}
+    tables = {"scores": scores, "differences": differences, "seen": curve, "predictions": predicted}
     with report_folder(report) as folder:
         for name, table in tables.items():
             write_table(table, folder / f"{name}.csv")
@@ -488,8 +474,8 @@ def write_report(
     return found
 
 
-def _share(hits: np.ndarray, units: np.ndarray | None, options: Evaluation) -> dict[str, float]:
-    return estimate_share(hits, units, options.resamples, options.seed, options.level)._asdict()
+def _share(hits: np.ndarray, clusters: np.ndarray | None, options: EvaluationConfig) -> dict[str, float]:
+    return estimate_share(hits, clusters, options.resamples, options.seed, options.level)._asdict()
 
 
 def _differences(
@@ -497,7 +483,7 @@ def _differences(
     truth: np.ndarray,
     measured: dict[str, float],
     drawn: dict[str, np.ndarray],
-    options: Evaluation,
+    options: EvaluationConfig,
 ) -> pd.DataFrame:
     """Return how much better the first network is than each other one, on the same sequences and resamples."""
     first, *others = chances
@@ -513,7 +499,7 @@ def _differences(
     return pd.DataFrame(rows, columns=["difference", "score", "value", "low", "high", "p_value"])
 
 
-def _in_words(found: dict[str, Any], options: Evaluation) -> str:
+def _in_words(found: dict[str, Any], options: EvaluationConfig) -> str:
     lines = [f"{found['heading']}, {found['n']:,} sequences, {interval_text(options.level)}s by "
              f"{'person' if found['subjects'] else 'sequence'}"]  # fmt: skip
     for row in found["scores"]:
@@ -540,7 +526,7 @@ def draw_seen(curve: pd.DataFrame, title: str, file: Path, interval: str) -> Pat
         file: PNG to write.
         interval: Name of the intervals, as `interval_text` gives it.
     """
-    from evaluation.plots import SERIES, canvas, save
+    from evaluation.report.plots import SERIES, canvas, save
 
     figure, axes = canvas(title)
     for (name, part), (color, marker, line) in zip(curve.groupby("model", sort=False), SERIES, strict=False):

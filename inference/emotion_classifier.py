@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from configuration import FACES, PATHS, SERVING, Faces
+from common.errors import InputError
+from common.files import file_hash
+from common.processes import available_cores
+from configuration import FACES, PATHS, SERVING, FaceConfig
 from inference.keras_networks import check_fit, check_probabilities, load_pixel_network, test_images, with_features
+from inference.litert import Network, converted
 from inference.model_card import ModelCard, check_unchanged, read_card
-from preprocessing.errors import InputError
-from preprocessing.files import file_hash
-from preprocessing.litert import Network, converted
-from preprocessing.processes import available_cores
 
 KERAS_BATCHES = tuple(1 << power for power in range(9))  # batch sizes for Keras, which traces each of them once
 LITERT_BATCHES = (1, 2)  # batch sizes for LiteRT, prepared at the start; larger ones are no faster per image
@@ -41,7 +41,7 @@ class EmotionClassifier:
         labels: Class names, in class order.
         input_size: Side of its square input, pixels.
         channels: 1 (gray) or 3 (RGB).
-        unsure_below: Least probability, 0-1, from which on the most probable class is worth telling.
+        abstention_threshold: Least probability, 0-1, from which on the most probable class is worth telling.
         features_of: SHA-256 of the network's file where it was loaded to give its features; else empty.
     """
 
@@ -56,7 +56,7 @@ class EmotionClassifier:
         self.labels = card.labels
         self.input_size: int = card.input_size
         self.channels: int = card.channels
-        self.unsure_below: float = card.unsure_below
+        self.abstention_threshold: float = card.abstention_threshold
         self.features_of = features_of
         self._run, self._batch_sizes = run, batch_sizes
 
@@ -127,7 +127,7 @@ class EmotionClassifier:
         return cls(lambda images: network(images)[0], card, LITERT_BATCHES, origin)
 
     @property
-    def faces(self) -> Faces:
+    def faces(self) -> FaceConfig:
         """The crop options with which this network was trained; crop with these."""
         return replace(FACES, size=self.input_size, channels=self.channels, align=self.card.align)
 

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common.errors import InputError
+from common.files import atomic_file, write_checked
+from common.logging import quiet_start
 from configuration import ROOT
 from inference.lineage import ImageHashes, hashes_content, hashes_file
 from inference.model_card import Card, ModelCard, card_content, card_path, check_unchanged, sealed
-from preprocessing.errors import InputError
-from preprocessing.files import atomic_file, write_checked
-from preprocessing.quiet import quiet_start
 
 if TYPE_CHECKING:
     import keras

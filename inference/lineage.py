@@ -19,9 +19,9 @@ from typing import Any, Self
 
 import numpy as np
 
+from common.errors import InputError
+from common.files import atomic_file, file_hash, write_checked
 from configuration import PATHS, ROOT
-from preprocessing.errors import InputError
-from preprocessing.files import atomic_file, file_hash, write_checked
 
 _HEX_16 = re.compile("[0-9a-f]{16}")
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
+from common.emotions import EMOTIONS, in_class_order
+from common.errors import InputError
+from common.files import atomic_file, file_hash
 from inference.lineage import SourceNetwork, TrainingHistory, as_tuple
-from preprocessing.emotions import EMOTIONS, in_class_order
-from preprocessing.errors import InputError
-from preprocessing.files import atomic_file, file_hash
 
-_ALWAYS_WRITTEN = ("card_version", "unsure_below", "scores")
-CARD_VERSION = 2  # raised when entries are renamed; a card of another version is refused
+_ALWAYS_WRITTEN = ("card_version", "abstention_threshold", "scores")
+CARD_VERSION = 3  # raised when entries are renamed; a card of another version is refused
 TEMPERATURES = (0.01, 100.0)  # accepted values: beyond, all probabilities become 0 and 1, or equal
 _KINDS = {
     "str": str,
@@ -30,12 +30,12 @@ _KINDS = {
     "dict": dict,
     "SourceNetwork": dict,
 }
-# Accepted values of a card's numbers. The crop sizes are those of `preprocessing.faces.check_options`.
+# Accepted values of a card's numbers. The crop sizes are those of `inference.faces.check_options`.
 _RANGES = {
     "input_size": (8, 1024),
     "channels": (1, 3),
     "temperature": TEMPERATURES,
-    "unsure_below": (0, 1),
+    "abstention_threshold": (0, 1),
     "window": (1, 10_000),
     "rate": (0.1, 1000),
     "feature_size": (1, 1_000_000),
@@ -49,7 +49,7 @@ class Card(TrainingHistory):
     Attributes:
         labels: Class names, in class order.
         temperature: Divisor of the logits; fitted by calibration, 1 before.
-        unsure_below: Smallest probability, 0-1, with which a label is shown.
+        abstention_threshold: Smallest probability, 0-1, with which a label is shown.
         labels_hash, network_hash: Hashes of the labels and of the `.keras` file; empty in a card made by hand.
         dataset, split_hash: Name of the training data and hash of its split; None where they are not known.
         features: The network whose features this one reads: `file`, `sha256` (sequence networks only).
@@ -59,7 +59,7 @@ class Card(TrainingHistory):
         scores: Measured scores, each with `dataset`, `split`, `protocol` and `accuracy`.
         caveats: Sentences about data and use.
         hyperparameters: Settings of the training, by name.
-        start_from, teachers: The networks that this one was initialised from and distilled from.
+        pretrained, teachers: The networks that this one was initialised from and distilled from.
         other: Entries that no code reads; they are kept.
     """
 
@@ -68,7 +68,7 @@ class Card(TrainingHistory):
 
     labels: tuple[str, ...]
     temperature: float
-    unsure_below: float = 0.0
+    abstention_threshold: float = 0.0
     card_version: int = CARD_VERSION
     labels_hash: str = ""
     network_hash: str = ""
@@ -88,14 +88,14 @@ class Card(TrainingHistory):
     epoch_chosen: int | None = None
     chosen_by: str = ""
     dev_accuracy: float | None = None
-    start_from: SourceNetwork | None = None
+    pretrained: SourceNetwork | None = None
     teachers: tuple[SourceNetwork, ...] = ()
     other: dict[str, Any] = field(default_factory=dict)
 
     @property
     def sources(self) -> tuple[SourceNetwork, ...]:
         """The networks that this one was initialised from or distilled from."""
-        return (*([self.start_from] if self.start_from else []), *self.teachers)
+        return (*([self.pretrained] if self.pretrained else []), *self.teachers)
 
     @property
     def training_splits(self) -> tuple[tuple[str | None, str | None], ...]:
@@ -138,8 +138,8 @@ class Card(TrainingHistory):
             if name in entries
         }
         try:
-            if entries.get("start_from"):
-                values["start_from"] = SourceNetwork.from_json(entries["start_from"])
+            if entries.get("pretrained"):
+                values["pretrained"] = SourceNetwork.from_json(entries["pretrained"])
             values["teachers"] = tuple(map(SourceNetwork.from_json, entries.get("teachers", [])))
         except ValueError as error:
             raise InputError(f"{file}: {error}; restore the card") from error

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common.errors import InputError
+from common.files import file_hash
 from configuration import PATHS
 from inference.keras_networks import check_probabilities, float32_copy, load_network, write_model
 from inference.lineage import ImageHashes
+from inference.litert import Network, converted
 from inference.model_card import SequenceCard, card_path, check_unchanged, read_sequence_card
-from preprocessing.errors import InputError
-from preprocessing.files import file_hash
-from preprocessing.litert import Network, converted
 
 if TYPE_CHECKING:
     import keras
@@ -88,7 +88,7 @@ class SequenceClassifier:
         labels: Class names, in class order.
         window: Frames that it looks back over at most.
         rate: Frames per second that it was trained on.
-        unsure_below: Least probability, 0-1, from which on the most probable class is worth telling.
+        abstention_threshold: Least probability, 0-1, from which on the most probable class is worth telling.
     """
 
     def __init__(self, run: Callable[[np.ndarray], np.ndarray], card: SequenceCard, name: str, batch_size: int):
@@ -96,7 +96,7 @@ class SequenceClassifier:
         self.labels: tuple[str, ...] = card.labels
         self.window: int = card.window
         self.rate: float = float(card.rate)
-        self.unsure_below: float = card.unsure_below
+        self.abstention_threshold: float = card.abstention_threshold
         self._run, self._name, self._batch_size = run, name, batch_size
 
     @classmethod
@@ -113,8 +113,8 @@ class SequenceClassifier:
         _check_fit(network.input_shape, network.output_shape, card, model_file)
 
         def run(windows: np.ndarray) -> np.ndarray:
-            answers = np.asarray(network([windows], training=False))
-            return answers.reshape(len(windows), card.window, -1)
+            predictions = np.asarray(network([windows], training=False))
+            return predictions.reshape(len(windows), card.window, -1)
 
         check_probabilities(run(_test_windows(card)), model_file.name)
         return cls(run, card, model_file.name, _BATCH)
@@ -170,9 +170,9 @@ class SequenceClassifier:
             part = [
                 window_of(frames, reference, self.window) for frames, reference in faces[start:][: self._batch_size]
             ]
-            answers = self._run(np.stack([rows for rows, _ in part]))
+            predictions = self._run(np.stack([rows for rows, _ in part]))
             for index, (_, count) in enumerate(part):
-                found[start + index] = answers[index, count - 1]
+                found[start + index] = predictions[index, count - 1]
         scaled = found.astype(np.float64) ** (1 / self.card.temperature)
         return (scaled / scaled.sum(axis=1, keepdims=True)).astype(np.float32)
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import pandas as pd
 
-from preprocessing.emotions import in_class_order
-from preprocessing.image_tables import OFFICIAL_SPLITS
+from common.emotions import in_class_order
+from preprocessing.tables import OFFICIAL_SPLITS
 
 UNLABELLED = "(unlabelled)"
 
@@ -60,7 +60,7 @@ def audit(table: pd.DataFrame) -> dict[str, Any]:
         "constant": int((table["status"] == "constant").sum()),
         "unreadable": int((table["status"] == "unreadable").sum()),
         "distinct": groups.ngroups,
-        "copies": len(readable) - groups.ngroups,
+        "duplicates": len(readable) - groups.ngroups,
         "crossing_groups": readable.loc[crossing, "pixel_hash"].nunique(),
         "crossing_rows": readable.loc[crossing, "usage"].value_counts(sort=False).to_dict(),
         "conflicting_groups": int((labels > 1).sum()),

@@ -7,30 +7,26 @@ Writes:  data/NAME/labels/ANNOTATOR.csv, a line per choice, on disk before the p
     python -m preprocessing.step1_inventory --dataset ckplus --source CK+/ --labels data/ckplus/labels
 """
 
-import sys
-from pathlib import Path
-from typing import Annotated, Any
-
-if not __package__:  # run as a plain file
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 import shlex
 import socket
+from pathlib import Path
+from typing import Annotated, Any
 
 import pandas as pd
 import typer
 from flask import Flask
 from werkzeug.serving import WSGIRequestHandler, make_server
 
+from common.command_line import DataRoot, DatasetName, dataset_folder, run
+from common.errors import InputError
+from common.logging import silence_opencv
 from configuration import PATHS, SAMPLE
-from preprocessing.archives import list_files, scratch_folder
-from preprocessing.command_line import DataRoot, DatasetName, dataset_folder, run
-from preprocessing.errors import InputError
-from preprocessing.image_tables import read_origin, read_table
-from preprocessing.label_page import HOSTS, Sequence, build_app, read_guesses, unlabelled_sequences, with_label
-from preprocessing.label_store import label_files, open_store, read_labels
-from preprocessing.quiet import silence_opencv
-from preprocessing.raw_datasets import Kind, open_download, read_ckplus
+from preprocessing.datasets.archives import list_files, scratch_folder
+from preprocessing.datasets.ckplus import read_ckplus
+from preprocessing.datasets.downloads import Kind, open_download
+from preprocessing.labelling.page import HOSTS, Sequence, build_app, read_guesses, unlabelled_sequences, with_label
+from preprocessing.labelling.store import label_files, open_store, read_labels
+from preprocessing.tables import read_origin, read_table
 
 
 def main(

@@ -9,56 +9,32 @@ Without any option it makes the embedded sample data set. The download itself is
 what cannot be read, is constant or has no label stays in the table with its status, and is counted in the audit.
 """
 
-import sys
-from pathlib import Path
-from typing import Annotated
-
-if not __package__:  # run as a plain file
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
 
 import pandas as pd
 import typer
 
-from configuration import INVENTORY, PATHS, SAMPLE, Sample
-from preprocessing.archives import list_files, scratch_folder
+from common.command_line import DataRoot, DatasetName, dataset_folder, run
+from common.errors import InputError
+from common.files import fingerprint
+from common.images import ACCEPTED_IMAGES
+from common.logging import silence_opencv
+from common.processes import exclusive_lock
+from configuration import INVENTORY, PATHS, SAMPLE, SampleConfig
 from preprocessing.audit import audit, count_images, format_audit, format_counts
-from preprocessing.command_line import DataRoot, DatasetName, dataset_folder, run
-from preprocessing.errors import InputError
-from preprocessing.fer2013 import read_votes, write_images
-from preprocessing.files import fingerprint
-from preprocessing.image_tables import (
-    INVENTORY_COLUMNS,
-    check_relative,
-    is_made_from,
-    read_table,
-    write_origin,
-    write_table,
-)
-from preprocessing.label_store import label_files, read_labels
-from preprocessing.processes import exclusive_lock
-from preprocessing.quiet import silence_opencv
-from preprocessing.raw_datasets import (
-    ACCEPTED,
-    Kind,
-    add_labels,
-    choose_frames,
-    describe_folders,
-    find_fer2013_csv,
-    link_images,
-    open_download,
-    parse_frames,
-    parse_mapping,
-    print_missing_frames,
-    print_unused,
-    read_ckplus,
-    read_folders,
-)
-from preprocessing.raw_images import ACCEPTED_IMAGES
+from preprocessing.datasets.archives import list_files, scratch_folder
+from preprocessing.datasets.ckplus import parse_frames, print_missing_frames, read_ckplus, select_frames
+from preprocessing.datasets.downloads import ACCEPTED, Kind, find_fer2013_csv, link_images, open_download, print_unused
+from preprocessing.datasets.fer2013 import read_votes, write_images
+from preprocessing.datasets.folders import describe_folders, parse_mapping, read_folders
+from preprocessing.datasets.labels import add_labels
+from preprocessing.labelling.store import label_files, read_labels
+from preprocessing.tables import INVENTORY_COLUMNS, check_relative, is_made_from, read_table, write_origin, write_table
 
 
 def write_inventory(
@@ -144,7 +120,7 @@ def _write_inventory(
                 print_missing_frames(files, table)
         given = read_labels(label_files(labels).values()) if labels else None
         table = table if given is None else add_labels(table, given, "sequence")
-        table = choose_frames(table, frames, neutral_first) if kind is Kind.CKPLUS else table
+        table = select_frames(table, frames, neutral_first) if kind is Kind.CKPLUS else table
         table = table if given is None else add_labels(table, given, "path")
         for path in table["path"]:
             check_relative(path, source)
@@ -186,9 +162,11 @@ def _publish(table: pd.DataFrame, made_from: str, part: Path, folder: Path) -> N
     write_origin(folder, "inventory.csv", made_from)
 
 
-def write_sample(raw: Path, sample: Sample = SAMPLE) -> None:
+def write_sample(raw: Path, sample: SampleConfig = SAMPLE) -> None:
     """Write the embedded sample data set's raw form, unless it is there already as these settings make it."""
-    from preprocessing import sample as maker  # loads matplotlib and the face detector, which no other source needs
+    from preprocessing.datasets import (
+        sample as maker,  # loads matplotlib and the face detector, which no other source needs
+    )
 
     made_from = json.dumps(asdict(sample)) + hashlib.sha256(Path(maker.__file__).read_bytes()).hexdigest()
     record = raw / ".made_from"

@@ -18,7 +18,6 @@ import multiprocessing.context
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -29,20 +28,18 @@ from pathlib import Path, PurePosixPath
 from threading import Thread, current_thread, main_thread
 from typing import Annotated, Any, NamedTuple
 
-if not __package__:  # run as a plain file
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 import cv2
 import numpy as np
 import pandas as pd
 import typer
 
-from configuration import FACES, PATHS, SAMPLE, Faces
-from preprocessing import faces
-from preprocessing.command_line import DataRoot, DatasetName, dataset_folder, progress_bar, run
-from preprocessing.errors import InputError
-from preprocessing.files import atomic_file, named_errors
-from preprocessing.image_tables import (
+from common.command_line import DataRoot, DatasetName, dataset_folder, progress_bar, run
+from common.errors import InputError
+from common.files import atomic_file, named_errors
+from common.processes import available_cores, exclusive_lock
+from configuration import FACES, PATHS, SAMPLE, FaceConfig
+from inference import crops, face_detector, faces
+from preprocessing.tables import (
     BOX_COLUMNS,
     FACE_COLUMNS,
     LANDMARK_COLUMNS,
@@ -54,7 +51,6 @@ from preprocessing.image_tables import (
     write_origin,
     write_table,
 )
-from preprocessing.processes import available_cores, exclusive_lock
 
 FEW = 32  # pictures: for no more than these, starting workers takes longer than they save
 MOST_WORKERS = 61  # processes: Windows waits for no more at once
@@ -71,7 +67,7 @@ class Picture(NamedTuple):
     readable: bool
 
 
-def write_face_crops(folder: Path, options: Faces = FACES) -> pd.DataFrame:
+def write_face_crops(folder: Path, options: FaceConfig = FACES) -> pd.DataFrame:
     """Write the crops of a data set's pictures, and their table. The data set is locked meanwhile.
 
     Args:
@@ -90,7 +86,7 @@ def write_face_crops(folder: Path, options: Faces = FACES) -> pd.DataFrame:
         return _write_face_crops(folder, options)
 
 
-def _write_face_crops(folder: Path, options: Faces) -> pd.DataFrame:
+def _write_face_crops(folder: Path, options: FaceConfig) -> pd.DataFrame:
     inventory = read_table(folder, "inventory.csv")
     origin = _origin(inventory, options)
     if _is_done(folder, origin):
@@ -105,9 +101,9 @@ def _write_face_crops(folder: Path, options: Faces) -> pd.DataFrame:
     return table
 
 
-def _origin(inventory: pd.DataFrame, options: Faces) -> str:
+def _origin(inventory: pd.DataFrame, options: FaceConfig) -> str:
     """Return what the crops are made from and how, as one line of JSON: where it changes, all are made again."""
-    versions = faces.crop_versions(options)
+    versions = face_detector.crop_versions(options)
     return json.dumps({"inventory": digest(inventory), **versions, "options": asdict(options)})
 
 
@@ -118,7 +114,7 @@ def _is_done(folder: Path, origin: str) -> bool:
     return all((folder / path).is_file() for path in paths if path)
 
 
-def _crop_all(folder: Path, inventory: pd.DataFrame, options: Faces, origin: str) -> dict[str, list]:
+def _crop_all(folder: Path, inventory: pd.DataFrame, options: FaceConfig, origin: str) -> dict[str, list]:
     """Make the crops that are not there yet and return the face columns of all rows."""
     is_readable = inventory["status"] != "unreadable"
     pictures = list(map(Picture, inventory["path"], face_paths(inventory["path"]), is_readable))
@@ -136,14 +132,14 @@ def _crop_all(folder: Path, inventory: pd.DataFrame, options: Faces, origin: str
     }
 
 
-def _crops(folder: Path, pictures: list[Picture], options: Faces) -> Generator[Row, None, None]:
+def _crops(folder: Path, pictures: list[Picture], options: FaceConfig) -> Generator[Row, None, None]:
     """Crop pictures and give their rows, in order: here, and from the second face search on, where many are left, by
     one process per core.
 
     Pictures taken whole are soon done, without workers and without a detector. The first search converts the networks
     where they are not there yet, so that no two workers do.
     """
-    detector = cache(lambda: faces.FaceDetector(options))
+    detector = cache(lambda: face_detector.FaceDetector(options))
     processes = min(available_cores(), MOST_WORKERS)
     for number, picture in enumerate(pictures):
         searches = detector.cache_info().currsize > 0
@@ -153,7 +149,7 @@ def _crops(folder: Path, pictures: list[Picture], options: Faces) -> Generator[R
         yield _crop(folder, picture, options, detector)
 
 
-def _crops_by_workers(folder: Path, pictures: list[Picture], options: Faces, processes: int) -> Iterator[Row]:
+def _crops_by_workers(folder: Path, pictures: list[Picture], options: FaceConfig, processes: int) -> Iterator[Row]:
     """Crop pictures in worker processes and give their rows, in order. Only names and rows pass between processes.
 
     Raises:
@@ -163,7 +159,7 @@ def _crops_by_workers(folder: Path, pictures: list[Picture], options: Faces, pro
     pool = ProcessPoolExecutor(processes, workers, _start_worker)
     try:
         with _ignored_interruptions():  # the workers start here
-            crop = partial(_crop_in_worker, folder, options, faces.network_files())
+            crop = partial(_crop_in_worker, folder, options, face_detector.network_files())
             try:
                 rows = pool.map(crop, pictures, chunksize=HANDED)
             except OSError as error:  # "handle is closed": the first worker ended while the next one was being started
@@ -219,16 +215,16 @@ def _end_with_the_main_process() -> None:
     os._exit(1)  # it was killed: nobody takes the rows
 
 
-def _crop_in_worker(folder: Path, options: Faces, networks: tuple[Path, Path, Path], picture: Picture) -> Row:
+def _crop_in_worker(folder: Path, options: FaceConfig, networks: tuple[Path, Path, Path], picture: Picture) -> Row:
     return _crop(folder, picture, options, partial(_worker_detector, options, networks))
 
 
 @lru_cache(maxsize=1)
-def _worker_detector(options: Faces, networks: tuple[Path, Path, Path]) -> faces.Detector:
-    return faces.FaceDetector(options, threads=1, networks=networks)
+def _worker_detector(options: FaceConfig, networks: tuple[Path, Path, Path]) -> faces.Detector:
+    return face_detector.FaceDetector(options, threads=1, networks=networks)
 
 
-def _crop(folder: Path, picture: Picture, options: Faces, detector: Callable[[], faces.Detector]) -> Row:
+def _crop(folder: Path, picture: Picture, options: FaceConfig, detector: Callable[[], faces.Detector]) -> Row:
     if not picture.readable:
         return {"face_status": "not_found"}
     return crop_face(folder, picture.path, picture.face_path, options, detector)
@@ -245,7 +241,9 @@ def face_paths(paths: pd.Series) -> list[str]:
     return [f"faces/{name}.png" for name in (stems if unique else inside)]
 
 
-def crop_face(folder: Path, path: str, face_path: str, options: Faces, detector: Callable[[], faces.Detector]) -> Row:
+def crop_face(
+    folder: Path, path: str, face_path: str, options: FaceConfig, detector: Callable[[], faces.Detector]
+) -> Row:
     """Write the crop of one picture.
 
     Args:
@@ -259,18 +257,18 @@ def crop_face(folder: Path, path: str, face_path: str, options: Faces, detector:
         The picture's face columns. One that cannot be read is `not_found`, without a `face_count`.
     """
     try:
-        image_rgb = faces.read_image_rgb(folder / path)
+        image_rgb = crops.read_image_rgb(folder / path)
     except InputError:
         return {"face_status": "not_found"}
     face, row = None, {}
-    is_crop = faces.is_face_crop(image_rgb, options)
+    is_crop = crops.is_face_crop(image_rgb, options)
     if options.detect or (options.detect is None and not is_crop):
-        found = faces.detect_in_crop(image_rgb, detector(), options) if is_crop else detector().detect(image_rgb)
+        found = crops.detect_in_crop(image_rgb, detector(), options) if is_crop else detector().detect(image_rgb)
         face = faces.choose_face(found, image_rgb.shape)
         row = {"face_count": str(len(found))}
         if face is None and not is_crop:
             return row | {"face_status": "not_found"}
-    _write_png(folder / face_path, faces.network_input(image_rgb, face, options))
+    _write_png(folder / face_path, crops.network_input(image_rgb, face, options))
     row |= {"face_path": face_path, "face_status": "whole_image" if face is None else "found"}
     return row if face is None else row | _place(face)
 
@@ -381,11 +379,11 @@ def main(
     ] = FACES.align,
     size: Annotated[int, typer.Option(help="Side of the square crops, in pixels.")] = FACES.size,
     channels: Annotated[int, typer.Option(help="1: gray, 3: RGB.")] = FACES.channels,
-    smallest_face: Annotated[int, typer.Option(help="Smallest face looked for, in pixels.")] = FACES.smallest_face,
+    min_face_size: Annotated[int, typer.Option(help="Smallest face looked for, in pixels.")] = FACES.min_face_size,
     data: DataRoot = PATHS.data,
 ) -> None:
     """Cut one face out of every picture of a data set, framed as in FER2013."""
-    options = replace(FACES, detect=detect, align=align, size=size, channels=channels, smallest_face=smallest_face)
+    options = replace(FACES, detect=detect, align=align, size=size, channels=channels, min_face_size=min_face_size)
     folder = dataset_folder(data, dataset)
     print_counts(write_face_crops(folder, options), folder)
 

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from common.command_line import progress_bar
+from common.errors import InputError
+from common.processes import exclusive_lock
 from configuration import FACES
-from preprocessing.command_line import progress_bar
-from preprocessing.errors import InputError
-from preprocessing.faces import Detector
-from preprocessing.image_tables import (
+from inference.faces import Detector
+from preprocessing.step2_face_crops import crop_face, face_paths
+from preprocessing.tables import (
     BOX_COLUMNS,
     LANDMARK_COLUMNS,
     digest,
@@ -21,8 +23,6 @@ from preprocessing.image_tables import (
     write_origin,
     write_table,
 )
-from preprocessing.processes import exclusive_lock
-from preprocessing.step2_face_crops import crop_face, face_paths
 
 
 def are_whole(table: pd.DataFrame) -> bool:

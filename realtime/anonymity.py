@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from configuration import WEBCAM
-from preprocessing.faces import Face
+from inference.faces import Face
 from realtime.recognition import Recognition, Result
 
 _FILL = (96, 96, 96)  # BGR

@@ -1,15 +1,14 @@
 """Shows what the project does, without a download or a camera: `make demo`.
 
-Reads:  the portrait and the sample sequences made of it (`preprocessing.sample`), the released model
+Reads:  the portrait and the sample sequences made of it (`preprocessing.datasets.sample`), the released model
 Writes: reports/demo/picture.png, the annotated portrait; expressions.png, six annotated peaks; sample.mp4, the
         sequences as they are; video.mp4, the same annotated; predictions.csv, one row per face (columns:
-        `realtime.recording.Log`)
+        `realtime.sinks.recording.Log`)
 
     python -m realtime.demo
     python -m realtime.webcam --source reports/demo/sample.mp4 --no-window --record docs/webcam.webp
 """
 
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -17,21 +16,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
-if not __package__:  # run as a plain file
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 import numpy as np
 import typer
 
+from common.command_line import ReportsRoot, run
+from common.emotions import CKPLUS_CODES, EMOTIONS
+from common.logging import silence_opencv
 from configuration import PATHS, SAMPLE
+from inference.face_detector import build_detector
+from inference.faces import Detector
 from inference.model_card import ModelCard
-from preprocessing.command_line import ReportsRoot, run
-from preprocessing.emotions import CKPLUS_CODES, EMOTIONS
-from preprocessing.faces import Detector, build_detector
-from preprocessing.quiet import silence_opencv
-from realtime.drawing import Drawer, draw
 from realtime.recognition import Classifier, recognize
-from realtime.recording import Log, VideoRecording, write_picture
+from realtime.sinks.drawing import Drawer, draw
+from realtime.sinks.recording import Log, VideoRecording, write_picture
 from realtime.sources import Frame, Pictures
 
 _PERSON = replace(SAMPLE, subjects=1, unlabelled=0, width=640, height=480, seed=5)
@@ -100,7 +97,7 @@ def _write_sample(folder: Path) -> tuple[Path, dict[str, list[Path]]]:
     """Write the sample, and return the portrait it is made of and, by emotion, the frames of a sequence."""
     import matplotlib  # late, as what imports it: a mistake is told at once
 
-    from preprocessing.sample import write_raw
+    from preprocessing.datasets.sample import write_raw
 
     write_raw(folder / "sample", _PERSON)
     sequences = {}

@@ -18,16 +18,18 @@ from typing import Any
 import cv2
 import numpy as np
 
+from common.errors import InputError
+from common.logging import silence_opencv
+from common.processes import available_cores
 from configuration import PATHS, WEBCAM
-from preprocessing.errors import InputError
-from preprocessing.faces import Detector, Face, FaceDetector, build_detector, network_input, read_image_rgb
-from preprocessing.processes import available_cores
-from preprocessing.quiet import silence_opencv
-from realtime.drawing import Drawer
+from inference.crops import network_input, read_image_rgb
+from inference.face_detector import FaceDetector, build_detector
+from inference.faces import Detector, Face
 from realtime.recognition import Classifier, Recognition, Result
-from realtime.recording import VideoRecording, letterbox
+from realtime.sinks.drawing import Drawer
+from realtime.sinks.recording import VideoRecording, letterbox
+from realtime.sinks.window import has_display, has_windows
 from realtime.sources import Frame, camera_node, camera_numbers
-from realtime.window import has_display, has_windows
 
 _RESOLUTIONS = ((1920, 1080), (1280, 720), (640, 480))  # pixels: what a camera is asked for
 _OPENCV = ("opencv-python", "opencv-python-headless")  # they share their files: both go before one comes
@@ -241,7 +243,7 @@ def look_at_model(model: Path, load: Callable[[Path], Any]) -> tuple[Finding, An
             f"{len(classifier.labels)} expressions ({', '.join(classifier.labels)})",
             "accuracy " + ", ".join(scores) if scores else "its card has no score",
             f"calibrated (temperature {card.temperature:.2f})" if is_calibrated else "not calibrated",
-            f"unsure below a smoothed probability of {card.unsure_below:.2%}",
+            f"unsure below a smoothed probability of {card.abstention_threshold:.2%}",
         ]
     )
     missing = ["--calibrate"] * (not is_calibrated) + ["--update-card"] * (not scores)
@@ -315,7 +317,7 @@ def measure(frame_bgr: np.ndarray, detector: Detector, classifier: Classifier) -
     text = f"about {1000 / steady:.0f} frames/s while a face is followed, {1000 / slowest:.0f} searching every frame"
     remedy = ""
     if 1000 / steady < WEBCAM.fallback_fps:
-        remedy = "close other programs; a larger --smallest-face makes the search cheaper"
+        remedy = "close other programs; a larger --min-face-size makes the search cheaper"
     yield Finding("rate", text, remedy)
 
 

@@ -21,14 +21,16 @@ from typing import Protocol, runtime_checkable
 import cv2
 import numpy as np
 
-from configuration import FACES, PATHS, WEBCAM, Faces
+from common.errors import InputError
+from configuration import FACES, PATHS, WEBCAM, FaceConfig
+from inference.crops import network_input, read_image_rgb
+from inference.face_detector import FaceDetector, build_detector
+from inference.faces import Detector, Face
 from inference.sequence_classifier import SequenceClassifier
-from preprocessing.errors import InputError
-from preprocessing.faces import Detector, Face, FaceDetector, build_detector, network_input, read_image_rgb
-from realtime.calm import Steadier, Verdict
-from realtime.search import Searcher
+from realtime.background import Searcher
+from realtime.sequence_smoothing import TemporalReader
+from realtime.smoothing import Steadier, Verdict
 from realtime.sources import Frame, Source, holds_pictures, open_source
-from realtime.temporal import TemporalReader
 from realtime.tracking import TrackedFace, Tracker
 
 NOT_SURE = "unsure"  # the label shown where no emotion reaches the abstention threshold
@@ -44,12 +46,12 @@ class Classifier(Protocol):
         ...
 
     @property
-    def faces(self) -> Faces:
+    def faces(self) -> FaceConfig:
         """How its input is to be cropped."""
         ...
 
     @property
-    def unsure_below(self) -> float:
+    def abstention_threshold(self) -> float:
         """Least probability, 0-1, at which a class is worth showing."""
         ...
 
@@ -131,7 +133,7 @@ def watch(
     model: str | Path | Classifier = PATHS.pretrained,
     detector: str | Detector = WEBCAM.detector,
     *,
-    smallest_face: int = FACES.smallest_face,
+    min_face_size: int = FACES.min_face_size,
     mirror: bool | None = None,
     raw: bool = False,
     temporal: str | Path | SequenceClassifier | None = None,
@@ -147,7 +149,7 @@ def watch(
         source: A camera number, a path or an address as `open_source` takes it, or an open source.
         model: A `.keras` file with its card beside it, or a classifier.
         detector: `mtcnn` or `haar`, or a detector.
-        smallest_face: Pixels; smaller faces are not looked for. Not used with a detector that was handed over.
+        min_face_size: Pixels; smaller faces are not looked for. Not used with a detector that was handed over.
         mirror: As `open_source` takes it. Not used with a source that was handed over.
         raw: Give what the network says of each frame, not steadied over time and never unsure.
         temporal: A sequence network, a `.keras` file of `training.step4_sequence_model` or one that was loaded, which
@@ -168,12 +170,12 @@ def watch(
     if isinstance(source, str | int | Path):
         with closing(open_source(str(source), mirror)) as frames:
             yield from watch(
-                frames, model, detector, smallest_face=smallest_face, raw=raw, temporal=temporal, patient=patient
+                frames, model, detector, min_face_size=min_face_size, raw=raw, temporal=temporal, patient=patient
             )
         return
     if isinstance(temporal, str | Path):
         temporal = SequenceClassifier.load_litert(Path(temporal))
-    classifier, faces = _prepare(model, detector, smallest_face, features=temporal is not None)
+    classifier, faces = _prepare(model, detector, min_face_size, features=temporal is not None)
     beside = None
     if source.live and not patient and isinstance(faces, FaceDetector):
         beside = FaceDetector(faces.options, SEARCH_THREADS)
@@ -192,7 +194,7 @@ def analyze(
     model: str | Path | Classifier = PATHS.pretrained,
     detector: str | Detector = WEBCAM.detector,
     *,
-    smallest_face: int = FACES.smallest_face,
+    min_face_size: int = FACES.min_face_size,
 ) -> list[Recognition]:
     """Name the expression of every face in one picture.
 
@@ -203,7 +205,7 @@ def analyze(
         image: A picture file, or uint8 (h, w, 3) RGB or (h, w) gray.
         model: As for `watch`.
         detector: As for `watch`.
-        smallest_face: As for `watch`.
+        min_face_size: As for `watch`.
 
     Returns:
         The faces, the most confident one first, with `number` 0; empty where there is none.
@@ -212,13 +214,13 @@ def analyze(
         InputError: the file, the model or the detector cannot be used.
         ValueError: the array is no such picture.
     """
-    classifier, faces = _prepare(model, detector, smallest_face)
+    classifier, faces = _prepare(model, detector, min_face_size)
     image_rgb = image if isinstance(image, np.ndarray) else read_image_rgb(Path(image))
     return _recognize_picture(image_rgb, faces, classifier)[0]
 
 
 def _prepare(
-    model: str | Path | Classifier, detector: str | Detector, smallest_face: int, features: bool = False
+    model: str | Path | Classifier, detector: str | Detector, min_face_size: int, features: bool = False
 ) -> tuple[Classifier, Detector]:
     if isinstance(model, str | Path):
         from inference.emotion_classifier import EmotionClassifier
@@ -226,7 +228,7 @@ def _prepare(
         load = EmotionClassifier.load_litert
         model = load(Path(model), features=True) if features else load(Path(model))
     if isinstance(detector, str):
-        detector = build_detector(detector, replace(model.faces, smallest_face=smallest_face))
+        detector = build_detector(detector, replace(model.faces, min_face_size=min_face_size))
     return model, detector
 
 
@@ -256,7 +258,7 @@ def recognize(
         InputError: the sequence network was not trained on the classifier's features, or there is nothing that it
             could follow.
     """
-    steadier, reader, labels = Steadier(classifier.unsure_below), None, classifier.labels
+    steadier, reader, labels = Steadier(classifier.abstention_threshold), None, classifier.labels
     if temporal:
         check_temporal(temporal, classifier, raw, still)
         reader, labels = TemporalReader(temporal, classifier.labels), temporal.labels
@@ -305,7 +307,9 @@ def _recognize_picture(
     timing = Timing(found - start, time.perf_counter() - found)
     recognitions = [
         Recognition(
-            face, _by_label(classifier.labels, row), unsure=not raw and float(row.max()) < classifier.unsure_below
+            face,
+            _by_label(classifier.labels, row),
+            unsure=not raw and float(row.max()) < classifier.abstention_threshold,
         )
         for face, row in zip(faces, probabilities, strict=True)
     ]
@@ -334,7 +338,7 @@ def _by_label(labels: Sequence[str], row: np.ndarray) -> dict[str, float]:
     return dict(zip(labels, map(float, row), strict=True))
 
 
-def _crops(image_rgb: np.ndarray, faces: list[Face], options: Faces) -> np.ndarray:
+def _crops(image_rgb: np.ndarray, faces: list[Face], options: FaceConfig) -> np.ndarray:
     crops = np.empty((len(faces), options.size, options.size, options.channels), np.uint8)
     for crop, face in zip(crops, faces, strict=True):
         crop[:] = network_input(image_rgb, face, options)

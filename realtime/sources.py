@@ -20,11 +20,11 @@ from typing import Any, TypeVar, cast
 import cv2
 import numpy as np
 
+from common.errors import InputError
+from common.logging import silence_opencv
+from common.urls import redacted
 from configuration import WEBCAM
-from preprocessing.addresses import redacted
-from preprocessing.errors import InputError
-from preprocessing.faces import read_image_rgb
-from preprocessing.quiet import silence_opencv
+from inference.crops import read_image_rgb
 
 PICTURE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # What a folder is searched for. A file that is named itself may have any suffix.

@@ -16,10 +16,12 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import cv2
 import numpy as np
 
-from configuration import TRACKING, Tracking
-from preprocessing.faces import Detector, Face, scaled, suppress, suppress_inner
+from configuration import TRACKING, TrackingConfig
+from inference.face_detector import nms as suppress
+from inference.face_detector import nms_min as suppress_inner
+from inference.faces import Detector, Face, scaled
+from realtime.background import Searcher
 from realtime.scenes import CutDetector
-from realtime.search import Searcher
 
 _SAME = 0.3  # intersection over union from which on two boxes may be one face
 _AGREED = 0.6  # the same from which on a search confirms where a face was followed to
@@ -48,7 +50,7 @@ class TrackedFace(NamedTuple):
 
 @runtime_checkable
 class Follower(Protocol):
-    """A detector that can also follow faces, as `preprocessing.faces.FaceDetector` does."""
+    """A detector that can also follow faces, as `inference.face_detector.FaceDetector` does."""
 
     def follow(self, image_rgb: np.ndarray, faces: Sequence[Face]) -> list[Face]:
         """Return where known faces are in the next picture; those with a low confidence are lost."""
@@ -87,7 +89,7 @@ class Tracker:
             search is waited for, and the same frames give the same faces every time.
     """
 
-    def __init__(self, detector: Detector, options: Tracking = TRACKING, searcher: Searcher | None = None):
+    def __init__(self, detector: Detector, options: TrackingConfig = TRACKING, searcher: Searcher | None = None):
         self._detector, self._options = detector, options
         self._searcher = searcher if isinstance(detector, Follower) else None
         self._tracks: list[_Track] = []

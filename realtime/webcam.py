@@ -1,7 +1,7 @@
 """Names the expression on every face that a camera, a video, an image or a stream shows.
 
 Reads:  --source (camera 0), models/pretrained.keras and its card
-Writes: --record, an annotated video, animation or picture; --log, one row per face and frame; --spans, one row per
+Writes: --record, an annotated video, animation or picture; --log, one row per face and frame; --segments, one row per
         stretch of time with one expression; --summary, a page with each face's time line
 
     python -m realtime.webcam
@@ -17,20 +17,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
-if not __package__:  # run as a plain file
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 import typer
 from rich.markup import escape
 
+from common.command_line import progress_bar, run
 from configuration import FACES, PATHS, WEBCAM
+from inference.face_detector import build_detector
+from inference.faces import Detector
 from inference.sequence_classifier import SequenceClassifier
-from preprocessing.command_line import progress_bar, run
-from preprocessing.faces import Detector, build_detector
-from realtime.outputs import Outputs, Wanted
 from realtime.recognition import Classifier, Result, check_temporal, watch
+from realtime.sinks.outputs import Outputs, Wanted
+from realtime.sinks.window import has_display
 from realtime.sources import Source, holds_pictures, open_source
-from realtime.window import has_display
 
 
 def main(
@@ -47,14 +45,14 @@ def main(
         ),
     ] = None,
     log: Annotated[Path | None, typer.Option(help="Table to write (.csv, .jsonl), a row per face and frame.")] = None,
-    spans: Annotated[
+    segments: Annotated[
         Path | None, typer.Option(help="Table to write (.csv), a row per stretch of time with one expression.")
     ] = None,
     summary: Annotated[
         Path | None, typer.Option(help="Page to write (.html): each face's time line, shares of time, changes.")
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace existing files of --record, --log, --spans, --summary.")
+        bool, typer.Option("--overwrite", help="Replace existing files of --record, --log, --segments, --summary.")
     ] = False,
     window: Annotated[
         bool, typer.Option("--window/--no-window", help="Show the frames; h lists the keys. Needs a display.")
@@ -79,7 +77,7 @@ def main(
     captures: Annotated[
         Path, typer.Option(help="Folder for the snapshots and recordings of the keys s and r.")
     ] = PATHS.captures,
-    smallest_face: Annotated[int, typer.Option(help="Smaller faces are not looked for; pixels.")] = FACES.smallest_face,
+    min_face_size: Annotated[int, typer.Option(help="Smaller faces are not looked for; pixels.")] = FACES.min_face_size,
     mirror: Annotated[
         bool | None, typer.Option("--mirror/--no-mirror", help="As a mirror shows it. [default: cameras alone]")
     ] = None,
@@ -102,7 +100,7 @@ def main(
         from realtime.doctor import examine
 
         sys.exit(0 if examine(model, EmotionClassifier.load_litert) else 1)
-    wanted = Wanted(record, log, spans, summary, window, anonymous, blur_unknown, follow, captures, overwrite)
+    wanted = Wanted(record, log, segments, summary, window, anonymous, blur_unknown, follow, captures, overwrite)
     wanted.check_files(source)
     with closing(open_source(source, mirror)) as frames:
         wanted.check(frames)
@@ -118,7 +116,7 @@ def main(
             check_temporal(reader, classifier, raw, holds_pictures(frames))
         else:
             reader, classifier = None, EmotionClassifier.load_litert(model)
-        face_detector = build_detector(detector, replace(classifier.faces, smallest_face=smallest_face))
+        face_detector = build_detector(detector, replace(classifier.faces, min_face_size=min_face_size))
         _, trouble = show(frames, face_detector, classifier, wanted, model.name, raw, reader)
     if frames.trouble:
         print(frames.trouble, file=sys.stderr)
@@ -203,10 +201,15 @@ def show(
                 outputs.finish()
     finally:  # also where a file cannot be finished
         wrote = ", ".join(str(file) for file in outputs.written if file.exists())
-        kept = f"wrote {wrote}" if wrote else "kept nothing (--record, --log, --spans, --summary)"
+        kept = f"wrote {wrote}" if wrote else "kept nothing (--record, --log, --segments, --summary)"
         print(f"{source.name}: {tally}; {kept}")
     return tally, outputs.trouble
 
 
-if __name__ == "__main__":
+def console() -> None:
+    """Run the installed command."""
     run(main)
+
+
+if __name__ == "__main__":
+    console()

@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from preprocessing.emotions import CKPLUS_CODES
+from common.emotions import CKPLUS_CODES
 
 LABELS = {
     "anger": 45, "contempt": 18, "disgust": 59, "fear": 25, "happiness": 69, "sadness": 28, "surprise": 83,

@@ -21,8 +21,8 @@ import pandas as pd
 import pytest
 from cards import model_card
 
-from preprocessing import command_line
-from preprocessing.image_tables import FACE_COLUMNS, INVENTORY_COLUMNS, read_table, write_table
+from common import command_line
+from preprocessing.tables import FACE_COLUMNS, INVENTORY_COLUMNS, read_table, write_table
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"

@@ -8,8 +8,8 @@ os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg reads it once, w
 import cv2
 import numpy as np
 
-from configuration import FACES, Faces
-from preprocessing.faces import Face
+from configuration import FACES, FaceConfig
+from inference.faces import Face
 from realtime.recognition import Recognition, Result
 from realtime.sources import Frame
 
@@ -33,9 +33,9 @@ class FakeClassifier:
     """Finds the first face of a batch happy with 0.7, the others angry with 0.6, and remembers the batches."""
 
     labels = LABELS
-    unsure_below = 0.0
+    abstention_threshold = 0.0
 
-    def __init__(self, faces: Faces = FACES):
+    def __init__(self, faces: FaceConfig = FACES):
         self.faces = faces
         self.batches: list[np.ndarray] = []
 

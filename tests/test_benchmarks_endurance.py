@@ -1,7 +1,7 @@
 import numpy as np
 from realtime_fakes import FACE, FakeClassifier, write_video
 
-from benchmarks.endurance import endure
+from benchmarks.soak_test import endure
 
 
 class Passing:

@@ -10,8 +10,8 @@ from conftest import ROOT
 from realtime_fakes import write_video
 
 from benchmarks import realtime
-from preprocessing.errors import InputError
-from preprocessing.faces import Face
+from common.errors import InputError
+from inference.faces import Face
 from realtime.tracking import TrackedFace
 
 
@@ -26,7 +26,7 @@ def test_tracking_is_counted_against_full_detection(tmp_path, monkeypatch):
         def detect(self, image_rgb):
             return [first, second]
 
-    class Tracking:
+    class TrackingConfig:
         def __init__(self, *_):
             pass
 
@@ -34,7 +34,7 @@ def test_tracking_is_counted_against_full_detection(tmp_path, monkeypatch):
             return [TrackedFace(1, first, 1), TrackedFace(2, ghost, 2)]
 
     monkeypatch.setattr(realtime, "FaceDetector", Detector)
-    monkeypatch.setattr(realtime, "Tracker", Tracking)
+    monkeypatch.setattr(realtime, "Tracker", TrackingConfig)
     rows = realtime.measure_tracking([write_video(tmp_path / f"{name}.mp4", frames=6) for name in "ab"])
     assert [(row["faces"], row["kept"], row["boxes"], row["unsupported"]) for row in rows] == [
         (12, 6, 12, 6),

@@ -13,11 +13,11 @@ from inference.emotion_classifier import EmotionClassifier
 from inference.keras_networks import save
 from inference.lineage import read_hashes
 from inference.model_card import read_card
-from preprocessing.image_tables import read_table, split_by_fold, split_hash, write_table
-from preprocessing.step3_split import Strategy, split_table
+from preprocessing.splitting import Strategy, split_table
+from preprocessing.tables import read_table, split_by_fold, split_hash, write_table
 from realtime.doctor import look_at_model
-from training.datasets import read_image
-from training.folds import fold_file
+from training.cross_validation import fold_file
+from training.data import read_image
 
 SPLITS = (("train", 3), ("dev", 3), ("test", 30))
 MIRROR_MEAN = "mean of the image and its mirror image"
@@ -78,22 +78,22 @@ def test_the_mean_with_the_mirror_image_stands_apart_and_the_headline_stays(
     folder, model = noisy_dataset(), with_weights(tiny_model(temperature=2.5))
     evaluate(folder, "--model", model)
     without = metrics_of(tmp_path, folder, "tiny")
-    predictions = (report_of(tmp_path, folder, "tiny") / "predictions.csv").read_bytes()
+    table = (report_of(tmp_path, folder, "tiny") / "predictions.csv").read_bytes()
     done = evaluate(folder, "--model", model, "--flip")
     report = report_of(tmp_path, folder, "tiny")
     metrics = metrics_of(tmp_path, folder, "tiny")
     averaged = metrics.pop("test_time_averaging")
     assert "test_time_averaging" not in without and without.pop("inputs") != metrics.pop("inputs")
-    assert metrics == without and (report / "predictions.csv").read_bytes() == predictions
+    assert metrics == without and (report / "predictions.csv").read_bytes() == table
 
     rows = read_table(folder, "split.csv").query("split == 'test'")
     classifier, images = EmotionClassifier.load(model), images_of(folder, rows)
     mean = (classifier.predict(images) + classifier.predict(np.flip(images, axis=2).copy())) / 2
-    truth, answers = rows["emotion"].to_numpy(), np.array(classifier.labels)[mean.argmax(axis=1)]
+    truth, predictions = rows["emotion"].to_numpy(), np.array(classifier.labels)[mean.argmax(axis=1)]
     expected = {
-        "accuracy": (truth == answers).mean(),
-        "balanced_accuracy": balanced_accuracy_score(truth, answers),
-        "macro_f1": f1_score(truth, answers, average="macro"),
+        "accuracy": (truth == predictions).mean(),
+        "balanced_accuracy": balanced_accuracy_score(truth, predictions),
+        "macro_f1": f1_score(truth, predictions, average="macro"),
     }
     assert expected["accuracy"] != metrics["accuracy"]
     for score, value in expected.items():
@@ -102,7 +102,7 @@ def test_the_mean_with_the_mirror_image_stands_apart_and_the_headline_stays(
         assert averaged["averaged"][f"{score}_low"] < value < averaged["averaged"][f"{score}_high"]
         assert averaged["difference"][score]["value"] == pytest.approx(value - metrics[score])
     single = pd.read_csv(report / "predictions.csv")["prediction"].to_numpy()
-    right, alone = truth == answers, truth == single
+    right, alone = truth == predictions, truth == single
     # Of paired differences the textbook knows the spread: that of the mean of -1, 0 and 1.
     spread = (right.astype(int) - alone.astype(int)).std() / np.sqrt(len(truth))
     low, high = averaged["difference"]["accuracy"]["interval"]
@@ -180,8 +180,8 @@ def test_calibration_is_that_of_single_answers(evaluate, noisy_dataset, tiny_mod
     folder = noisy_dataset((("train", 3), ("dev", 40), ("test", 10)))
     models = [with_weights(tiny_model(name=name)) for name in ("plain.keras", "flipped.keras")]
     table, classifier = read_table(folder, "split.csv"), EmotionClassifier.load(models[0])
-    answers = np.array(classifier.labels)[classifier.predict(images_of(folder, table)).argmax(axis=1)]
-    table["emotion"] = np.where(np.arange(len(table)) % 3, answers, table["emotion"])  # two of three are right
+    predictions = np.array(classifier.labels)[classifier.predict(images_of(folder, table)).argmax(axis=1)]
+    table["emotion"] = np.where(np.arange(len(table)) % 3, predictions, table["emotion"])  # two of three are right
     write_table(table, folder / "split.csv")
     evaluate(folder, "--model", models[0], "--calibrate")
     evaluate(folder, "--model", models[1], "--calibrate", "--flip")
@@ -223,9 +223,9 @@ def test_against_the_crowd_and_of_labels_in_common_it_is_scored_as_the_rest_is(
     classifier, images = EmotionClassifier.load(model), images_of(folder, rows)
     alone, mirrored = (classifier.predict(images[:, :, ::step])[:, :3].astype(float) for step in (1, -1))
     mean = alone / alone.sum(axis=1, keepdims=True) + mirrored / mirrored.sum(axis=1, keepdims=True)
-    answers = np.array(classifier.labels)[mean.argmax(axis=1)]
+    predictions = np.array(classifier.labels)[mean.argmax(axis=1)]
     averaged = metrics_of(tmp_path, folder, "tiny", "test-majority")["test_time_averaging"]
-    accuracy = (answers == rows["emotion"].map(swapped).to_numpy()).mean()
+    accuracy = (predictions == rows["emotion"].map(swapped).to_numpy()).mean()
     assert averaged["averaged"]["accuracy"] == pytest.approx(accuracy)
     assert averaged["mcnemar"]["only_a"] > 0 and averaged["mcnemar"]["only_b"] > 0
     assert "scored against the majority" in averaged["protocol"]

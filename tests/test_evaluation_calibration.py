@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss as sklearn_log_loss
 
-from evaluation.calibration import (
+from evaluation.metrics.calibration import (
     brier,
     choose_threshold,
     coverage_curve,
@@ -15,7 +15,7 @@ from evaluation.calibration import (
 )
 
 
-def answers(n: int = 400, classes: int = 4, seed: int = 0, sharpness: float = 1.5):
+def predictions(n: int = 400, classes: int = 4, seed: int = 0, sharpness: float = 1.5):
     """Return probabilities and truth drawn from them: calibrated by construction."""
     random = np.random.default_rng(seed)
     logits = sharpness * random.standard_normal((n, classes))
@@ -25,7 +25,7 @@ def answers(n: int = 400, classes: int = 4, seed: int = 0, sharpness: float = 1.
 
 
 def test_the_calibration_error_is_that_of_a_loop_over_bins():
-    probabilities, truth = answers()
+    probabilities, truth = predictions()
     total = 0.0
     for bin_number in range(15):
         low, high = bin_number / 15, (bin_number + 1) / 15
@@ -46,7 +46,7 @@ def test_certain_answers_fall_into_the_last_bin_and_empty_bins_have_no_figures()
 
 
 def test_brier_and_log_loss_by_hand():
-    probabilities, truth = answers(50)
+    probabilities, truth = predictions(50)
     by_hand = [
         sum((p - (index == t)) ** 2 for index, p in enumerate(row)) for row, t in zip(probabilities, truth, strict=True)
     ]
@@ -56,7 +56,7 @@ def test_brier_and_log_loss_by_hand():
 
 @pytest.mark.parametrize("temperature", [0.5, 1.7, 3.0])
 def test_a_temperature_is_found_again(temperature):
-    calibrated, truth = answers(4000, seed=3)
+    calibrated, truth = predictions(4000, seed=3)
     distorted = with_temperature(calibrated, 1 / temperature)
     assert fit_temperature(distorted, truth) == pytest.approx(temperature, rel=0.06)
     undone = with_temperature(distorted, temperature)
@@ -65,7 +65,7 @@ def test_a_temperature_is_found_again(temperature):
 
 
 def test_a_fitted_temperature_has_the_least_loss_of_a_grid():
-    probabilities, truth = answers(300, seed=4)
+    probabilities, truth = predictions(300, seed=4)
     fitted = fit_temperature(probabilities, truth)
     losses = [log_loss(with_temperature(probabilities, t), truth) for t in np.geomspace(0.2, 5, 200)]
     assert log_loss(with_temperature(probabilities, fitted), truth) <= min(losses) + 1e-6
@@ -91,7 +91,7 @@ def brute_force(probabilities, truth, wanted, least):
 
 @pytest.mark.parametrize(("wanted", "least"), [(0.5, 0.0), (0.7, 0.3), (0.8, 0.5), (0.99, 0.5), (0.999, 0.0)])
 def test_the_threshold_is_that_of_trying_all(wanted, least):
-    probabilities, truth = answers(120, seed=6)
+    probabilities, truth = predictions(120, seed=6)
     probabilities = probabilities.round(2)  # many equal ones
     found = choose_threshold(probabilities, truth, wanted, least)
     threshold, coverage, accuracy = brute_force(probabilities, truth, wanted, least)
@@ -100,17 +100,17 @@ def test_the_threshold_is_that_of_trying_all(wanted, least):
 
 
 def test_the_coverage_curve_ends_at_the_plain_accuracy():
-    probabilities, truth = answers(200)
+    probabilities, truth = predictions(200)
     thresholds, coverage, accuracy = coverage_curve(probabilities, truth)
     assert coverage[-1] == 1 and accuracy[-1] == pytest.approx((probabilities.argmax(axis=1) == truth).mean())
     assert (np.diff(thresholds) < 0).all() and (np.diff(coverage) > 0).all()
 
 
 def test_cross_fitting_measures_on_what_was_not_fitted():
-    calibrated, truth = answers(3000, seed=8)
+    calibrated, truth = predictions(3000, seed=8)
     distorted = with_temperature(calibrated, 1 / 2.5)
     groups = np.repeat(np.arange(1000), 3)
-    crossed = cross_fit(distorted, truth, groups, 5, wanted_accuracy=0.8, least_coverage=0.1, seed=0)
+    crossed = cross_fit(distorted, truth, groups, 5, target_accuracy=0.8, least_coverage=0.1, seed=0)
     assert len(crossed.temperatures) == 5 and crossed.temperatures == pytest.approx([2.5] * 5, rel=0.12)
     before, after = (expected_calibration_error(p, truth, 15) for p in (distorted, crossed.probabilities))
     assert after < before / 3
@@ -119,6 +119,6 @@ def test_cross_fitting_measures_on_what_was_not_fitted():
     # The temperature of an image's fold does not depend on that image's own label.
     changed = truth.copy()
     changed[:3] = (changed[:3] + 1) % 4
-    again = cross_fit(distorted, changed, groups, 5, wanted_accuracy=0.8, least_coverage=0.1, seed=0)
+    again = cross_fit(distorted, changed, groups, 5, target_accuracy=0.8, least_coverage=0.1, seed=0)
     np.testing.assert_allclose(again.probabilities[:3], crossed.probabilities[:3], atol=1e-12)
     assert not np.allclose(again.temperatures, crossed.temperatures)

@@ -8,24 +8,24 @@ import pandas as pd
 import pytest
 from cards import model_card
 
-from configuration import COVERS, EVALUATION, FACES, Evaluation
+from common.emotions import LabelRule
+from common.errors import InputError
+from configuration import EVALUATION, FACES, ROBUSTNESS, EvaluationConfig
 from evaluation import model_evaluation, sequences
-from evaluation.answers import Answers
-from evaluation.comparison import check_aligned, compare
-from evaluation.covered_faces import Candidate, covered_faces
-from evaluation.folds import gap
-from evaluation.mitigation import compare as compare_groups
+from evaluation.predictions import Predictions
+from evaluation.sections.comparison import check_aligned, compare
+from evaluation.sections.cross_validation import gap
+from evaluation.sections.mitigation import compare as compare_groups
+from evaluation.sections.robustness import Candidate, covered_faces
 from evaluation.sequences import SHARES, Seen
-from preprocessing.emotions import LabelRule
-from preprocessing.errors import InputError
-from preprocessing.image_tables import FACE_COLUMNS, INVENTORY_COLUMNS, read_table, write_table
+from preprocessing.tables import FACE_COLUMNS, INVENTORY_COLUMNS, read_table, write_table
 from training.lineage import Exposure
 
 LABELS = ("anger", "happiness")
-QUICK = Evaluation(resamples=20)
+QUICK = EvaluationConfig(resamples=20)
 
 
-def answers_of(name: str, seed: int, paths: list[str], emotions: list[str]) -> Answers:
+def answers_of(name: str, seed: int, paths: list[str], emotions: list[str]) -> Predictions:
     """Return the predictions of a model that guesses."""
     rows = pd.DataFrame({"path": paths, "emotion": emotions}).assign(subject="", pixel_hash="", label_source="dataset")
     probabilities = np.random.default_rng(seed).dirichlet([1, 1], len(rows))
@@ -34,7 +34,9 @@ def answers_of(name: str, seed: int, paths: list[str], emotions: list[str]) -> A
     rule = LabelRule(LABELS, (0, 1), "")
     unseen = np.zeros(len(rows), bool)
     exposure = Exposure(unseen, unseen, unseen, unseen, complete=True)
-    return Answers(name, Path(f"{name}.keras"), card, "stripes", "test", rows, images, rule, 0, probabilities, exposure)
+    return Predictions(
+        name, Path(f"{name}.keras"), card, "stripes", "test", rows, images, rule, 0, probabilities, exposure
+    )
 
 
 @pytest.mark.parametrize("change", ["order", "labels", "images", "fewer"])
@@ -64,7 +66,7 @@ def test_paired_robustness_and_groups_refuse_predictions_of_other_images(tmp_pat
     models = {"a": Candidate(lambda images: np.full((len(images), 2), 0.5)), "b": Candidate(lambda _: np.eye(2))}
     images = np.zeros((6, 48, 48, 1), np.uint8)
     with pytest.raises(ValueError, match="b gives 2 predictions for 6 images"):
-        covered_faces(models, rows, images, LABELS, FACES, tmp_path, replace(COVERS, resamples=20))
+        covered_faces(models, rows, images, LABELS, FACES, tmp_path, replace(ROBUSTNESS, resamples=20))
     columns = pd.Series(["x", "y"] * 40), ["anger"] * 80, ["anger"] * 80
     with pytest.raises(ValueError, match="same images"):
         compare_groups(*columns, ["anger"] * 79, LABELS, None)

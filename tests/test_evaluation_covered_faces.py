@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from configuration import COVERS, FACES
-from evaluation.covered_faces import (
+from configuration import FACES, ROBUSTNESS
+from evaluation.sections.face_regions import faces_of, points_in_crops
+from evaluation.sections.robustness import (
     PARTS,
     Candidate,
     apply_cover,
@@ -21,17 +22,17 @@ from evaluation.covered_faces import (
     low_resolution,
     noise,
     random_box,
-    scars,
+    small_erasing_count,
 )
-from evaluation.face_regions import faces_of, points_in_crops
-from preprocessing.faces import TEMPLATE, Face, network_input
-from preprocessing.image_tables import BOX_COLUMNS, LANDMARK_COLUMNS
+from inference.crops import TEMPLATE, network_input
+from inference.faces import Face
+from preprocessing.tables import BOX_COLUMNS, LANDMARK_COLUMNS
 
 LABELS = ("anger", "happiness")
 FEW = replace(
-    COVERS,
+    ROBUSTNESS,
     resamples=200,
-    scars=(2,),
+    small_erasing_count=(2,),
     boxes=(0.1, 0.3, 0.6),
     blur=(1.0,),
     noise=(10,),
@@ -111,9 +112,9 @@ def test_a_beard_leaves_the_lips_free_and_hides_chin_and_cheek():
 
 def test_scars_are_boxes_of_six_by_two_pixels():
     for seed in range(10):
-        rows, columns = np.nonzero(scars(1)(gray(), POINTS, random_source(seed))[:, :, 0] == 0)
+        rows, columns = np.nonzero(small_erasing_count(1)(gray(), POINTS, random_source(seed))[:, :, 0] == 0)
         assert sorted([np.ptp(rows) + 1, np.ptp(columns) + 1]) == [2, 6] and len(rows) == 12
-    large = scars(1)(gray(size=96), POINTS, random_source())
+    large = small_erasing_count(1)(gray(size=96), POINTS, random_source())
     assert (large == 0).sum() == 48
 
 
@@ -186,7 +187,13 @@ def looks_at(top: int, bottom: int):
 
 
 def card(scar_count: int, **settings) -> dict:
-    return {"hyperparameters": {"network": "vgg", **settings, "augmentation": {"scars": scar_count, "flip": True}}}
+    return {
+        "hyperparameters": {
+            "network": "vgg",
+            **settings,
+            "augmentation": {"small_erasing_count": scar_count, "flip": True},
+        }
+    }
 
 
 def test_a_model_that_looks_at_the_mouth_fails_when_the_mouth_is_covered(tmp_path):
@@ -259,8 +266,8 @@ def test_does_the_first_projects_idea_work(tmp_path):
     assert "kept by b (with)" in turned and f"random box: {-100 * gain:.1f} (" in turned and "it harms" in turned
     nothing, _ = describe("a", card(2), "b", card(0), comparison.assign(low=-1.0, high=1.0))
     assert nothing.count("not shown either way") == 5
-    larger = {"hyperparameters": {"augmentation": {"scars": 2, "cover": 16}}}
-    none = {"hyperparameters": {"augmentation": {"scars": 2, "cover": 0}}}
+    larger = {"hyperparameters": {"augmentation": {"small_erasing_count": 2, "cutout_max_size": 16}}}
+    none = {"hyperparameters": {"augmentation": {"small_erasing_count": 2, "cutout_max_size": 0}}}
     told, warnings = describe("a", none, "b", larger, comparison)
     assert "a larger black box" in told and "kept by b (with)" in told and not warnings
     _, (warning,) = describe("a", card(2, network="big"), "b", card(0), comparison)

@@ -3,7 +3,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from evaluation.crowd import agreement_between_people, label_shares, right_people
+from evaluation.sections.annotators import agreement_between_people, label_shares, right_people
 
 NAMES = ["anger", "happiness", "neutral", "unknown", "nf"]
 RANDOM = np.random.default_rng(2)

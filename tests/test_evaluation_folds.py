@@ -12,13 +12,13 @@ from configuration import PATHS
 from inference.emotion_classifier import EmotionClassifier
 from inference.keras_networks import save
 from inference.model_card import read_card, write_card
-from preprocessing.image_tables import read_table, split_by_fold, split_hash, write_table
-from preprocessing.step3_split import Strategy, split_table
-from training.datasets import read_image
-from training.folds import fold_file
+from preprocessing.splitting import Strategy, split_table
+from preprocessing.tables import read_table, split_by_fold, split_hash, write_table
+from training.cross_validation import fold_file
+from training.data import read_image
 
 FOLDS = 3
-TINY = {"network": "vgg", "widths": [4], "convolutions": 1, "epochs": 1, "batch_size": 32, "precision": "float32"}
+TINY = {"network": "vgg", "filters": [4], "convolutions": 1, "epochs": 1, "batch_size": 32, "precision": "float32"}
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def answers_by_hand(folder, models, column):
 
 def test_every_image_is_answered_by_the_network_that_did_not_learn_from_it(evaluate, train, folder, tmp_path):
     train()
-    train("loose_fold")
+    train("subject_dependent_fold")
     done, report = evaluate()
     assert done.returncode == 0, done.stderr
     table, probabilities, labels = answers_by_hand(folder, tmp_path / "models", "fold")
@@ -100,18 +100,18 @@ def test_every_image_is_answered_by_the_network_that_did_not_learn_from_it(evalu
     assert metrics["performance"]["resampled_by"] == "subject"
     assert metrics["honesty"]["facts"]["people in this split and in training"] == "0"
 
-    _, loosely, _ = answers_by_hand(folder, tmp_path / "models", "loose_fold")
-    loose = (labels[loosely.argmax(axis=1)] == table["emotion"].to_numpy()).mean()
+    _, loosely, _ = answers_by_hand(folder, tmp_path / "models", "subject_dependent_fold")
+    subject_dependent = (labels[loosely.argmax(axis=1)] == table["emotion"].to_numpy()).mean()
     (difference,) = metrics["folds"]["differences"].values()
-    assert difference["accuracy"]["value"] == pytest.approx(loose - right.mean())
+    assert difference["accuracy"]["value"] == pytest.approx(subject_dependent - right.mean())
     low, high = difference["accuracy"]["interval"]
     assert low <= difference["accuracy"]["value"] <= high and low < high
     strict_row, loose_row = metrics["folds"]["protocols"]
-    assert loose_row["accuracy"] == pytest.approx(loose)
+    assert loose_row["accuracy"] == pytest.approx(subject_dependent)
     known = 0
     for row in table.to_dict("records"):
-        apart = {row["loose_fold"], str((int(row["loose_fold"]) + 1) % FOLDS)}
-        known += row["subject"] in set(table.loc[~table["loose_fold"].isin(apart), "subject"])
+        apart = {row["subject_dependent_fold"], str((int(row["subject_dependent_fold"]) + 1) % FOLDS)}
+        known += row["subject"] in set(table.loc[~table["subject_dependent_fold"].isin(apart), "subject"])
     assert loose_row["known_people"] == known > 0 and strict_row["known_people"] == 0
 
     page = (report / "report.html").read_text()
@@ -125,17 +125,17 @@ def test_without_the_looser_networks_the_report_gives_the_command_that_makes_the
     train()
     done, report = evaluate()
     assert done.returncode == 0, done.stderr
-    assert "--folds 3 --loose --output" in (report / "report.html").read_text()
+    assert "--folds 3 --subject-dependent --output" in (report / "report.html").read_text()
     assert json.loads((report / "metrics.json").read_text())["folds"]["differences"] == {}
-    train("loose_fold")
-    other = fold_file(tmp_path / "models" / "best.keras", 1, loose=True)
+    train("subject_dependent_fold")
+    other = fold_file(tmp_path / "models" / "best.keras", 1, subject_dependent=True)
     write_card(replace(read_card(other), hyperparameters={"epochs": 9}), other)
     done = evaluate()[0]
     assert "unchanged" not in done.stdout and "different settings (epochs)" in done.stdout
 
 
 def test_data_without_subjects_says_what_its_folds_are_worth(evaluate, train, folder):
-    table = read_table(folder, "split.csv").drop(columns="loose_fold").assign(subject="")
+    table = read_table(folder, "split.csv").drop(columns="subject_dependent_fold").assign(subject="")
     table["fold"] = [str(row % FOLDS) for row in range(len(table))]
     write_table(table, folder / "split.csv")
     train()
@@ -170,7 +170,7 @@ def test_networks_that_may_have_learnt_from_their_test_images_are_refused(evalua
     table = read_table(folder, "split.csv")
     write_table(split_table(table, Strategy.FOLDS, folds=FOLDS, seed=8), folder / "split.csv")
     assert refused(evaluate()[0], "0.keras was trained on another split", "train again")
-    write_table(table.drop(columns=["fold", "loose_fold"]), folder / "split.csv")
+    write_table(table.drop(columns=["fold", "subject_dependent_fold"]), folder / "split.csv")
     assert refused(evaluate()[0], "no folds", "--strategy folds")
     write_table(table.assign(fold="a"), folder / "split.csv")
     assert refused(evaluate()[0], "column fold does not hold numbers")
@@ -188,12 +188,12 @@ def best_model(run_step, folder, tmp_path):
 
 def test_training_refuses_folds_that_the_split_does_not_have(best_model, folder):
     assert refused(best_model("--folds", 10), "--folds 10: the split has 3 folds; give --folds 3, or", "--folds 10")
-    assert refused(best_model("--loose"), "--loose goes with --folds")
-    table = read_table(folder, "split.csv").drop(columns="loose_fold")
+    assert refused(best_model("--subject-dependent"), "--subject-dependent goes with --folds")
+    table = read_table(folder, "split.csv").drop(columns="subject_dependent_fold")
     write_table(table, folder / "split.csv")
-    assert refused(best_model("--folds", 3, "--loose"), "no loose folds", "--strategy folds")
+    assert refused(best_model("--folds", 3, "--subject-dependent"), "no loose folds", "--strategy folds")
     write_table(table.assign(subject=""), folder / "split.csv")
-    assert refused(best_model("--folds", 3, "--loose"), "not every image has a subject")
+    assert refused(best_model("--folds", 3, "--subject-dependent"), "not every image has a subject")
     write_table(table.drop(columns="fold"), folder / "split.csv")
     assert refused(best_model("--folds", 3), "no folds", "--strategy folds")
 
@@ -203,7 +203,7 @@ def test_ckplus_in_an_afternoon(run_step, tmp_path):
     folds = 4
     write_ckplus_tree(tmp_path / "CK+", subjects=24)
     settings = tmp_path / "settings.json"
-    settings.write_text(json.dumps({"fitting": TINY}))
+    settings.write_text(json.dumps({"config": TINY}))
     data, models = ("--dataset", "ck", "--data", tmp_path / "data"), ("--models", tmp_path / "models")
     train = ("training.step3_best_model", *data, *models, "--settings", settings, "--folds", folds)
 
@@ -226,7 +226,7 @@ def test_ckplus_in_an_afternoon(run_step, tmp_path):
     assert len({card.split_hash for card in cards}) == folds
     (tmp_path / "models" / "ck" / "best-folds" / "1.keras").unlink()
     assert step(*train).count("unchanged: ") == folds - 1
-    step(*train, "--loose")
+    step(*train, "--subject-dependent")
 
     step("evaluation.model_evaluation", *data, *models, "--reports", tmp_path / "reports", "--folds", "--quick")
     report = tmp_path / "reports" / "ck" / "best" / "folds-labels-quick"
@@ -262,7 +262,7 @@ def test_sequences_and_the_ladder_on_a_tree_of_ckplus_s_shape(run_step, tmp_path
     data, models = ("--dataset", "ck", "--data", tmp_path / "data"), ("--models", tmp_path / "models")
     reports = ("--reports", tmp_path / "reports")
     (tmp_path / "models" / "ck").mkdir(parents=True)
-    (tmp_path / "models" / "ck" / "tuned.json").write_text(json.dumps({"fitting": TINY}))
+    (tmp_path / "models" / "ck" / "tuned.json").write_text(json.dumps({"config": TINY}))
 
     def step(module, *arguments):
         done = run_step(module, *arguments)
@@ -280,7 +280,7 @@ def test_sequences_and_the_ladder_on_a_tree_of_ckplus_s_shape(run_step, tmp_path
     found = json.loads((tmp_path / "reports" / "ck" / "sequence" / "folds" / "metrics.json").read_text())
     assert found["n"] == len(kept)
 
-    told = step("evaluation.ladder", *data, *models, *reports, "--epochs", 1)
+    told = step("evaluation.ablation", *data, *models, *reports, "--epochs", 1)
     ladder = pd.read_csv(tmp_path / "reports" / "ck" / "ladder" / "test" / "ladder.csv")
     assert set(ladder["n"]) == {(read_table(tmp_path / "data" / "ck", "split.csv")["split"] == "test").sum()}
     assert len(ladder) == len(set(ladder["rung"])) and "fine-tuned" in told

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from evaluation.grad_cam import grad_cam
+from evaluation.sections.grad_cam import grad_cam
 
 
 def save_network(tmp_path, softmax_in_dense: bool):

@@ -10,8 +10,10 @@ from fairlearn.metrics import equalized_odds_difference
 from scipy.stats import fisher_exact, studentized_range
 from sklearn import metrics
 
-from configuration import GROUPS, Groups
-from evaluation.groups import (
+from common.errors import InputError
+from configuration import FAIRNESS, FairnessConfig
+from evaluation.metrics.intervals import holm
+from evaluation.sections.fairness import (
     Audit,
     audit,
     audit_groups,
@@ -24,11 +26,9 @@ from evaluation.groups import (
     simultaneous_width,
     tables_of,
 )
-from evaluation.intervals import holm
-from preprocessing.errors import InputError
 
 LABELS = ("anger", "happiness", "neutral")
-QUICK = replace(GROUPS, resamples=200, permutations=600)
+QUICK = replace(FAIRNESS, resamples=200, permutations=600)
 
 
 def people(count: int, seed: int, right: dict[str, float], mix: dict[str, list[float]] | None = None) -> pd.DataFrame:
@@ -56,9 +56,9 @@ def codes(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return group, truth, prediction
 
 
-def audit_of(rows: pd.DataFrame, units: np.ndarray | None = None, options: Groups = QUICK) -> Audit:
+def audit_of(rows: pd.DataFrame, clusters: np.ndarray | None = None, options: FairnessConfig = QUICK) -> Audit:
     columns = rows["emotion"].to_numpy(), rows["prediction"].to_numpy()
-    found = audit("gender", rows["gender"], *columns, LABELS, units, options)
+    found = audit("gender", rows["gender"], *columns, LABELS, clusters, options)
     assert found is not None
     return found
 
@@ -114,7 +114,7 @@ def test_the_permutation_test_agrees_with_fishers_exact_test(tmp_path):
         pd.DataFrame({"gender": name, "prediction": ["anger"] * right + ["neutral"] * wrong})
         for name, (right, wrong) in hits.items()
     ).assign(emotion="anger")
-    options = replace(GROUPS, permutations=20_000, resamples=50)
+    options = replace(FAIRNESS, permutations=20_000, resamples=50)
     found = audit_of(rows, options=options)
     p = found.gaps.set_index("score")["p"]["accuracy"]
     exact = fisher_exact([list(pair) for pair in hits.values()])[1]
@@ -123,7 +123,7 @@ def test_the_permutation_test_agrees_with_fishers_exact_test(tmp_path):
 
 def test_intervals_of_a_groups_accuracy_are_as_wide_as_theory_says():
     rows = people(900, 3, {"a": 0.8, "b": 0.8})
-    found = audit_of(rows, options=GROUPS)
+    found = audit_of(rows, options=FAIRNESS)
     own = found.scores[(found.scores["score"] == "accuracy")].iloc[0]
     expected = 1.96 * np.sqrt(own["value"] * (1 - own["value"]) / own["images"])
     assert [own["value"] - own["low"], own["high"] - own["value"]] == pytest.approx([expected] * 2, rel=0.15)
@@ -131,7 +131,7 @@ def test_intervals_of_a_groups_accuracy_are_as_wide_as_theory_says():
 
 def test_interval_of_a_gap_is_that_of_tukeys_test_of_all_pairs():
     rows = people(900, 3, {"a": 0.8, "b": 0.79, "c": 0.8})
-    found = audit_of(rows, options=GROUPS)
+    found = audit_of(rows, options=FAIRNESS)
     for _, row in found.gaps.iterrows():
         assert row["score"] == "equalised odds" or row["low"] < row["gap"] < row["high"], row
     row = found.gaps.iloc[0]
@@ -151,15 +151,15 @@ def test_subjects_are_drawn_and_shuffled_as_a_whole():
     truth = random.choice(LABELS, 400)
     wrong = np.array([LABELS[(LABELS.index(shown) + 1) % 3] for shown in truth])
     group = np.repeat(np.where(np.arange(40) < 20, "a", "b"), 10)
-    units = np.repeat(np.arange(40), 10)
+    clusters = np.repeat(np.arange(40), 10)
     rows = pd.DataFrame({"emotion": truth, "prediction": np.where(lucky, truth, wrong), "gender": group})
-    by_subject, by_image = audit_of(rows, units), audit_of(rows)
-    widths = [(found.scores["high"] - found.scores["low"])[0] for found in (by_subject, by_image)]
-    assert widths[0] > 2.5 * widths[1]
+    by_subject, by_image = audit_of(rows, clusters), audit_of(rows)
+    filters = [(found.scores["high"] - found.scores["low"])[0] for found in (by_subject, by_image)]
+    assert filters[0] > 2.5 * filters[1]
     unnoticed = [found.gaps["unnoticed"][0] for found in (by_subject, by_image)]
     assert unnoticed[0] > 2 * unnoticed[1]
     assert not by_subject.mixed_subjects
-    assert audit_of(rows.assign(gender=random.permutation(group)), units).mixed_subjects
+    assert audit_of(rows.assign(gender=random.permutation(group)), clusters).mixed_subjects
 
 
 def test_shuffled_tables_keep_the_margins_of_every_emotion():
@@ -198,7 +198,7 @@ def test_another_mix_of_emotions_of_people_is_no_bias():
         found = audit_of(rows, rows["person"].to_numpy(), options)
         assert not found.mixed_subjects
         tested = found.gaps[~found.gaps["score"].isin(["recall", "false positives"])]
-        alarms += bool((holm(tested["p"].to_numpy()) < GROUPS.alarm).any())
+        alarms += bool((holm(tested["p"].to_numpy()) < FAIRNESS.alarm).any())
     assert alarms <= 3  # shuffling people whatever they show alarms in half of them
 
 
@@ -226,7 +226,7 @@ def test_interval_of_the_largest_gap_holds_that_gap():
         values = random.binomial(60, 0.7, 10) / 60
         drawn = random.binomial(60, values, (300, 10)) / 60
         lowest, highest = int(values.argmin()), int(values.argmax())
-        width = simultaneous_width(drawn, values, (values, values), lowest, highest, GROUPS)
+        width = simultaneous_width(drawn, values, (values, values), lowest, highest, FAIRNESS)
         held += values[highest] - values[lowest] <= width
         held_by_its_own += np.quantile(drawn[:, highest] - drawn[:, lowest], 0.025) <= 0
     assert held >= 88 and held_by_its_own < 50
@@ -274,7 +274,7 @@ def test_an_unbiased_control_does_not_alarm():
     for seed in range(20):
         found = audit_of(people(500, 100 + seed, {"a": 0.7, "b": 0.7, "c": 0.7}), options=replace(QUICK, resamples=20))
         tested = found.gaps[~found.gaps["score"].isin(["recall", "false positives"])]
-        alarms += bool((holm(tested["p"].to_numpy()) < GROUPS.alarm).any())
+        alarms += bool((holm(tested["p"].to_numpy()) < FAIRNESS.alarm).any())
     assert alarms <= 1
 
 
@@ -311,7 +311,7 @@ def test_a_million_rows_take_seconds_and_little_memory(tmp_path):
     rows = people(20_000, 11, {"a": 0.7, "b": 0.72})
     rows = pd.concat([rows] * 50, ignore_index=True)
     tracemalloc.start()
-    found = audit_of(rows, options=GROUPS)
+    found = audit_of(rows, options=FAIRNESS)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert found.images == 1_000_000 and peak < 400e6

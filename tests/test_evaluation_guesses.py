@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from inference.emotion_classifier import EmotionClassifier
-from preprocessing.image_tables import read_table, write_table
+from preprocessing.tables import read_table, write_table
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def dataset(make_dataset):
 
 def run(run_step, dataset, tmp_path, model):
     places = ("--data", dataset.parent, "--reports", tmp_path / "reports", "--model", model)
-    return run_step("evaluation.guesses", "--dataset", dataset.name, *places)
+    return run_step("evaluation.suggestions", "--dataset", dataset.name, *places)
 
 
 def test_every_unlabelled_face_gets_the_networks_own_guess(dataset, tiny_model, run_step, tmp_path):

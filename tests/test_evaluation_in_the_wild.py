@@ -11,14 +11,16 @@ import pandas as pd
 import pytest
 from cards import model_card
 
-from configuration import FACES, WILD
-from evaluation.in_the_wild import MISSED, in_the_wild, labelled_pictures, score
+from common.errors import InputError
+from common.images import pixel_hash
+from configuration import END_TO_END, FACES
+from evaluation.sections.end_to_end import MISSED, in_the_wild, labelled_pictures, score
+from inference.crops import network_input, read_image_rgb
 from inference.emotion_classifier import EmotionClassifier
+from inference.face_detector import build_detector
+from inference.faces import Face, choose_face
 from inference.lineage import UNKNOWN, ImageHashes
-from preprocessing.errors import InputError
-from preprocessing.faces import Face, build_detector, choose_face, network_input, read_image_rgb
-from preprocessing.image_tables import FACE_COLUMNS, INVENTORY_COLUMNS, read_table, write_table
-from preprocessing.raw_images import pixel_hash
+from preprocessing.tables import FACE_COLUMNS, INVENTORY_COLUMNS, read_table, write_table
 
 
 class Always:
@@ -174,7 +176,7 @@ def test_no_readable_picture_at_all_is_told(tmp_path, detector):
 
 def test_no_more_failures_are_shown_than_asked_for(pictures, detector, tmp_path):
     classifier = cast(EmotionClassifier, Always("anger"))
-    section = in_the_wild(classifier, detector, pictures, tmp_path, replace(WILD, failures=2))
+    section = in_the_wild(classifier, detector, pictures, tmp_path, replace(END_TO_END, failures=2))
     assert section.figures[1].caption.startswith("2 of 3 failures")
 
 
@@ -206,7 +208,7 @@ def data_set(tmp_path) -> Path:
 
 def scored_on(source: Path, hashes: ImageHashes):
     classifier = cast(EmotionClassifier, Always("anger"))
-    return in_the_wild(classifier, Nothing(), source, source.parent / "report", WILD, hashes)
+    return in_the_wild(classifier, Nothing(), source, source.parent / "report", END_TO_END, hashes)
 
 
 @pytest.mark.parametrize("source", ["the data set", "its pictures", "renamed", "copies in colour"])

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from configuration import Evaluation
-from evaluation.intervals import (
+from configuration import EvaluationConfig
+from evaluation.metrics.intervals import (
     bootstrap,
     boundary_interval,
     effective_size,
@@ -17,7 +17,7 @@ from evaluation.intervals import (
     resampled_means,
     wilson_interval,
 )
-from evaluation.metrics import estimate_scores
+from evaluation.metrics.scores import estimate_scores
 
 
 def mean_of(values):
@@ -74,7 +74,7 @@ def test_weights_count_whole_draws_and_are_the_same_for_the_same_seed(monkeypatc
     np.testing.assert_array_equal(first, second)
     assert (first[:, 0] == first[:, 1]).all() and (first[:, 3] == first[:, 5]).all()
     assert (first[:, 0] + first[:, 2] + first[:, 3] == 3).all()
-    monkeypatch.setattr("evaluation.intervals._CHUNK", 12)  # two resamples at a time
+    monkeypatch.setattr("evaluation.metrics.intervals._CHUNK", 12)  # two resamples at a time
     seen.clear()
     assert len(bootstrap(statistic, groups, 50, 7)["sum"]) == 50
     assert len(seen) == 25 and max(len(part) for part in seen) == 2
@@ -105,7 +105,7 @@ def test_counts_and_means_are_of_the_very_resamples_that_a_statistic_sees(monkey
         return {str(code): weights @ (codes == code) for code in range(6)}
 
     drawn = np.stack(list(bootstrap(statistic, people, 40, 7).values()), axis=1)
-    monkeypatch.setattr("evaluation.intervals._CHUNK", 30)  # three resamples at a time
+    monkeypatch.setattr("evaluation.metrics.intervals._CHUNK", 30)  # three resamples at a time
     np.testing.assert_array_equal(resampled_counts(codes, 6, people, 40, 7), drawn)
     hits = codes[:, None] == np.arange(6)
     np.testing.assert_allclose(resampled_means(hits, people, 40, 7), drawn / drawn.sum(axis=1, keepdims=True))
@@ -180,7 +180,7 @@ def test_intervals_of_a_rare_label_hold_the_true_scores():
     random, held = np.random.default_rng(6), dict.fromkeys(true, 0)
     for seed in range(100):
         probabilities = predictions_of(truth, random.random(len(truth)) < recalls[truth], 3)
-        options = Evaluation(resamples=100, seed=seed)
+        options = EvaluationConfig(resamples=100, seed=seed)
         _, intervals = estimate_scores(probabilities, truth, labels, np.arange(len(truth)), options)
         for name, value in true.items():
             held[name] += intervals[name][0] <= value <= intervals[name][1]
@@ -193,7 +193,7 @@ def test_intervals_hold_where_each_person_is_always_right_or_always_wrong():
     for seed in range(100):
         right = (random.random(20) < 0.93)[people]
         _, intervals = estimate_scores(
-            predictions_of(truth, right, 2), truth, ("a", "b"), people, Evaluation(resamples=100, seed=seed)
+            predictions_of(truth, right, 2), truth, ("a", "b"), people, EvaluationConfig(resamples=100, seed=seed)
         )
         held += intervals["accuracy"][0] <= 0.93 <= intervals["accuracy"][1]
     assert held >= 88
@@ -202,7 +202,7 @@ def test_intervals_hold_where_each_person_is_always_right_or_always_wrong():
 def test_perfect_scores_have_no_interval_without_width():
     truth = np.repeat([0, 1], [4, 20])
     values, intervals = estimate_scores(
-        predictions_of(truth, np.ones(24, bool), 2), truth, ("a", "b"), np.arange(24), Evaluation(resamples=50)
+        predictions_of(truth, np.ones(24, bool), 2), truth, ("a", "b"), np.arange(24), EvaluationConfig(resamples=50)
     )
     shown = {name: ends for name, ends in intervals.items() if name != "brier"}
     assert all(values[name] == ends[1] == 1 and ends[0] < 0.95 for name, ends in shown.items()), shown
@@ -213,6 +213,6 @@ def test_perfect_scores_have_no_interval_without_width():
 def test_label_that_is_never_predicted_has_no_interval_of_its_precision():
     truth = np.repeat([0, 1], [4, 20])
     probabilities = np.tile([0.2, 0.8], (24, 1))
-    _, intervals = estimate_scores(probabilities, truth, ("a", "b"), np.arange(24), Evaluation(resamples=50))
+    _, intervals = estimate_scores(probabilities, truth, ("a", "b"), np.arange(24), EvaluationConfig(resamples=50))
     assert np.isnan(intervals["precision/a"]).all()
     assert intervals["recall/a"] == pytest.approx(wilson_interval(0, 4, 0.95))

@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from configuration import NO_AUGMENTATION, Fitting
-from evaluation import ladder
+from configuration import NO_AUGMENTATION, TrainingConfig
+from evaluation import ablation as ladder
 from inference.emotion_classifier import EmotionClassifier
-from preprocessing.image_tables import read_table, write_table
-from training.datasets import read_image
+from preprocessing.tables import read_table, write_table
+from training.data import read_image
 
-SMALL = Fitting(widths=(4,), convolutions=1, batch_size=16, precision="float32", augmentation=NO_AUGMENTATION)
+SMALL = TrainingConfig(filters=(4,), convolutions=1, batch_size=16, precision="float32", augmentation=NO_AUGMENTATION)
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def climb(run_step, make_dataset, tiny_model, tmp_path, monkeypatch):
         if start or not file.is_file():
             file = tiny_model(**({"dataset": "elsewhere"} | start))
         roots = ["--data", tmp_path / "data", "--models", tmp_path / "models", "--reports", tmp_path / "reports"]
-        done = run_step("evaluation.ladder", "--dataset", "stripes", *roots, "--start-from", file, *options)
+        done = run_step("evaluation.ablation", "--dataset", "stripes", *roots, "--pretrained", file, *options)
         part = "folds" if "--folds" in options else "test"
         return done, folder, file, tmp_path / "reports" / "stripes" / "ladder" / part
 
@@ -104,7 +104,7 @@ def test_mistakes_are_told_before_anything_is_trained(climb, tmp_path):
 def test_a_fine_tuned_network_is_reported_beside_its_start(make_dataset, tiny_model, run_step, tmp_path):
     folder, start = make_dataset(), tiny_model(dataset="elsewhere")
     roots = ["--dataset", folder.name, "--data", folder.parent, "--models", tmp_path / "models"]
-    train = ["--start-from", start, "--epochs", "2", "--precision", "float32"]
+    train = ["--pretrained", start, "--epochs", "2", "--precision", "float32"]
     assert run_step("training.step3_best_model", *roots, *train).returncode == 0
     report = tmp_path / "reports" / folder.name / "best" / "test-labels-quick"
     command = ["evaluation.model_evaluation", *roots, "--reports", tmp_path / "reports", "--quick"]

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from evaluation.calibration import brier
-from evaluation.metrics import (
+from common.emotions import EMOTIONS, relate
+from evaluation.metrics.calibration import brier
+from evaluation.metrics.scores import (
     apply_rule,
     classification_report,
     confusion,
@@ -13,7 +14,6 @@ from evaluation.metrics import (
     score_statistic,
     scores,
 )
-from preprocessing.emotions import EMOTIONS, relate
 
 LABELS = ("anger", "happiness", "neutral")
 RANDOM = np.random.default_rng(4)

@@ -8,15 +8,15 @@ import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score
 
-from configuration import GROUPS
-from evaluation.groups import audit_groups
-from evaluation.mitigation import before_and_after, compare
-from preprocessing.errors import InputError
+from common.errors import InputError
+from configuration import FAIRNESS
+from evaluation.sections.fairness import audit_groups
+from evaluation.sections.mitigation import before_and_after, compare
 from training.balancing import sample_weights
-from training.datasets import FaceBatches
+from training.data import FaceBatches
 
 LABELS = ("anger", "happiness")
-QUICK = replace(GROUPS, resamples=300, permutations=600)
+QUICK = replace(FAIRNESS, resamples=300, permutations=600)
 SIDE = 8
 
 
@@ -41,7 +41,7 @@ def train(rows: pd.DataFrame, images: np.ndarray, weights: np.ndarray | None) ->
     return network
 
 
-def answers(network: keras.Model, images: np.ndarray) -> list[str]:
+def predictions(network: keras.Model, images: np.ndarray) -> list[str]:
     return [LABELS[index] for index in np.asarray(network.predict_on_batch(images)).argmax(axis=1)]
 
 
@@ -52,8 +52,8 @@ def biased_and_balanced():
     rows, images = faces(0, skewed)
     even = {(group, emotion): 400 for group in "fm" for emotion in LABELS}
     test_rows, test_images = faces(1, even)
-    plain = answers(train(rows, images, None), test_images)
-    balanced = answers(train(rows, images, sample_weights(rows, "gender+emotion")), test_images)
+    plain = predictions(train(rows, images, None), test_images)
+    balanced = predictions(train(rows, images, sample_weights(rows, "gender+emotion")), test_images)
     return test_rows, plain, balanced
 
 

@@ -13,8 +13,8 @@ from inference.emotion_classifier import EmotionClassifier
 from inference.keras_networks import save
 from inference.lineage import ImageHashes, read_hashes
 from inference.model_card import read_card
-from preprocessing.image_tables import read_table, split_hash, write_table
-from training.datasets import read_image
+from preprocessing.tables import read_table, split_hash, write_table
+from training.data import read_image
 
 
 @pytest.fixture
@@ -132,9 +132,9 @@ def test_only_network_of_a_data_set_is_taken_and_several_are_listed(make_dataset
     assert refused(done, "'none'") and f"{networks / 'baseline_project1.keras'}, the only network" in done.stdout
     tiny_model(name="stripes/baseline_cifar10.keras")
     assert refused(run(), "choose one", "baseline_cifar10.keras, ", "baseline_project1.keras")
-    assert refused(run_step("evaluation.guesses", *roots), "faces.csv")
+    assert refused(run_step("evaluation.suggestions", *roots), "faces.csv")
     write_table(read_table(folder, "split.csv").assign(emotion="").drop(columns="split"), folder / "faces.csv")
-    assert refused(run_step("evaluation.guesses", *roots), "choose one", "baseline_cifar10.keras, ")
+    assert refused(run_step("evaluation.suggestions", *roots), "choose one", "baseline_cifar10.keras, ")
     tiny_model(name="stripes/best.keras")
     done = run()
     assert refused(done, "'none'") and "used instead" not in done.stdout
@@ -301,12 +301,12 @@ def test_networks_behind_the_model_that_know_another_split_are_named(evaluate, m
     taught = {**entry, "file": "taught.keras", "splits": [["elsewhere", "1"], [folder.name, "0"]]}
     begun = {**entry, "file": "begun.keras", "dataset": folder.name, "split_hash": "0"}
     facts = {"dataset": folder.name, "split_hash": split, "listed": False}
-    model = tiny_model(**facts, start_from=begun, teachers=[same, taught])
+    model = tiny_model(**facts, pretrained=begun, teachers=[same, taught])
     told = evaluate(folder=folder, model=model)[0].stdout
     assert f"begun.keras knows another split of {folder.name}: it may know these very images" in told
     assert "taught.keras knows another split" in told and "same.keras knows" not in told
     assert "extra data: started from begun.keras" in told and "zero-shot" not in told  # it has learnt from this data
-    model = tiny_model(**facts, start_from={**begun, "split_hash": split}, teachers=[])
+    model = tiny_model(**facts, pretrained={**begun, "split_hash": split}, teachers=[])
     told = evaluate(folder=folder, model=model)[0].stdout
     assert f"no extra labels, started from begun.keras, which learnt from {folder.name} (labels)" in told
     assert "extra data" not in told and "zero-shot" not in told
@@ -399,10 +399,10 @@ def test_models_are_compared_in_pairs_on_the_same_images(evaluate, make_dataset,
     done = run_step(*command)
     assert done.returncode == 0, done.stderr
     reports = tmp_path / "reports" / folder.name
-    answers = {
+    predictions = {
         name: pd.read_csv(reports / name / "test-labels-quick" / "predictions.csv") for name in ("tiny", "second")
     }
-    right = {name: (table["truth"] == table["prediction"]) for name, table in answers.items()}
+    right = {name: (table["truth"] == table["prediction"]) for name, table in predictions.items()}
     (pair,) = metrics_of(reports / "comparison-tiny-second" / "test-labels-quick")["comparison"]["pairs"]
     assert pair["mcnemar"]["only_a"] == (right["tiny"] & ~right["second"]).sum()
     assert pair["mcnemar"]["only_b"] == (right["second"] & ~right["tiny"]).sum()
@@ -446,7 +446,7 @@ def trained(folder, model):
     """Teach a tiny network the stripes, so that its answers differ in certainty."""
     import keras
 
-    from training.datasets import flow_from_dataframe
+    from training.data import flow_from_dataframe
 
     network: Any = keras.models.load_model(model)
     rows = read_table(folder, "split.csv").query("split == 'train'")
@@ -481,10 +481,10 @@ def test_calibrate_writes_the_card_and_the_classifier_uses_it(evaluate, make_dat
     assert any("were fitted on this split" in note for note in metrics["notes"])
     predictions = pd.read_csv(report / "predictions.csv")
     confidence = predictions[[f"p_{label}" for label in card["labels"]]].max(axis=1)
-    given = confidence >= card["unsure_below"] - 1e-4
+    given = confidence >= card["abstention_threshold"] - 1e-4
     assert given.mean() >= 0.5
     assert (predictions["truth"] == predictions["prediction"])[given].mean() >= 0.8 or not card["calibration"][
-        "wanted_accuracy_reached"
+        "target_accuracy_reached"
     ]
     again = evaluate("--split", "dev", "--quick", "--calibrate", folder=folder, model=model)[0]
     assert json.loads(model.with_suffix(".json").read_text()) == card and "unchanged" in again.stdout
@@ -503,7 +503,7 @@ def test_more_mistakes_end_in_one_line_and_status_2(evaluate, make_dataset, tiny
     import keras
 
     folder, model = make_dataset(), tiny_model()
-    assert refused(evaluate("--wanted-accuracy", "80", folder=folder, model=model)[0], "80", "0.8")
+    assert refused(evaluate("--target-accuracy", "80", folder=folder, model=model)[0], "80", "0.8")
     logits = tiny_model(name="logits.keras")
     network: Any = keras.models.load_model(logits)
     x = keras.layers.Dense(3)(network.layers[-2].output)

@@ -5,10 +5,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from evaluation.plots import canvas, save
-from evaluation.report import Page, Tile, read_report, report_folder, write_report
-from evaluation.sections import Figure, Section, Table, percent
-from preprocessing.errors import InputError
+from common.errors import InputError
+from evaluation.report.plots import canvas, save
+from evaluation.report.section import Figure, Section, Table, percent
+from evaluation.report.writer import Page, Tile, read_report, report_folder, write_report
 
 HOSTILE = "<script>alert(1)</script> & \"quotes\" </style> \\ 'x'"
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import cohen_kappa_score, confusion_matrix
 
-from realtime.summary import SPAN_COLUMNS, SpanTable
+from realtime.sinks.summary import SPAN_COLUMNS, SpanTable
 
 # face, start, end, label: two faces with unsure time, gaps, an early, a late and a missing change; a third, unlabelled.
 SPANS = [
@@ -41,11 +41,11 @@ def write(file, columns, rows):
 
 @pytest.fixture
 def compare(run_step, tmp_path):
-    def run(spans=SPANS, labels=LABELS, columns=("face", "start", "end", "emotion")):
-        told = [(*row, 0.9, 1) for row in spans]
+    def run(segments=SPANS, labels=LABELS, columns=("face", "start", "end", "emotion")):
+        told = [(*row, 0.9, 1) for row in segments]
         files = write(tmp_path / "spans.csv", SPAN_COLUMNS, told), write(tmp_path / "labels.csv", columns, labels)
-        places = ("--spans", files[0], "--truth", files[1], "--report", tmp_path / "out")
-        return run_step("evaluation.time_spans", *places)
+        places = ("--segments", files[0], "--truth", files[1], "--report", tmp_path / "out")
+        return run_step("evaluation.segments", *places)
 
     return run
 
@@ -111,8 +111,8 @@ def test_intervals_are_those_of_drawing_whole_labelled_spans(compare, tmp_path):
     compare()
     low, high = json.loads((tmp_path / "out" / "time_spans.json").read_text())["intervals"]["accuracy"]
     # seconds that agree, and that have a label and a face, of each labelled span, read off the tables above
-    spans = np.array([(3, 3), (4.55, 5.25), (10, 11), (7.5, 7.5), (7, 7), (12.4, 13), (0, 3)])
-    drawn = spans[np.random.default_rng(1).integers(len(spans), size=(20_000, len(spans)))].sum(axis=1)
+    segments = np.array([(3, 3), (4.55, 5.25), (10, 11), (7.5, 7.5), (7, 7), (12.4, 13), (0, 3)])
+    drawn = segments[np.random.default_rng(1).integers(len(segments), size=(20_000, len(segments)))].sum(axis=1)
     expected = np.quantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975])
     np.testing.assert_allclose([low, high], expected, atol=0.03)
 
@@ -135,7 +135,7 @@ def test_it_reads_what_the_webcam_writes(run_step, tmp_path):
         table.write(cast(Any, SimpleNamespace(frame=frame, recognitions=[face])))
     table.close()
     truth = write(tmp_path / "labels.csv", ("start", "end", "emotion"), [(0, 2, "happiness"), (2, 4, "neutral")])
-    done = run_step("evaluation.time_spans", "--spans", tmp_path / "spans.csv", "--truth", truth, "--report", tmp_path)
+    done = run_step("evaluation.segments", "--segments", tmp_path / "spans.csv", "--truth", truth, "--report", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "agree: 50.0\u00a0% " in done.stdout and "unsure 25.0\u00a0%, no face 0.0\u00a0%" in done.stdout
 
@@ -165,5 +165,5 @@ def test_files_of_another_kind_are_refused_in_one_line(compare, run_step, tmp_pa
     done = compare(columns=("face", "from", "to", "emotion"))
     assert done.returncode == 2 and "lacks the columns start, end" in done.stderr
     log = write(tmp_path / "log.csv", ("time", "face", "label", "unsure"), [(0.0, 1, "anger", 0)])
-    done = run_step("evaluation.time_spans", "--spans", log, "--truth", tmp_path / "labels.csv")
+    done = run_step("evaluation.segments", "--segments", log, "--truth", tmp_path / "labels.csv")
     assert done.returncode == 2 and "was written with --log" in done.stderr and done.stderr.count("\n") == 1

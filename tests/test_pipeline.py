@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from common.emotions import FER2013_CODES
 from configuration import SAMPLE
-from preprocessing.emotions import FER2013_CODES
-from preprocessing.image_tables import read_table, usable
-from preprocessing.sample import write_raw
+from preprocessing.datasets.sample import write_raw
+from preprocessing.tables import read_table, usable
 
 
 @pytest.fixture

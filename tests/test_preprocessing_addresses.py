@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preprocessing.addresses import redacted
+from common.urls import redacted
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-from preprocessing import archives
-from preprocessing.image_tables import read_table
+from preprocessing.datasets import archives
+from preprocessing.tables import read_table
 
 STEP1 = "preprocessing.step1_inventory"
 MEGABYTE = bytes(1_000_000)

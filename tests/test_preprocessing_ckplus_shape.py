@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 from ckplus_tree import FRAMES, LABELS, SEQUENCES, SUBJECTS, plan, write_ckplus_tree
 
-from preprocessing.image_tables import read_table, split_by_fold, usable
+from preprocessing.tables import read_table, split_by_fold, usable
 
 LABELLED = sum(LABELS.values())
 
@@ -65,7 +65,7 @@ def test_folds_hold_every_label_once_and_nobody_twice(prepare, frames, per_seque
     expected = {label: count * per_sequence for label, count in LABELS.items()}
     expected |= {"neutral": neutral} if neutral else {}
     assert rows["emotion"].value_counts().to_dict() == expected
-    for fold in ("fold", "loose_fold"):
+    for fold in ("fold", "subject_dependent_fold"):
         assert set(rows[fold]) == set("0123456789") and set(table.loc[table["emotion"] == "", fold]) == {""}
         assert max(places(rows, "sequence", fold).values()) == 1
         for label, count in expected.items():
@@ -73,7 +73,7 @@ def test_folds_hold_every_label_once_and_nobody_twice(prepare, frames, per_seque
             assert abs(share - count / 10).max() <= (4 if fold == "fold" else 1) * max(per_sequence, 1), label
     people = places(rows, "subject", "fold")
     assert set(people.values()) == {1} and len(people) == 118
-    on_both_sides = sum(count > 1 for count in places(rows, "subject", "loose_fold").values())
+    on_both_sides = sum(count > 1 for count in places(rows, "subject", "subject_dependent_fold").values())
     assert on_both_sides > 50 and f"{on_both_sides} of 118 people are in several" in printed
     for number in range(10):
         split = split_by_fold(table, number)
@@ -98,5 +98,5 @@ def test_the_protocols_with_seven_emotions(prepare):
         assert len(inside) == 2 * LABELLED - left_out
         without = table[table["emotion"] == emotion]
         assert len(without) == left_out
-        assert set(without["fold"]) | set(without["loose_fold"]) | set(without["split"]) == {""}
+        assert set(without["fold"]) | set(without["subject_dependent_fold"]) | set(without["split"]) == {""}
         assert f"{left_out} of {emotion} (--without)" in printed

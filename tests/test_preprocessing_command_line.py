@@ -6,8 +6,8 @@ import sys
 import pytest
 from conftest import ROOT
 
-from preprocessing.command_line import dataset_folder, run
-from preprocessing.errors import InputError
+from common.command_line import dataset_folder, run
+from common.errors import InputError
 
 
 def ends(monkeypatch, capsys, error: BaseException) -> tuple[int, str]:
@@ -66,7 +66,7 @@ def test_a_data_set_is_named_by_a_plain_name(tmp_path, name):
 
 
 def test_the_command_of_a_card_can_be_typed_again(tmp_path):
-    code = "from preprocessing.command_line import typed_command\nprint(typed_command())"
+    code = "from common.command_line import typed_command\nprint(typed_command())"
     (tmp_path / "step.py").write_text(code)
     for started in (["-c", code], ["-m", "step"]):
         environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}

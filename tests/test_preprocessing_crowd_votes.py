@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from preprocessing.crowd_votes import majority, majority_of, vote_shares, voted_answers, voted_emotions, votes_of
-from preprocessing.emotions import EMOTIONS
-from preprocessing.errors import InputError
-from preprocessing.fer2013 import read_votes
+from common.emotions import EMOTIONS
+from common.errors import InputError
+from preprocessing.datasets.fer2013 import read_votes
+from preprocessing.datasets.votes import majority, majority_of, vote_shares, voted_answers, voted_emotions, votes_of
 
 ANSWERS = [f"votes_{name}" for name in (*EMOTIONS, "unknown", "nf")]
 

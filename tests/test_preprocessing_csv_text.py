@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from preprocessing.csv_text import escape, unescape, write_row
-from preprocessing.image_tables import unescaped, write_table
+from common.csv_text import escape, unescape, write_row
+from preprocessing.tables import unescaped, write_table
 
 
 def test_every_text_comes_back_exactly():

@@ -1,7 +1,7 @@
 import pytest
 
-from preprocessing.emotions import CKPLUS_CODES, EMOTIONS, FER2013_CODES, canonical, find, in_class_order, relate
-from preprocessing.errors import InputError
+from common.emotions import CKPLUS_CODES, EMOTIONS, FER2013_CODES, canonical, find, in_class_order, relate
+from common.errors import InputError
 
 
 def test_class_order_and_codes_are_those_of_the_data_sets():

@@ -16,27 +16,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configuration import FACES, ROOT, Faces
-from preprocessing import faces as faces_module
-from preprocessing.errors import InputError
-from preprocessing.faces import (
-    TEMPLATE,
-    Face,
-    FaceDetector,
-    HaarDetector,
-    build_detector,
-    choose_face,
-    detect_in_crop,
-    is_face_crop,
-    network_input,
-    pyramid,
-    read_image_rgb,
-    similarity,
-    suppress,
-    suppress_inner,
-)
-from preprocessing.image_tables import LANDMARKS
-from preprocessing.sample import PORTRAIT_LANDMARKS
+from common.errors import InputError
+from configuration import FACES, ROOT, FaceConfig
+from inference import face_detector as face_detector_module
+from inference.crops import TEMPLATE, detect_in_crop, is_face_crop, network_input, read_image_rgb, similarity
+from inference.face_detector import FaceDetector, build_detector, pyramid
+from inference.face_detector import nms as suppress
+from inference.face_detector import nms_min as suppress_inner
+from inference.faces import Face, choose_face
+from inference.haar import HaarDetector
+from preprocessing.datasets.sample import PORTRAIT_LANDMARKS
+from preprocessing.tables import LANDMARKS
 
 PORTRAIT = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
 
@@ -77,22 +67,22 @@ def intersection_over_union(a, b) -> float:
 # ---------------------------------------------------------------- detection
 
 
-@pytest.mark.parametrize("smallest_face", [20, 24, 28, 40, 100, 200])
-def test_the_face_is_found_whatever_the_smallest_face(portrait_rgb, stock, smallest_face):
-    if smallest_face >= 28:  # mtcnn itself finds nothing; on some processors it fails in an empty convolution
+@pytest.mark.parametrize("min_face_size", [20, 24, 28, 40, 100, 200])
+def test_the_face_is_found_whatever_the_min_face_size(portrait_rgb, stock, min_face_size):
+    if min_face_size >= 28:  # mtcnn itself finds nothing; on some processors it fails in an empty convolution
         with contextlib.suppress(ValueError):
-            assert stock.detect_faces(portrait_rgb, min_face_size=smallest_face) == []
-    faces = FaceDetector(replace(FACES, smallest_face=smallest_face)).detect(portrait_rgb)
+            assert stock.detect_faces(portrait_rgb, min_face_size=min_face_size) == []
+    faces = FaceDetector(replace(FACES, min_face_size=min_face_size)).detect(portrait_rgb)
     assert len(faces) == 1 and faces[0].confidence > 0.9
     np.testing.assert_allclose(points_of(faces[0]), PORTRAIT_LANDMARKS, atol=8)
 
 
 def test_no_face_is_looked_for_above_the_size_of_the_picture(portrait_rgb):
-    assert FaceDetector(replace(FACES, smallest_face=700)).detect(portrait_rgb) == []
+    assert FaceDetector(replace(FACES, min_face_size=700)).detect(portrait_rgb) == []
 
 
 def test_faces_agree_with_stock_mtcnn(portrait_rgb, stock, shared_data):
-    ours = FaceDetector(replace(FACES, smallest_face=20))
+    ours = FaceDetector(replace(FACES, min_face_size=20))
     distances = []
     for image_rgb in (portrait_rgb, read_image_rgb(shared_data / "photos" / "multiface.jpg")):
         expected = [face for face in stock.detect_faces(image_rgb) if face["confidence"] >= 0.9]
@@ -161,7 +151,7 @@ def test_what_is_no_picture_is_refused(image, detector):
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("size", 0), ("channels", 2), ("align", "nose"), ("smallest_face", 5), ("largest_side", 0),
+        ("size", 0), ("channels", 2), ("align", "nose"), ("min_face_size", 5), ("largest_side", 0),
         ("thresholds", (0.5, 0.5)), ("thresholds", [0.5, 0.5, 1.5]), ("scale_factor", 1.0), ("enlarge", 0),
         ("crop_side", -1),
     ],
@@ -187,8 +177,8 @@ def test_weights_in_the_current_folder_are_not_opened(portrait_rgb, tmp_path, mo
         joblib.dump(Trap(), tmp_path / name)
     monkeypatch.chdir(tmp_path)
     cache = tmp_path / "cache"
-    monkeypatch.setattr(faces_module, "converted", partial(faces_module.converted, folder=cache))
-    monkeypatch.setattr(faces_module, "network_files", faces_module.network_files.__wrapped__)
+    monkeypatch.setattr(face_detector_module, "converted", partial(face_detector_module.converted, folder=cache))
+    monkeypatch.setattr(face_detector_module, "network_files", face_detector_module.network_files.__wrapped__)
     assert len(FaceDetector().detect(portrait_rgb)) == 1
     assert len(list(cache.iterdir())) == 3
     assert not (tmp_path / "sprung").exists()
@@ -207,10 +197,10 @@ import sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 from typing import Any
-from preprocessing import faces
+from inference import face_detector, crops
 heavy = {{"tensorflow", "keras", "mtcnn"}}
 assert not heavy & set(sys.modules) and "ai_edge_litert" not in sys.modules, "importing is not cheap"
-print(len(faces.FaceDetector().detect(faces.read_image_rgb(Path({str(PORTRAIT)!r})))), "face")
+print(len(face_detector.FaceDetector().detect(crops.read_image_rgb(Path({str(PORTRAIT)!r})))), "face")
 assert not heavy & set(sys.modules), "a heavy import"
 """
     environment = os.environ | ({"KERAS_BACKEND": backend} if backend else {})
@@ -218,16 +208,16 @@ assert not heavy & set(sys.modules), "a heavy import"
     assert run.stdout == "1 face\n" and run.returncode == 0, run.stderr
 
 
-@pytest.mark.parametrize("smallest_face", [12, 20, 24, 33, 100, 480, 481])
+@pytest.mark.parametrize("min_face_size", [12, 20, 24, 33, 100, 480, 481])
 @pytest.mark.parametrize("shape", [(640, 480), (480, 640), (4000, 30), (13, 13)])
-def test_the_pyramid_runs_from_the_smallest_face_to_the_whole_picture(shape, smallest_face):
+def test_the_pyramid_runs_from_the_min_face_size_to_the_whole_picture(shape, min_face_size):
     width, height = shape
-    sizes = pyramid(width, height, smallest_face, 0.709)
-    if smallest_face > min(shape):
+    sizes = pyramid(width, height, min_face_size, 0.709)
+    if min_face_size > min(shape):
         assert sizes == []
         return
     shortest = [min(size) for size in sizes]
-    assert shortest[0] == round(min(shape) * 12 / smallest_face)
+    assert shortest[0] == round(min(shape) * 12 / min_face_size)
     assert 12 <= shortest[-1] <= 12 / 0.709 + 1
     np.testing.assert_allclose(np.array(shortest[1:]) / shortest[:-1], 0.709, atol=0.06)
 
@@ -254,7 +244,7 @@ def test_what_stock_mtcnn_takes_for_no_face_or_ignores_is_refused(portrait_rgb, 
 
     assert len(stock.detect_faces(portrait_rgb, min_fase_size=300)) == 1
     with pytest.raises(TypeError, match="smalest_face"):
-        Faces(smalest_face=300)  # pyright: ignore[reportCallIssue]
+        FaceConfig(smalest_face=300)  # pyright: ignore[reportCallIssue]
 
 
 def test_a_face_is_ready_for_json_where_stocks_is_not(portrait_rgb, stock, detector):
@@ -287,7 +277,7 @@ def test_a_batch_of_different_sizes_gives_what_single_pictures_give(portrait_rgb
 
 def test_faces_do_not_depend_on_the_number_of_threads(portrait_rgb):
     tiled_rgb = np.vstack([np.hstack([portrait_rgb, portrait_rgb[:, ::-1]])] * 2)[::2, ::2]
-    options = replace(FACES, smallest_face=20, thresholds=(0.3, 0.2, 0.1))  # many patches, so that they are shared
+    options = replace(FACES, min_face_size=20, thresholds=(0.3, 0.2, 0.1))  # many patches, so that they are shared
     first, *others = (facts_of(FaceDetector(options, threads).detect(tiled_rgb)) for threads in (1, 2, 3))
     assert len(first) >= 4 and all(other == first for other in others)
 
@@ -295,10 +285,10 @@ def test_faces_do_not_depend_on_the_number_of_threads(portrait_rgb):
 @pytest.mark.parametrize("shape", [(600, 512), (211, 509), (600, 171)])
 def test_faces_do_not_depend_on_the_strips_in_which_a_picture_is_searched(portrait_rgb, monkeypatch, shape):
     picture_rgb = cv2.resize(portrait_rgb, shape[::-1], interpolation=cv2.INTER_AREA)
-    detector = FaceDetector(replace(FACES, smallest_face=20, thresholds=(0.3, 0.2, 0.1)))
+    detector = FaceDetector(replace(FACES, min_face_size=20, thresholds=(0.3, 0.2, 0.1)))
     found = []
     for pixels in (10**9, 40_000, 3_000):
-        monkeypatch.setattr(faces_module, "STRIP_PIXELS", pixels)
+        monkeypatch.setattr(face_detector_module, "STRIP_PIXELS", pixels)
         found.append(facts_of(detector.detect(picture_rgb)))
     assert len(found[0]) >= 1
     for other in found[1:]:

@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from preprocessing.errors import InputError
-from preprocessing.files import atomic_file, named_errors
-from preprocessing.image_tables import FACE_COLUMNS, INVENTORY_COLUMNS, crop_options, write_table
+from common.errors import InputError
+from common.files import atomic_file, named_errors
 from preprocessing.step1_inventory import write_inventory
 from preprocessing.step2_face_crops import write_face_crops
+from preprocessing.tables import FACE_COLUMNS, INVENTORY_COLUMNS, crop_options, write_table
 
 JUNK = {
     "empty": b"",
@@ -183,7 +183,7 @@ def test_a_full_disk_ends_a_step_in_one_line_that_names_the_place(tmp_path, smal
 
 @needs_full_device
 def test_a_full_standard_output_is_named(tmp_path):
-    code = "import sys\nfrom preprocessing.command_line import run\nsys.argv = ['x']\nrun(lambda: print('x'))"
+    code = "import sys\nfrom common.command_line import run\nsys.argv = ['x']\nrun(lambda: print('x'))"
     with Path("/dev/full").open("w") as full:
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2

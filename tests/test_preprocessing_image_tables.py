@@ -2,8 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from preprocessing.errors import InputError
-from preprocessing.image_tables import (
+from common.errors import InputError
+from preprocessing.tables import (
     FACE_COLUMNS,
     INVENTORY_COLUMNS,
     NUMERIC_COLUMNS,

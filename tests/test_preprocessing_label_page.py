@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from flask.testing import FlaskClient
 
-from preprocessing.errors import InputError
-from preprocessing.image_tables import read_table
-from preprocessing.label_page import Guess, build_app, read_guesses, unlabelled_sequences
-from preprocessing.label_store import label_files, open_store, read_labels
-from preprocessing.raw_datasets import read_ckplus
+from common.errors import InputError
+from preprocessing.datasets.ckplus import read_ckplus
+from preprocessing.labelling.page import Guess, build_app, read_guesses, unlabelled_sequences
+from preprocessing.labelling.store import label_files, open_store, read_labels
 from preprocessing.step1_inventory import write_inventory
+from preprocessing.tables import read_table
 
 # Sequence -> the numbers of its frames, and the code in its emotion file.
 SEQUENCES = {

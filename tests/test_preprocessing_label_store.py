@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from preprocessing.errors import InputError
-from preprocessing.label_store import (
+from common.errors import InputError
+from preprocessing.labelling.store import (
     UNSURE,
     ChangedElsewhereError,
     agreements,
@@ -87,7 +87,7 @@ def test_threads_lose_nothing(tmp_path):
 WRITER = """
 import sys
 from pathlib import Path
-from preprocessing.label_store import open_store
+from preprocessing.labelling.store import open_store
 with open_store(Path(sys.argv[1]), "ann") as store:
     for number in range(10 ** 6):
         store.choose(f"S{number:07d}/001", "fear", "")
@@ -158,7 +158,7 @@ def test_a_log_that_a_spreadsheet_saved_goes_on(tmp_path):
 FULL = """
 import resource, sys
 from pathlib import Path
-from preprocessing.label_store import open_store
+from preprocessing.labelling.store import open_store
 with open_store(Path(sys.argv[1]), "ann") as store:
     store.choose("S1/001", "fear", "")
     size = store.file.stat().st_size

@@ -11,11 +11,11 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import pytest
 
+from common.errors import InputError
 from configuration import FACES, ROOT
-from preprocessing import litert
-from preprocessing.errors import InputError
-from preprocessing.faces import FaceDetector
-from preprocessing.litert import Network, converted
+from inference import litert
+from inference.face_detector import FaceDetector
+from inference.litert import Network, converted
 
 
 def never() -> None:
@@ -68,7 +68,7 @@ def test_interpreters_of_many_shapes_do_not_pile_up(monkeypatch):
 
     monkeypatch.setattr(interpreter, "Interpreter", Counted)
     monkeypatch.setattr(litert, "KEPT_PIXELS", 40_000)  # room for R-Net's largest batch
-    detector = FaceDetector(replace(FACES, smallest_face=20), threads=1)
+    detector = FaceDetector(replace(FACES, min_face_size=20), threads=1)
     random = np.random.default_rng(4)
     shapes = set()
     for _ in range(300):
@@ -184,7 +184,7 @@ import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 from types import SimpleNamespace
-from preprocessing.litert import converted
+from inference.litert import converted
 sys.modules["keras"] = SimpleNamespace(backend=SimpleNamespace(backend=lambda: "tensorflow"))  # not what is tested
 def export(file, **options):
     Path(file).write_bytes(b"half of a net")

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from preprocessing import processes
-from preprocessing.errors import InputError
-from preprocessing.image_tables import read_table
-from preprocessing.processes import available_cores, exclusive_lock
+from common import processes
+from common.errors import InputError
+from common.processes import available_cores, exclusive_lock
+from preprocessing.tables import read_table
 
 STEPS = ["preprocessing.step1_inventory", "preprocessing.step2_face_crops", "preprocessing.step3_split"]
 HOLD = """
 import sys, time
 from pathlib import Path
-from preprocessing.processes import exclusive_lock
+from common.processes import exclusive_lock
 with exclusive_lock(Path(sys.argv[1])):
     print("locked", flush=True)
     time.sleep(60)
@@ -148,7 +148,7 @@ def test_a_file_system_without_locks_is_locked_for_this_machine(tmp_path, monkey
 def test_the_cores_of_a_process_are_those_that_it_may_use():
     code = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-        "from preprocessing.processes import available_cores\nprint(available_cores())"
+        "from common.processes import available_cores\nprint(available_cores())"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "1\n" and available_cores() == len(os.sched_getaffinity(0))

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from preprocessing.archives import list_files
-from preprocessing.faces import read_image_rgb
-from preprocessing.image_tables import OFFICIAL_SPLITS, read_table
-from preprocessing.raw_datasets import read_folders
+from inference.crops import read_image_rgb
+from preprocessing.datasets.archives import list_files
+from preprocessing.datasets.folders import read_folders
+from preprocessing.tables import OFFICIAL_SPLITS, read_table
 
 STEP1, STEP2 = "preprocessing.step1_inventory", "preprocessing.step2_face_crops"
 USUAL = "happy/1.png"

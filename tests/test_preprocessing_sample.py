@@ -6,12 +6,14 @@ import matplotlib
 import numpy as np
 import pytest
 
+from common.emotions import CKPLUS_CODES, EMOTIONS
+from common.errors import InputError
 from configuration import SAMPLE
-from preprocessing.emotions import CKPLUS_CODES, EMOTIONS
-from preprocessing.errors import InputError
-from preprocessing.faces import FaceDetector, choose_face, read_image_rgb, similarity
-from preprocessing.image_tables import LANDMARKS
-from preprocessing.sample import EXPRESSIONS, PORTRAIT_LANDMARKS, write_raw
+from inference.crops import read_image_rgb, similarity
+from inference.face_detector import FaceDetector
+from inference.faces import choose_face
+from preprocessing.datasets.sample import EXPRESSIONS, PORTRAIT_LANDMARKS, write_raw
+from preprocessing.tables import LANDMARKS
 
 SMALL = replace(SAMPLE, subjects=2, frames=3, unlabelled=3)
 

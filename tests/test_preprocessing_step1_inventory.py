@@ -13,14 +13,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from common.command_line import run
+from common.errors import InputError
 from configuration import SAMPLE
 from preprocessing import step1_inventory
 from preprocessing.audit import audit, count_images
-from preprocessing.command_line import run
-from preprocessing.errors import InputError
-from preprocessing.image_tables import read_table, usable
-from preprocessing.raw_datasets import Kind
+from preprocessing.datasets.downloads import Kind
 from preprocessing.step1_inventory import write_inventory
+from preprocessing.tables import read_table, usable
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -172,7 +172,7 @@ def test_exact_copies_share_their_hash_also_across_kinds_of_files(tmp_path):
 
 
 def test_a_table_longer_than_one_chunk_keeps_its_row_numbers(tmp_path, monkeypatch):
-    monkeypatch.setattr("preprocessing.fer2013._CHUNK", 4)
+    monkeypatch.setattr("preprocessing.datasets.fer2013._CHUNK", 4)
     table = inventory(tmp_path / "data" / "fer", write_csv(tmp_path / "fer2013.csv", fer2013_rows()))
     assert [Path(path).stem for path in table["path"]] == [f"{row:05d}" for row in range(6)]
 
@@ -317,7 +317,7 @@ def test_unreadable_and_constant_files_keep_their_row(tmp_path):
         "text.jpg": "unreadable",
     }  # fmt: skip
     assert set(table.loc[table["status"] == "unreadable", "pixel_hash"]) == {""}
-    assert audit(table)["copies"] == 0
+    assert audit(table)["duplicates"] == 0
 
 
 # ---- CK+
@@ -716,7 +716,7 @@ needs_sigkill = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="SIGKI
 @needs_sigkill
 def test_a_run_killed_while_writing_images_shows_nothing_and_starts_again_cleanly(tmp_path):
     folder, source = tmp_path / "data" / "x", write_csv(tmp_path / "fer2013.csv", fer2013_rows())
-    killed_run(folder, source, "preprocessing.fer2013", "write_png", 4)
+    killed_run(folder, source, "preprocessing.datasets.fer2013", "write_png", 4)
     assert names_in(tmp_path / "data") == [".x.part", "x"] and names_in(folder) == [".lock"]
     assert list((tmp_path / "data" / ".x.part").rglob("*.png"))
     table = inventory(folder, source)
@@ -727,7 +727,8 @@ def test_a_run_killed_while_writing_images_shows_nothing_and_starts_again_cleanl
 
 @needs_sigkill
 @pytest.mark.parametrize(
-    ("module", "name"), [("preprocessing.fer2013", "write_png"), ("preprocessing.step1_inventory", "write_origin")]
+    ("module", "name"),
+    [("preprocessing.datasets.fer2013", "write_png"), ("preprocessing.step1_inventory", "write_origin")],
 )
 def test_a_run_killed_over_an_earlier_inventory_is_done_again(tmp_path, module, name):
     folder, source = tmp_path / "data" / "x", write_csv(tmp_path / "fer2013.csv", fer2013_rows())
@@ -746,11 +747,11 @@ def test_a_run_killed_over_an_earlier_inventory_is_done_again(tmp_path, module, 
 
 def audit_by_hand(table: pd.DataFrame) -> dict:
     """Count the slow way: one dictionary of copies, plain loops."""
-    copies = defaultdict(list)
+    duplicates = defaultdict(list)
     for row in table.to_dict("records"):
         if row["pixel_hash"]:
-            copies[row["pixel_hash"]].append(row)
-    crossing = [rows for rows in copies.values() if len({row["usage"] for row in rows}) > 1]
+            duplicates[row["pixel_hash"]].append(row)
+    crossing = [rows for rows in duplicates.values() if len({row["usage"] for row in rows}) > 1]
     crossing_rows: dict[str, int] = defaultdict(int)
     for row in (row for rows in crossing for row in rows):
         crossing_rows[row["usage"]] += 1
@@ -759,11 +760,11 @@ def audit_by_hand(table: pd.DataFrame) -> dict:
         "unlabelled": [*table["emotion"]].count(""),
         "constant": [*table["status"]].count("constant"),
         "unreadable": [*table["status"]].count("unreadable"),
-        "distinct": len(copies),
-        "copies": sum(len(rows) - 1 for rows in copies.values()),
+        "distinct": len(duplicates),
+        "duplicates": sum(len(rows) - 1 for rows in duplicates.values()),
         "crossing_groups": len(crossing),
         "crossing_rows": dict(crossing_rows),
-        "conflicting_groups": sum(len({row["emotion"] for row in rows} - {""}) > 1 for rows in copies.values()),
+        "conflicting_groups": sum(len({row["emotion"] for row in rows} - {""}) > 1 for rows in duplicates.values()),
         "subjects": len({row["subject"] for row in table.to_dict("records") if row["subject"]}),
         "sequences": len({row["sequence"] for row in table.to_dict("records") if row["sequence"]}),
         "labelled_sequences": len(
@@ -833,7 +834,7 @@ def test_the_audit_of_the_real_fer2013(tmp_path, shared_data):
         "constant": 12,
         "unreadable": 0,
         "distinct": 30_766,
-        "copies": 1_532,
+        "duplicates": 1_532,
         "crossing_groups": 270,
         "crossing_rows": 280,
         "conflicting_groups": 47,

@@ -16,13 +16,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from common.errors import InputError
 from configuration import FACES, ROOT
+from inference.crops import network_input, read_image_rgb
+from inference.face_detector import FaceDetector
+from inference.faces import choose_face
 from preprocessing import step2_face_crops
-from preprocessing.errors import InputError
-from preprocessing.faces import FaceDetector, choose_face, network_input, read_image_rgb
-from preprocessing.image_tables import INVENTORY_COLUMNS, LANDMARK_COLUMNS, read_table, write_table
-from preprocessing.sample import write_raw
+from preprocessing.datasets.sample import write_raw
 from preprocessing.step2_face_crops import face_paths, write_face_crops
+from preprocessing.tables import INVENTORY_COLUMNS, LANDMARK_COLUMNS, read_table, write_table
 
 
 def write_inventory(folder: Path, paths: list[str], **columns) -> Path:
@@ -519,7 +521,7 @@ def test_a_crop_that_a_worker_cannot_write_ends_the_run_in_one_line(many_folder,
 # ---------------------------------------------------------------- refusals
 
 
-@pytest.mark.parametrize("options", [("--size", 0), ("--channels", 2), ("--smallest-face", 5), ("--align", "nose")])
+@pytest.mark.parametrize("options", [("--size", 0), ("--channels", 2), ("--min-face-size", 5), ("--align", "nose")])
 def test_nonsense_options_are_refused_in_one_line(crops_folder, run_step, options):
     before = times_below(crops_folder)
     run = run_step("preprocessing.step2_face_crops", "--dataset", "small", "--data", crops_folder.parent, *options)

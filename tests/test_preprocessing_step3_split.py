@@ -6,23 +6,23 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from common.command_line import run
+from common.errors import InputError
 from preprocessing import step3_split
-from preprocessing.command_line import run
-from preprocessing.errors import InputError
-from preprocessing.image_tables import FACE_COLUMNS, INVENTORY_COLUMNS, digest, read_table, usable, write_table
-from preprocessing.step3_split import Copies, Strategy, allocate, choose_strategy, group_rows, split_table
+from preprocessing.splitting import Duplicates, Strategy, allocate, choose_strategy, group_rows, split_table
+from preprocessing.tables import FACE_COLUMNS, INVENTORY_COLUMNS, digest, read_table, usable, write_table
 
 EMOTIONS = ["anger", "happiness", "neutral"]
 
 
-def faces(rows: int = 120, *, subjects: int = 0, usages: tuple[str, ...] = (), copies: int = 0) -> pd.DataFrame:
+def faces(rows: int = 120, *, subjects: int = 0, usages: tuple[str, ...] = (), duplicates: int = 0) -> pd.DataFrame:
     """A table of crops: emotions in turn, subjects and usages at random, the last images copies of the first."""
     random = np.random.default_rng(0)
     table = pd.DataFrame("", index=range(rows), columns=[*INVENTORY_COLUMNS, *FACE_COLUMNS])
     table["path"] = table["face_path"] = [f"images/{row:03d}.png" for row in range(rows)]
     table["emotion"] = [EMOTIONS[row % 3] for row in range(rows)]
     table["status"], table["face_status"] = "ok", "found"
-    table["pixel_hash"] = [f"{row % (rows - copies):04x}" for row in range(rows)]
+    table["pixel_hash"] = [f"{row % (rows - duplicates):04x}" for row in range(rows)]
     table["subject"] = [f"S{n:03d}" for n in random.integers(0, subjects, rows)] if subjects else ""
     table["usage"] = random.choice(usages, rows, p=[0.8, 0.1, 0.1]) if usages else ""
     return table
@@ -114,16 +114,18 @@ def test_a_dev_part_taken_from_training_divides_no_known_subject():
     assert crossing(split[split["subject"] != ""], "subject") == [] and "dev" in set(split["split"])
 
 
-def test_the_column_crossing_copy_has_one_type_in_every_part_of_the_file(tmp_path, run_step, recwarn):
+def test_the_column_cross_split_duplicate_has_one_type_in_every_part_of_the_file(tmp_path, run_step, recwarn):
     folder = tmp_path / "x"
-    table = pd.concat([faces(4000, usages=FER2013, copies=400)] * 2, ignore_index=True)
+    table = pd.concat([faces(4000, usages=FER2013, duplicates=400)] * 2, ignore_index=True)
     table["path"] = table["face_path"] = [f"images/{row:05d}.png" for row in range(len(table))]
     table.loc[len(table) // 2 :, "status"] = "constant"  # belong to no split
     write_table(table, folder / "faces.csv")
-    assert run_split(run_step, folder, "--copies", "drop")[0].returncode == 0
-    read = pd.read_csv(folder / "split.csv", usecols=["path", "crossing_copy", "split"], low_memory=True)
-    assert read["crossing_copy"].dtype == bool and read["crossing_copy"].any()
-    assert not read.loc[read["path"].isin(table.loc[table["status"] == "constant", "path"]), "crossing_copy"].any()
+    assert run_split(run_step, folder, "--duplicates", "drop")[0].returncode == 0
+    read = pd.read_csv(folder / "split.csv", usecols=["path", "cross_split_duplicate", "split"], low_memory=True)
+    assert read["cross_split_duplicate"].dtype == bool and read["cross_split_duplicate"].any()
+    assert not read.loc[
+        read["path"].isin(table.loc[table["status"] == "constant", "path"]), "cross_split_duplicate"
+    ].any()
     assert not [warning for warning in recwarn if issubclass(warning.category, pd.errors.DtypeWarning)]
 
 
@@ -135,25 +137,25 @@ def test_official_keeps_the_published_split(usages):
 
 
 def test_official_flags_the_copies_that_cross():
-    table = split_table(faces(usages=FER2013, copies=40), Strategy.OFFICIAL)
-    flagged = set(table.loc[table["crossing_copy"] == "true", "pixel_hash"])
+    table = split_table(faces(usages=FER2013, duplicates=40), Strategy.OFFICIAL)
+    flagged = set(table.loc[table["cross_split_duplicate"] == "true", "pixel_hash"])
     assert flagged == set(crossing(table, "pixel_hash"))
-    assert set(table.loc[table["pixel_hash"].isin(flagged), "crossing_copy"]) == {"true"}
+    assert set(table.loc[table["pixel_hash"].isin(flagged), "cross_split_duplicate"]) == {"true"}
     assert 0 < len(flagged) < 40
 
 
 def test_dropping_copies_takes_the_training_side_out_and_nothing_else():
-    kept = split_table(faces(usages=FER2013, copies=40), Strategy.OFFICIAL)
-    dropped = split_table(faces(usages=FER2013, copies=40), Strategy.OFFICIAL, copies=Copies.DROP)
+    kept = split_table(faces(usages=FER2013, duplicates=40), Strategy.OFFICIAL)
+    dropped = split_table(faces(usages=FER2013, duplicates=40), Strategy.OFFICIAL, duplicates=Duplicates.DROP)
     gone = kept["split"] != dropped["split"]
-    assert gone.equals((kept["split"] == "train") & (kept["crossing_copy"] == "true"))
+    assert gone.equals((kept["split"] == "train") & (kept["cross_split_duplicate"] == "true"))
     assert set(dropped.loc[gone, "split"]) == {""}
     trained = set(dropped.loc[dropped["split"] == "train", "pixel_hash"])
     assert not trained & set(dropped.loc[dropped["split"].isin(["dev", "test"]), "pixel_hash"])
 
 
 def test_random_keeps_shares_and_emotions_alike_and_copies_together():
-    table = split_table(faces(600, copies=100), Strategy.RANDOM)
+    table = split_table(faces(600, duplicates=100), Strategy.RANDOM)
     assert crossing(table, "pixel_hash") == []
     assert shares(table) == pytest.approx({"train": 0.8, "dev": 0.1, "test": 0.1}, abs=0.01)
     for emotion in EMOTIONS:
@@ -168,7 +170,7 @@ def test_shares_can_be_chosen():
 
 @pytest.mark.parametrize("subjects", [3, 8, 40])
 def test_subject_puts_nobody_into_two_splits(subjects):
-    table = split_table(faces(300, subjects=subjects, copies=0), Strategy.SUBJECT)
+    table = split_table(faces(300, subjects=subjects, duplicates=0), Strategy.SUBJECT)
     assert crossing(table, "subject") == []
     assert set(table["split"]) == {"train", "dev", "test"}
     if subjects == 40:
@@ -178,7 +180,7 @@ def test_subject_puts_nobody_into_two_splits(subjects):
 
 
 def test_subjects_who_share_a_copy_stay_together():
-    table = faces(300, subjects=40, copies=10)
+    table = faces(300, subjects=40, duplicates=10)
     split = split_table(table, Strategy.SUBJECT)
     assert crossing(split, "subject") == []
     assert crossing(split, "pixel_hash") == []
@@ -191,7 +193,7 @@ def test_subjects_who_share_a_copy_stay_together():
 
 @pytest.mark.parametrize("subjects", [0, 30])
 def test_folds_hold_each_image_once_and_no_subject_or_copy_twice(subjects):
-    table = split_table(faces(300, subjects=subjects, copies=3), Strategy.FOLDS, folds=5)
+    table = split_table(faces(300, subjects=subjects, duplicates=3), Strategy.FOLDS, folds=5)
     assert set(table["fold"]) == set("01234")
     assert crossing(table, "pixel_hash", "fold") == []
     assert not subjects or crossing(table, "subject", "fold") == []
@@ -219,7 +221,7 @@ def test_the_same_seed_gives_the_same_split_and_another_seed_another(strategy):
 
 
 def test_the_split_does_not_depend_on_what_the_hashes_are():
-    table = faces(300, subjects=40, copies=10)
+    table = faces(300, subjects=40, duplicates=10)
     renamed = table.assign(pixel_hash=[name[::-1] + "x" for name in table["pixel_hash"]])
     assert split_table(table, Strategy.SUBJECT)["split"].equals(split_table(renamed, Strategy.SUBJECT)["split"])
 
@@ -342,10 +344,10 @@ def test_an_image_that_is_left_out_counts_once(tmp_path, monkeypatch, capsys):
 
 
 def test_the_command_prints_images_per_emotion_and_split(tmp_path, monkeypatch, capsys):
-    table = faces(usages=FER2013, copies=40)
+    table = faces(usages=FER2013, duplicates=40)
     table.loc[:4, "status"] = "constant"
     write_table(table, tmp_path / "x" / "faces.csv")
-    run_here(monkeypatch, "--dataset", "x", "--data", tmp_path, "--copies", "drop")
+    run_here(monkeypatch, "--dataset", "x", "--data", tmp_path, "--duplicates", "drop")
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     split = read_table(tmp_path / "x", "split.csv")
     happy = [sum((split["emotion"] == "happiness") & (split["split"] == name)) for name in ("train", "dev", "test")]
@@ -378,7 +380,7 @@ def test_usable_rows_of_a_split_feed_keras_own_generator(tmp_path):
 
 
 def test_official_without_a_dev_part_takes_one_from_the_training_images_and_leaves_test_alone():
-    table = faces(300, usages=("train", "test", "test"), copies=60)
+    table = faces(300, usages=("train", "test", "test"), duplicates=60)
     split = split_table(table, Strategy.OFFICIAL, dev=0.1)
     published_test = table["usage"] == "test"
     assert (split.loc[published_test, "split"] == "test").all()
@@ -396,16 +398,16 @@ def test_the_frames_of_a_sequence_are_never_divided(strategy, subjects):
     table.loc[:8, "sequence"] = ""  # of no sequence: each by itself
     assert len(set(group_rows(table, by_subject=False)[:9])) == 9
     split = split_table(table, strategy, folds=5)
-    for column in {"split", "fold", "loose_fold"} & set(split.columns):
+    for column in {"split", "fold", "subject_dependent_fold"} & set(split.columns):
         assert crossing(split[split["sequence"] != ""], "sequence", column) == []
 
 
-def test_loose_folds_put_people_on_both_sides_and_copies_on_one():
-    split = split_table(faces(300, subjects=30, copies=9), Strategy.FOLDS, folds=5)
-    assert crossing(split, "subject", "fold") == [] and len(crossing(split, "subject", "loose_fold")) > 20
-    assert crossing(split, "pixel_hash", "loose_fold") == []
-    assert set(split["loose_fold"]) == set("01234")
-    assert "loose_fold" not in split_table(faces(300), Strategy.FOLDS, folds=5).columns
+def test_subject_dependent_folds_put_people_on_both_sides_and_copies_on_one():
+    split = split_table(faces(300, subjects=30, duplicates=9), Strategy.FOLDS, folds=5)
+    assert crossing(split, "subject", "fold") == [] and len(crossing(split, "subject", "subject_dependent_fold")) > 20
+    assert crossing(split, "pixel_hash", "subject_dependent_fold") == []
+    assert set(split["subject_dependent_fold"]) == set("01234")
+    assert "subject_dependent_fold" not in split_table(faces(300), Strategy.FOLDS, folds=5).columns
 
 
 @pytest.mark.parametrize("strategy", [Strategy.OFFICIAL, Strategy.RANDOM, Strategy.SUBJECT, Strategy.FOLDS])

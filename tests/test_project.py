@@ -9,23 +9,29 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from preprocessing.files import file_hash
+from common.files import file_hash
 
-STAGES = ["configuration", "preprocessing", "inference", "training", "evaluation", "realtime", "benchmarks"]
+STAGES = ["configuration", "common", "inference", "preprocessing", "training", "evaluation", "realtime", "benchmarks"]
 MAY_IMPORT = {
-    "configuration": set(),
-    "preprocessing": {"configuration"},
-    "inference": {"configuration", "preprocessing"},
-    "training": {"configuration", "preprocessing", "inference"},
-    "evaluation": {"configuration", "preprocessing", "inference", "training"},
-    "realtime": {"configuration", "preprocessing", "inference"},
-    "benchmarks": {"configuration", "preprocessing", "inference", "training", "evaluation", "realtime"},
-}
+    stage: {"configuration", "common", "inference", "preprocessing", "training", "evaluation", "realtime"} - later
+    for stage, later in {
+        "inference": {"preprocessing", "training", "evaluation", "realtime"},
+        "preprocessing": {"training", "evaluation", "realtime"},
+        "training": {"evaluation", "realtime"},
+        "evaluation": {"realtime"},
+        "realtime": {"training", "evaluation"},
+        "benchmarks": set(),
+    }.items()
+} | {"configuration": set(), "common": {"configuration"}}
 SOURCES = [ROOT / "configuration.py", *(file for stage in STAGES[1:] for file in sorted((ROOT / stage).rglob("*.py")))]
 STEPS = sorted(
     [file for file in SOURCES if file.name.startswith("step")]
-    + [ROOT / "preprocessing" / "label_peaks.py", ROOT / "evaluation" / "guesses.py", ROOT / "evaluation" / "ladder.py"]
-    + [ROOT / "evaluation" / "sequences.py", ROOT / "evaluation" / "time_spans.py"]
+    + [
+        ROOT / "preprocessing" / "label_peaks.py",
+        ROOT / "evaluation" / "suggestions.py",
+        ROOT / "evaluation" / "ablation.py",
+    ]
+    + [ROOT / "evaluation" / "sequences.py", ROOT / "evaluation" / "segments.py"]
     + [ROOT / "evaluation" / "model_evaluation.py", ROOT / "realtime" / "webcam.py"]
 )
 
@@ -49,14 +55,14 @@ def test_imports_run_one_way(file):
     if stage == "training":
         one_backend = set() if file.stem == "fast_training" else {"tensorflow"}  # where it is in use: tested there
         assert not imported & (one_backend | {"mtcnn"})
-        assert not imports_of(file) & {"preprocessing.faces", "preprocessing.sample"}
+        assert not imports_of(file) & {"inference.face_detector", "preprocessing.datasets.sample"}
 
 
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [
         ("configuration", "numpy cv2 pandas keras tensorflow typer"),
-        ("preprocessing.faces", "pandas keras tensorflow mtcnn matplotlib"),
+        ("inference.face_detector", "pandas keras tensorflow mtcnn matplotlib"),
         ("inference.emotion_classifier", "keras tensorflow matplotlib"),
         ("realtime.webcam", "keras tensorflow mtcnn matplotlib"),
         ("evaluation.model_evaluation", "keras tensorflow mtcnn"),

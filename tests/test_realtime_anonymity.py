@@ -6,7 +6,8 @@ import pytest
 from realtime_fakes import recognition, result
 
 from configuration import WEBCAM
-from preprocessing.faces import Face, build_detector
+from inference.face_detector import build_detector
+from inference.faces import Face
 from realtime.anonymity import Anonymizer
 from realtime.doctor import portrait_frame
 

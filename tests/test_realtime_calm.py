@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from configuration import Calm
-from realtime.calm import Steadier
+from configuration import SmoothingConfig
+from realtime.smoothing import Steadier
 
-PLAIN = Calm(smoothing=0.3, slow=2.0, margin=0.0, change=1.0)  # a change of 1 never happens
+PLAIN = SmoothingConfig(smoothing=0.3, slow=2.0, margin=0.0, change=1.0)  # a change of 1 never happens
 
 
 def follow(steadier, rows, rate=30.0):
@@ -47,7 +47,9 @@ def test_noise_is_averaged_over_two_seconds_and_a_change_over_a_third_of_one():
 
 def test_a_label_stays_until_another_is_better_by_the_margin():
     close, clear = [0.45, 0.55], [0.3, 0.7]
-    verdicts = follow(Steadier(options=Calm(0.1, margin=0.2)), [[0.6, 0.4]] * 30 + [close] * 60 + [clear] * 60)
+    verdicts = follow(
+        Steadier(options=SmoothingConfig(0.1, margin=0.2)), [[0.6, 0.4]] * 30 + [close] * 60 + [clear] * 60
+    )
     assert {verdict.index for verdict in verdicts[:90]} == {0}
     assert verdicts[-1].index == 1
 
@@ -69,7 +71,7 @@ def test_without_a_threshold_no_face_is_unsure():
 
 def test_a_label_below_the_threshold_gives_way_to_one_above_it_without_the_margin():
     verdicts = follow(
-        Steadier(0.35, Calm(0.1, slow=0.1, margin=0.2)), [[0.5, 0.3, 0.2]] * 30 + [[0.34, 0.4, 0.26]] * 60
+        Steadier(0.35, SmoothingConfig(0.1, slow=0.1, margin=0.2)), [[0.5, 0.3, 0.2]] * 30 + [[0.34, 0.4, 0.26]] * 60
     )
     assert (verdicts[-1].index, verdicts[-1].unsure) == (1, False)
 
@@ -77,7 +79,9 @@ def test_a_label_below_the_threshold_gives_way_to_one_above_it_without_the_margi
 def test_the_first_frames_of_a_face_do_not_flicker():
     rows = [[0.58, 0.42], [0.15, 0.85], [0.72, 0.28], [0.33, 0.67], [0.7, 0.3], [0.65, 0.35]]
     shown = {
-        newcomer: [verdict.index for verdict in follow(Steadier(0.0, Calm(newcomer=newcomer, margin=0.1)), rows)]
+        newcomer: [
+            verdict.index for verdict in follow(Steadier(0.0, SmoothingConfig(newcomer=newcomer, margin=0.1)), rows)
+        ]
         for newcomer in (1.0, 3.0)
     }
     assert len(set(shown[1.0])) > 1  # else the rows would show nothing

@@ -9,7 +9,7 @@ from cards import model_card
 from realtime_fakes import FakeClassifier, FakeDetector, read_video
 
 from configuration import SAMPLE
-from preprocessing.faces import Face
+from inference.faces import Face
 from realtime import demo
 from realtime.demo import demonstrate, describe_scores
 

@@ -11,9 +11,9 @@ import pytest
 from cards import model_card
 from realtime_fakes import FACE, FakeClassifier, FakeDetector
 
+from common.errors import InputError
 from configuration import WEBCAM
 from inference.emotion_classifier import EmotionClassifier
-from preprocessing.errors import InputError
 from realtime import doctor
 from realtime.doctor import (
     Camera,
@@ -26,7 +26,7 @@ from realtime.doctor import (
     portrait_frame,
     probe,
 )
-from realtime.recording import VideoRecording
+from realtime.sinks.recording import VideoRecording
 
 LINUX_ONLY = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux's device nodes")
 
@@ -34,7 +34,7 @@ LINUX_ONLY = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="as
 class CardClassifier(FakeClassifier):
     card = model_card(
         temperature=1.3,
-        unsure_below=0.4,
+        abstention_threshold=0.4,
         dataset="fer2013",
         scores=[{"dataset": "fer2013", "split": "dev", "protocol": "one crop", "accuracy": 0.674}],
     )
@@ -226,7 +226,7 @@ def test_a_slow_machine_is_told_what_helps(monkeypatch):
     monkeypatch.setattr(doctor, "milliseconds", lambda _: 30.0)
     speed, rate = measure(portrait_frame(), FakeDetector(FACE), FakeClassifier())
     assert "detection 30.0 ms" in speed.text
-    assert "about 8 frames/s" in rate.text and "--smallest-face" in rate.remedy
+    assert "about 8 frames/s" in rate.text and "--min-face-size" in rate.remedy
 
 
 def test_the_median_of_a_few_runs_counts_and_the_first_is_left_out():

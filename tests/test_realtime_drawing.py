@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from realtime_fakes import FACE, recognition, result
 
-from preprocessing.emotions import COLORS, EMOTIONS
-from preprocessing.faces import Face
-from realtime.drawing import KEYS, Drawer, View, draw, draw_for_person
+from common.emotions import COLORS, EMOTIONS
+from inference.faces import Face
+from realtime.sinks.drawing import KEYS, Drawer, View, draw, draw_for_person
 
 SHAPE = (240, 320, 3)
 FACE_IN_THE_MIDDLE = Face(120.0, 100.0, 60.0, 80.0, 0.9)

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from realtime_fakes import LABELS, read_times, read_video, recognition, result
 
+from common.errors import InputError
 from configuration import WEBCAM
-from preprocessing.errors import InputError
-from preprocessing.faces import Face
-from realtime.outputs import Outputs, Wanted
+from inference.faces import Face
 from realtime.recognition import Result
+from realtime.sinks.outputs import Outputs, Wanted
+from realtime.sinks.window import ACTIONS, key_name
 from realtime.sources import Frame, Live, Pictures
-from realtime.window import ACTIONS, key_name
 
 SIZE = (160, 120)
 PLACE = Face(60.0, 40.0, 30.0, 40.0, 0.9)
@@ -44,7 +44,7 @@ class FakeScreen:
         monkeypatch.setattr(cv2, "imshow", lambda _, image_bgr: self.shown.append(image_bgr.copy()))
         monkeypatch.setattr(cv2, "waitKeyEx", lambda _: ord(self.keys.pop(len(self.shown), "\xff")))
         monkeypatch.setattr(cv2, "getWindowProperty", lambda *_: 1.0)
-        monkeypatch.setattr("realtime.window.time.monotonic", self.clock)
+        monkeypatch.setattr("realtime.sinks.window.time.monotonic", self.clock)
         self.now = 0.0
 
     def clock(self):
@@ -236,9 +236,9 @@ def test_a_camera_slower_than_it_says_and_a_pause_keep_the_recordings_time(tmp_p
 
 
 def test_all_outputs_say_the_same(tmp_path):
-    log, lines, spans = tmp_path / "out.csv", tmp_path / "out.jsonl", tmp_path / "spans.csv"
+    log, lines, segments = tmp_path / "out.csv", tmp_path / "out.jsonl", tmp_path / "spans.csv"
     seen = [recognition(PLACE, "anger", 0.8, 3), recognition(PLACE, "happiness", 0.4, 5, unsure=True)]
-    run(Wanted(log=log, spans=spans), frames(5, 200, SIZE, *seen))
+    run(Wanted(log=log, segments=segments), frames(5, 200, SIZE, *seen))
     run(Wanted(log=lines), frames(5, 200, SIZE, *seen))
     with log.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
@@ -250,7 +250,7 @@ def test_all_outputs_say_the_same(tmp_path):
             assert row[name] == value if isinstance(value, str) else float(row[name]) == float(value)
     assert [each["unsure"] for each in objects[:2]] == [False, True]
     assert [each["face"] for each in objects[:2]] == [3, 5]
-    with spans.open(newline="") as stream:
+    with segments.open(newline="") as stream:
         assert [(row["face"], row["label"]) for row in csv.DictReader(stream)] == [("3", "anger"), ("5", "unsure")]
     assert [(row["face"], row["label"], row["unsure"]) for row in rows[:2]] == [
         ("3", "anger", "0"),
@@ -262,13 +262,13 @@ def test_all_outputs_say_the_same(tmp_path):
     ("options", "changes", "message"),
     [
         ({"summary": Path("out.html")}, {"still": True, "count": 3}, "--summary out.html needs a video or a camera"),
-        ({"spans": Path("out.csv")}, {"still": True, "count": 1}, "--spans out.csv needs a video or a camera"),
+        ({"segments": Path("out.csv")}, {"still": True, "count": 1}, "--segments out.csv needs a video or a camera"),
         ({"summary": Path("out.pdf")}, {}, "--summary out.pdf must end in .html"),
         ({"log": Path("out.txt")}, {}, "--log out.txt must end in .csv or .jsonl"),
         ({"record": Path("out.png")}, {}, "--record out.png must end in .mp4"),
         ({"record": Path("out.webp")}, {"still": True, "count": 1}, "--record out.webp must end in"),
-        ({"log": Path("a.csv"), "spans": Path("a.csv")}, {}, "are both to write a.csv"),
-        ({"log": Path("a.csv"), "spans": Path("x/../a.csv")}, {}, "are both to write x/../a.csv"),
+        ({"log": Path("a.csv"), "segments": Path("a.csv")}, {}, "are both to write a.csv"),
+        ({"log": Path("a.csv"), "segments": Path("x/../a.csv")}, {}, "are both to write x/../a.csv"),
         ({"blur_unknown": True}, {"still": True, "count": 3}, "--blur-unknown needs a video"),
         ({"follow": 2}, {"still": True, "count": 1}, "--follow 2 needs a video"),
     ],
@@ -333,7 +333,7 @@ def test_the_recording_key_never_replaces_a_file(tmp_path, monkeypatch, wanted):
         def now(cls, tz=None):
             return cls(2026, 1, 2, 3, 4, 5)
 
-    monkeypatch.setattr("realtime.outputs.datetime", OneMoment)
+    monkeypatch.setattr("realtime.sinks.outputs.datetime", OneMoment)
     (tmp_path / "captures").mkdir()
     first = tmp_path / "captures" / "2026-01-02_03-04-05.mp4"
     first.write_text("earlier")
@@ -348,7 +348,7 @@ def test_a_recording_that_cannot_be_finished_does_not_end_the_run(tmp_path, monk
     def fail(recording):
         raise InputError("no room")
 
-    monkeypatch.setattr("realtime.recording.VideoRecording.close", fail)
+    monkeypatch.setattr("realtime.sinks.recording.VideoRecording.close", fail)
     screen = FakeScreen(monkeypatch, {2: "r", 5: "r"})
     run(wanted(log=tmp_path / "out.csv"))
     assert "the recording could not be finished: no room" in capsys.readouterr().err
@@ -356,7 +356,7 @@ def test_a_recording_that_cannot_be_finished_does_not_end_the_run(tmp_path, monk
 
 
 def test_without_window_or_recording_nothing_is_drawn(tmp_path, monkeypatch):
-    monkeypatch.setattr("realtime.drawing.Drawer.draw", lambda *_: 1 / 0)
+    monkeypatch.setattr("realtime.sinks.drawing.Drawer.draw", lambda *_: 1 / 0)
     run(Wanted(log=tmp_path / "out.csv", anonymous=True))
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 21
 
@@ -537,7 +537,9 @@ def test_a_recording_and_the_list_of_keys_work_while_the_camera_is_away(tmp_path
 def test_files_of_a_folder_are_drawn_recorded_and_hidden_each_by_itself(tmp_path, monkeypatch, anonymous):
     """A video's frames must not be hidden, delayed or dimmed by what the file before showed."""
     screen = Screen(monkeypatch, *[-1] * 3, ord("1"), -1, *[-1] * 4, ord("x"))
-    monkeypatch.setattr("realtime.window.Window.wait", lambda *_, **__: ACTIONS.get(key_name(next(screen.codes)), ""))
+    monkeypatch.setattr(
+        "realtime.sinks.window.Window.wait", lambda *_, **__: ACTIONS.get(key_name(next(screen.codes)), "")
+    )
     source = a_source()
     outputs = Outputs(Wanted(tmp_path / "out.mp4", window=True, anonymous=anonymous), source, LABELS)
     offset = 0.0

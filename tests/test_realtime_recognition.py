@@ -17,7 +17,8 @@ from conftest import ROOT
 from realtime_fakes import FACE, FakeClassifier, FakeDetector, scene, write_video
 
 from configuration import FACES, TRACKING
-from preprocessing.faces import FaceDetector, build_detector, network_input, read_image_rgb
+from inference.crops import network_input, read_image_rgb
+from inference.face_detector import FaceDetector, build_detector
 from preprocessing.step2_face_crops import crop_face
 from realtime.recognition import analyze, recognize, watch
 from realtime.sources import Frame, open_source
@@ -95,9 +96,9 @@ def test_the_webcam_gives_the_network_the_very_pixels_that_step_2_writes_for_tra
 class Moody(FakeClassifier):
     """Calls a face happy for `seconds` at 30 frames per second, then angry; every fifth frame it says the opposite."""
 
-    def __init__(self, frames: int, unsure_below: float = 0.0, sure: float = 0.8):
+    def __init__(self, frames: int, abstention_threshold: float = 0.0, sure: float = 0.8):
         super().__init__()
-        self.count, self.frames, self.unsure_below, self.sure = -1, frames, unsure_below, sure
+        self.count, self.frames, self.abstention_threshold, self.sure = -1, frames, abstention_threshold, sure
 
     def predict(self, images):
         self.count += 1
@@ -120,7 +121,7 @@ def test_labels_are_calm_and_raw_shows_the_network_as_it_is():
 
 def test_below_the_cards_threshold_a_face_is_unsure_and_raw_never_is():
     for raw, unsure in ((False, {True}), (True, {False})):
-        results = list(recognize(clip(20), FakeDetector(FACE), Moody(99, unsure_below=0.9), raw=raw))
+        results = list(recognize(clip(20), FakeDetector(FACE), Moody(99, abstention_threshold=0.9), raw=raw))
         assert {result.recognitions[0].unsure for result in results} == unsure
 
 
@@ -152,13 +153,13 @@ def test_watch_gives_every_frame_of_a_video_and_closes_what_it_opened(tmp_path, 
 def test_analyze_takes_a_file_or_an_array_and_gives_the_same(tmp_path):
     image_rgb = np.random.default_rng(2).integers(0, 256, (64, 96, 3)).astype(np.uint8)
     cv2.imwrite(str(tmp_path / "me.png"), image_rgb[:, :, ::-1])
-    answers, batches = [], []
+    predictions, batches = [], []
     for image in (image_rgb, tmp_path / "me.png", str(tmp_path / "me.png")):
         classifier = FakeClassifier()
-        answers.append(analyze(image, classifier, FakeDetector(FACE)))
+        predictions.append(analyze(image, classifier, FakeDetector(FACE)))
         batches.append(classifier.batches[0])
-    assert answers[0] == answers[1] == answers[2]
-    assert [(r.label, r.number, r.unsure) for r in answers[0]] == [("happiness", 0, False)]
+    assert predictions[0] == predictions[1] == predictions[2]
+    assert [(r.label, r.number, r.unsure) for r in predictions[0]] == [("happiness", 0, False)]
     np.testing.assert_array_equal(batches[0], batches[1])
 
 

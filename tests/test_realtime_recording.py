@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 from realtime_fakes import FACE, LABELS, read_times, read_video, recognition, result, write_video
 
-from preprocessing.errors import InputError
-from realtime.recording import (
+from common.errors import InputError
+from realtime.sinks.recording import (
     AnimationRecording,
     Log,
     PictureRecording,
@@ -262,8 +262,8 @@ sys.path[:0] = [{root!r}, {tests!r}]
 from pathlib import Path
 import numpy as np
 from realtime_fakes import LABELS, recognition, result
-from realtime.recording import Log, VideoRecording
-from preprocessing.errors import InputError
+from realtime.sinks.recording import Log, VideoRecording
+from common.errors import InputError
 folder = Path(sys.argv[1])
 image_bgr = np.random.default_rng(1).integers(0, 60, (120, 160, 3), np.uint8)
 logs = [Log(folder / "out.csv", LABELS), Log(folder / "out.jsonl", LABELS)]

@@ -10,7 +10,7 @@ from realtime_fakes import scene
 
 from benchmarks.realtime import read_frames
 from benchmarks.scene_cuts import Footage, count_cuts, joined_pieces, read_footage, webcam_clip
-from preprocessing.errors import InputError
+from common.errors import InputError
 from realtime.scenes import CutDetector
 
 DATA = ROOT.parent / "shared" / "data"

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from realtime_fakes import write_video
 
+from common.errors import InputError
 from configuration import WEBCAM
-from preprocessing.errors import InputError
 from realtime.sources import Live, Video, open_source
 
 

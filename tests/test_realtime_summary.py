@@ -12,9 +12,9 @@ import pytest
 from conftest import ROOT
 from realtime_fakes import LABELS, recognition, result
 
+from common.emotions import COLORS
 from configuration import WEBCAM
-from preprocessing.emotions import COLORS
-from realtime.summary import Spans, SpanTable, Summary, clock, ticks
+from realtime.sinks.summary import Spans, SpanTable, Summary, clock, ticks
 
 BLACK = np.zeros((4, 4, 3), np.uint8)
 
@@ -30,16 +30,16 @@ def frame(time, **labels):
 
 
 def spans_of(frames):
-    spans = Spans()
-    return [span for each in frames for span in spans.add(each)] + spans.finish()
+    segments = Spans()
+    return [segment for each in frames for segment in segments.add(each)] + segments.finish()
 
 
 def test_spans_end_where_the_label_changes_and_where_the_face_goes():
     labels = ["anger"] * 4 + ["neutral"] * 3 + ["unsure"] * 2 + [None] * 11
     first, second, third = spans_of([frame(index / 10, f1=label) for index, label in enumerate(labels)])
     assert (first.face, first.label, first.start, first.frames) == (1, "anger", 0.0, 4)
-    assert [span.label for span in (first, second, third)] == ["anger", "neutral", "unsure"]
-    assert [span.end for span in (first, second, third)] == pytest.approx([0.4, 0.7, 0.9])
+    assert [segment.label for segment in (first, second, third)] == ["anger", "neutral", "unsure"]
+    assert [segment.end for segment in (first, second, third)] == pytest.approx([0.4, 0.7, 0.9])
     assert [second.start, third.start] == pytest.approx([0.4, 0.7])
     assert first.probability == pytest.approx(0.7)
 
@@ -59,20 +59,20 @@ def test_a_camera_that_was_away_does_not_make_an_expression_last():
 
 def test_faces_have_their_own_spans_and_those_without_a_number_none():
     frames = [frame(index / 10, f1="anger", f2="neutral" if index % 2 else "anger", f0="anger") for index in range(6)]
-    spans = spans_of(frames)
-    assert sorted({span.face for span in spans}) == [1, 2]
-    assert [span.frames for span in spans if span.face == 1] == [6]
-    assert [span.frames for span in spans if span.face == 2] == [1] * 6
+    segments = spans_of(frames)
+    assert sorted({segment.face for segment in segments}) == [1, 2]
+    assert [segment.frames for segment in segments if segment.face == 1] == [6]
+    assert [segment.frames for segment in segments if segment.face == 2] == [1] * 6
 
 
 def test_the_seconds_of_all_spans_are_those_in_which_the_face_was_seen():
     choose = random.Random(5)
     labels = [choose.choice([*LABELS, "unsure"]) for _ in range(300)]
-    spans = spans_of([frame(index / 10, f1=label) for index, label in enumerate(labels)])
+    segments = spans_of([frame(index / 10, f1=label) for index, label in enumerate(labels)])
     for label in (*LABELS, "unsure"):
-        seconds = sum(span.end - span.start for span in spans if span.label == label)
+        seconds = sum(segment.end - segment.start for segment in segments if segment.label == label)
         assert seconds == pytest.approx(labels.count(label) / 10)
-    assert len(spans) == 1 + sum(a != b for a, b in itertools.pairwise(labels))
+    assert len(segments) == 1 + sum(a != b for a, b in itertools.pairwise(labels))
 
 
 def test_each_span_is_written_as_it_ends(tmp_path):
@@ -123,8 +123,8 @@ def test_what_a_chart_shows_can_be_read_without_its_colours(tmp_path):
     assert rows == [*LABELS, "unsure"]
     heights = [float(bar.get("y", 0)) for bar in bars]
     assert [rows[int(height // 18)] for height in heights] == ["anger", "neutral"], "the row says what the colour says"
-    widths = [float(bar.get("width", 0)) for bar in bars]
-    assert widths[0] / widths[1] == pytest.approx(2, rel=0.01)
+    filters = [float(bar.get("width", 0)) for bar in bars]
+    assert filters[0] / filters[1] == pytest.approx(2, rel=0.01)
     red, green, blue = COLORS["anger"]
     assert bars[0].get("fill") == f"#{red:02x}{green:02x}{blue:02x}"
     assert "mostly anger, 67% of the time" in (chart.get("aria-label") or "")
@@ -190,6 +190,6 @@ def test_a_time_axis_has_a_few_round_times(start, end):
 
 
 def test_a_page_is_written_without_matplotlib():
-    code = "import realtime.summary, sys; print('matplotlib' in sys.modules, 'pandas' in sys.modules)"
+    code = "import realtime.sinks.summary, sys; print('matplotlib' in sys.modules, 'pandas' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert ended.stdout.split() == ["False", "False"]

@@ -3,12 +3,12 @@ import pytest
 from cards import sequence_card
 from realtime_fakes import FACE, FakeClassifier, FakeDetector, scene, write_video
 
-from configuration import CALM
+from common.errors import InputError
+from configuration import SMOOTHING
 from inference.sequence_classifier import SequenceClassifier
-from preprocessing.errors import InputError
 from realtime.recognition import recognize, watch
+from realtime.sequence_smoothing import TemporalReader
 from realtime.sources import Frame
-from realtime.temporal import TemporalReader
 
 SINGLE = ("anger", "neutral")  # a row of features: the frame's number, then these two's probabilities
 
@@ -16,15 +16,15 @@ SINGLE = ("anger", "neutral")  # a row of features: the frame's number, then the
 class Network(SequenceClassifier):
     """Answers what it is told to and remembers what it was asked: each face's frame numbers, and its reference's."""
 
-    def __init__(self, window: int = 6, rate: float = 30.0, answers: tuple[float, ...] = (0.9,)):
+    def __init__(self, window: int = 6, rate: float = 30.0, predictions: tuple[float, ...] = (0.9,)):
         card = sequence_card(window=window, rate=rate, features={"sha256": "ab"})
         super().__init__(lambda rows: rows, card, "fake.keras", 1)
         self.asked: list[list[tuple[list[int], int]]] = []
-        self.answers = list(answers)
+        self.predictions = list(predictions)
 
     def predict(self, faces):
         self.asked.append([([int(row[0]) for row in frames], int(reference[0])) for frames, reference in faces])
-        first = self.answers[min(len(self.asked), len(self.answers)) - 1]
+        first = self.predictions[min(len(self.asked), len(self.predictions)) - 1]
         return np.array([[first, 1 - first]] * len(faces), np.float32).reshape(-1, 2)
 
 
@@ -33,7 +33,7 @@ def ask(network: Network, times: list[float], neutrals: list[float] | None = Non
     for frame, time in enumerate(times):
         neutral = neutrals[frame] if neutrals else 0.5
         reader.update([1], np.array([[frame, 1 - neutral, neutral]], np.float32), time)
-    return [answers[0] for answers in network.asked]
+    return [predictions[0] for predictions in network.asked]
 
 
 @pytest.mark.parametrize(
@@ -82,8 +82,8 @@ def test_faces_are_told_apart_and_a_new_source_begins_anew():
 
 
 def test_a_label_changes_only_when_another_one_is_clearly_more_probable():
-    half = CALM.margin / 2
-    network = Network(answers=(0.6, 0.5 - half / 2, 0.5 - half, 0.5 - 2 * half, 0.5, 0.5 + 2 * half))
+    half = SMOOTHING.margin / 2
+    network = Network(predictions=(0.6, 0.5 - half / 2, 0.5 - half, 0.5 - 2 * half, 0.5, 0.5 + 2 * half))
     reader = TemporalReader(network, SINGLE)
     row = np.array([[0, 0.5, 0.5]], np.float32)
     shown = [reader.update([1], row, frame / 30)[0] for frame in range(6)]

@@ -8,8 +8,8 @@ import pytest
 from realtime_fakes import FACE, FakeDetector, scene
 
 from configuration import TRACKING
-from preprocessing.faces import Face
-from realtime.search import Searcher
+from inference.faces import Face
+from realtime.background import Searcher
 from realtime.tracking import Tracker, overlap
 
 RATE = 30  # frames per second

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from realtime_fakes import FACE, FakeClassifier, FakeDetector, read_video, write_video
 
-from preprocessing.command_line import run
+from common.command_line import run
 from realtime import webcam
-from realtime.outputs import Wanted
 from realtime.recognition import watch
-from realtime.recording import Log
+from realtime.sinks.outputs import Wanted
+from realtime.sinks.recording import Log
 from realtime.sources import Live, open_source
 from realtime.webcam import show
 
@@ -53,7 +53,7 @@ def test_false_detection_of_a_single_frame_is_flagged_in_the_log_and_in_no_count
 
     detector = Flickering(FACE)
     source = open_source(str(write_video(tmp_path / "clip.mp4", frames=12, fps=10)))
-    wanted = Wanted(log=tmp_path / "out.csv", spans=tmp_path / "spans.csv", summary=tmp_path / "out.html")
+    wanted = Wanted(log=tmp_path / "out.csv", segments=tmp_path / "spans.csv", summary=tmp_path / "out.html")
     tally, _ = show(source, detector, FakeClassifier(), wanted)
     rows = rows_of(tmp_path / "out.csv")
     ghosts = [row for row in rows if float(row["box_left"]) == 60]
@@ -188,7 +188,7 @@ def test_without_a_display_it_says_so_and_goes_on(tmp_path, command, capsys):
         (["--source", "nothing"], "nothing holds no readable picture or video"),
         (["--source", "unreadable"], "unreadable holds no readable picture or video (2 files were tried)"),
         (["--source", "films", "--record", "films/b/2.mp4"], "is the source itself"),
-        (["--source", "films", "--spans", "out.csv"], "--spans out.csv needs one video or a camera"),
+        (["--source", "films", "--segments", "out.csv"], "--segments out.csv needs one video or a camera"),
         (["--source", "films", "--summary", "out.html"], "--summary out.html needs one video or a camera"),
         (["--source", "films", "--follow", "1"], "--follow 1 needs one video or a camera"),
         (["--source", "films", "--blur-unknown"], "--blur-unknown needs one video or a camera"),
@@ -198,12 +198,12 @@ def test_without_a_display_it_says_so_and_goes_on(tmp_path, command, capsys):
         (["--source", "clip.mp4", "--record", "out.png"], "must end in .mp4"),
         (["--source", "clip.mp4", "--record", "nowhere/out.mp4"], "nowhere does not exist"),
         (["--source", "clip.mp4", "--log", "out.jpg"], "must end in .csv"),
-        (["--source", "clip.mp4", "--smallest-face", "big"], "--smallest-face"),
+        (["--source", "clip.mp4", "--min-face-size", "big"], "--min-face-size"),
         (["--source", "987", "--log", "kept.csv"], "--log kept.csv exists already; give another name, or --overwrite"),
         (["--source", "987", "--record", "kept.mp4"], "--record kept.mp4 exists already"),
-        (["--source", "987", "--spans", "kept.csv"], "--spans kept.csv exists already"),
+        (["--source", "987", "--segments", "kept.csv"], "--segments kept.csv exists already"),
         (["--source", "987", "--summary", "kept.html"], "--summary kept.html exists already"),
-        (["--source", "987", "--log", "a.csv", "--spans", "./a.csv"], "are both to write a.csv"),
+        (["--source", "987", "--log", "a.csv", "--segments", "./a.csv"], "are both to write a.csv"),
         (["--source", "987", "--log", "kept.csv", "--overwrite"], "camera 987 gives no picture"),
     ],
 )
@@ -280,7 +280,7 @@ def test_what_ends_too_early_is_told_and_kept(tmp_path, command, capsys, monkeyp
 CHILD = """
 import sys, time
 sys.path[:0] = [{root!r}, {tests!r}]
-from preprocessing.command_line import run
+from common.command_line import run
 from realtime import webcam
 from realtime_fakes import FACE, FakeClassifier, FakeDetector
 from inference.emotion_classifier import EmotionClassifier
@@ -318,9 +318,9 @@ def test_a_signal_in_mid_run_leaves_a_playable_video_and_a_whole_log(tmp_path, n
     clip = write_video(tmp_path / "clip.mp4", frames=30)
     video, log = tmp_path / "out.mp4", tmp_path / "out.csv"
     code = CHILD.format(root=str(TESTS.parent), tests=str(TESTS))
-    spans, page = tmp_path / "spans.csv", tmp_path / "out.html"
+    segments, page = tmp_path / "spans.csv", tmp_path / "out.html"
     arguments = ["--source", str(clip), "--record", str(video), "--log", str(log), "--no-window"]
-    arguments += ["--spans", str(spans), "--summary", str(page), "--anonymous"]
+    arguments += ["--segments", str(segments), "--summary", str(page), "--anonymous"]
     child = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         deadline = time.monotonic() + 60
@@ -336,7 +336,7 @@ def test_a_signal_in_mid_run_leaves_a_playable_video_and_a_whole_log(tmp_path, n
     assert printed.decode().startswith("clip.mp4: frames: 5, faces: 4, ")
     assert len(read_video(video)[0]) == 5
     assert len(rows_of(log)) == 5
-    assert spans.read_text().startswith("face,start,end,label") and "5 frames" in page.read_text()
+    assert segments.read_text().startswith("face,start,end,label") and "5 frames" in page.read_text()
 
 
 @pytest.mark.parametrize("module", ["realtime.webcam", "realtime.demo"])

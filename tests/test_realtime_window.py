@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from realtime_fakes import read_times, read_video, write_video
 
-from realtime.window import Window, has_display, key_name
+from realtime.sinks.window import Window, has_display, key_name
 
 TESTS = Path(__file__).parent
 
@@ -20,7 +20,7 @@ CHILD = """
 import signal, sys
 sys.path[:0] = [{root!r}, {tests!r}]
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
-from preprocessing.command_line import run
+from common.command_line import run
 from realtime import webcam
 from realtime_fakes import FACE, FakeClassifier, FakeDetector
 from inference.emotion_classifier import EmotionClassifier

@@ -4,25 +4,25 @@ import cv2
 import numpy as np
 import pytest
 
-from configuration import NO_AUGMENTATION, SCARS_ONLY, Augmentation
+from configuration import NO_AUGMENTATION, SMALL_ERASING_ONLY, AugmentationConfig
 from training.augmentation import build_augmentation
 
 SHAPE = (48, 48, 1)
 RANDOM = np.random.default_rng(2)
 
 
-def augmented(options: Augmentation, images: np.ndarray, training: bool = True) -> np.ndarray:
+def augmented(options: AugmentationConfig, images: np.ndarray, training: bool = True) -> np.ndarray:
     return np.asarray(build_augmentation(options, SHAPE, seed=1)(images, training=training))
 
 
 def test_changes_nothing_outside_training():
     images = RANDOM.integers(0, 256, (4, *SHAPE)).astype(np.uint8)
-    np.testing.assert_array_equal(augmented(Augmentation(), images, training=False), images)
+    np.testing.assert_array_equal(augmented(AugmentationConfig(), images, training=False), images)
 
 
 def test_gives_pixels_that_differ_between_images_and_calls():
     images = np.repeat(RANDOM.integers(0, 256, (1, *SHAPE)), 4, axis=0).astype(np.uint8)
-    model = build_augmentation(Augmentation(), SHAPE, seed=1)
+    model = build_augmentation(AugmentationConfig(), SHAPE, seed=1)
     first, second = np.asarray(model(images, training=True)), np.asarray(model(images, training=True))
     assert first.dtype == np.uint8
     assert len({image.tobytes() for image in [*first, *second]}) == 8
@@ -34,7 +34,9 @@ def test_no_augmentation_leaves_training_images_alone():
 
 
 def test_a_scar_is_a_black_box_of_at_most_6x2_pixels_upright_or_lying_possibly_none():
-    results = augmented(replace(SCARS_ONLY, scars=1), np.full((600, *SHAPE), 255, np.uint8))[..., 0]
+    results = augmented(replace(SMALL_ERASING_ONLY, small_erasing_count=1), np.full((600, *SHAPE), 255, np.uint8))[
+        ..., 0
+    ]
     sizes = set()
     for image in results:
         assert set(np.unique(image)) <= {0, 255}
@@ -49,7 +51,7 @@ def test_a_scar_is_a_black_box_of_at_most_6x2_pixels_upright_or_lying_possibly_n
 
 
 def test_two_scars_at_most():
-    results = augmented(SCARS_ONLY, np.full((300, *SHAPE), 255, np.uint8))[..., 0]
+    results = augmented(SMALL_ERASING_ONLY, np.full((300, *SHAPE), 255, np.uint8))[..., 0]
     pieces = [cv2.connectedComponents((image == 0).astype(np.uint8))[0] - 1 for image in results]
     assert max(pieces) == 2 and min(pieces) == 0
 
@@ -63,7 +65,7 @@ def test_a_flip_gives_the_image_or_its_mirror():
 
 
 def test_turning_and_shifting_move_a_dot_as_far_as_allowed_and_no_farther():
-    def positions(options: Augmentation) -> np.ndarray:
+    def positions(options: AugmentationConfig) -> np.ndarray:
         """Return where the blob at 16 pixels right of the center goes, relative to the center."""
         images = np.zeros((200, *SHAPE), np.uint8)
         images[:, 22:26, 38:42] = 255

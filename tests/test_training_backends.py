@@ -12,16 +12,17 @@ TRAIN = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from configuration import Augmentation, Fitting
-from preprocessing.image_tables import read_table
-from training.fitting import fit_table
+from configuration import AugmentationConfig, TrainingConfig
+from preprocessing.tables import read_table
+from training.trainer import train_network
 folder, model_file = map(Path, sys.argv[1:])
-small = Fitting(widths=(8, 16), convolutions=1, squeeze=4, epochs=2, batch_size=8, warm_up=1, precision="float32",
-                mixup=0.2, augmentation=Augmentation(cover=8, noise=10.0, crop=5 / 6))
+small = TrainingConfig(filters=(8, 16), convolutions=1, se_reduction=4,
+                epochs=2, batch_size=8, warmup_epochs=1, precision="float32",
+                mixup=0.2, augmentation=AugmentationConfig(cutout_max_size=8, noise=10.0, crop=5 / 6))
 table = read_table(folder, "split.csv")
 teacher = model_file.with_stem(f"{model_file.stem}_teacher")
-fit_table(table, folder, teacher, small, "python")
-fit_table(table, folder, model_file, replace(small, teachers=(str(teacher),), teaching="views"), "python")
+train_network(table, folder, teacher, small, "python")
+train_network(table, folder, model_file, replace(small, teachers=(str(teacher),), teacher_targets="per_view"), "python")
 """
 PREDICT = """
 import sys

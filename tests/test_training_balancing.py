@@ -2,9 +2,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from preprocessing.errors import InputError
+from common.errors import InputError
 from training.balancing import sample_weights
-from training.datasets import FaceBatches
+from training.data import FaceBatches
 
 
 def table() -> pd.DataFrame:

@@ -6,10 +6,10 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from preprocessing.errors import InputError
-from preprocessing.image_tables import read_table
-from training import datasets
-from training.datasets import flow_from_dataframe
+from common.errors import InputError
+from preprocessing.tables import read_table
+from training import data as datasets
+from training.data import flow_from_dataframe
 
 SIZE = (24, 24)
 

@@ -10,17 +10,17 @@ import pandas as pd
 import pytest
 from cards import model_card
 
-from configuration import NO_AUGMENTATION, Fitting
-from evaluation.honesty import protocol
+from configuration import NO_AUGMENTATION, TrainingConfig
+from evaluation.sections.provenance import protocol
 from inference.emotion_classifier import EmotionClassifier
 from inference.keras_networks import save
 from inference.model_card import ModelCard, read_card
-from preprocessing.image_tables import read_table, split_hash, write_table
+from preprocessing.tables import read_table, split_hash, write_table
 from training.distillation import TaughtModel, Teachers, read_teachers, teach
 from training.fine_tuning import Start
-from training.fitting import build_trainer, read_batches
 from training.models import build
 from training.settings import read_settings
+from training.trainer import build_trainer, read_batches
 
 SILENT: Any = 0  # Keras types it as text
 
@@ -33,23 +33,25 @@ def teacher(make_dataset, tiny_model):
 
 
 def protocol_of(card: dict[str, Any]) -> str:
-    answers: Any = SimpleNamespace(card=ModelCard.from_json(card, Path("card.json")), by_crowd=False, fold_column="")
-    return protocol(answers)
+    predictions: Any = SimpleNamespace(
+        card=ModelCard.from_json(card, Path("card.json")), by_crowd=False, fold_column=""
+    )
+    return protocol(predictions)
 
 
 def test_targets_are_labels_and_the_mean_of_the_teachers_answers_to_both_mirror_images(teacher, tiny_model):
     folder, table, first = teacher
     second = tiny_model(name="second.keras", dataset="elsewhere")
     card = json.loads(second.with_suffix(".json").read_text())
-    settings = Fitting(teachers=(str(first), str(second)), distillation=0.25)
+    settings = TrainingConfig(teachers=(str(first), str(second)), distillation_weight=0.25)
     train, dev, about = read_batches(table, folder, settings)
     teachers = read_teachers(settings.teachers, train.classes, about, table)
-    teach(train, teachers, settings.distillation, smoothing=0.1)
-    plain, plain_dev, _ = read_batches(table, folder, Fitting())
+    teach(train, teachers, settings.distillation_weight, smoothing=0.1)
+    plain, plain_dev, _ = read_batches(table, folder, TrainingConfig())
     np.testing.assert_array_equal(train.images, plain.images)
     second.with_suffix(".json").write_text(json.dumps({**card, "temperature": 2.0}))
     taught_later, _, _ = read_batches(table, folder, settings)
-    teach(taught_later, [Start.read(file) for file in (first, second)], settings.distillation, smoothing=0.1)
+    teach(taught_later, [Start.read(file) for file in (first, second)], settings.distillation_weight, smoothing=0.1)
     np.testing.assert_array_equal(np.asarray(taught_later.labels), np.asarray(train.labels))
     second.with_suffix(".json").write_text(json.dumps(card))
     told = [
@@ -94,8 +96,8 @@ def test_what_a_network_learns_by_views_is_labels_and_answers_in_their_shares(sh
     values, told = random.normal(size=(8, 4)).astype(np.float32), random.dirichlet([1] * 3, 8).astype(np.float32)
     labels = np.eye(3, dtype=np.float32)[random.integers(0, 3, 8)]
     inputs: Any = keras.Input((7,))
-    answers = keras.layers.Dense(3, activation="softmax")(inputs[:, :4])
-    model = TaughtModel(inputs, [answers, inputs[:, 4:]], share, 0.1, name="trainer")
+    predictions = keras.layers.Dense(3, activation="softmax")(inputs[:, :4])
+    model = TaughtModel(inputs, [predictions, inputs[:, 4:]], share, 0.1, name="trainer")
     model.compile(keras.optimizers.SGD(0.0), keras.losses.CategoricalCrossentropy(), metrics=["accuracy"])
     given = np.concatenate([values, told], axis=1)
     said = model.predict(given, verbose=SILENT)[0]
@@ -112,16 +114,17 @@ def test_what_a_network_learns_by_views_is_labels_and_answers_in_their_shares(sh
 def test_a_network_learns_what_its_teacher_answers_about_the_views_it_sees(teacher, tmp_path):
     folder, table, _ = teacher
     keras.utils.set_random_seed(3)
-    body = build("vgg", (24, 24, 1), 3, widths=(4,), convolutions=1)
+    body = build("vgg", (24, 24, 1), 3, filters=(4,), convolutions=1)
     kernel, bias = body.layers[-2].get_weights()
     body.layers[-2].set_weights([30 * kernel, bias])  # so that its answers differ
     save(body, model_card(), tmp_path / "wise.keras")
-    fitting = Fitting(
-        widths=(8,), schedule="constant", batch_size=16, precision="float32", distillation=1.0, teaching="views",
+    config = TrainingConfig(
+        filters=(8,), schedule="constant", batch_size=16, precision="float32", distillation_weight=1.0,
+        teacher_targets="per_view",
         teachers=(str(tmp_path / "wise.keras"),), augmentation=replace(NO_AUGMENTATION, flip=True, crop=2 / 3),
     )  # fmt: skip
-    train, _, _ = read_batches(table, folder, fitting)
-    network, trainer = build_trainer(train, fitting)
+    train, _, _ = read_batches(table, folder, config)
+    network, trainer = build_trainer(train, config)
     assert {id(weight) for weight in trainer.trainable_variables} == {id(w) for w in network.trainable_variables}
     taught: Any = trainer.get_layer("teachers")
     assert not {id(weight) for weight in network.weights} & {id(weight) for weight in taught.weights}
@@ -137,14 +140,14 @@ def test_a_network_learns_what_its_teacher_answers_about_the_views_it_sees(teach
     told, learnt = (np.argmax(model.predict(train.images, verbose=SILENT), axis=1) for model in (body, network))
     assert len(np.unique(told)) > 1 and (learnt == told).mean() > 0.9
     trainer.save_weights(tmp_path / "state.weights.h5")
-    resumed, trainer_again = build_trainer(train, fitting)
+    resumed, trainer_again = build_trainer(train, config)
     trainer_again.load_weights(tmp_path / "state.weights.h5")
     np.testing.assert_array_equal(resumed.predict(train.images, verbose=SILENT).argmax(axis=1), learnt)
 
 
 def test_a_distilled_network_says_so_and_its_card_makes_it_again(teacher, tmp_path, run_step):
     folder, _, first = teacher
-    (tmp_path / "quick.json").write_text(json.dumps({"fitting": {"epochs": 1, "batch_size": 8, "widths": [4]}}))
+    (tmp_path / "quick.json").write_text(json.dumps({"config": {"epochs": 1, "batch_size": 8, "filters": [4]}}))
     command = ["training.step3_best_model", "--dataset", folder.name, "--data", folder.parent, "--models", tmp_path]
     done = run_step(*command, "--settings", tmp_path / "quick.json", "--teacher", first, "--precision", "float32")
     assert done.returncode == 0 and "asking teacher.keras" in done.stdout, done.stderr
@@ -156,12 +159,12 @@ def test_a_distilled_network_says_so_and_its_card_makes_it_again(teacher, tmp_pa
     again = run_step(*command, "--settings", file)
     assert again.returncode == 0 and "nothing to do" in again.stdout, again.stderr
     assert Start.read(file.with_suffix(".keras")).learnt == ["stripes (labels)"]
-    begun = {**card, "start_from": {**card["teachers"][0], "file": "models/begun.keras"}}
+    begun = {**card, "pretrained": {**card["teachers"][0], "file": "models/begun.keras"}}
     assert protocol_of(begun).endswith(
         "no extra labels, started from begun.keras, which learnt from stripes (labels), distilled from teacher.keras, "
         "which learnt from stripes (labels)"
     )
-    begun["start_from"]["learnt"] = ["elsewhere (labels)", "stripes (labels)"]
+    begun["pretrained"]["learnt"] = ["elsewhere (labels)", "stripes (labels)"]
     assert "extra data: started from begun.keras, which learnt from elsewhere" in protocol_of(begun)
     assert "no extra" not in protocol_of(begun)
     votes = {**card, "teachers": [{**card["teachers"][0], "learnt": ["stripes (crowd votes)"]}]}
@@ -179,7 +182,7 @@ def test_teachers_that_cannot_be_learnt_from_are_refused_in_one_line(teacher, ti
         tiny_model(labels=("anger", "happiness"), name="two.keras"): "knows anger, happiness; it must know",
         tiny_model(size=48, name="large.keras"): "takes 48x48 pixels gray",
         tiny_model(name="old.keras", dataset=folder.name, split_hash="0", listed=False): "trained on another split of",
-        tiny_model(name="tuned.keras", start_from=older, listed=False): "tuned.keras was trained on another split",
+        tiny_model(name="tuned.keras", pretrained=older, listed=False): "tuned.keras was trained on another split",
         tiny_model(name="taught.keras", teachers=[elsewhere], listed=False): "taught.keras was trained on another",
     }
     for file, words in wrong.items():
@@ -203,14 +206,14 @@ def test_teachers_that_cannot_be_learnt_from_are_refused_in_one_line(teacher, ti
     write_table(table.assign(fold=folds), folder / "split.csv")
     done = run_step(*command, "--teacher", first, "--folds", "3")
     assert done.returncode == 2 and "teachers do not go with --folds" in done.stderr
-    done = run_step(*command, "--start-from", first, "--folds", "3")
+    done = run_step(*command, "--pretrained", first, "--folds", "3")
     assert done.returncode == 2 and f"{first}, or a network in its lineage, was trained" in done.stderr
-    done = run_step(*command, "--teaching", "views")
+    done = run_step(*command, "--teacher-targets", "per_view")
     assert done.returncode == 2 and "name them by --teacher A.keras" in done.stderr
-    for teaching, words in (
-        ("views", f"teacher {first}: network"),
+    for teacher_targets, words in (
+        ("per_view", f"teacher {first}: network"),
         ("twice", "not one of once, views"),
     ):
-        card.write_text(json.dumps({"fitting": {"teaching": teaching, "augmentation": {"crop": 0.75}}}))
+        card.write_text(json.dumps({"config": {"teacher_targets": teacher_targets, "augmentation": {"crop": 0.75}}}))
         done = run_step(*command, "--teacher", first, "--settings", card)
         assert done.returncode == 2 and words in done.stderr and len(done.stderr.strip().splitlines()) == 1

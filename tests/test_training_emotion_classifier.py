@@ -14,12 +14,12 @@ import pytest
 from cards import model_card
 from conftest import ROOT
 
+from common.errors import InputError
 from configuration import PATHS, SERVING
+from inference.crops import read_image_rgb
 from inference.emotion_classifier import EmotionClassifier
 from inference.keras_networks import save
 from inference.model_card import labels_hash
-from preprocessing.errors import InputError
-from preprocessing.faces import read_image_rgb
 from training import models
 
 CARD = {"labels": ["anger", "neutral"], "input_size": 48, "channels": 1, "align": "box", "temperature": 1.0}
@@ -76,11 +76,11 @@ def test_predictions_do_not_depend_on_the_batch(tiny_model, load):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize(("network", "squeeze"), [(network, 0) for network in models.NETWORKS] + [("vgg", 16)])
-def test_litert_gives_what_keras_gives_whatever_the_network(tmp_path, load_litert, network, squeeze, threads):
+@pytest.mark.parametrize(("network", "se_reduction"), [(network, 0) for network in models.NETWORKS] + [("vgg", 16)])
+def test_litert_gives_what_keras_gives_whatever_the_network(tmp_path, load_litert, network, se_reduction, threads):
     keras.utils.set_random_seed(3)
     save(
-        models.build(network, (48, 48, 1), 2, squeeze=squeeze),
+        models.build(network, (48, 48, 1), 2, se_reduction=se_reduction),
         model_card(**CARD | {"temperature": 1.3}),
         tmp_path / "network.keras",
     )
@@ -160,12 +160,12 @@ def test_other_pixels_are_a_programming_error(tiny_model, wrong):
         ({"temperature": 1e-9}, "temperature"),
         ({"scores": "good"}, "scores"),
         ({"align": None}, "'align'"),
-        ({"unsure_below": "x"}, "unsure_below 'x'"),
+        ({"abstention_threshold": "x"}, "abstention_threshold 'x'"),
         ({"calibration": "x"}, "calibration 'x'"),
         ({"teachers": None}, "teachers None"),
         ({"teachers": ["x"]}, "'x' is no network"),
-        ({"start_from": {"file": "x.keras"}}, "is no network"),
-        ({"start_from": {"file": "x.keras", "sha256": "0", "splits": ["fer2013"]}}, "is no network"),
+        ({"pretrained": {"file": "x.keras"}}, "is no network"),
+        ({"pretrained": {"file": "x.keras", "sha256": "0", "splits": ["fer2013"]}}, "is no network"),
     ],
 )
 def test_a_card_that_does_not_fit_is_refused(tiny_model, change, message, load):

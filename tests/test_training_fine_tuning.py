@@ -5,16 +5,16 @@ import keras
 import numpy as np
 import pytest
 
-from configuration import NO_AUGMENTATION, Fitting
+from common.errors import InputError
+from configuration import NO_AUGMENTATION, TrainingConfig
 from inference.emotion_classifier import EmotionClassifier
 from inference.keras_networks import save
 from inference.model_card import labels_hash, read_card
-from preprocessing.errors import InputError
-from preprocessing.image_tables import read_table
+from preprocessing.tables import read_table
 from training.fine_tuning import build_from
-from training.fitting import fit_table
+from training.trainer import train_network
 
-QUICK = Fitting(epochs=2, batch_size=8, learning_rate=0.01, precision="float32", augmentation=NO_AUGMENTATION)
+QUICK = TrainingConfig(epochs=2, batch_size=8, learning_rate=0.01, precision="float32", augmentation=NO_AUGMENTATION)
 SEVEN = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")
 EIGHT = (*SEVEN, "contempt")
 
@@ -52,19 +52,19 @@ def test_fine_tuning_says_what_it_took_and_its_card_where_it_came_from(make_data
     start = tiny_model(labels=("anger", "happiness", "contempt"), dataset="elsewhere", targets="votes",
                        caveats=["Its pictures are old."])  # fmt: skip
     roots = ["--dataset", folder.name, "--data", folder.parent, "--models", tmp_path / "models"]
-    settings = ["--start-from", start, "--epochs", "2", "--precision", "mixed_bfloat16"]
+    settings = ["--pretrained", start, "--epochs", "2", "--precision", "mixed_bfloat16"]
     command = ["training.step3_best_model", *roots, *settings]
-    done = run_step(*command, "--cover", "4", "--balance", "emotion", "--seed", "3")
+    done = run_step(*command, "--cutout-max-size", "4", "--balance", "emotion", "--seed", "3")
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("starts from")]
     assert "rows for anger, happiness; new rows for neutral; dropped contempt" in line
     card = json.loads((tmp_path / "models" / folder.name / "best.json").read_text())
-    assert card["start_from"]["learnt"] == ["elsewhere (crowd votes)"]
-    assert card["start_from"]["file"].endswith("tiny.keras") and len(card["start_from"]["sha256"]) == 16
+    assert card["pretrained"]["learnt"] == ["elsewhere (crowd votes)"]
+    assert card["pretrained"]["file"].endswith("tiny.keras") and len(card["pretrained"]["sha256"]) == 16
     assert any("Its pictures are old" in line for line in card["caveats"])
-    assert "widths" not in card["hyperparameters"] and card["hyperparameters"]["learning_rate"] == 3e-4
+    assert "filters" not in card["hyperparameters"] and card["hyperparameters"]["learning_rate"] == 3e-4
     assert card["parameters"] == 64 * 3 + 3  # of the tiny network, not of the configured one
-    again = run_step(*command, "--cover", "4", "--balance", "emotion", "--seed", "3")
+    again = run_step(*command, "--cutout-max-size", "4", "--balance", "emotion", "--seed", "3")
     assert "nothing to do" in again.stdout
 
 
@@ -73,7 +73,7 @@ def test_a_run_is_told_by_the_content_it_started_from(make_dataset, tiny_model, 
     table = read_table(folder, "split.csv")
 
     def fit(start, **changes) -> bool:
-        return fit_table(table, folder, model_file, replace(QUICK, start_from=str(start), **changes), "a step")
+        return train_network(table, folder, model_file, replace(QUICK, pretrained=str(start), **changes), "a step")
 
     start = tiny_model()
     assert fit(start)
@@ -81,7 +81,7 @@ def test_a_run_is_told_by_the_content_it_started_from(make_dataset, tiny_model, 
     moved.write_bytes(start.read_bytes())
     moved.with_suffix(".json").write_bytes(start.with_suffix(".json").read_bytes())
     assert not fit(moved)
-    assert not fit(start, widths=(8, 8), network="cifar10")  # not used: the file has the layers
+    assert not fit(start, filters=(8, 8), network="cifar10")  # not used: the file has the layers
     other = tiny_model(labels=SEVEN, name="other.keras")
     assert fit(other)
 
@@ -93,7 +93,7 @@ def test_mistakes_end_in_one_line(make_dataset, tiny_model, tmp_path, run_step):
         tmp_path / "none.keras": ["none.keras does not exist"],
         tiny_model(size=48, name="large.keras"): ["24x24 pixels gray", "takes 48x48 pixels gray", "--size 48"],
     }.items():
-        done = run_step(*command, "--start-from", start)
+        done = run_step(*command, "--pretrained", start)
         assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
         assert all(word in done.stderr for word in words)
     assert not list(tmp_path.rglob("best.keras"))
@@ -103,8 +103,8 @@ def test_a_network_without_a_last_dense_layer_is_refused_for_other_classes(tiny_
     file = tiny_model(SEVEN[:3])
     inputs = keras.Input((24, 24, 1), dtype="uint8")
     maps = keras.layers.Conv2D(3, 3)(keras.layers.Rescaling(1 / 255)(inputs))
-    answers = keras.layers.Softmax()(keras.layers.GlobalAveragePooling2D()(maps))
-    save(keras.Model(inputs, answers), read_card(file), file)
+    predictions = keras.layers.Softmax()(keras.layers.GlobalAveragePooling2D()(maps))
+    save(keras.Model(inputs, predictions), read_card(file), file)
     with pytest.raises(InputError, match="does not end with a dense layer of 3 units"):
         build_from(file, SEVEN)
     card = json.loads(file.with_suffix(".json").read_text())

@@ -15,19 +15,19 @@ import numpy as np
 import pytest
 from conftest import ROOT, files_of_at_most
 
-from configuration import NO_AUGMENTATION, Augmentation, Fitting
+from common.errors import InputError
+from common.processes import exclusive_lock
+from configuration import NO_AUGMENTATION, AugmentationConfig, TrainingConfig
 from inference.emotion_classifier import EmotionClassifier
 from inference.keras_networks import RELEASED, check_output
 from inference.lineage import hashes_file
 from inference.model_card import card_path
-from preprocessing.errors import InputError
-from preprocessing.image_tables import read_table, usable, write_table
-from preprocessing.processes import exclusive_lock
+from preprocessing.tables import read_table, usable, write_table
 from training import models
-from training.datasets import flow_from_dataframe, read_crops
-from training.fitting import fit_table, read_batches
+from training.data import flow_from_dataframe, read_crops
+from training.trainer import read_batches, train_network
 
-TINY = Fitting(network="tiny", epochs=6, batch_size=8, learning_rate=0.02, precision="float32")
+TINY = TrainingConfig(network="tiny", epochs=6, batch_size=8, learning_rate=0.02, precision="float32")
 
 
 @pytest.fixture(autouse=True)
@@ -58,14 +58,14 @@ def accuracy_on(folder: Path, model_file: Path, split: str) -> float:
     return float(np.mean(prediction == rows["emotion"].to_numpy()))
 
 
-def fit(folder: Path, model_file: Path, fitting: Fitting = TINY) -> bool:
-    return fit_table(read_table(folder, "split.csv"), folder, model_file, fitting, "python -m some.step")
+def fit(folder: Path, model_file: Path, config: TrainingConfig = TINY) -> bool:
+    return train_network(read_table(folder, "split.csv"), folder, model_file, config, "python -m some.step")
 
 
 def test_learns_and_leaves_the_best_epoch_with_its_card_curves_and_history(make_dataset, tmp_path):
     folder, model_file = make_dataset(), tmp_path / "models" / "best.keras"
     # Little augmentation: the bar's place is the class, and flips alone keep it.
-    assert fit(folder, model_file, Fitting(**{**vars(TINY), "epochs": 12, "augmentation": NO_AUGMENTATION}))
+    assert fit(folder, model_file, TrainingConfig(**{**vars(TINY), "epochs": 12, "augmentation": NO_AUGMENTATION}))
     assert accuracy_on(folder, model_file, "test") == 1.0
     card = json.loads(model_file.with_suffix(".json").read_text())
     history = history_of(tmp_path / "models")
@@ -97,7 +97,7 @@ def test_a_finished_run_is_not_repeated_and_other_settings_are_another_run(make_
     cut(model_file)
     assert fit(folder, model_file)  # a damaged network is written again
     EmotionClassifier.load(model_file)
-    assert fit(folder, model_file, Fitting(**{**vars(TINY), "seed": 8}))
+    assert fit(folder, model_file, TrainingConfig(**{**vars(TINY), "seed": 8}))
     assert len(list(tmp_path.glob("models/runs/*"))) == 2
 
 
@@ -189,7 +189,7 @@ def test_images_that_were_replaced_after_the_table_was_read_are_refused(make_dat
     else:
         (folder / "split.csv").unlink()
     with pytest.raises(InputError, match=r"stripes changed while they were read; wait for steps 1 to 3, then run"):
-        fit_table(table, folder, tmp_path / "models" / "best.keras", TINY, "python -m some.step")
+        train_network(table, folder, tmp_path / "models" / "best.keras", TINY, "python -m some.step")
     assert not (tmp_path / "models").exists()
     with pytest.raises(InputError, match=r"stripes changed while they were read; wait for steps 1 to 3, then run"):
         read_crops(EmotionClassifier.load(tiny_model()), folder, usable(table))
@@ -197,14 +197,14 @@ def test_images_that_were_replaced_after_the_table_was_read_are_refused(make_dat
 
 def test_a_full_disk_names_the_file_and_the_run_goes_on_exactly(make_dataset, tmp_path, capsys):
     folder, model_file = make_dataset(), tmp_path / "full" / "best.keras"
-    fitting = Fitting(**{**vars(TINY), "epochs": 2})
-    fit(folder, tmp_path / "straight" / "best.keras", fitting)
+    config = TrainingConfig(**{**vars(TINY), "epochs": 2})
+    fit(folder, tmp_path / "straight" / "best.keras", config)
     for size, name in ((500, "run.json"), (2500, "state-0001.npz"), (30_000, "curves.png")):
         with files_of_at_most(size), pytest.raises(OSError, match="File too large") as caught:
-            fit(folder, model_file, fitting)
+            fit(folder, model_file, config)
         assert Path(caught.value.filename).name == name
         assert not list(tmp_path.glob("full/**/.*")) and not model_file.exists() and not card_path(model_file).exists()
-    assert fit(folder, model_file, fitting)
+    assert fit(folder, model_file, config)
     for row, expected in zip(history_of(tmp_path / "full"), history_of(tmp_path / "straight"), strict=True):
         assert {n: float(v) for n, v in row.items()} == pytest.approx({n: float(v) for n, v in expected.items()}), row
 
@@ -222,10 +222,10 @@ def test_a_full_disk_leaves_an_earlier_network_and_its_card_as_they_were(tiny_mo
 
 def test_a_forced_training_starts_anew_and_goes_on_when_it_was_interrupted(make_dataset, tmp_path, monkeypatch, capsys):
     folder, model_file = make_dataset(), tmp_path / "models" / "best.keras"
-    table, fitting = read_table(folder, "split.csv"), Fitting(**{**vars(TINY), "epochs": 1})
+    table, config = read_table(folder, "split.csv"), TrainingConfig(**{**vars(TINY), "epochs": 1})
 
     def train(**more) -> bool:
-        return fit_table(table, folder, model_file, fitting, "python -m some.step", **more)
+        return train_network(table, folder, model_file, config, "python -m some.step", **more)
 
     train()
     assert not train()
@@ -260,7 +260,7 @@ def test_a_new_version_of_the_code_that_shapes_a_run_is_another_run(make_dataset
         return {run.name for run in runs.iterdir()}
 
     assert len(start()) == len(start()) == 1
-    for number, module in enumerate(("models", "augmentation", "datasets", "distillation", "fitting"), 2):
+    for number, module in enumerate(("models", "augmentation", "data", "distillation", "trainer"), 2):
         monkeypatch.setattr(f"training.{module}.VERSION", 1_000)
         assert len(start()) == number
 
@@ -308,21 +308,21 @@ def test_every_step_that_saves_a_network_refuses_a_released_name(make_dataset, t
         ({"momentum": 2.0}, "momentum 2.0 is not in 0 to 1"),
         ({"weight_decay": -1.0}, "weight decay -1.0"),
         ({"weight_decay": float("nan")}, "weight decay nan"),
-        ({"augmentation": Augmentation(scars=-1)}, "scars -1"),
-        ({"augmentation": Augmentation(scar_length=-5)}, "scar length -5"),
-        ({"augmentation": Augmentation(rotation=float("nan"))}, "rotation nan"),
-        ({"augmentation": Augmentation(zoom=float("inf"))}, "zoom inf"),
-        ({"augmentation": Augmentation(contrast=-3.0)}, "contrast -3.0"),
+        ({"augmentation": AugmentationConfig(small_erasing_count=-1)}, "scars -1"),
+        ({"augmentation": AugmentationConfig(small_erasing_length=-5)}, "scar length -5"),
+        ({"augmentation": AugmentationConfig(rotation=float("nan"))}, "rotation nan"),
+        ({"augmentation": AugmentationConfig(zoom=float("inf"))}, "zoom inf"),
+        ({"augmentation": AugmentationConfig(contrast=-3.0)}, "contrast -3.0"),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(make_dataset, tmp_path, settings, message):
     with pytest.raises(InputError, match=message):
-        fit(make_dataset(), tmp_path / "models" / "best.keras", Fitting(**{**vars(TINY), **settings}))
+        fit(make_dataset(), tmp_path / "models" / "best.keras", TrainingConfig(**{**vars(TINY), **settings}))
 
 
 def test_stops_when_dev_accuracy_no_longer_grows(make_dataset, tmp_path):
     folder = make_dataset()
-    patient = Fitting(**{**vars(TINY), "epochs": 60, "patience": 3, "augmentation": NO_AUGMENTATION})
+    patient = TrainingConfig(**{**vars(TINY), "epochs": 60, "patience": 3, "augmentation": NO_AUGMENTATION})
     fit(folder, tmp_path / "models" / "best.keras", patient)
     accuracies = [float(row["val_accuracy"]) for row in history_of(tmp_path / "models")]
     assert len(accuracies) < 60 and len(accuracies) - 1 - int(np.argmax(accuracies)) == 3
@@ -357,7 +357,7 @@ def test_an_emotion_without_a_training_image_is_named(make_dataset, tmp_path):
 )
 def test_settings_that_cannot_be_used_are_refused_with_their_value(make_dataset, tmp_path, wrong):
     with pytest.raises(InputError, match=str(next(iter(wrong.values())))):
-        fit(make_dataset(), tmp_path / "models" / "best.keras", Fitting(**{**vars(TINY), **wrong}))
+        fit(make_dataset(), tmp_path / "models" / "best.keras", TrainingConfig(**{**vars(TINY), **wrong}))
 
 
 def test_a_training_killed_in_the_middle_goes_on_when_started_again(make_dataset, tmp_path):
@@ -401,7 +401,7 @@ def test_a_training_that_diverges_says_so_and_saves_nothing(make_dataset, tmp_pa
         return keras.Model(inputs, keras.layers.Dense(classes, activation="softmax", dtype="float32")(x))
 
     monkeypatch.setitem(models.NETWORKS, "diverging", build_diverging)
-    wild = Fitting(network="diverging", epochs=2, optimizer="sgd", learning_rate=9.0, precision="float32")
+    wild = TrainingConfig(network="diverging", epochs=2, optimizer="sgd", learning_rate=9.0, precision="float32")
     with pytest.raises(InputError, match=r"diverged.*smaller learning rate"):
         fit(make_dataset(), tmp_path / "models" / "best.keras", wild)
     assert not list((tmp_path / "models").glob("*.keras"))
@@ -453,7 +453,7 @@ def test_votes_are_learnt_as_a_distribution_and_judged_by_their_majority(make_da
     with_votes(folder, {"anger": {"contempt": 8, "anger": 2}, "happiness": {"happiness": 9, "nf": 1},
                         "neutral": {"neutral": 6, "anger": 4}})  # fmt: skip
     settings = {"targets": "votes", "epochs": 80, "learning_rate": 0.05, "augmentation": NO_AUGMENTATION}
-    assert fit(folder, model_file, Fitting(**{**vars(TINY), **settings}))
+    assert fit(folder, model_file, TrainingConfig(**{**vars(TINY), **settings}))
     classifier = EmotionClassifier.load(model_file)
     assert classifier.labels == ("anger", "happiness", "neutral", "contempt") and classifier.card.targets == "votes"
     last = history_of(tmp_path / "models")[-1]
@@ -466,10 +466,10 @@ def test_votes_are_learnt_as_a_distribution_and_judged_by_their_majority(make_da
 def test_images_that_the_crowd_names_nothing_in_are_left_out(make_dataset, tmp_path, capsys):
     folder = make_dataset()
     with_votes(folder, {"anger": {"nf": 9}, "happiness": {"happiness": 9}, "neutral": {"neutral": 5, "anger": 5}})
-    fit(folder, tmp_path / "models" / "best.keras", Fitting(**{**vars(TINY), "targets": "votes", "epochs": 1}))
+    fit(folder, tmp_path / "models" / "best.keras", TrainingConfig(**{**vars(TINY), "targets": "votes", "epochs": 1}))
     assert "24 train, 4 dev images, 4 emotions" in capsys.readouterr().out  # for dev more than half must agree
 
 
 def test_votes_asked_for_where_there_are_none(make_dataset, tmp_path):
     with pytest.raises(InputError, match="no crowd votes"):
-        fit(make_dataset(), tmp_path / "models" / "best.keras", Fitting(**{**vars(TINY), "targets": "votes"}))
+        fit(make_dataset(), tmp_path / "models" / "best.keras", TrainingConfig(**{**vars(TINY), "targets": "votes"}))

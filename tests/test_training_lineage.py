@@ -9,27 +9,27 @@ import cv2
 import numpy as np
 import pytest
 
-from configuration import PATHS, Augmentation, Fitting
+from common.errors import InputError
+from common.images import pixel_hash, read_gray_or_bgr
+from configuration import PATHS, AugmentationConfig, TrainingConfig
 from inference.lineage import UNKNOWN, ImageHashes, hash_codes, hashes_file, lineage_hashes, read_hashes, write_hashes
 from inference.model_card import read_card, write_card
-from preprocessing.errors import InputError
-from preprocessing.image_tables import read_table, write_table
-from preprocessing.raw_images import pixel_hash, read_gray_or_bgr
-from preprocessing.step3_split import Strategy, split_table
+from preprocessing.splitting import Strategy, split_table
+from preprocessing.tables import read_table, write_table
 from realtime.demo import describe_scores
+from training.cross_validation import features_without, fit_folds
 from training.distillation import read_teachers
-from training.fitting import fit_table
-from training.folds import features_without, fit_folds
 from training.lineage import exposure_of, knows_images, settings_images
+from training.trainer import train_network
 
-TINY = Fitting(
+TINY = TrainingConfig(
     network="vgg",
-    widths=(4,),
+    filters=(4,),
     convolutions=1,
     epochs=1,
     batch_size=32,
     precision="float32",
-    augmentation=Augmentation(),
+    augmentation=AugmentationConfig(),
 )
 
 
@@ -45,7 +45,7 @@ def train(tmp_path):
     def run(folder, name, settings_hashes=None, **settings):
         file = tmp_path / "models" / name
         table = read_table(folder, "split.csv")
-        fit_table(table, folder, file, replace(TINY, **settings), "python -m some.step", settings_hashes)
+        train_network(table, folder, file, replace(TINY, **settings), "python -m some.step", settings_hashes)
         return file
 
     return run
@@ -63,8 +63,8 @@ def other(make_dataset):
 def test_fine_tuned_network_is_not_held_out_on_the_data_of_its_start(make_dataset, other, train, run_step, tmp_path):
     folder = make_dataset()
     start = train(folder, "start.keras")
-    tuned = train(other, "tuned.keras", start_from=str(start))
-    again = train(other, "again.keras", start_from=str(tuned), seed=8)
+    tuned = train(other, "tuned.keras", pretrained=str(start))
+    again = train(other, "again.keras", pretrained=str(tuned), seed=8)
     reports = ["--data", folder.parent, "--reports", tmp_path / "reports", "--quick", "--no-faces"]
     for split, key in (("train", "NOT A HELD-OUT SCORE"), ("dev", "was selected on")):
         done = run_step(
@@ -138,7 +138,7 @@ def test_network_without_a_list_of_images_is_judged_by_its_card_and_else_not_kno
     assert exposure(model, folder, "train").held_out is False and exposure(model, folder, "dev").selected == 12
     assert exposure(model, folder, "test").held_out is True  # the card names this very split
     assert exposure(model, other, "test").held_out is None
-    tuned = train(other, "tuned.keras", start_from=str(model))
+    tuned = train(other, "tuned.keras", pretrained=str(model))
     assert not read_hashes(tuned).complete and exposure(tuned, other, "train").held_out is False
     assert exposure(tuned, folder, "train").held_out is False and exposure(tuned, folder, "test").held_out is None
 
@@ -209,7 +209,7 @@ def test_start_and_features_that_know_images_of_the_folds_are_refused_for_them(i
     shutil.copytree(in_folds, renamed)
     start = train(renamed, "start.keras")
     with pytest.raises(InputError, match="trained or selected on images of the folds"):
-        fit_folds(table, in_folds, tmp_path / "best.keras", replace(TINY, start_from=str(start)), "python")
+        fit_folds(table, in_folds, tmp_path / "best.keras", replace(TINY, pretrained=str(start)), "python")
     with pytest.raises(InputError, match="was trained on images of the folds"):
         features_without(start, in_folds.name, table, 0)
 
@@ -220,9 +220,9 @@ def test_tuned_settings_are_used_only_where_they_are_named(make_dataset, run_ste
     tuned = models / folder.name / "tuned.json"
     tuned.parent.mkdir(parents=True)
     table = read_table(folder, "split.csv")
-    settings = {"network": "vgg", "widths": [4], "convolutions": 1, "epochs": 1, "batch_size": 32, "seed": 11}
+    settings = {"network": "vgg", "filters": [4], "convolutions": 1, "epochs": 1, "batch_size": 32, "seed": 11}
     found = {"dataset": folder.name, "split_hash": "another"}
-    tuned.write_text(json.dumps({"fitting": settings, "found": found}))
+    tuned.write_text(json.dumps({"config": settings, "found": found}))
     write_hashes(tuned.with_suffix(".keras"), ImageHashes.of((), table.loc[table["split"] == "test", "pixel_hash"]))
     where = ["--dataset", folder.name, "--data", folder.parent, "--models", models]
     step = "training.step3_best_model"
@@ -237,9 +237,9 @@ def test_tuned_settings_are_used_only_where_they_are_named(make_dataset, run_ste
 def test_settings_written_by_hand_have_no_selection_images(make_dataset, tmp_path):
     folder = make_dataset()
     table, file = read_table(folder, "split.csv"), tmp_path / "own.json"
-    file.write_text(json.dumps({"fitting": {}}))
+    file.write_text(json.dumps({"config": {}}))
     assert settings_images(file, table, folder.name) is None
-    file.write_text(json.dumps({"fitting": {}, "found": {"dataset": "elsewhere"}}))
+    file.write_text(json.dumps({"config": {}, "found": {"dataset": "elsewhere"}}))
     hashes = settings_images(file, table, folder.name)
     assert hashes is not None and not hashes.complete
 
@@ -274,7 +274,7 @@ def test_card_alone_does_not_vouch_for_tuning_or_calibration_on_other_images(mak
     tests = ImageHashes.of((), rows.loc[rows["split"] == "test", "pixel_hash"])
     tuned = train(folder, "tuned.keras", settings_hashes=tests)
     assert exposure(tuned, folder, "test").selected == 12
-    again = train(other, "again.keras", start_from=str(tuned))
+    again = train(other, "again.keras", pretrained=str(tuned))
     hashes_file(tuned).unlink()
     hashes_file(again).unlink()
     assert exposure(tuned, folder, "test").held_out is None and exposure(again, folder, "test").held_out is None
@@ -296,12 +296,12 @@ def test_list_of_another_search_beside_settings_is_not_complete(make_dataset, ot
     tables = {name: read_table(folder, "split.csv") for name, folder in (("own", make_dataset()), ("other", other))}
     own, foreign = (ImageHashes.of((), table["pixel_hash"]) for table in tables.values())
     file = tmp_path / "tuned.json"
-    file.write_text(json.dumps({"fitting": {}, "found": {"dataset": "elsewhere", "images": own.digest}}))
+    file.write_text(json.dumps({"config": {}, "found": {"dataset": "elsewhere", "images": own.digest}}))
     for listed, complete in ((own, True), (foreign, False)):
         write_hashes(file.with_suffix(".keras"), listed)
         hashes = settings_images(file, tables["own"], "stripes")
         assert hashes is not None and hashes.complete is complete
-    file.write_text(json.dumps({"fitting": {}}))
+    file.write_text(json.dumps({"config": {}}))
     hashes = settings_images(file, tables["own"], "stripes")
     assert hashes is not None and not hashes.complete
 

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from preprocessing.errors import InputError
+from common.errors import InputError
 from training import models
 
 

@@ -13,10 +13,10 @@ import pytest
 from cards import model_card
 from conftest import ROOT
 
-from evaluation.grad_cam import grad_cam
+from common.errors import InputError
+from evaluation.sections.grad_cam import grad_cam
 from inference.emotion_classifier import EmotionClassifier
 from inference.model_card import card_path, check_unchanged, labels_hash, read_card, write_card
-from preprocessing.errors import InputError
 from training.fine_tuning import build_from
 
 LABELS = ["anger", "happiness", "neutral"]
@@ -170,7 +170,7 @@ def test_networks_that_give_no_probabilities_are_refused_at_loading(keep, make, 
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        ("unsure_below", (2, -0.1, float("nan"), float("inf"), True, "0.5", None, 10**300)),
+        ("abstention_threshold", (2, -0.1, float("nan"), float("inf"), True, "0.5", None, 10**300)),
         ("temperature", (True, float("nan"), 10**300)),
         ("input_size", (True, 0, -24, 10**300)),
         ("channels", (True, 2, 4)),

@@ -14,24 +14,24 @@ import pytest
 from cards import sequence_card
 from conftest import files_of_at_most
 
-from configuration import TEMPORAL, Temporal
+from common.errors import InputError
+from configuration import SEQUENCES, SequenceConfig
 from inference.emotion_classifier import EmotionClassifier
 from inference.lineage import ImageHashes, hashes_file, write_hashes
 from inference.model_card import read_card, read_sequence_card
 from inference.sequence_classifier import SequenceClassifier, described, save_sequence_network, window_of
-from preprocessing.errors import InputError
-from preprocessing.image_tables import FACE_COLUMNS, INVENTORY_COLUMNS, read_table, write_table
+from preprocessing.tables import FACE_COLUMNS, INVENTORY_COLUMNS, read_table, write_table
 from training.lineage import exposure_of
-from training.sequence_model import build_sequence_network, fit_sequences
-from training.sequences import SequenceBatches, frame_features, read_sequences
+from training.sequences.data import SequenceBatches, frame_features, read_sequences
+from training.sequences.trainer import build_sequence_network, fit_sequences
 
 SIZE, FRAMES = 24, 8
 LABELS = ("anger", "happiness", "neutral")
 
 
-def options(window: int = FRAMES, epochs: int = 2, **changes) -> Temporal:
-    fitting = replace(TEMPORAL.fitting, widths=(12,), convolutions=2, dropout=0.0, batch_size=8)
-    return replace(TEMPORAL, window=window, fitting=replace(fitting, learning_rate=0.02, epochs=epochs), **changes)
+def options(window: int = FRAMES, epochs: int = 2, **changes) -> SequenceConfig:
+    config = replace(SEQUENCES.config, filters=(12,), convolutions=2, dropout=0.0, batch_size=8)
+    return replace(SEQUENCES, window=window, config=replace(config, learning_rate=0.02, epochs=epochs), **changes)
 
 
 def crop(level: float, random: np.random.Generator) -> np.ndarray:
@@ -81,11 +81,11 @@ def accuracy(model_file: Path, folder: Path, features_file: Path, split: str = "
     network = SequenceClassifier.load(model_file)
     chosen = read_sequences(read_table(folder, "split.csv"), folder).of_split(split)
     features = frame_features(EmotionClassifier.load(features_file, features=True), folder, chosen.frames)[0]
-    answers = network.predict([(features[steps], features[steps[0]]) for steps in chosen.steps])
-    return float(np.mean(np.array(network.labels)[answers.argmax(axis=1)] == chosen.table["emotion"]))
+    predictions = network.predict([(features[steps], features[steps[0]]) for steps in chosen.steps])
+    return float(np.mean(np.array(network.labels)[predictions.argmax(axis=1)] == chosen.table["emotion"]))
 
 
-def fit(folder: Path, model_file: Path, features_file: Path, settings: Temporal) -> bool:
+def fit(folder: Path, model_file: Path, features_file: Path, settings: SequenceConfig) -> bool:
     return fit_sequences(read_table(folder, "split.csv"), folder, model_file, settings, features_file, "the command")
 
 
@@ -112,7 +112,7 @@ def untrained(tmp_path) -> Path:
     keras.utils.set_random_seed(3)
     random = np.random.default_rng(3)
     spread = random.normal(0, 1, 10), random.uniform(0.5, 2, 10), random.uniform(0.5, 2, 10)
-    network = build_sequence_network(options().fitting, 12, spread, len(LABELS))
+    network = build_sequence_network(options().config, 12, spread, len(LABELS))
     card = sequence_card(labels=list(LABELS), window=12, temperature=2.0)
     save_sequence_network(network, card, tmp_path / "n.keras")
     return tmp_path / "n.keras"
@@ -213,7 +213,7 @@ def test_the_loss_looks_at_the_labelled_last_frame_most(make_sequences, frames_n
     assert list(found.table["starts_neutral"]) == [True, False] * 7
     features = frame_features(EmotionClassifier.load(frames_network, features=True), folder, found.frames)
     settings = options(window=FRAMES + 4, cut=0.0, speed=1.0, mirror=False, ramp=2.0)
-    settings = replace(settings, fitting=replace(settings.fitting, batch_size=16))
+    settings = replace(settings, config=replace(settings.config, batch_size=16))
     windows, targets, weights = SequenceBatches(found, features, found.classes, settings, augment=False)[0]
     assert windows.shape == (14, 1 + FRAMES + 4, features.shape[2])
     np.testing.assert_array_equal(weights, np.tile(np.eye(FRAMES + 4)[FRAMES - 1], (14, 1)))
@@ -369,7 +369,7 @@ def test_calibrated_answers_are_as_sure_as_they_may_be_and_the_rest_is_unsure(
     assert card.temperature != 1 and all(best <= loss(card.temperature * by) for by in (0.7, 0.9, 1.1, 1.4))
     network = SequenceClassifier.load(model_file)
     chances = network.predict(faces)
-    answered = chances.max(axis=1) >= network.unsure_below - 1e-4
+    answered = chances.max(axis=1) >= network.abstention_threshold - 1e-4
     assert f"answers {answered.mean():.1%}" in done.stdout
     assert run_step(*command).returncode == 0  # it is fitted to what the network says, not to the calibrated answers
     assert read_sequence_card(model_file).temperature == pytest.approx(card.temperature, rel=1e-3)

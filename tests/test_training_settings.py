@@ -3,24 +3,24 @@ from dataclasses import replace
 
 import pytest
 
-from configuration import BASELINES, BEST, Augmentation, Fitting
-from preprocessing.errors import InputError
-from preprocessing.files import file_hash
+from common.errors import InputError
+from common.files import file_hash
+from configuration import BASELINES, BEST, AugmentationConfig, TrainingConfig
 from training.settings import read_settings, settings_from_json, settings_to_json
 
 
 @pytest.mark.parametrize(
-    "fitting", [BEST, *BASELINES.values(), replace(BEST, widths=(8,), warm_up=2, teachers=("a.keras",))]
+    "config", [BEST, *BASELINES.values(), replace(BEST, filters=(8,), warmup_epochs=2, teachers=("a.keras",))]
 )
-def test_settings_survive_a_file(fitting, tmp_path):
+def test_settings_survive_a_file(config, tmp_path):
     file = tmp_path / "tuned.json"
-    file.write_text(json.dumps({"fitting": settings_to_json(fitting)}))
-    assert read_settings(file) == fitting and isinstance(read_settings(file).widths, tuple)
+    file.write_text(json.dumps({"config": settings_to_json(config)}))
+    assert read_settings(file) == config and isinstance(read_settings(file).filters, tuple)
 
 
 def test_what_is_not_named_keeps_its_default():
     settings = settings_from_json({"dropout": 0, "augmentation": {"shift": 2.0}})
-    assert settings == Fitting(dropout=0.0, augmentation=Augmentation(shift=2.0))
+    assert settings == TrainingConfig(dropout=0.0, augmentation=AugmentationConfig(shift=2.0))
     assert isinstance(settings.dropout, float)
 
 
@@ -32,8 +32,8 @@ def test_what_is_not_named_keeps_its_default():
         ({"epochs": "9"}, "epochs '9'"),
         ({"epochs": True}, "epochs True"),
         ({"learning_rate": "fast"}, "learning_rate 'fast'"),
-        ({"widths": [32, "64"]}, "widths '64'"),
-        ({"widths": 32}, "widths 32"),
+        ({"filters": [32, "64"]}, "widths '64'"),
+        ({"filters": 32}, "widths 32"),
         ({"dropout": 10**400}, "dropout has a value beyond all numbers"),
         ([], "not names with values"),
         (None, "not names with values"),
@@ -41,7 +41,7 @@ def test_what_is_not_named_keeps_its_default():
 )
 def test_other_settings_are_refused_by_name(entries, message, tmp_path):
     file = tmp_path / "tuned.json"
-    file.write_text(json.dumps({"fitting": entries}))
+    file.write_text(json.dumps({"config": entries}))
     with pytest.raises(InputError, match=rf"tuned\.json: .*{message}"):
         read_settings(file)
 
@@ -53,13 +53,13 @@ def test_a_network_s_card_gives_the_settings_that_made_it(tmp_path):
     assert read_settings(file) == replace(BEST, seed=9)
     first = tmp_path / "first.keras"
     first.write_bytes(b"a network")
-    card["hyperparameters"]["start_from"] = file_hash(first)  # in a run's key networks are told by content
-    file.write_text(json.dumps({**card, "start_from": {"file": str(first), "sha256": file_hash(first)}}))
-    assert read_settings(file) == replace(BEST, seed=9, start_from=str(first))
+    card["hyperparameters"]["pretrained"] = file_hash(first)  # in a run's key networks are told by content
+    file.write_text(json.dumps({**card, "pretrained": {"file": str(first), "sha256": file_hash(first)}}))
+    assert read_settings(file) == replace(BEST, seed=9, pretrained=str(first))
     first.write_bytes(b"another one")
     with pytest.raises(InputError, match=r"learnt from .*first\.keras, which is gone or another one by now"):
         read_settings(file)
-    assert read_settings(file, start_from="made.keras").start_from == "made.keras"
+    assert read_settings(file, pretrained="made.keras").pretrained == "made.keras"
 
 
 def test_a_network_or_a_sequence_network_s_card_in_place_of_a_card_is_told(tmp_path):
@@ -78,8 +78,8 @@ def test_a_network_or_a_sequence_network_s_card_in_place_of_a_card_is_told(tmp_p
         ("x", {}),
         ([1, 2], {}),
         (None, {}),
-        ({"start_from": "0"}, {}),
-        ({"start_from": "0"}, {"start_from": {"file": "x.keras"}}),
+        ({"pretrained": "0"}, {}),
+        ({"pretrained": "0"}, {"pretrained": {"file": "x.keras"}}),
         ({"teachers": ["0"]}, {"teachers": "x"}),
     ],
 )

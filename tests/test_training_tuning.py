@@ -16,16 +16,16 @@ import pytest
 from conftest import ROOT, files_of_at_most
 from optuna.trial import TrialState
 
-from configuration import BEST, TUNING, Fitting, Tuning
-from preprocessing.errors import InputError
-from preprocessing.image_tables import read_table, usable, write_table
-from training import fitting as training_fitting
+from common.errors import InputError
+from configuration import BEST, TUNING, TrainingConfig, TuningConfig
+from preprocessing.tables import read_table, usable, write_table
 from training import models
+from training import trainer as training_fitting
 from training.settings import read_settings
 from training.tuning import Search, drawn, open_study, search_space, settings_of, start_params, storage_errors, tune
 
-QUICK = Tuning(trials=4, epochs=4, first_check=1, batch_sizes=(8, 16))
-BASE = Fitting(network="tiny", batch_size=8, learning_rate=5e-3, precision="float32")
+QUICK = TuningConfig(trials=4, epochs=4, first_check=1, batch_sizes=(8, 16))
+BASE = TrainingConfig(network="tiny", batch_size=8, learning_rate=5e-3, precision="float32")
 
 
 @pytest.fixture(autouse=True)
@@ -39,11 +39,11 @@ def tiny_network(monkeypatch):
     monkeypatch.setitem(models.NETWORKS, "tiny", build_tiny)
 
 
-def study_in(storage: str | Path, tuning: Tuning = QUICK, **facts) -> optuna.Study:
+def study_in(storage: str | Path, tuning: TuningConfig = QUICK, **facts) -> optuna.Study:
     return open_study("faces-labels", storage, BASE, tuning, facts)
 
 
-def search(study: optuna.Study, folder: Path, run_trial, tuning: Tuning = QUICK, workers: bool = True) -> Search:
+def search(study: optuna.Study, folder: Path, run_trial, tuning: TuningConfig = QUICK, workers: bool = True) -> Search:
     places = folder / "workers" if workers else None
     return Search(study, tuning, run_trial, search_space(BASE, tuning), places, lambda study: None)
 
@@ -83,14 +83,19 @@ def test_a_study_on_a_full_disk_names_the_file_and_goes_on_later(tmp_path, capsy
 
 
 def test_strengths_scale_what_is_configured():
-    params = start_params(BEST, search_space(BEST, TUNING)) | {"augmentation": 0.5, "scars": 3, "width": 16}
+    params = start_params(BEST, search_space(BEST, TUNING)) | {
+        "augmentation": 0.5,
+        "small_erasing_count": 3,
+        "width": 16,
+    }
     settings = settings_of(params, BEST)
-    assert settings.widths == (16, 32, 64, 128)
+    assert settings.filters == (16, 32, 64, 128)
     strength = asdict(settings.augmentation)
     assert strength == {"flip": True, "rotation": 5.5, "zoom": 0.075, "shift": 2.0, "contrast": 0.1, "brightness": 10.0,
-                        "scars": 2, "scar_length": 18, "scar_width": 6, "cover": 0, "noise": 0.0,
-                        "crop": BEST.augmentation.crop, "whole_faces": 0.2}  # fmt: skip
-    assert settings_of(params | {"scars": 0}, BEST).augmentation.scars == 0
+                        "small_erasing_count": 2, "small_erasing_length": 18, "small_erasing_width": 6,
+                        "cutout_max_size": 0, "noise": 0.0,
+                        "crop": BEST.augmentation.crop, "full_image_epoch_fraction": 0.2}  # fmt: skip
+    assert settings_of(params | {"small_erasing_count": 0}, BEST).augmentation.small_erasing_count == 0
 
 
 def test_finds_settings_and_writes_them_with_table_and_plots(make_dataset, tmp_path, capsys):
@@ -128,7 +133,7 @@ def test_a_trial_trains_as_the_training_step_does(make_dataset, tmp_path):
     table = read_table(folder, "split.csv")
     one = replace(QUICK, trials=1)
     tune(table, folder, tmp_path / "tuned", BASE, one, "python")
-    training_fitting.fit_table(
+    training_fitting.train_network(
         table, folder, tmp_path / "best.keras", replace(BASE, epochs=one.epochs, seed=one.seed), "python"
     )
     (history,) = tmp_path.glob("runs/*/history.csv")
@@ -387,7 +392,7 @@ def test_the_training_step_takes_tuned_settings_and_typed_options_before_them(ma
     places = ("--dataset", "stripes", "--data", folder.parent, "--models", tmp_path / "models", "--epochs", 1)
     models_folder.mkdir(parents=True)
     quick = {"network": "tiny", "precision": "float32", "epochs": 9, "dropout": 0.25, "learning_rate": 0.004}
-    (models_folder / "tuned.json").write_text(json.dumps({"fitting": quick}))
+    (models_folder / "tuned.json").write_text(json.dumps({"config": quick}))
     settings = ["--settings", models_folder / "tuned.json"]
     done = run_step("training.step3_best_model", *places, *settings, "--learning-rate", 0.001)
     assert done.returncode == 0, done.stderr

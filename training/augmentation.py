@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from configuration import Augmentation
+from configuration import AugmentationConfig
 
 ops: Any = keras.ops  # Keras does not type what its operations give
 VERSION = 1  # raise this when the same settings are to change images otherwise: finished runs are then repeated
@@ -201,7 +201,7 @@ class ToPixels(keras.layers.Layer):
         return ops.cast(ops.round(ops.clip(images, 0, 255)), "uint8")
 
 
-def build_augmentation(options: Augmentation, input_shape: tuple[int, int, int], seed: int) -> keras.Model:
+def build_augmentation(options: AugmentationConfig, input_shape: tuple[int, int, int], seed: int) -> keras.Model:
     """Return a model from uint8 images to randomly changed uint8 images, (n, height, width, channels).
 
     Changes whose strength is zero leave no layer behind. With `crop`, images are smaller in training.
@@ -212,10 +212,12 @@ def build_augmentation(options: Augmentation, input_shape: tuple[int, int, int],
         images = RandomAffine(options.flip, options.rotation, options.zoom, options.shift, seed)(images)
     if options.contrast or options.brightness:
         images = RandomLight(options.contrast, options.brightness, seed + 1)(images)
-    if options.scars:
-        images = RandomScars(options.scars, options.scar_length, options.scar_width, seed + 2)(images)
-    if options.cover:
-        images = RandomScars(1, options.cover, options.cover, seed + 3)(images)
+    if options.small_erasing_count:
+        images = RandomScars(
+            options.small_erasing_count, options.small_erasing_length, options.small_erasing_width, seed + 2
+        )(images)
+    if options.cutout_max_size:
+        images = RandomScars(1, options.cutout_max_size, options.cutout_max_size, seed + 3)(images)
     if options.noise:
         images = RandomNoise(options.noise, seed + 4)(images)
     if options.crop < 1:

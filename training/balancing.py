@@ -9,7 +9,7 @@ Knowledge and Information Systems 33 (2012) 1-33: w = P(group) P(emotion) / P(gr
 import numpy as np
 import pandas as pd
 
-from preprocessing.errors import InputError
+from common.errors import InputError
 
 EMOTION = "emotion"
 

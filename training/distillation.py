@@ -3,8 +3,8 @@
 The teachers' answers, at temperature 1, are mixed with the labels into one target per image (Hinton et al. 2015,
 https://arxiv.org/abs/1503.02531). They are asked in one of two ways:
 
-- `once`, about each training image and its mirror image: such a training takes no longer than another one;
-- about the `views`, the turned, mixed and covered images that the network itself sees, in every step (Beyer et al.
+- `precomputed`, about each training image and its mirror image: such a training takes no longer than another one;
+- about the `per_view`, the turned, mixed and covered images that the network itself sees, in every step (Beyer et al.
   2022, https://arxiv.org/abs/2106.05237). Each teacher adds a third of a step's time, but none knows these by heart.
 """
 
@@ -17,10 +17,10 @@ import keras
 import numpy as np
 import pandas as pd
 
+from common.errors import InputError
 from inference.emotion_classifier import EmotionClassifier
 from inference.model_card import check_crops
-from preprocessing.errors import InputError
-from training.datasets import FaceBatches
+from training.data import FaceBatches
 from training.fast_training import training_form
 from training.fine_tuning import Start, build_from
 from training.lineage import exposure_of
@@ -76,16 +76,16 @@ def teach(train: FaceBatches, teachers: Sequence[Start], share: float, smoothing
         share: Share of each target that is the mean of their answers, 0-1.
         smoothing: Label smoothing, 0-1, of the batches' own targets; the answers are soft already.
     """
-    answers = []
+    predictions = []
     for teacher in teachers:
         classifier = EmotionClassifier.load(teacher.file)
         # Its targets do not depend on whether the teacher was calibrated.
         classifier.card = replace(classifier.card, temperature=1.0)
-        answers += [classifier.predict(images) for images in (train.images, train.images[:, :, ::-1])]
+        predictions += [classifier.predict(images) for images in (train.images, train.images[:, :, ::-1])]
     own: Any = train.labels
     if own.ndim == 1:
         own = np.eye(len(train.classes), dtype=np.float32)[own]
-    train.set_targets(_mixed(own, np.mean(answers, axis=0, dtype=np.float32), share, smoothing))
+    train.set_targets(_mixed(own, np.mean(predictions, axis=0, dtype=np.float32), share, smoothing))
 
 
 def _mixed(own: Any, told: Any, share: float, smoothing: float) -> Any:
@@ -128,12 +128,12 @@ class Teachers(keras.layers.Layer):
         """Return the mean answers."""
         if not training:
             return ops.zeros((ops.shape(images)[0], self.classes))
-        answers = []
+        predictions = []
         for network in self.networks:
             mirrored = keras.random.uniform((ops.shape(images)[0], 1, 1, 1), seed=self.random) < 0.5
             asked = ops.where(mirrored, images[:, :, ::-1], images)
-            answers += keras.tree.flatten(network(asked, training=False))
-        return sum(answers) / len(answers)
+            predictions += keras.tree.flatten(network(asked, training=False))
+        return sum(predictions) / len(predictions)
 
     def compute_output_spec(self, images: Any, training: bool = False) -> Any:
         """Return what is known of the answers before the images come."""
@@ -160,10 +160,10 @@ class TaughtModel(keras.Model):
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Any:
         """Return the loss of the network's answers."""
-        answers, told = y_pred
+        predictions, told = y_pred
         if training:
             y = _mixed(y, ops.stop_gradient(told), self.share, self.smoothing)
-        return super().compute_loss(x, y, answers, sample_weight, training)
+        return super().compute_loss(x, y, predictions, sample_weight, training)
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """Return the figures of the network's answers."""

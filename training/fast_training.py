@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from preprocessing.errors import InputError
+from common.errors import InputError
 
 
 class FusedBatchNormalization(keras.layers.Layer):

@@ -8,18 +8,18 @@ from typing import Any
 import keras
 import numpy as np
 
-from configuration import ROOT, Fitting
+from common.errors import InputError
+from common.files import file_hash
+from configuration import ROOT, TrainingConfig
 from inference.keras_networks import load_pixel_network
 from inference.lineage import SourceNetwork
 from inference.model_card import ModelCard, read_card
-from preprocessing.errors import InputError
-from preprocessing.files import file_hash
 
 OF_THE_NETWORK = (
     "network",
-    "widths",
+    "filters",
     "convolutions",
-    "squeeze",
+    "se_reduction",
     "dropout",
 )  # settings that the started-from file replaces
 # Under a mixed precision, too, these compute in float32, as in `models`.
@@ -102,23 +102,23 @@ def _within_the_project(file: Path) -> str:
     return (file.resolve().relative_to(ROOT) if inside else file).as_posix()
 
 
-def shaping_settings(fitting: Fitting, start: Start | None, teachers: Sequence[Start]) -> dict[str, Any]:
+def shaping_settings(config: TrainingConfig, start: Start | None, teachers: Sequence[Start]) -> dict[str, Any]:
     """Return the settings that shape a run, for its key and its card.
 
     A run that starts from a network is told by that file's content, wherever it lies, and has its layers. Teachers are
     told by their content as well.
     """
-    settings = asdict(fitting)
-    del settings["start_from"]
+    settings = asdict(config)
+    del settings["pretrained"]
     if teachers:
         settings["teachers"] = [teacher.hash for teacher in teachers]
-        if fitting.teaching == "once":  # as every run was before there was another way: it keeps its key
-            del settings["teaching"]
+        if config.teacher_targets == "precomputed":  # as every run was before there was another way: it keeps its key
+            del settings["teacher_targets"]
     else:
-        del settings["teachers"], settings["distillation"], settings["teaching"]
+        del settings["teachers"], settings["distillation_weight"], settings["teacher_targets"]
     if start is None:
         return settings
-    return {name: value for name, value in settings.items() if name not in OF_THE_NETWORK} | {"start_from": start.hash}
+    return {name: value for name, value in settings.items() if name not in OF_THE_NETWORK} | {"pretrained": start.hash}
 
 
 def build_from(file: Path, classes: Sequence[str]) -> keras.Model:
@@ -140,7 +140,7 @@ def build_from(file: Path, classes: Sequence[str]) -> keras.Model:
     source: Any = load_pixel_network(file, card)
     same = list(classes) == list(labels)
     dense = [layer for layer in source.layers if isinstance(layer, keras.layers.Dense)]
-    head = dense[-1] if dense and dense[-1].units == len(labels) else None
+    head = dense[-1] if dense and dense[-1].clusters == len(labels) else None
     if head is None and not same:
         raise InputError(f"{file} does not end with a dense layer of {len(labels)} units, one per emotion; its answers "
                          f"cannot be mapped to {', '.join(classes)}; start from another network")  # fmt: skip

@@ -12,7 +12,7 @@ import pandas as pd
 
 from inference.lineage import ImageHashes, hash_codes, read_hashes
 from inference.model_card import Card
-from preprocessing.image_tables import split_hash
+from preprocessing.tables import split_hash
 
 # Above this share, duplicates that a data set publishes across its own splits make a score no held-out score.
 MAX_DUPLICATE_SHARE = 0.2
@@ -148,11 +148,11 @@ def settings_images(settings: Path, table: pd.DataFrame, dataset: str) -> ImageH
         return replace(hashes, complete=False)  # whoever reads the settings says what is wrong with the file
     found = content.get("found", content)
     if hashes.complete:
-        named = "fitting" not in content or (isinstance(found, Mapping) and found.get("images") == hashes.digest)
+        named = "config" not in content or (isinstance(found, Mapping) and found.get("images") == hashes.digest)
         if named:
             return hashes
         hashes = replace(hashes, complete=False)  # the list of another search
-    if "fitting" in content and "found" not in content and not len(hashes.all):
+    if "config" in content and "found" not in content and not len(hashes.all):
         return None
     if isinstance(found, Mapping) and (found.get("dataset"), found.get("split_hash")) == (dataset, split_hash(table)):
         rows = table.loc[table["split"].isin(["train", "dev"])]

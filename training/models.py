@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from preprocessing.errors import InputError
+from common.errors import InputError
 
 VERSION = (
     1  # raise this when a builder is to make another network of the same settings: finished runs are then repeated
@@ -48,9 +48,9 @@ def build_project1(input_shape: tuple[int, int, int], classes: int) -> keras.Mod
 def build_vgg(
     input_shape: tuple[int, int, int],
     classes: int,
-    widths: tuple[int, ...] = (32, 64, 128, 256),
+    filters: tuple[int, ...] = (32, 64, 128, 256),
     convolutions: int = 2,
-    squeeze: int = 0,
+    se_reduction: int = 0,
     dropout: float = 0.4,
 ) -> keras.Model:
     """Return a plain VGG-like network: a few 3x3 convolutions per width, batch norm, global average pooling.
@@ -60,17 +60,17 @@ def build_vgg(
     """
     inputs = keras.Input(input_shape, dtype="uint8")
     x = _standardize(inputs)
-    for index, filters in enumerate(widths):
+    for index, count in enumerate(filters):
         if index:
             x = keras.layers.MaxPooling2D()(x)
         for _ in range(convolutions):
-            x = keras.layers.Conv2D(filters, 3, padding="same", use_bias=False, kernel_initializer="he_normal")(x)
+            x = keras.layers.Conv2D(count, 3, padding="same", use_bias=False, kernel_initializer="he_normal")(x)
             x = keras.layers.BatchNormalization()(x)
             x = keras.layers.Activation("relu")(x)
-        if squeeze:
+        if se_reduction:
             weights = keras.layers.GlobalAveragePooling2D(keepdims=True)(x)
-            weights = keras.layers.Conv2D(max(1, filters // squeeze), 1, activation="relu")(weights)
-            x = keras.layers.Multiply()([x, keras.layers.Conv2D(filters, 1, activation="sigmoid")(weights)])
+            weights = keras.layers.Conv2D(max(1, count // se_reduction), 1, activation="relu")(weights)
+            x = keras.layers.Multiply()([x, keras.layers.Conv2D(count, 1, activation="sigmoid")(weights)])
     x = keras.layers.GlobalAveragePooling2D()(x)
     x = keras.layers.Dropout(dropout)(x)
     return keras.Model(inputs, _softmax(x, classes), name="vgg")

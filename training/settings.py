@@ -5,35 +5,35 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from configuration import Augmentation, Fitting
+from common.errors import InputError
+from configuration import AugmentationConfig, TrainingConfig
 from inference.lineage import SourceNetwork
 from inference.model_card import card_path
-from preprocessing.errors import InputError
 
-Settings = TypeVar("Settings", Fitting, Augmentation)
+Settings = TypeVar("Settings", TrainingConfig, AugmentationConfig)
 
 
-def settings_to_json(fitting: Fitting) -> dict[str, Any]:
+def settings_to_json(config: TrainingConfig) -> dict[str, Any]:
     """Return what `json.dumps` writes and `settings_from_json` takes."""
-    return json.loads(json.dumps(asdict(fitting)))  # tuples become lists, as they do in a file
+    return json.loads(json.dumps(asdict(config)))  # tuples become lists, as they do in a file
 
 
-def settings_from_json(entries: dict[str, Any]) -> Fitting:
+def settings_from_json(entries: dict[str, Any]) -> TrainingConfig:
     """Return the settings; what is not named keeps its default.
 
     Raises:
         InputError: an entry is unknown or of another kind than the default.
     """
-    return _filled(Fitting(), entries)
+    return _filled(TrainingConfig(), entries)
 
 
-def read_settings(file: Path, teachers: tuple[str, ...] = (), start_from: str = "") -> Fitting:
+def read_settings(file: Path, teachers: tuple[str, ...] = (), pretrained: str = "") -> TrainingConfig:
     """Return the settings in the entry `fitting` of a JSON file that `step2_tuning` wrote, or of a network's card.
 
     Args:
         file: The JSON file.
         teachers: Networks to learn from instead of those that the file names, which are then not looked for.
-        start_from: Network to start from instead of the one that the file names, in the same way.
+        pretrained: Network to start from instead of the one that the file names, in the same way.
 
     Raises:
         InputError: the file is missing or no JSON, or its settings cannot be used.
@@ -42,8 +42,8 @@ def read_settings(file: Path, teachers: tuple[str, ...] = (), start_from: str = 
         raise InputError(f"{file} is a network; its settings are in its card: give {card_path(file)}")
     try:
         content = dict(json.loads(file.read_text(encoding="utf-8")))
-        is_card = "fitting" not in content
-        entries = content["hyperparameters"] if is_card else content["fitting"]
+        is_card = "config" not in content
+        entries = content["hyperparameters"] if is_card else content["config"]
     except FileNotFoundError as error:
         raise InputError(f"{file} does not exist; python -m training.step2_tuning writes one") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -54,10 +54,10 @@ def read_settings(file: Path, teachers: tuple[str, ...] = (), start_from: str = 
     if is_card:
         if "window" in content:
             raise InputError(f"{file} is a sequence network's card; training.step4_sequence_model trains those")
-        entries = _of_card(content, file, {"teachers": teachers, "start_from": start_from})
+        entries = _of_card(content, file, {"teachers": teachers, "pretrained": pretrained})
     try:
         settings = settings_from_json(entries)
-        return replace(settings, teachers=teachers or settings.teachers, start_from=start_from or settings.start_from)
+        return replace(settings, teachers=teachers or settings.teachers, pretrained=pretrained or settings.pretrained)
     except InputError as error:
         remedy = "its network was trained by another version" if is_card else "remove it, or tune again"
         raise InputError(f"{file}: {error}; {remedy}") from error
@@ -68,9 +68,9 @@ def tuned_file(models_folder: Path, targets: str) -> Path:
     return models_folder / ("tuned.json" if targets == "labels" else f"tuned-{targets}.json")
 
 
-def shortened(fitting: Fitting) -> Fitting:
+def shortened(config: TrainingConfig) -> TrainingConfig:
     """Return the settings with a warm-up that leaves an epoch."""
-    return replace(fitting, warm_up=max(0, min(fitting.warm_up, fitting.epochs - 1)))
+    return replace(config, warmup_epochs=max(0, min(config.warmup_epochs, config.epochs - 1)))
 
 
 def _of_card(card: dict[str, Any], file: Path, given: dict[str, Any]) -> dict[str, Any]:
@@ -88,8 +88,8 @@ def _of_card(card: dict[str, Any], file: Path, given: dict[str, Any]) -> dict[st
 
     try:
         entries = dict(card["hyperparameters"])
-        if entries.pop("start_from", "") and not given["start_from"]:
-            entries["start_from"] = found(card["start_from"])
+        if entries.pop("pretrained", "") and not given["pretrained"]:
+            entries["pretrained"] = found(card["pretrained"])
         if entries.pop("teachers", ()) and not given["teachers"]:
             entries["teachers"] = [found(entry) for entry in card["teachers"]]
     except InputError:
@@ -112,7 +112,7 @@ def _filled(default: Settings, entries: dict[str, Any]) -> Settings:
 
 
 def _like(default: Any, value: Any, name: str) -> Any:
-    if isinstance(default, Augmentation):
+    if isinstance(default, AugmentationConfig):
         return _filled(default, value)
     if isinstance(default, tuple) and isinstance(value, list):
         return tuple(_like(default[0] if default else "", part, name) for part in value)

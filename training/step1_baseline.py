@@ -6,30 +6,16 @@ Writes: models/NAME/baseline_NETWORK.keras and its card; models/NAME/runs/ (hist
     python -m training.step1_baseline --dataset fer2013 --network project1
 """
 
-import sys
-from pathlib import Path
-from typing import Annotated
-
-if not __package__:  # run as a plain file
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 from dataclasses import replace
+from typing import Annotated
 
 import typer
 
+from common.command_line import DataRoot, DatasetName, Force, ModelsRoot, dataset_folder, run, typed_command
+from common.errors import InputError
+from common.logging import quiet_start
 from configuration import BASELINES, PATHS, SAMPLE
-from preprocessing.command_line import (
-    DataRoot,
-    DatasetName,
-    Force,
-    ModelsRoot,
-    dataset_folder,
-    run,
-    typed_command,
-)
-from preprocessing.errors import InputError
-from preprocessing.image_tables import read_table
-from preprocessing.quiet import quiet_start
+from preprocessing.tables import read_table
 
 
 def main(
@@ -47,15 +33,15 @@ def main(
     folder = dataset_folder(data, dataset)
     table = read_table(folder, "split.csv")  # before Keras is imported, so that a mistake is told at once
     with quiet_start():
-        from training.fitting import fit_table
+        from training.trainer import train_network
 
     model_file = models / dataset / f"baseline_{network}.keras"
-    fitting = BASELINES[network]
+    config = BASELINES[network]
     if epochs is not None:
-        fitting = replace(fitting, epochs=epochs)
+        config = replace(config, epochs=epochs)
     if seed is not None:
-        fitting = replace(fitting, seed=seed)
-    fit_table(table, folder, model_file, fitting, typed_command(), force=force)
+        config = replace(config, seed=seed)
+    train_network(table, folder, model_file, config, typed_command(), force=force)
 
 
 if __name__ == "__main__":

@@ -9,28 +9,15 @@ Writes: models/NAME/tuned.json, which step3_best_model reads; models/NAME/tuning
 Start it several times to use several processes; start it again after a kill to go on.
 """
 
-import sys
-from pathlib import Path
-from typing import Annotated
-
-if not __package__:  # run as a plain file
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 from dataclasses import replace
+from typing import Annotated
 
 import typer
 
+from common.command_line import DataRoot, DatasetName, ModelsRoot, dataset_folder, run, typed_command
+from common.logging import quiet_start
 from configuration import BEST, PATHS, SAMPLE, SAMPLE_TUNING, TUNING
-from preprocessing.command_line import (
-    DataRoot,
-    DatasetName,
-    ModelsRoot,
-    dataset_folder,
-    run,
-    typed_command,
-)
-from preprocessing.image_tables import read_table
-from preprocessing.quiet import quiet_start
+from preprocessing.tables import read_table
 
 
 def main(

@@ -6,39 +6,27 @@ Writes: models/NAME/best.keras and its card (or --output); models/NAME/runs/ (hi
 
     python -m training.step3_best_model --dataset fer2013
     python -m training.step3_best_model --dataset fer2013 --settings models/fer2013/tuned.json
-    python -m training.step3_best_model --dataset ckplus --start-from models/pretrained.keras
+    python -m training.step3_best_model --dataset ckplus --pretrained models/pretrained.keras
     python -m training.step3_best_model --dataset ckplus --folds 10
 
-With `--folds` it trains one network per fold, `best-folds/0.keras` and so on (`--loose`: `best-loose-folds/`).
+With `--folds` it trains one network per fold: `best-folds/0.keras` and so on. With `--subject-dependent` they lie in
+`best-subject-dependent-folds/`.
 """
 
-import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-if not __package__:  # run as a plain file
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
-from dataclasses import replace
-
 import typer
 
+from common.command_line import DataRoot, DatasetName, Force, ModelsRoot, dataset_folder, run, typed_command
+from common.errors import InputError
+from common.logging import quiet_start
 from configuration import BEST, FINE_TUNING, PATHS, SAMPLE
 from inference.keras_networks import check_output
 from inference.model_card import check_crops, read_card
-from preprocessing.command_line import (
-    DataRoot,
-    DatasetName,
-    Force,
-    ModelsRoot,
-    dataset_folder,
-    run,
-    typed_command,
-)
-from preprocessing.errors import InputError
-from preprocessing.image_tables import crop_options, read_table
-from preprocessing.quiet import quiet_start
-from training.folds import LOOSE, STRICT, check_number, fit_folds
+from preprocessing.tables import crop_options, read_table
+from training.cross_validation import SUBJECT_DEPENDENT, SUBJECT_INDEPENDENT, check_number, fit_folds
 from training.lineage import settings_images
 from training.settings import read_settings, shortened, tuned_file
 
@@ -53,7 +41,7 @@ def main(
             help="Settings: a tuned.json of step2_tuning, or a network's card.", show_default="configuration.py"
         ),
     ] = None,
-    start_from: Annotated[
+    pretrained: Annotated[
         Path | None,
         typer.Option(
             help="A finished network to fine-tune, such as models/pretrained.keras; without --settings then by the "
@@ -65,11 +53,11 @@ def main(
         list[Path] | None,
         typer.Option(help="A finished network whose answers are learnt beside the labels; may be given several times."),
     ] = None,
-    teaching: Annotated[
+    teacher_targets: Annotated[
         str | None,
         typer.Option(
             help="once: teachers answer about each training image; views: about what the network sees, in every step.",
-            show_default=BEST.teaching,
+            show_default=BEST.teacher_targets,
         ),
     ] = None,
     targets: Annotated[
@@ -94,11 +82,11 @@ def main(
     learning_rate: Annotated[
         float | None, typer.Option(help="Step size at the start.", show_default=f"{BEST.learning_rate}, or as tuned")
     ] = None,
-    cover: Annotated[
+    cutout_max_size: Annotated[
         int | None,
         typer.Option(
             help="Largest side of a black box over half of the training images, pixels; 0: none.",
-            show_default=str(BEST.augmentation.cover),
+            show_default=str(BEST.augmentation.cutout_max_size),
         ),
     ] = None,
     precision: Annotated[
@@ -109,38 +97,38 @@ def main(
     folds: Annotated[
         int | None, typer.Option(min=3, help="Train one network per fold of the split: the number of its folds.")
     ] = None,
-    loose: Annotated[
-        bool, typer.Option("--loose", help="With --folds: folds that ignore who is in the pictures.")
+    subject_dependent: Annotated[
+        bool, typer.Option("--subject-dependent", help="With --folds: folds that ignore who is in the pictures.")
     ] = False,
     force: Force = False,
 ) -> None:
     """Train the best known network on a data set's training split; typed options go before tuned settings."""
     folder = dataset_folder(data, dataset)
     table = read_table(folder, "split.csv")  # before Keras is imported, so that a mistake is told at once
-    column = LOOSE if loose else STRICT
+    column = SUBJECT_DEPENDENT if subject_dependent else SUBJECT_INDEPENDENT
     model_file = output or models / dataset / "best.keras"
     check_output(model_file)
     if folds is not None:
         check_number(table, folds, column, folder)
-    elif loose:
-        raise InputError("--loose goes with --folds K: it says which folds")
-    if start_from is not None:
-        check_crops(start_from, read_card(start_from), crop_options(folder), dataset)
+    elif subject_dependent:
+        raise InputError("--subject-dependent goes with --folds K: it says which folds")
+    if pretrained is not None:
+        check_crops(pretrained, read_card(pretrained), crop_options(folder), dataset)
     with quiet_start():
-        from training.fitting import fit_table
+        from training.trainer import train_network
 
     teachers = tuple(map(str, teacher or []))
-    start = str(start_from) if start_from else ""
-    fitting = read_settings(settings, teachers, start) if settings else FINE_TUNING if start else BEST
+    start = str(pretrained) if pretrained else ""
+    config = read_settings(settings, teachers, start) if settings else FINE_TUNING if start else BEST
     print(f"settings: {settings or 'configuration.py'}", flush=True)
     tuned = tuned_file(models / dataset, targets or BEST.targets)
     if settings is None and not start and tuned.is_file():
         print(f"note: {tuned} is not used; to use it: --settings {tuned}", flush=True)
     settings_hashes = settings_images(settings, table, dataset) if settings else None
     typed = {
-        "start_from": start or None,
+        "pretrained": start or None,
         "teachers": teachers or None,
-        "teaching": teaching,
+        "teacher_targets": teacher_targets,
         "targets": targets,
         "balance": balance,
         "epochs": epochs,
@@ -148,17 +136,19 @@ def main(
         "learning_rate": learning_rate,
         "precision": precision,
         "seed": seed,
-        "augmentation": None if cover is None else replace(fitting.augmentation, cover=cover),
+        "augmentation": None
+        if cutout_max_size is None
+        else replace(config.augmentation, cutout_max_size=cutout_max_size),
     }
-    fitting = shortened(replace(fitting, **{name: value for name, value in typed.items() if value is not None}))
-    if teaching is not None and not fitting.teachers:
-        raise InputError("--teaching says how teachers are asked; name them by --teacher A.keras")
-    if folds is not None and fitting.teachers:
+    config = shortened(replace(config, **{name: value for name, value in typed.items() if value is not None}))
+    if teacher_targets is not None and not config.teachers:
+        raise InputError("--teacher-targets says how teachers are asked; name them by --teacher A.keras")
+    if folds is not None and config.teachers:
         raise InputError("teachers do not go with --folds: they may have learnt from the people of every fold")
     if folds is None:
-        fit_table(table, folder, model_file, fitting, typed_command(), settings_hashes, force)
+        train_network(table, folder, model_file, config, typed_command(), settings_hashes, force)
     else:
-        fit_folds(table, folder, model_file, fitting, typed_command(), column, settings_hashes, force)
+        fit_folds(table, folder, model_file, config, typed_command(), column, settings_hashes, force)
 
 
 if __name__ == "__main__":

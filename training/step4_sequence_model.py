@@ -10,26 +10,21 @@ Writes: models/NAME/sequence.keras and its card (or --output); with --folds a ne
     python -m realtime.webcam --temporal models/ckplus/sequence.keras
 """
 
-import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-if not __package__:  # run as a plain file
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
-from dataclasses import replace
-
 import typer
 
-from configuration import PATHS, SAMPLE, TEMPORAL
+from common.command_line import DataRoot, DatasetName, Force, ModelsRoot, dataset_folder, run, typed_command
+from common.logging import quiet_start
+from configuration import PATHS, SAMPLE, SEQUENCES
 from inference.keras_networks import check_output
 from inference.model_card import read_card
-from preprocessing.command_line import DataRoot, DatasetName, Force, ModelsRoot, dataset_folder, run, typed_command
-from preprocessing.image_tables import fold_numbers, read_table, split_by_fold
-from preprocessing.quiet import quiet_start
-from training.folds import STRICT, check_number, features_without, fold_file
+from preprocessing.tables import fold_numbers, read_table, split_by_fold
+from training.cross_validation import SUBJECT_INDEPENDENT, check_number, features_without, fold_file
 
-FITTING = TEMPORAL.fitting
+FITTING = SEQUENCES.config
 
 
 def main(
@@ -41,8 +36,8 @@ def main(
         int | None,
         typer.Option(min=3, help="Train a network for each of the K folds that step3_split --strategy folds made."),
     ] = None,
-    window: Annotated[int, typer.Option(help="Frames that it looks back over at most.")] = TEMPORAL.window,
-    rate: Annotated[float, typer.Option(help="Frames per second of the data set's sequences.")] = TEMPORAL.rate,
+    window: Annotated[int, typer.Option(help="Frames that it looks back over at most.")] = SEQUENCES.window,
+    rate: Annotated[float, typer.Option(help="Frames per second of the data set's sequences.")] = SEQUENCES.rate,
     epochs: Annotated[int, typer.Option(help="Passes over the training split.")] = FITTING.epochs,
     batch_size: Annotated[int, typer.Option(help="Sequences per step.")] = FITTING.batch_size,
     learning_rate: Annotated[float, typer.Option(help="Step size at the start.")] = FITTING.learning_rate,
@@ -59,18 +54,18 @@ def main(
     check_output(model_file)
     read_card(features)
     if folds is not None:
-        check_number(table, folds, STRICT, folder)
+        check_number(table, folds, SUBJECT_INDEPENDENT, folder)
     with quiet_start():
-        from training.sequence_model import fit_sequences
+        from training.sequences.trainer import fit_sequences
 
-    fitting = replace(
+    config = replace(
         FITTING,
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
         seed=seed,
     )
-    options = replace(TEMPORAL, window=window, rate=rate, fitting=fitting)
+    options = replace(SEQUENCES, window=window, rate=rate, config=config)
     if folds is None:
         fit_sequences(table, folder, model_file, options, features, command, force)
         return

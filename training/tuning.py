@@ -32,23 +32,16 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
-from configuration import Fitting, Tuning
+from common.command_line import NO_ROOM, counted, progress_bar
+from common.errors import InputError
+from common.files import atomic_file
+from common.logging import silence_retracing
+from configuration import TrainingConfig, TuningConfig
 from inference.lineage import ImageHashes, write_hashes
-from preprocessing.command_line import NO_ROOM, counted, progress_bar
-from preprocessing.errors import InputError
-from preprocessing.files import atomic_file
-from preprocessing.image_tables import is_usable, split_hash, usable
-from preprocessing.quiet import silence_retracing
-from training.datasets import FaceBatches
-from training.fitting import (
-    MONITOR,
-    build_trainer,
-    check_settings,
-    choose_precision,
-    read_batches,
-    whole_faces_last,
-)
+from preprocessing.tables import is_usable, split_hash, usable
+from training.data import FaceBatches
 from training.settings import settings_to_json, shortened, tuned_file
+from training.trainer import MONITOR, build_trainer, check_settings, choose_precision, full_images_last, read_batches
 from training.workers import Worker, is_at_work, one_at_a_time
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -87,12 +80,12 @@ class JournalLock(JournalFileOpenLock):
         return taken
 
 
-def search_space(base: Fitting, tuning: Tuning) -> dict[str, BaseDistribution]:
+def search_space(base: TrainingConfig, tuning: TuningConfig) -> dict[str, BaseDistribution]:
     """Return what is searched, by name."""
     space: dict[str, BaseDistribution] = {
         "learning_rate": FloatDistribution(*tuning.learning_rate, log=True),
         "schedule": CategoricalDistribution(tuning.schedules),
-        "warm_up": IntDistribution(tuning.warm_up[0], min(tuning.warm_up[1], tuning.epochs - 1)),
+        "warmup_epochs": IntDistribution(tuning.warmup_epochs[0], min(tuning.warmup_epochs[1], tuning.epochs - 1)),
         "beta_1": FloatDistribution(*tuning.beta_1),
         "beta_2": CategoricalDistribution(tuning.beta_2),
         "weight_decay": FloatDistribution(*tuning.weight_decay, log=True),
@@ -101,35 +94,37 @@ def search_space(base: Fitting, tuning: Tuning) -> dict[str, BaseDistribution]:
         "convolutions": IntDistribution(*tuning.convolutions),
         "dropout": FloatDistribution(*tuning.dropout),
         "augmentation": FloatDistribution(*tuning.augmentation),
-        "scars": IntDistribution(*tuning.scars),
+        "small_erasing_count": IntDistribution(*tuning.small_erasing_count),
     }
     if base.targets == "labels":  # votes are soft already
         space["label_smoothing"] = FloatDistribution(*tuning.label_smoothing)
     return space
 
 
-def start_params(base: Fitting, space: dict[str, BaseDistribution]) -> dict[str, Any]:
+def start_params(base: TrainingConfig, space: dict[str, BaseDistribution]) -> dict[str, Any]:
     """Return the values that stand for the configured settings themselves."""
-    values = {**vars(base), "width": base.widths[0], "augmentation": 1.0, "scars": 1}
+    values = {**vars(base), "width": base.filters[0], "augmentation": 1.0, "small_erasing_count": 1}
     return {name: values[name] for name in space}
 
 
-def settings_of(params: dict[str, Any], base: Fitting) -> Fitting:
+def settings_of(params: dict[str, Any], base: TrainingConfig) -> TrainingConfig:
     """Return the settings that a trial's values stand for."""
     values = dict(params)
-    width, strength, scars = (values.pop(name) for name in ("width", "augmentation", "scars"))
+    width, strength, small_erasing_count = (
+        values.pop(name) for name in ("width", "augmentation", "small_erasing_count")
+    )
     options = base.augmentation
     return replace(
         base,
         **values,
-        widths=tuple(round(filters * width / base.widths[0]) for filters in base.widths),
+        filters=tuple(round(filters * width / base.filters[0]) for filters in base.filters),
         augmentation=replace(
             options,
             **{name: getattr(options, name) * strength for name in
                ("rotation", "zoom", "shift", "contrast", "brightness")},
-            scars=options.scars if scars else 0,
-            scar_length=options.scar_length * max(scars, 1),
-            scar_width=options.scar_width * max(scars, 1),
+            small_erasing_count=options.small_erasing_count if small_erasing_count else 0,
+            small_erasing_length=options.small_erasing_length * max(small_erasing_count, 1),
+            small_erasing_width=options.small_erasing_width * max(small_erasing_count, 1),
         ),
     )  # fmt: skip
 
@@ -174,7 +169,9 @@ class NumberedSampler(optuna.samplers.BaseSampler):
         return trial.user_attrs.get("again", trial.number) == 0
 
 
-def open_study(name: str, storage: str | Path, base: Fitting, tuning: Tuning, facts: dict[str, Any]) -> optuna.Study:
+def open_study(
+    name: str, storage: str | Path, base: TrainingConfig, tuning: TuningConfig, facts: dict[str, Any]
+) -> optuna.Study:
     """Return the study of this name, new or as other processes left it.
 
     Args:
@@ -279,7 +276,7 @@ class Search:
     """
 
     study: optuna.Study
-    tuning: Tuning
+    tuning: TuningConfig
     run_trial: Callable[[optuna.Trial], float]
     space: dict[str, BaseDistribution]
     workers: Path | None
@@ -425,14 +422,16 @@ class Pruning(keras.callbacks.Callback):
             raise optuna.TrialPruned
 
 
-def train_trial(trial: optuna.Trial, train: FaceBatches, dev: FaceBatches, fitting: Fitting, largest: int) -> float:
+def train_trial(
+    trial: optuna.Trial, train: FaceBatches, dev: FaceBatches, config: TrainingConfig, largest: int
+) -> float:
     """Train by a trial's settings without saving anything, and return the best dev accuracy.
 
     Raises:
         optuna.TrialPruned: the network has more than `largest` parameters, it diverged, or others are better.
     """
-    keras.utils.set_random_seed(fitting.seed)
-    network, trainer = build_trainer(train, fitting)
+    keras.utils.set_random_seed(config.seed)
+    network, trainer = build_trainer(train, config)
     trial.set_user_attr("parameters", network.count_params())
     pruning = Pruning(trial)
     silent: Any = 0
@@ -442,8 +441,8 @@ def train_trial(trial: optuna.Trial, train: FaceBatches, dev: FaceBatches, fitti
         trainer.fit(
             train,
             validation_data=dev,
-            epochs=fitting.epochs,
-            callbacks=[*whole_faces_last(fitting), pruning],
+            epochs=config.epochs,
+            callbacks=[*full_images_last(config), pruning],
             shuffle=False,
             verbose=silent,
         )
@@ -467,8 +466,8 @@ def tune(
     table: pd.DataFrame,
     folder: Path,
     models_folder: Path,
-    base: Fitting,
-    tuning: Tuning,
+    base: TrainingConfig,
+    tuning: TuningConfig,
     command: str,
     storage: str | None = None,
 ) -> None:
@@ -528,10 +527,10 @@ def tune(
     results = file.with_name(file.stem.replace("tuned", "tuning"))
 
     def run_trial(trial: optuna.Trial) -> float:
-        fitting = settings_of(trial.params, settled)
-        trial.set_user_attr("precision", fitting.precision)
-        batches, dev_batches, _ = read_batches(part, folder, fitting)
-        return train_trial(trial, batches, dev_batches, fitting, tuning.parameters)
+        config = settings_of(trial.params, settled)
+        trial.set_user_attr("precision", config.precision)
+        batches, dev_batches, _ = read_batches(part, folder, config)
+        return train_trial(trial, batches, dev_batches, config, tuning.parameters)
 
     def write_trials(study: optuna.Study) -> None:
         with one_at_a_time(results / "results.lock"):
@@ -551,7 +550,7 @@ def tune(
         write_results(study, base, start_params(trial_base, space), found, file, results)
 
 
-def check_budget(tuning: Tuning) -> None:
+def check_budget(tuning: TuningConfig) -> None:
     """Refuse a budget that cannot be used.
 
     Raises:
@@ -584,7 +583,7 @@ def write_table(study: optuna.Study, file: Path) -> None:
 
 def write_results(
     study: optuna.Study,
-    base: Fitting,
+    base: TrainingConfig,
     start_values: dict[str, Any],
     found: dict[str, Any],
     file: Path,
@@ -601,12 +600,12 @@ def write_results(
         print(f"{said}; no trial has run to its end yet, so nothing was written but {folder / 'trials.csv'}")
         return
     start = next((t.value for t in trials if t.state == TrialState.COMPLETE and t.params == start_values), None)
-    fitting = settings_of(best.params, base)
+    config = settings_of(best.params, base)
     about = {**found, "trials": counts, "best_trial": best.number, "dev_accuracy": best.value}
     about |= {"dev_accuracy_of_the_start": start, "created": datetime.now(UTC).date().isoformat()}
     about |= {"optuna": optuna.__version__, "chosen_by": "highest dev accuracy of any epoch of any trial"}
     with atomic_file(file) as temporary:
-        text = json.dumps({"fitting": settings_to_json(fitting), "found": about}, indent=2)
+        text = json.dumps({"config": settings_to_json(config), "found": about}, indent=2)
         temporary.write_text(text + "\n", encoding="utf-8")
     drawn_plots = draw_plots(study, folder)
     compared = f"; the configured settings (trial 0): {start:.4f}" if start is not None else ""

@@ -1,0 +1,277 @@
+"""How sure a score is: bootstrap intervals, and tests of whether a difference is more than chance.
+
+What a resample draws is a unit: a person's images together, because they resemble each other, or an image by itself
+where nobody is known. Memory does not grow with the number of resamples. A `seed` may be a generator, whose draws then
+go on.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_array
+from scipy.stats import binomtest, norm
+
+from configuration import EVALUATION
+
+# A statistic takes how often each image was drawn, float (resamples, images), and returns its values by name, each
+# (resamples,). Statistics of two models on the same weights are paired.
+Statistic = Callable[[np.ndarray], dict[str, np.ndarray]]
+Seed = int | np.random.Generator
+
+_CHUNK = 1 << 21  # weights in memory at a time: 16 MB
+
+
+class Estimate(NamedTuple):
+    """A share or a difference of shares with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __neg__(self) -> "Estimate":
+        return Estimate(-self.value, -self.high, -self.low)
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:.1f} ({100 * self.low:.1f} to {100 * self.high:.1f})"
+
+
+def units_of(rows: pd.DataFrame) -> np.ndarray | None:
+    """Return each row's subject as a number, int (n,), where every row has one and they are several; else None."""
+    if "subject" not in rows.columns or (rows["subject"].isin(["", None]) | rows["subject"].isna()).any():
+        return None
+    clusters, names = pd.factorize(rows["subject"])
+    return clusters if len(names) > 1 else None
+
+
+# ---------------------------------------------------------------- resamples
+
+
+def bootstrap(statistic: Statistic, clusters: np.ndarray, resamples: int, seed: Seed) -> dict[str, np.ndarray]:
+    """Return a statistic's values on resamples of the data (Efron and Tibshirani 1993, chapter 6).
+
+    Whole units are drawn, as many as there are, with replacement: images of one person are not independent, and an
+    interval that draws single images would be too narrow.
+
+    Args:
+        statistic: What to compute.
+        units: int (images,): each image's unit, numbered from 0; its subject, or a unit of its own.
+        resamples: Number of resamples.
+        seed: The same seed gives the same resamples, also to another statistic.
+
+    Returns:
+        By name, float (resamples,); NaN where a resample does not allow the value.
+    """
+    count = int(clusters.max()) + 1
+    each_its_own = np.array_equal(clusters, np.arange(count))
+    parts = [
+        statistic(drawn if each_its_own else drawn[:, clusters])
+        for drawn in _draws(count, max(len(clusters), count), resamples, seed)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def resampled_counts(
+    codes: np.ndarray, size: int, clusters: np.ndarray | None, resamples: int, seed: Seed
+) -> np.ndarray:
+    """Return how often each code occurs in resamples of the rows, (resamples, size) int64.
+
+    Args:
+        codes: (n,) int, 0 to size - 1: the cell of a contingency table that each row falls into.
+        size: Number of cells.
+        units: (n,) int: the unit of each row; None: rows are drawn.
+        resamples: Number of resamples.
+        seed: Of the draws.
+    """
+    if clusters is None:  # the counts of rows drawn with replacement are multinomial
+        shares = np.bincount(codes, minlength=size) / len(codes)
+        return np.random.default_rng(seed).multinomial(len(codes), shares, size=resamples)
+    count = int(clusters.max()) + 1
+    by_unit = csr_array((np.ones(len(codes)), (clusters, codes)), shape=(count, size))
+    return np.concatenate([drawn @ by_unit for drawn in _draws(count, count, resamples, seed)]).astype(np.int64)
+
+
+def resampled_means(values: np.ndarray, clusters: np.ndarray | None, resamples: int, seed: Seed) -> np.ndarray:
+    """Return the columns' means in resamples of the rows, (resamples, columns); the same rows in all columns.
+
+    Args:
+        values: (n, columns) numbers or truth values.
+        units: As in `resampled_counts`.
+        resamples: Number of resamples.
+        seed: Of the draws.
+    """
+    numbers = np.arange(len(values)) if clusters is None else clusters
+    count = int(numbers.max()) + 1
+    sums = np.zeros((count, values.shape[1] + 1))
+    np.add.at(sums, numbers, np.column_stack([values, np.ones(len(values))]))
+    totals = np.concatenate([drawn @ sums for drawn in _draws(count, count, resamples, seed)])
+    return totals[:, :-1] / totals[:, -1:]
+
+
+def _draws(count: int, width: int, resamples: int, seed: Seed) -> Iterator[np.ndarray]:
+    """Yield how often each of `count` units is drawn, float (some of the resamples, count).
+
+    `width` is the row length of what is made of them, which bounds how many come at a time; the draws are the same
+    however many do.
+    """
+    random = np.random.default_rng(seed)
+    at_once = max(1, _CHUNK // width)
+    for start in range(0, resamples, at_once):
+        size = min(at_once, resamples - start)
+        drawn = random.integers(count, size=(size, count)) + count * np.arange(size)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count).astype(np.float64)
+
+
+# ---------------------------------------------------------------- intervals
+
+
+def percentile_interval(values: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the percentile interval of resampled values, (resamples, ...): lower and upper ends, (...).
+
+    Resamples that do not allow a value (NaN) are left out; where none allows it, both ends are NaN.
+    """
+    tail = (1 - level) / 2
+    empty = np.isnan(values).all(axis=0)  # told apart first, because quantiles of nothing give a warning
+    low, high = np.nanquantile(np.where(empty, 0.0, values), [tail, 1 - tail], axis=0)
+    return np.where(empty, np.nan, low), np.where(empty, np.nan, high)
+
+
+def percentile_intervals(values: Mapping[str, np.ndarray], level: float) -> dict[str, tuple[float, float]]:
+    """Return each statistic's percentile interval; NaN where no resample allows a value."""
+    intervals = {name: percentile_interval(drawn, level) for name, drawn in values.items()}
+    return {name: (float(low), float(high)) for name, (low, high) in intervals.items()}
+
+
+def wilson_interval(share: float, size: float, level: float) -> tuple[float, float]:
+    """Return Wilson's score interval (1927) of a share.
+
+    Args:
+        share: 0-1.
+        size: Number of independent observations; an effective sample size need not be whole.
+        level: Level of the interval, 0-1.
+
+    Returns:
+        Lower and upper limit, 0-1; NaN without an observation.
+    """
+    if not size > 0:
+        return float("nan"), float("nan")
+    squared = norm.ppf((1 + level) / 2) ** 2 / size
+    half = np.sqrt(squared * (share * (1 - share) + squared / 4))
+    low, high = ((share + squared / 2 + side * half) / (1 + squared) for side in (-1, 1))
+    return float(low) if share > 0 else 0.0, float(high) if share < 1 else 1.0  # exact at the boundary
+
+
+def effective_size(weights: np.ndarray, clusters: np.ndarray | None) -> float:
+    """Return how many independent rows the rows are worth if those of one unit are all alike.
+
+    This is Kish's (1965) effective sample size for an intra-class correlation of one: the squared sum of the units'
+    weights over the sum of their squares. It is 0 without a weight above zero.
+
+    Args:
+        weights: (n,) weight of each row, at least 0.
+        units: As in `resampled_counts`.
+    """
+    sizes = weights.astype(np.float64) if clusters is None else np.bincount(clusters, weights=weights)
+    return float(sizes.sum() ** 2 / (sizes**2).sum()) if sizes.any() else 0.0
+
+
+def boundary_interval(
+    part: np.ndarray, whole: np.ndarray, clusters: np.ndarray | None, level: float
+) -> tuple[float, float] | None:
+    """Return the interval of a share that is 0 or 1; None for any other share.
+
+    All resamples of such rows give the same share, so that a bootstrap interval has no width. Wilson's interval has
+    one. Where rows share units, the rows cannot tell how alike those of a unit are; they count as entirely alike.
+
+    Args:
+        part: (n,) what each row adds to the numerator, from 0 to its `whole`.
+        whole: (n,) what each row adds to the denominator, at least 0.
+        units: As in `resampled_counts`.
+        level: Level of the interval, 0-1.
+
+    Returns:
+        Lower and upper limit, 0-1; NaN where the denominator is 0.
+    """
+    total = whole.sum()
+    share = part.sum() / total if total > 0 else 0.0
+    if 1e-12 < share < 1 - 1e-12:
+        return None
+    return wilson_interval(round(float(share)), effective_size(whole, clusters), level)
+
+
+def widened(
+    interval: tuple[float, float], value: float, parts: Sequence[tuple[float, tuple[float, float]]], count: int
+) -> tuple[float, float]:
+    """Return the interval of a mean, widened by parts whose own variation its resamples do not show.
+
+    The distances of the limits from their values are added in quadrature (Zou and Donner 2008).
+
+    Args:
+        interval: The mean's bootstrap interval.
+        value: The mean, 0-1.
+        parts: Value and interval of each part that is 0 or 1, as `boundary_interval` gives it.
+        count: Number of all parts of the mean.
+    """
+    if np.isnan(interval).any():
+        return interval
+    down, up = max(value - interval[0], 0.0) ** 2, max(interval[1] - value, 0.0) ** 2
+    down += sum((own - low) ** 2 for own, (low, _) in parts) / count**2
+    up += sum((high - own) ** 2 for own, (_, high) in parts) / count**2
+    return max(min(value - float(np.sqrt(down)), interval[0]), 0.0), min(
+        max(value + float(np.sqrt(up)), interval[1]), 1.0
+    )
+
+
+def estimate_share(
+    hits: np.ndarray, clusters: np.ndarray | None, resamples: int, seed: Seed, level: float = EVALUATION.level
+) -> Estimate:
+    """Return a share with its interval.
+
+    The interval is Wilson's for independent rows and for a share of 0 or 1. Otherwise it is by bootstrap.
+
+    Args:
+        hits: (n,) truth values, n > 0.
+        units: As in `resampled_counts`.
+        resamples: Number of resamples.
+        seed: Of the draws.
+        level: Level of the interval, 0-1.
+    """
+    share = float(hits.mean())
+    if clusters is None:
+        return Estimate(share, *wilson_interval(share, len(hits), level))
+    if ends := boundary_interval(hits, np.ones(len(hits)), clusters, level):
+        return Estimate(share, *ends)
+    low, high = percentile_interval(resampled_means(hits[:, None], clusters, resamples, seed), level)
+    return Estimate(share, float(low[0]), float(high[0]))
+
+
+# ---------------------------------------------------------------- tests
+
+
+def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> dict[str, float | int]:
+    """Return McNemar's exact test of whether two models are right equally often on the same images.
+
+    Only images that one model alone gets right tell the two apart; were the models equal, each of these would be A's
+    or B's with probability 1/2 (McNemar 1947; exact binomial, two-sided).
+
+    Args:
+        right_a: bool (images,): whether model A is right.
+        right_b: The same of model B.
+
+    Returns:
+        `only_a` and `only_b`, numbers of images, and the `p_value`.
+    """
+    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    p_value = float(binomtest(only_a, only_a + only_b, 0.5).pvalue) if only_a + only_b else 1.0
+    return {"only_a": only_a, "only_b": only_b, "p_value": p_value}
+
+
+def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Return p-values adjusted for their number (Holm 1979), in the given order; NaN stays NaN and is not counted."""
+    p_values = np.asarray(p_values, np.float64)
+    adjusted = np.full(len(p_values), np.nan)
+    order = np.argsort(p_values, kind="stable")[: np.count_nonzero(~np.isnan(p_values))]  # NaN comes last
+    steps = p_values[order] * (len(order) - np.arange(len(order)))
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
+    return adjusted

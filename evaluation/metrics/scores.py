@@ -1,0 +1,263 @@
+"""Plain metric functions over true labels and predicted probabilities."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import brentq
+from scipy.sparse import csr_array
+from scipy.stats import norm
+from sklearn import metrics
+
+from common.emotions import LabelRule
+from configuration import EvaluationConfig
+from evaluation.metrics.intervals import (
+    Statistic,
+    bootstrap,
+    boundary_interval,
+    effective_size,
+    percentile_intervals,
+    widened,
+)
+
+NOTHING_FOUND: Any = 0.0  # precision of an emotion that is never predicted
+
+
+def apply_rule(probabilities: np.ndarray, rule: LabelRule) -> np.ndarray:
+    """Return the probabilities of the rule's labels, (n, labels), scaled to sum to one.
+
+    A row that gives nothing to any of these labels becomes uniform.
+    """
+    kept = probabilities[:, list(rule.columns)].astype(np.float64)
+    total = kept.sum(axis=1, keepdims=True)
+    return np.divide(kept, total, out=np.full_like(kept, 1 / kept.shape[1]), where=total > 0)
+
+
+def probability_columns(probabilities: np.ndarray, labels: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return what tables of predictions hold: `p_EMOTION` -> its probabilities, six decimals.
+
+    Args:
+        probabilities: (n, classes).
+        labels: Class names in their order.
+    """
+    return {f"p_{label}": column.round(6) for label, column in zip(labels, probabilities.T, strict=True)}
+
+
+def predicted_labels(probabilities: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+    """Return the likeliest label of each row."""
+    return np.asarray(labels, dtype=object)[probabilities.argmax(axis=1)]
+
+
+def confusion(truth: Sequence[str], prediction: Sequence[str], labels: Sequence[str]) -> pd.DataFrame:
+    """Return the counts, true labels as rows and predicted labels as columns."""
+    matrix = metrics.confusion_matrix(truth, prediction, labels=list(labels))
+    return pd.DataFrame(matrix, index=pd.Index(labels, name="truth"), columns=pd.Index(labels, name="prediction"))
+
+
+def scores(truth: Sequence[str], prediction: Sequence[str], labels: Sequence[str]) -> dict[str, Any]:
+    """Return accuracy, balanced accuracy, macro F1 and the per-emotion figures, all in 0-1.
+
+    Balanced accuracy is the mean recall, macro F1 the mean F1, both over the emotions that occur in `truth`.
+    """
+    report: Any = metrics.classification_report(
+        truth, prediction, labels=list(labels), output_dict=True, zero_division=NOTHING_FOUND
+    )
+    per_emotion = {label: {name: float(value) for name, value in report[label].items()} for label in labels}
+    occurring = [figures for figures in per_emotion.values() if figures["support"]]
+    return {
+        "n": len(truth),
+        "accuracy": float(metrics.accuracy_score(truth, prediction)),
+        "balanced_accuracy": float(np.mean([figures["recall"] for figures in occurring])),
+        "macro_f1": float(np.mean([figures["f1-score"] for figures in occurring])),
+        "per_emotion": per_emotion,
+    }
+
+
+def classification_report(truth: Sequence[str], prediction: Sequence[str], labels: Sequence[str]) -> str:
+    """Return scikit-learn's classification report as text."""
+    return str(
+        metrics.classification_report(truth, prediction, labels=list(labels), digits=3, zero_division=NOTHING_FOUND)
+    )
+
+
+def in_top(probabilities: np.ndarray, truth: np.ndarray, k: int) -> np.ndarray:
+    """Return whether the true class is among the k likeliest, bool (n,).
+
+    A class as likely as the true one stands before it, so that a model that gives everything the same is not rewarded.
+
+    Args:
+        probabilities: (n, classes).
+        truth: True classes, int (n,).
+        k: 1 or more.
+    """
+    own = probabilities[np.arange(len(truth)), truth]
+    return (probabilities >= own[:, None]).sum(axis=1) <= k
+
+
+def roc_auc(probabilities: np.ndarray, truth: np.ndarray, labels: Sequence[str]) -> dict[str, float]:
+    """Return each emotion's area under the ROC curve, one against the rest; NaN where one of the two is missing."""
+    areas = {}
+    for index, label in enumerate(labels):
+        present = truth == index
+        both = present.any() and not present.all()
+        areas[label] = float(metrics.roc_auc_score(present, probabilities[:, index])) if both else float("nan")
+    return areas
+
+
+def score_statistic(probabilities: np.ndarray, truth: np.ndarray, labels: Sequence[str]) -> Statistic:
+    """Return the scores of `scores`, top-2 accuracy, ROC AUC and Brier score as a function of the images' weights.
+
+    It computes them for many resamples at once. Names: `accuracy`, `balanced_accuracy`, `macro_f1`, `top2_accuracy`,
+    `roc_auc` (mean over emotions), `brier`, and per emotion `precision/EMOTION`, `recall/...`, `f1/...`, `roc_auc/...`.
+
+    Args:
+        probabilities: (n, labels); rows sum to one.
+        truth: True labels, int (n,).
+        labels: Names in class order.
+    """
+    k, n = len(labels), len(truth)
+    predicted = probabilities.argmax(axis=1)
+    cell = csr_array((np.ones(n), (np.arange(n), truth * k + predicted)), shape=(n, k * k))
+    own = probabilities[np.arange(n), truth]
+    means = np.stack([in_top(probabilities, truth, 2), (probabilities**2).sum(axis=1) - 2 * own + 1], axis=1)
+    areas = {label: _auc_statistic(probabilities[:, index], truth == index) for index, label in enumerate(labels)}
+
+    def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
+        matrices = np.asarray(weights @ cell).reshape(-1, k, k)
+        total = weights.sum(axis=1)
+        hits = matrices.diagonal(axis1=1, axis2=2)
+        support, predictions = matrices.sum(axis=2), matrices.sum(axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            recall = hits / support
+            precision = np.where(predictions > 0, hits / predictions, NOTHING_FOUND)
+            f1 = np.where(support > 0, 2 * hits / (support + predictions), np.nan)
+        area = np.stack([areas[label](weights) for label in labels], axis=1)
+        top2, squared = ((weights @ means) / total[:, None]).T
+        values = {
+            "accuracy": hits.sum(axis=1) / total,
+            "balanced_accuracy": _mean_of_known(recall),
+            "macro_f1": _mean_of_known(f1),
+            "top2_accuracy": top2,
+            "roc_auc": _mean_of_known(area),
+            "brier": squared,
+        }
+        for index, label in enumerate(labels):
+            values |= {f"precision/{label}": precision[:, index], f"recall/{label}": recall[:, index]}
+            values |= {f"f1/{label}": f1[:, index], f"roc_auc/{label}": area[:, index]}
+        return values
+
+    return statistic
+
+
+def estimate_scores(
+    probabilities: np.ndarray, truth: np.ndarray, labels: Sequence[str], clusters: np.ndarray, options: EvaluationConfig
+) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    """Return every score of `score_statistic`, and its interval.
+
+    Args:
+        probabilities: (n, labels); rows sum to one.
+        truth: True labels, int (n,).
+        labels: Names in class order.
+        units: int (n,): each image's unit, numbered from 0.
+        options: Resamples, seed and level.
+    """
+    statistic = score_statistic(probabilities, truth, labels)
+    values = {name: float(value[0]) for name, value in statistic(np.ones((1, len(truth)))).items()}
+    drawn = bootstrap(statistic, clusters, options.resamples, options.seed)
+    return values, score_intervals(drawn, values, probabilities, truth, labels, clusters, options.level)
+
+
+def score_intervals(
+    drawn: Mapping[str, np.ndarray],
+    values: Mapping[str, float],
+    probabilities: np.ndarray,
+    truth: np.ndarray,
+    labels: Sequence[str],
+    clusters: np.ndarray,
+    level: float,
+) -> dict[str, tuple[float, float]]:
+    """Return the interval of each score: its bootstrap interval, or one for the boundary where it is 0 or 1.
+
+    At the boundary a bootstrap interval has no width. A share and an F1 score then have Wilson's interval: F1 is
+    2 J / (1 + J) of the share J of the images of an emotion or called so that are both. An area under the ROC curve
+    has Newcombe's (2006, method 5). A mean over the emotions is widened by those of its emotions.
+
+    Args:
+        drawn: Resampled scores by their names in `score_statistic`, all of them or some.
+        values: The scores themselves.
+        probabilities: (n, labels); rows sum to one.
+        truth: True labels, int (n,).
+        labels: Names in class order.
+        units: int (n,): each image's unit, numbered from 0.
+        level: Level of the intervals, 0-1.
+    """
+    predicted, every = probabilities.argmax(axis=1), np.ones(len(truth))
+    found = {
+        "accuracy": boundary_interval(predicted == truth, every, clusters, level),
+        "top2_accuracy": boundary_interval(in_top(probabilities, truth, 2), every, clusters, level),
+    }
+    means: dict[str, list[str]] = {"balanced_accuracy": [], "macro_f1": [], "roc_auc": []}
+    for index, label in enumerate(labels):
+        shown, named = truth == index, predicted == index
+        found[f"precision/{label}"] = boundary_interval(shown & named, named, clusters, level)
+        found[f"recall/{label}"] = boundary_interval(shown & named, shown, clusters, level)
+        if not shown.any():
+            continue
+        jaccard = boundary_interval(shown & named, shown | named, clusters, level)
+        found[f"f1/{label}"] = jaccard and (2 * jaccard[0] / (1 + jaccard[0]), 2 * jaccard[1] / (1 + jaccard[1]))
+        means["balanced_accuracy"].append(f"recall/{label}")
+        means["macro_f1"].append(f"f1/{label}")
+        if not shown.all():
+            area = _auc_statistic(probabilities[:, index], shown)(every[None])[0]
+            found[f"roc_auc/{label}"] = _auc_boundary_interval(float(area), shown, clusters, level)
+            means["roc_auc"].append(f"roc_auc/{label}")
+    intervals = percentile_intervals(drawn, level)
+    intervals |= {name: ends for name, ends in found.items() if ends and name in intervals}
+    for mean, parts in means.items():
+        ends = [(float(limits[1] == 1), limits) for name in parts if (limits := found[name])]
+        if mean in intervals and ends:
+            intervals[mean] = widened(intervals[mean], values[mean], ends, len(parts))
+    return intervals
+
+
+def _auc_boundary_interval(
+    area: float, positive: np.ndarray, clusters: np.ndarray, level: float
+) -> tuple[float, float] | None:
+    """Return the interval of an area under the ROC curve of 0 or 1; None for any other (Newcombe 2006, method 5)."""
+    if 1e-12 < area < 1 - 1e-12:
+        return None
+    sizes = [effective_size(rows.astype(float), clusters) for rows in (positive, ~positive)]
+    squared, half = norm.ppf((1 + level) / 2) ** 2 / (sizes[0] * sizes[1]), sum(sizes) / 2 - 1
+
+    def excess(limit: float) -> float:
+        return float(1 - limit - squared * limit * (1 + half * ((1 - limit) / (2 - limit) + limit / (1 + limit))))
+
+    root: Any = brentq(excess, 0, 1)
+    limit = float(root)
+    return (limit, 1.0) if area > 0.5 else (0.0, 1 - limit)
+
+
+def _mean_of_known(values: np.ndarray) -> np.ndarray:
+    """Return each row's mean over what is no NaN; NaN where all is."""
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, values, 0).sum(axis=1) / known.sum(axis=1)
+
+
+def _auc_statistic(score: np.ndarray, positive: np.ndarray):
+    """Return the area under the ROC curve as a function of weights: P(positive above negative) + P(equal) / 2."""
+    order = np.argsort(score, kind="stable")
+    starts = np.flatnonzero(np.append(True, np.diff(score[order]) != 0))  # equal scores are one step of the curve
+    is_positive = positive[order]
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        ordered = weights[:, order]
+        all_of_step = np.add.reduceat(ordered, starts, axis=1)
+        positives = np.add.reduceat(ordered * is_positive, starts, axis=1)
+        negatives = all_of_step - positives
+        below = negatives.cumsum(axis=1) - negatives / 2
+        with np.errstate(invalid="ignore"):
+            return (positives * below).sum(axis=1) / (positives.sum(axis=1) * negatives.sum(axis=1))
+
+    return statistic

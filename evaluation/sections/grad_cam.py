@@ -1,0 +1,93 @@
+"""Grad-CAM: which part of a picture spoke for an answer (Selvaraju et al. 2017), on a network's last convolution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from common.logging import quiet_start
+from inference.keras_networks import load_network, with_pixel_input
+
+if TYPE_CHECKING:
+    import keras
+
+_CONVOLUTIONS = ("Conv2D", "SeparableConv2D", "DepthwiseConv2D")
+_BATCH = 64  # images at once
+
+
+def grad_cam(
+    model_file: Path, images: np.ndarray, classes: np.ndarray, input_range: Sequence[float] | None = None
+) -> np.ndarray | None:
+    """Return how much each place of each image spoke for a class.
+
+    Each channel of the last convolution is weighted by the mean gradient of the class's logit with respect to it; the
+    sum's positive part, enlarged to the image, is the map.
+
+    Args:
+        model_file: The network.
+        images: uint8, (n, height, width, channels).
+        classes: For each image the index of the class among the network's outputs, int (n,).
+        input_range: The card's entry, where the network takes floats.
+
+    Returns:
+        float32, (n, height, width), 0-1 where 1 is each image's strongest place (all 0 where nothing spoke for the
+        class); None where the network has no convolution, or Keras does not run on TensorFlow.
+    """
+    with quiet_start():
+        import keras
+
+        if keras.backend.backend() != "tensorflow":
+            return None
+    network: Any = with_pixel_input(load_network(model_file), input_range, model_file)
+    maps_of = _with_maps(network)
+    if maps_of is None:
+        return None
+    height, width = images.shape[1:3]
+    parts = [np.zeros((0, height, width), np.float32)]
+    for start in range(0, len(images), _BATCH):
+        maps = _weighted_maps(network, maps_of, images[start : start + _BATCH], classes[start : start + _BATCH])
+        maps /= np.maximum(maps.max(axis=(1, 2), keepdims=True), 1e-12)
+        parts.append(np.stack([cv2.resize(one, (width, height), interpolation=cv2.INTER_LINEAR) for one in maps]))
+    return np.concatenate(parts)
+
+
+def _with_maps(network: keras.Model) -> keras.Model | None:
+    """Return a network that gives its last convolution's maps, activation included, and the last layer's input."""
+    import keras
+
+    layers = network.layers
+    convolutions = [index for index, layer in enumerate(layers) if type(layer).__name__ in _CONVOLUTIONS]
+    if not convolutions:
+        return None
+    last = convolutions[-1]
+    shape = layers[last].output.shape
+    while last + 1 < len(layers) and layers[last + 1].output.shape == shape:  # normalisation and activation
+        last += 1
+    return keras.Model(network.inputs, [layers[last].output, layers[-1].input])
+
+
+def _weighted_maps(network: keras.Model, maps_of: keras.Model, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Return the positive part of the weighted sum of channels, float32 (n, rows, columns)."""
+    import tensorflow as tf
+
+    with tf.GradientTape() as tape:
+        channels, before_last = maps_of(tf.constant(images), training=False)
+        logits = _logits(network.layers[-1], before_last)
+        own = tf.gather(logits, tf.constant(classes), batch_dims=1)
+    gradients = np.asarray(tape.gradient(own, channels))
+    weights = gradients.mean(axis=(1, 2), keepdims=True)
+    return np.maximum((weights * np.asarray(channels)).sum(axis=3), 0)
+
+
+def _logits(last_layer: Any, inputs: Any) -> Any:
+    """Return what the softmax is given; gradients of a probability near one would vanish."""
+    import keras
+
+    if hasattr(last_layer, "kernel"):  # a dense layer with its own softmax
+        logits = keras.ops.matmul(inputs, last_layer.kernel)
+        return logits if last_layer.bias is None else logits + last_layer.bias
+    return inputs

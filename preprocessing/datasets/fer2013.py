@@ -1,0 +1,207 @@
+"""Reading FER2013's own tables: `fer2013.csv` (or `icml_face_data.csv`) and FER+'s crowd votes."""
+
+import io
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from common.command_line import progress_bar
+from common.emotions import EMOTIONS, FER2013_CODES
+from common.errors import InputError
+from common.images import image_status, pixel_hash
+
+SIDE = 48  # pixels
+USAGES = ("Training", "PublicTest", "PrivateTest")
+FERPLUS_VOTES = (*EMOTIONS, "unknown", "nf")  # "nf": not a face
+_CHUNK = 1000  # rows in memory at a time: 10 MB of text
+_LARGEST_CHUNK = 64_000_000  # bytes; also of a table's only row, which would otherwise fill the memory
+LARGEST_VOTES = 100_000_000  # bytes; FER+'s own table has 2 MB
+
+
+def write_images(csv_file: Path, images: Path) -> pd.DataFrame:
+    """Write each row of a FER2013 table as an 8-bit gray PNG, `images/<Usage>/<row:05d>.png`.
+
+    Args:
+        csv_file: A table with the column `pixels` (2,304 numbers 0-255, row by row), and, where known, `emotion` (a
+            code 0-6) and `Usage`, in any order and spelling of case; blanks around the names are ignored. A table that
+            has `Usage` has it in every row, since a published split is only kept as a whole.
+        images: Folder to write to.
+
+    Returns:
+        The inventory's columns, one row per row of the table in its order; `emotion` is empty where there is no code.
+
+    Raises:
+        InputError: a row that is none, by its number (counted from 0, without the header).
+    """
+    parts, row = [], 0
+    with ThreadPoolExecutor() as pool, progress_bar() as progress:
+        task = progress.add_task("images", total=None)
+        for chunk in _read_chunks(csv_file):
+            parts.append(_write_chunk(chunk, csv_file, row, images, pool))
+            row += len(chunk)
+            progress.update(task, completed=row)
+    if row == 0:
+        raise InputError(f"{csv_file} holds no rows; download it again")
+    return pd.concat(parts, ignore_index=True)
+
+
+class _Meter(io.FileIO):
+    """A file that counts the bytes read since `start`, and refuses to read on without end."""
+
+    start = 0
+
+    def readinto(self, buffer: Any) -> int | None:
+        """Read as `io.FileIO` does.
+
+        Raises:
+            InputError: more than `_LARGEST_CHUNK` bytes were read and held no `_CHUNK` rows.
+        """
+        if self.tell() - self.start > _LARGEST_CHUNK:
+            raise InputError(f"{self.name} has rows without end; accepted are fer2013.csv and icml_face_data.csv")
+        return super().readinto(buffer)
+
+
+def _read_chunks(csv_file: Path) -> Iterator[pd.DataFrame]:
+    try:
+        with (
+            _Meter(csv_file) as meter,
+            pd.read_csv(
+                io.BufferedReader(meter), dtype=str, keep_default_na=False, encoding="utf-8", chunksize=_CHUNK
+            ) as chunks,
+        ):
+            for chunk in chunks:
+                meter.start = meter.tell()
+                chunk = chunk.fillna("")  # a row that ends early
+                chunk.columns = [str(name).strip().lower() for name in chunk.columns]
+                if "pixels" not in chunk.columns:
+                    raise InputError(
+                        f"{csv_file} has no column 'pixels' (its columns: {', '.join(chunk.columns)[:200]}); "
+                        "accepted are fer2013.csv and icml_face_data.csv"
+                    )
+                yield chunk
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise InputError(f"{csv_file} is not a readable CSV table ({error}); download it again") from error
+
+
+def _write_chunk(
+    chunk: pd.DataFrame, csv_file: Path, first_row: int, images: Path, pool: ThreadPoolExecutor
+) -> pd.DataFrame:
+    """Write the images of some rows and return their inventory rows."""
+    rows = range(first_row, first_row + len(chunk))
+    blank = [""] * len(chunk)
+    emotions = [_emotion(code, csv_file, row) for code, row in zip(chunk.get("emotion", blank), rows, strict=True)]
+    usages = blank
+    if "usage" in chunk.columns:
+        usages = [_usage(usage, csv_file, row) for usage, row in zip(chunk["usage"], rows, strict=True)]
+    images_gray = [_image(text, csv_file, row) for text, row in zip(chunk["pixels"], rows, strict=True)]
+    names = [f"{usage}/{row:05d}.png".lstrip("/") for usage, row in zip(usages, rows, strict=True)]
+    for usage in set(usages):
+        (images / usage).mkdir(parents=True, exist_ok=True)
+    list(pool.map(write_png, [images / name for name in names], images_gray))
+    return pd.DataFrame(
+        {
+            "path": [f"images/{name}" for name in names],
+            "emotion": emotions,
+            "label_source": ["dataset" if emotion else "" for emotion in emotions],
+            "subject": "",
+            "sequence": "",
+            "frame": "",
+            "usage": usages,
+            "pixel_hash": [pixel_hash(image_gray) for image_gray in images_gray],
+            "status": [image_status(image_gray) for image_gray in images_gray],
+        }
+    )
+
+
+def _place(csv_file: Path, row: int) -> str:
+    return f"{csv_file.name}: row {row} (line {row + 2})"
+
+
+def _emotion(code: str, csv_file: Path, row: int) -> str:
+    code = code.strip()
+    if code and code not in map(str, range(len(FER2013_CODES))):
+        raise InputError(f"{_place(csv_file, row)} has emotion {code[:40]!r}; accepted are the codes 0-6, or none")
+    return FER2013_CODES[int(code)] if code else ""
+
+
+def _usage(usage: str, csv_file: Path, row: int) -> str:
+    usage = usage.strip()
+    if not usage:
+        raise InputError(
+            f"{_place(csv_file, row)} has no Usage, as other rows have; accepted are {', '.join(USAGES)}: "
+            "download the table again, or remove the whole column to split it anew"
+        )
+    if usage not in USAGES:
+        raise InputError(f"{_place(csv_file, row)} has Usage {usage[:40]!r}; accepted are {', '.join(USAGES)}")
+    return usage
+
+
+def _image(text: str, csv_file: Path, row: int) -> np.ndarray:
+    """Return a row's image, uint8 (48, 48)."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", DeprecationWarning)  # numpy's way to say that it stopped at a non-number
+            values = np.fromstring(text, dtype=np.int64, sep=" ")
+    except (ValueError, DeprecationWarning) as error:
+        wrong = next((word for word in text.split() if not word.isdecimal()), "")
+        raise InputError(f"{_place(csv_file, row)} has the pixel {wrong[:40]!r}; pixels are numbers 0-255") from error
+    if values.size != SIDE * SIDE:
+        raise InputError(f"{_place(csv_file, row)} has {values.size:,} pixels, not {SIDE * SIDE:,}; download it again")
+    if values.min() < 0 or values.max() > 255:
+        wrong = values[(values < 0) | (values > 255)][0]
+        raise InputError(f"{_place(csv_file, row)} has the pixel {wrong}; pixels are numbers 0-255")
+    return values.astype(np.uint8).reshape(SIDE, SIDE)
+
+
+def write_png(file: Path, image_gray: np.ndarray) -> None:
+    """Write an 8-bit PNG, with little compression for speed."""
+    file.write_bytes(cv2.imencode(".png", image_gray, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes())
+
+
+def read_votes(votes_file: Path, usages: pd.Series) -> pd.DataFrame:
+    """Read FER+'s crowd votes, `fer2013new.csv`, whose rows are those of `fer2013.csv`.
+
+    Args:
+        votes_file: The table, with the columns `Usage`, `Image name`, the eight emotions, `unknown` and `NF`.
+        usages: The inventory's column `usage`, to check that both tables are of one kind.
+
+    Returns:
+        `votes_<emotion>`, `votes_unknown` and `votes_nf` (numbers of people), and `ferplus_name` (empty where FER+
+        leaves the row without a name: no face).
+
+    Raises:
+        InputError: not such a table, or its rows are not those of the images.
+    """
+    if votes_file.stat().st_size > LARGEST_VOTES:
+        raise InputError(f"{votes_file} is too large for a table of votes; --votes accepts FER+'s fer2013new.csv")
+    try:
+        votes = pd.read_csv(votes_file, dtype=str, keep_default_na=False, encoding="utf-8")
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise InputError(f"{votes_file} is not a readable CSV table ({error}); download it again") from error
+    votes.columns = [str(name).strip().lower() for name in votes.columns]
+    missing = [name for name in ("usage", "image name", *FERPLUS_VOTES) if name not in votes.columns]
+    if missing:
+        raise InputError(f"{votes_file} lacks the columns {', '.join(missing)}; --votes accepts FER+'s fer2013new.csv")
+    if len(votes) != len(usages):
+        raise InputError(
+            f"{votes_file} has {len(votes):,} rows, the images {len(usages):,}; votes are joined by row: "
+            "give the two files of one version of FER2013"
+        )
+    other = votes["usage"].str.strip() != usages
+    if other.any():
+        row = int(other.to_numpy().argmax())
+        raise InputError(
+            f"{_place(votes_file, row)} has Usage {votes['usage'][row]!r}, the image {usages[row]!r}; "
+            "give the two files of one version of FER2013"
+        )
+    wrong = ~votes[list(FERPLUS_VOTES)].apply(lambda column: column.str.strip().str.isdecimal())
+    if wrong.any(axis=None):
+        raise InputError(f"{_place(votes_file, int(wrong.any(axis=1).argmax()))} has a vote that is no whole number")
+    table = votes[list(FERPLUS_VOTES)].astype(int).add_prefix("votes_")
+    return table.assign(ferplus_name=votes["image name"].str.strip())
