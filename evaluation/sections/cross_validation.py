@@ -300,8 +300,8 @@ def _people_in_words(predictions: Predictions) -> str:
         )
     return (
         f"All images of a person are in one fold ({predictions.groups.max() + 1:,} people). Many published "
-        "scores on posed sequences divide images or sequences instead, so that the same people are in training and test: a network "
-        "then also gains from knowing the face. Compare only with scores of folds by subject. A protocol looser still, "
+        "scores on posed sequences divide images or sequences instead, so that the same people are in training and "
+        "test. Compare only with scores of folds by subject. A protocol looser still, "
         "which divides single frames so that neighbouring frames of a sequence are on both sides, is not offered."
     )
 
