@@ -31,7 +31,6 @@ GRID = 16  # pixels: the sides of what P-Net sees are multiples of this, as far 
 MOST_THREADS = 4  # cores: more than these gain nothing on one picture
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)  # patches that R-Net and O-Net take at once
 ENOUGH = 0.9  # pixels of a pyramid level for each pixel of a patch, at least
-LARGEST = 32766  # pixels: OpenCV's limit for the sides of a picture that is warped
 
 
 def build_detector(name: str, options: FaceConfig = FACES) -> Detector:

@@ -15,11 +15,11 @@ import numpy as np
 
 from common.errors import InputError
 from configuration import FaceConfig
-from inference.face_detector import LARGEST
 
 DETECTORS = ("mtcnn", "haar")
 ALIGNMENTS = ("landmarks", "box")
 CELL = 12  # pixels: P-Net looks at squares of this side, the smallest face that it can see
+LARGEST = 32766  # pixels: OpenCV's limit for the sides of a picture that is warped
 ALIKE = 0.8  # faces of at least this share of the largest one's area count as equally large
 
 
