@@ -23,54 +23,25 @@ class Paths:
 
 
 @dataclass(frozen=True)
-class SampleConfig:
-    """The embedded sample data set, made from one public-domain portrait. No score on it means anything."""
-
-    name: str = "sample"
-    subjects: int = 8  # "people": the portrait under different mirror, light, scale and background
-    frames: int = 6  # frames of a sequence, from neutral to the peak
-    unlabelled: int = 8  # sequences left without a label, as CK+ leaves 266 of 593
-    width: int = 320  # pixels
-    height: int = 240  # pixels
-    seed: int = 7
-
-
-@dataclass(frozen=True)
-class InventoryConfig:
-    """Step 1."""
-
-    neutral_first: bool = False  # CK+: also take each labelled sequence's first frame, as neutral
-    frames: str = "peak"  # CK+: `peak` (the last frame), `last:K` (the last K), or `all`
-
-
-@dataclass(frozen=True)
 class FaceConfig:
-    """The detector, and how a face becomes a network's input. Step 2 and the webcam share these values."""
+    """The face detector and the crop. Step 2 and the webcam share these values."""
 
     size: int = 48  # pixels: side of the square crop
     channels: int = 1  # 1: gray, 3: RGB
     align: str = "landmarks"  # `landmarks`: similarity transform of five points to the template; `box`: plain square
-    min_face_size: int = 40  # pixels: smaller faces are not looked for
-    largest_side: int = 1280  # pixels: a larger picture is searched in a reduced copy; crops come from the full one
-    thresholds: tuple[float, float, float] = (0.6, 0.7, 0.7)  # least confidence of mtcnn's three networks, 0-1
-    scale_factor: float = 0.709  # ratio between neighbouring sizes of mtcnn's image pyramid
-    detect: bool | None = None  # True: look for faces; False: take pictures whole; None: only those up to `crop_side`
-    crop_side: int = 100  # pixels: a picture with no side longer than this is a face crop already, as in FER2013
-    enlarge: int = 4  # times: pictures that are face crops already are enlarged before mtcnn sees them (--detect)
+    min_face_size: int = 40  # pixels: smallest face that the detector searches
+    largest_side: int = 1280  # pixels: larger pictures are searched in a reduced copy; crops come from the full one
+    thresholds: tuple[float, float, float] = (0.6, 0.7, 0.7)  # minimum confidence of P-Net, R-Net and O-Net, 0-1
+    detect: bool | None = None  # True: search for faces; False: use whole images; None: search larger images only
 
 
 @dataclass(frozen=True)
 class SplitConfig:
-    """Step 3."""
+    """Step 3: train, dev and test splits."""
 
-    strategy: str = (
-        "auto"  # `official`, `subject`, `random`, `folds`, or `auto`: the first of these that the data allows, but
-        # never published splits with a subject in two of them
-    )
-    duplicates: str = "keep"  # official splits only: `drop` leaves out training images with a copy in dev or test
     train: float = 0.8  # share of the images
     dev: float = 0.1  # share of the images; the rest is the test split
-    folds: int = 10  # number of folds where folds are asked for
+    folds: int = 10  # cross-validation folds
     seed: int = 7
 
 
@@ -345,8 +316,7 @@ class SmoothingConfig:
 
 
 PATHS = Paths()
-SAMPLE = SampleConfig()
-INVENTORY = InventoryConfig()
+SAMPLE_NAME = "sample"  # the embedded data set, which every command uses by default
 FACES = FaceConfig()
 SPLIT = SplitConfig()
 BEST = TrainingConfig(

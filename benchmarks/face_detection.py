@@ -31,7 +31,7 @@ from common.logging import quiet_start
 from configuration import FACES, ROOT
 from evaluation.report.writer import write_json
 from inference.crops import read_image_rgb
-from inference.face_detector import FaceDetector, pyramid
+from inference.face_detector import SCALE_FACTOR, FaceDetector, pyramid
 from inference.faces import Face
 from preprocessing.step2_face_crops import write_face_crops
 from realtime.sinks.recording import write_picture
@@ -177,7 +177,7 @@ def compare_with_limit(work: str, clip: list[np.ndarray]) -> Row:
     detection's time that no other program around the same network could save.
     """
     height, width = clip[0].shape[:2]
-    work_left = sum(map(pnet_multiply_adds, pyramid(width, height, FACES.min_face_size, FACES.scale_factor)))
+    work_left = sum(map(pnet_multiply_adds, pyramid(width, height, FACES.min_face_size, SCALE_FACTOR)))
     matrix = np.random.default_rng(SEED).random((1024, 1024), np.float32)
     detector = FaceDetector(replace(FACES, largest_side=max(width, height)))
     product, ours, _ = pairs(lambda _: matrix @ matrix, detector.detect, clip)

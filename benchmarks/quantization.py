@@ -23,12 +23,12 @@ from common.emotions import relate
 from common.errors import InputError
 from common.files import named_errors
 from common.logging import quiet_start
-from configuration import PATHS, SAMPLE
+from configuration import PATHS, SAMPLE_NAME
 from evaluation.report.writer import write_json
 from inference.emotion_classifier import EmotionClassifier
 from inference.litert import Network
 from inference.model_card import read_card
-from preprocessing.datasets.votes import labelled_by_majority
+from preprocessing.datasets.votes import with_majority_labels
 from preprocessing.tables import labels_of, read_table, usable
 
 CALIBRATION = 400  # training images that int8's ranges are taken from
@@ -38,7 +38,7 @@ VARIANTS = ("float32", "float16 weights", "int8 weights", "int8")
 
 
 def main(
-    dataset: DatasetName = SAMPLE.name,
+    dataset: DatasetName = SAMPLE_NAME,
     data: DataRoot = PATHS.data,
     model: Annotated[Path, typer.Option(help="Trained network; its card lies beside it.")] = PATHS.pretrained,
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds over all variants.")] = 300,
@@ -48,7 +48,7 @@ def main(
     folder = dataset_folder(data, dataset)
     table, card = read_table(folder, "split.csv"), read_card(model)
     if card.targets == "votes":
-        table = labelled_by_majority(table)
+        table = with_majority_labels(table)
     rows = usable(table)
     rule = relate(card.labels, labels_of(rows))
     dev = rows.loc[(rows["split"] == "dev") & rows["emotion"].isin(rule.labels)]

@@ -23,7 +23,7 @@ from rich.table import Table
 from common.command_line import DataRoot, DatasetName, dataset_folder, progress_bar, run
 from common.errors import InputError
 from common.logging import quiet_start
-from configuration import BEST, NO_AUGMENTATION, PATHS, SAMPLE, AugmentationConfig
+from configuration import BEST, NO_AUGMENTATION, PATHS, SAMPLE_NAME, AugmentationConfig
 from evaluation.report.writer import write_json
 from preprocessing.tables import read_table, usable
 
@@ -32,7 +32,7 @@ COLD_IMAGES = 4000  # decoded anew, to time the first reading
 
 
 def main(
-    dataset: DatasetName = SAMPLE.name,
+    dataset: DatasetName = SAMPLE_NAME,
     data: DataRoot = PATHS.data,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = BEST.batch_size,
     rounds: Annotated[int, typer.Option(min=1, help="Pairs of the reading test.")] = 15,

@@ -26,7 +26,7 @@ from common.command_line import DataRoot, DatasetName, ModelsRoot, ReportsRoot, 
 from common.emotions import relate
 from common.errors import InputError
 from common.logging import quiet_start, silence_retracing
-from configuration import BASELINES, BEST, EVALUATION, FINE_TUNING, PATHS, SAMPLE, EvaluationConfig, TrainingConfig
+from configuration import BASELINES, BEST, EVALUATION, FINE_TUNING, PATHS, SAMPLE_NAME, EvaluationConfig, TrainingConfig
 from evaluation.model_evaluation import rows_of_split
 from evaluation.predictions import Predictions, ask
 from evaluation.report.plots import BLACK, BLUE, ORANGE, canvas, save
@@ -68,7 +68,7 @@ class Rung:
 
 
 def main(
-    dataset: DatasetName = SAMPLE.name,
+    dataset: DatasetName = SAMPLE_NAME,
     data: DataRoot = PATHS.data,
     models: ModelsRoot = PATHS.models,
     reports: ReportsRoot = PATHS.reports,

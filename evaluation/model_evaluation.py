@@ -44,7 +44,7 @@ from configuration import (
     FAIRNESS,
     PATHS,
     ROBUSTNESS,
-    SAMPLE,
+    SAMPLE_NAME,
     EndToEndConfig,
     EvaluationConfig,
     FairnessConfig,
@@ -54,8 +54,8 @@ from inference.emotion_classifier import EmotionClassifier
 from inference.face_detector import build_detector
 from inference.lineage import ImageHashes, hashes_file, read_hashes, write_hashes
 from inference.model_card import ModelCard, card_path, read_card, write_card
-from preprocessing.datasets.votes import MAJORITY, has_votes, labelled_by_majority
-from preprocessing.tables import SPLITS, crop_options, digest, labels_of, read_table, usable, write_table
+from preprocessing.datasets.votes import MAJORITY, has_votes, with_majority_labels
+from preprocessing.tables import SPLITS, content_hash, crop_options, labels_of, read_table, usable, write_table
 from training.cross_validation import SUBJECT_DEPENDENT, SUBJECT_INDEPENDENT, fold_networks
 
 TRUTHS = ("labels", "majority")
@@ -115,7 +115,7 @@ class Task:
 
 
 def main(
-    dataset: DatasetName = SAMPLE.name,
+    dataset: DatasetName = SAMPLE_NAME,
     data: DataRoot = PATHS.data,
     models: ModelsRoot = PATHS.models,
     reports: ReportsRoot = PATHS.reports,
@@ -183,7 +183,7 @@ def main(
     ]
     truth, truth_notes = truth_of(truth, cards, table)
     if truth == "majority":
-        table = labelled_by_majority(table)
+        table = with_majority_labels(table)
     if group_table:
         from evaluation.sections.fairness import (
             join_group_table,  # imports matplotlib and fairlearn, as all the parts do
@@ -741,8 +741,8 @@ def _inputs(task: Task, *model_files: Path) -> dict[str, Any]:
         "images": file_hash(*(file for file in map(hashes_file, model_files) if file.is_file())),
         "card": hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()[:16],
         "started_from": [str(card.pretrained.find()) for card in cards if card.pretrained],
-        "rows": digest(task.rows),
-        "table": digest(
+        "rows": content_hash(task.rows),
+        "table": content_hash(
             task.table.filter(
                 ["pixel_hash", "subject", "emotion", "status", "split", SUBJECT_INDEPENDENT, SUBJECT_DEPENDENT]
             )

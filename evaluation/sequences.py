@@ -24,7 +24,7 @@ from common.command_line import DataRoot, DatasetName, ModelsRoot, ReportsRoot, 
 from common.emotions import relate
 from common.errors import InputError
 from common.logging import quiet_start
-from configuration import EVALUATION, PATHS, SAMPLE, EvaluationConfig
+from configuration import EVALUATION, PATHS, SAMPLE_NAME, EvaluationConfig
 from evaluation.metrics.calibration import choose_threshold, fit_temperature, is_settled, with_temperature
 from evaluation.metrics.intervals import bootstrap, estimate_share, mcnemar, percentile_intervals, units_of
 from evaluation.metrics.scores import apply_rule, predicted_labels, score_intervals, score_statistic
@@ -90,7 +90,7 @@ class Seen:
 
 
 def main(
-    dataset: DatasetName = SAMPLE.name,
+    dataset: DatasetName = SAMPLE_NAME,
     data: DataRoot = PATHS.data,
     models: ModelsRoot = PATHS.models,
     reports: ReportsRoot = PATHS.reports,
@@ -148,7 +148,7 @@ def main(
             calibrate_card(Part(table, sequences.of_split("dev"), lambda file: file, features), folder, model_file)
     print(sequences.note)
     predictions, notes = ask_all(parts, folder, model_file, peak_model or models / dataset / "best.keras")
-    if dataset == SAMPLE.name:
+    if dataset == SAMPLE_NAME:
         notes.append("the sample is one portrait, warped: no score on it means anything")
     exposures = [
         exposure_of(file, read_sequence_card(file), _frames(part), part.table, dataset)

@@ -15,15 +15,15 @@ import typer
 
 from common.command_line import DataRoot, DatasetName, ModelsRoot, ReportsRoot, dataset_folder, run
 from common.errors import InputError
-from configuration import PATHS, SAMPLE
+from configuration import PATHS, SAMPLE_NAME
 from evaluation.model_evaluation import default_model
 from inference.emotion_classifier import EmotionClassifier
 from inference.model_card import read_card
-from preprocessing.tables import is_seen, read_table, write_table
+from preprocessing.tables import has_image, read_table, write_table
 
 
 def main(
-    dataset: DatasetName = SAMPLE.name,
+    dataset: DatasetName = SAMPLE_NAME,
     data: DataRoot = PATHS.data,
     models: ModelsRoot = PATHS.models,
     reports: ReportsRoot = PATHS.reports,
@@ -45,7 +45,7 @@ def main(
 
 def unlabelled(table: pd.DataFrame) -> pd.DataFrame:
     """Return a table's rows that have a readable image and a face, but no label."""
-    return table.loc[is_seen(table) & (table["emotion"] == "")].reset_index(drop=True)
+    return table.loc[has_image(table) & (table["emotion"] == "")].reset_index(drop=True)
 
 
 def guess(classifier: EmotionClassifier, folder: Path, rows: pd.DataFrame) -> pd.DataFrame:

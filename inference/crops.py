@@ -35,18 +35,22 @@ def read_image_rgb(file: Path) -> np.ndarray:
     return cv2.cvtColor(image_bgr, cv2.COLOR_BGR2RGB)
 
 
-def is_face_crop(image_rgb: np.ndarray, options: FaceConfig = FACES) -> bool:
+CROP_SIDE = 100  # pixels: an image with no longer side is a face crop already, as in FER2013
+ENLARGEMENT = 4  # mtcnn finds more faces in face crops that are enlarged this many times
+
+
+def is_face_crop(image_rgb: np.ndarray) -> bool:
     """Tell whether a picture is so small that it is a face crop already, as FER2013's 48 x 48 pixels are."""
-    return max(image_rgb.shape[:2]) <= options.crop_side
+    return max(image_rgb.shape[:2]) <= CROP_SIDE
 
 
-def detect_in_crop(image_rgb: np.ndarray, detector: Detector, options: FaceConfig = FACES) -> list[Face]:
+def detect_in_crop(image_rgb: np.ndarray, detector: Detector) -> list[Face]:
     """Find the faces of a small face crop in an enlarged copy: mtcnn finds more of them there.
 
     Returns:
         The faces in pixels of the picture given, the most confident one first.
     """
-    times = options.enlarge
+    times = ENLARGEMENT
     enlarged_rgb = cv2.resize(as_rgb(image_rgb), None, fx=times, fy=times, interpolation=cv2.INTER_CUBIC)
     return [scaled(face, 1 / times) for face in detector.detect(enlarged_rgb)]
 

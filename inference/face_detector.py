@@ -27,6 +27,7 @@ STRIDE = 2  # pixels between neighbouring squares
 PROPOSAL_OVERLAP = 0.5  # intersection over union above which one of two proposals of one pyramid level goes
 OVERLAP = 0.7  # the same between levels and after R-Net; after O-Net the intersection over the smaller box
 STRIP_PIXELS = 24_000  # pixels that P-Net sees at once, about
+SCALE_FACTOR = 0.709  # ratio between neighbouring sizes of the image pyramid
 GRID = 16  # pixels: the sides of what P-Net sees are multiples of this, as far as they vary
 MOST_THREADS = 4  # cores: more than these gain nothing on one picture
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)  # patches that R-Net and O-Net take at once
@@ -86,7 +87,7 @@ class FaceDetector:
         picture_rgb, scale = reduced_copy(as_rgb(image_rgb), self.options.largest_side)
         smallest = max(self.options.min_face_size * scale, CELL)
         height, width = picture_rgb.shape[:2]
-        levels = _Pyramid(picture_rgb, pyramid(width, height, smallest, self.options.scale_factor))
+        levels = _Pyramid(picture_rgb, pyramid(width, height, smallest, SCALE_FACTOR))
         boxes = self._refine(levels, self._propose(levels))
         boxes, scores, points = self._finish(levels, boxes)
         return [

@@ -66,9 +66,6 @@ def check_options(options: FaceConfig) -> None:
         "min_face_size": (options.min_face_size >= CELL, f"{CELL} pixels or more"),
         "largest_side": (options.largest_side >= 100, "100 pixels or more"),
         "thresholds": (_are_thresholds(options.thresholds), "three numbers from 0 to below 1"),
-        "scale_factor": (0.3 <= options.scale_factor <= 0.95, "0.3 to 0.95"),
-        "enlarge": (1 <= options.enlarge <= 16, "1 to 16 times"),
-        "crop_side": (options.crop_side >= 0, "0 pixels or more"),
     }
     for name, (is_accepted, accepted) in rules.items():
         if not is_accepted:

@@ -20,18 +20,18 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 from common.command_line import DataRoot, DatasetName, dataset_folder, run
 from common.errors import InputError
 from common.logging import silence_opencv
-from configuration import PATHS, SAMPLE
+from configuration import PATHS, SAMPLE_NAME
 from preprocessing.datasets.archives import list_files, scratch_folder
 from preprocessing.datasets.ckplus import read_ckplus
 from preprocessing.datasets.downloads import Kind, open_download
 from preprocessing.labelling.page import HOSTS, Sequence, build_app, read_guesses, unlabelled_sequences, with_label
 from preprocessing.labelling.store import label_files, open_store, read_labels
-from preprocessing.tables import read_origin, read_table
+from preprocessing.tables import read_provenance, read_table
 
 
 def main(
     name: Annotated[str, typer.Option("--name", help="Who labels; each person needs a name of their own.")],
-    dataset: DatasetName = SAMPLE.name,
+    dataset: DatasetName = SAMPLE_NAME,
     source: Annotated[
         Path | None, typer.Option(help="The download with all frames; left out: where step 1 found it.")
     ] = None,
@@ -45,7 +45,7 @@ def main(
     """Label the unlabelled sequences of a CK+ data set on a local web page."""
     folder = dataset_folder(data, dataset)
     inventory = read_table(folder, "inventory.csv")
-    origin = read_origin(folder, "inventory.csv")
+    origin = read_provenance(folder, "inventory.csv")
     source = source or _source_of(origin, folder)
     labels = labels or folder / "labels"
     silence_opencv()  # the page says which picture cannot be read

@@ -118,7 +118,7 @@ def choose_strategy(table: pd.DataFrame) -> Strategy:
         InputError: subjects cross the data set's splits, and some images have no subject to divide them by.
     """
     rows = table[is_usable(table)]
-    crossing, _ = crossing_people(table)
+    crossing, _ = subjects_across_splits(table)
     if _has_official_splits(rows) and not crossing:
         return Strategy.OFFICIAL
     nameless = int((rows["subject"] == "").sum())
@@ -134,7 +134,7 @@ def _has_official_splits(rows: pd.DataFrame) -> bool:
     return set(rows["usage"].str.lower()) <= set(OFFICIAL_SPLITS)
 
 
-def crossing_people(table: pd.DataFrame) -> tuple[int, int]:
+def subjects_across_splits(table: pd.DataFrame) -> tuple[int, int]:
     """Return how many subjects are in several of the data set's own splits, and how many subjects there are.
 
     Only usable images count. An image without a subject counts for its sequence, which shows one person. Where the data

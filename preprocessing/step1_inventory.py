@@ -25,7 +25,7 @@ from common.files import fingerprint
 from common.images import ACCEPTED_IMAGES
 from common.logging import silence_opencv
 from common.processes import exclusive_lock
-from configuration import INVENTORY, PATHS, SAMPLE, SampleConfig
+from configuration import PATHS, SAMPLE_NAME
 from preprocessing.audit import audit, count_images, format_audit, format_counts
 from preprocessing.datasets.archives import list_files, scratch_folder
 from preprocessing.datasets.ckplus import parse_frames, print_missing_frames, read_ckplus, select_frames
@@ -33,8 +33,16 @@ from preprocessing.datasets.downloads import ACCEPTED, Kind, find_fer2013_csv, l
 from preprocessing.datasets.fer2013 import read_votes, write_images
 from preprocessing.datasets.folders import describe_folders, parse_mapping, read_folders
 from preprocessing.datasets.labels import add_labels
+from preprocessing.datasets.sample import SAMPLE, SampleConfig
 from preprocessing.labelling.store import label_files, read_labels
-from preprocessing.tables import INVENTORY_COLUMNS, check_relative, is_made_from, read_table, write_origin, write_table
+from preprocessing.tables import (
+    INVENTORY_COLUMNS,
+    check_relative,
+    is_up_to_date,
+    read_table,
+    write_provenance,
+    write_table,
+)
 
 
 def write_inventory(
@@ -99,7 +107,7 @@ def _write_inventory(
         "link": link,
     }
     made_from = json.dumps(origin)
-    if (folder / "images").is_dir() and is_made_from(folder, "inventory.csv", made_from):
+    if (folder / "images").is_dir() and is_up_to_date(folder, "inventory.csv", made_from):
         return None
     place = folder.resolve()  # a link may lead to another disk, to which nothing can be renamed
     with scratch_folder(place.with_name(f".{place.name}.part")) as part:
@@ -159,7 +167,7 @@ def _publish(table: pd.DataFrame, made_from: str, part: Path, folder: Path) -> N
         (folder / "images").rename(part / "replaced")
     (part / "images").rename(folder / "images")
     (part / "inventory.csv").replace(folder / "inventory.csv")
-    write_origin(folder, "inventory.csv", made_from)
+    write_provenance(folder, "inventory.csv", made_from)
 
 
 def write_sample(raw: Path, sample: SampleConfig = SAMPLE) -> None:
@@ -183,7 +191,7 @@ def write_sample(raw: Path, sample: SampleConfig = SAMPLE) -> None:
 
 
 def main(
-    dataset: DatasetName = SAMPLE.name,
+    dataset: DatasetName = SAMPLE_NAME,
     source: Annotated[Path | None, typer.Option(help="The download: a file, an archive or a folder.")] = None,
     votes: Annotated[Path | None, typer.Option(help="FER+'s fer2013new.csv, for a FER2013 table.")] = None,
     labels: Annotated[
@@ -195,10 +203,10 @@ def main(
     ] = None,
     neutral_first: Annotated[
         bool, typer.Option("--neutral-first", help="CK+: also take each labelled sequence's first frame, as neutral.")
-    ] = INVENTORY.neutral_first,
+    ] = False,
     frames: Annotated[
         str, typer.Option(help="CK+ frames of a sequence: peak (the last one), last:K (the last K), or all.")
-    ] = INVENTORY.frames,
+    ] = "peak",
     mapping: Annotated[
         list[str] | None,
         typer.Option(
@@ -212,7 +220,7 @@ def main(
 ) -> None:
     """Step 1: list a raw data set's images (data/NAME/inventory.csv, data/NAME/images/) and print an audit."""
     folder = dataset_folder(data, dataset)
-    if source is None and dataset != SAMPLE.name:
+    if source is None and dataset != SAMPLE_NAME:
         raise InputError(f"--dataset {dataset} needs --source FILE_OR_FOLDER; {ACCEPTED}")
     silence_opencv()  # unreadable files are counted below
     file = folder / "inventory.csv"

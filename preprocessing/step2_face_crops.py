@@ -37,18 +37,18 @@ from common.command_line import DataRoot, DatasetName, dataset_folder, progress_
 from common.errors import InputError
 from common.files import atomic_file, named_errors
 from common.processes import available_cores, exclusive_lock
-from configuration import FACES, PATHS, SAMPLE, FaceConfig
+from configuration import FACES, PATHS, SAMPLE_NAME, FaceConfig
 from inference import crops, face_detector, faces
 from preprocessing.tables import (
     BOX_COLUMNS,
     FACE_COLUMNS,
     LANDMARK_COLUMNS,
     NUMERIC_COLUMNS,
-    digest,
-    is_made_from,
-    read_origin,
+    content_hash,
+    is_up_to_date,
+    read_provenance,
     read_table,
-    write_origin,
+    write_provenance,
     write_table,
 )
 
@@ -96,7 +96,7 @@ def _write_face_crops(folder: Path, options: FaceConfig) -> pd.DataFrame:
         **_crop_all(folder, inventory, options, origin)
     )
     write_table(table, folder / "faces.csv")
-    write_origin(folder, "faces.csv", origin)
+    write_provenance(folder, "faces.csv", origin)
     _journal(folder).unlink()
     return table
 
@@ -104,11 +104,11 @@ def _write_face_crops(folder: Path, options: FaceConfig) -> pd.DataFrame:
 def _origin(inventory: pd.DataFrame, options: FaceConfig) -> str:
     """Return what the crops are made from and how, as one line of JSON: where it changes, all are made again."""
     versions = face_detector.crop_versions(options)
-    return json.dumps({"inventory": digest(inventory), **versions, "options": asdict(options)})
+    return json.dumps({"inventory": content_hash(inventory), **versions, "options": asdict(options)})
 
 
 def _is_done(folder: Path, origin: str) -> bool:
-    if not is_made_from(folder, "faces.csv", origin):
+    if not is_up_to_date(folder, "faces.csv", origin):
         return False
     paths = read_table(folder, "faces.csv")["face_path"]
     return all((folder / path).is_file() for path in paths if path)
@@ -261,9 +261,9 @@ def crop_face(
     except InputError:
         return {"face_status": "not_found"}
     face, row = None, {}
-    is_crop = crops.is_face_crop(image_rgb, options)
+    is_crop = crops.is_face_crop(image_rgb)
     if options.detect or (options.detect is None and not is_crop):
-        found = crops.detect_in_crop(image_rgb, detector(), options) if is_crop else detector().detect(image_rgb)
+        found = crops.detect_in_crop(image_rgb, detector()) if is_crop else detector().detect(image_rgb)
         face = faces.choose_face(found, image_rgb.shape)
         row = {"face_count": str(len(found))}
         if face is None and not is_crop:
@@ -339,7 +339,7 @@ def _read_journal(file: Path, origin: str) -> list[Row] | None:
 def _reason_to_start_again(folder: Path, origin: str) -> str:
     """Return why earlier crops cannot be kept; empty where there are none."""
     try:
-        earlier = read_origin(folder, "faces.csv")
+        earlier = read_provenance(folder, "faces.csv")
         if not earlier and _journal(folder).is_file():  # of an interrupted run
             earlier = json.loads(_journal(folder).read_text(encoding="utf-8").partition("\n")[0])
         before, now = ({**facts, **facts["options"]} for facts in (earlier or {"options": {}}, json.loads(origin)))
@@ -369,7 +369,7 @@ def print_counts(table: pd.DataFrame, folder: Path) -> None:
 
 
 def main(
-    dataset: DatasetName = SAMPLE.name,
+    dataset: DatasetName = SAMPLE_NAME,
     detect: Annotated[
         bool | None,
         typer.Option(help="Look for a face in every picture, or in none. Left out: only where a side is above 100 px."),

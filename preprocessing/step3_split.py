@@ -29,17 +29,17 @@ from common.command_line import DataRoot, DatasetName, dataset_folder, run
 from common.emotions import canonical, in_class_order
 from common.errors import InputError
 from common.processes import exclusive_lock
-from configuration import PATHS, SAMPLE, SPLIT
+from configuration import PATHS, SAMPLE_NAME, SPLIT
 from preprocessing.audit import count_images, format_counts
-from preprocessing.splitting import Duplicates, Strategy, choose_strategy, crossing_people, split_table
+from preprocessing.splitting import Duplicates, Strategy, choose_strategy, split_table, subjects_across_splits
 from preprocessing.tables import (
     OFFICIAL_SPLITS,
-    digest,
-    is_made_from,
+    content_hash,
+    is_up_to_date,
     is_usable,
-    read_origin,
+    read_provenance,
     read_table,
-    write_origin,
+    write_provenance,
     write_table,
 )
 
@@ -65,22 +65,22 @@ def write_split(folder: Path, strategy: Strategy, **options) -> pd.DataFrame | N
         faces = read_table(folder, "faces.csv")
         _check_current(folder)
         strategy = choose_strategy(faces) if strategy is Strategy.AUTO else strategy
-        made_from = json.dumps({"faces": digest(faces), "strategy": strategy, **options})
-        if is_made_from(folder, "split.csv", made_from):
+        made_from = json.dumps({"faces": content_hash(faces), "strategy": strategy, **options})
+        if is_up_to_date(folder, "split.csv", made_from):
             return None
         table = split_table(faces, strategy, **options)
         (folder / "split.json").unlink(missing_ok=True)
         write_table(table, folder / "split.csv")
-        write_origin(folder, "split.csv", made_from)
+        write_provenance(folder, "split.csv", made_from)
         return table
 
 
 def _check_current(folder: Path) -> None:
     """Refuse crops of another inventory than the one that is there now."""
-    origin = read_origin(folder, "faces.csv")
+    origin = read_provenance(folder, "faces.csv")
     if not origin or not (folder / "inventory.csv").is_file():
         return
-    if origin.get("inventory") != digest(read_table(folder, "inventory.csv")):
+    if origin.get("inventory") != content_hash(read_table(folder, "inventory.csv")):
         raise InputError(
             f"{folder / 'faces.csv'} was made from another inventory.csv than the present one; run first: "
             f"python -m preprocessing.step2_face_crops --dataset {folder.name}"
@@ -92,7 +92,7 @@ def describe(table: pd.DataFrame, strategy: Strategy, without: Sequence[str] = (
     chosen = choose_strategy(table) if strategy is Strategy.AUTO else strategy
     inside = table["split"] != ""
     lines = [format_counts(count_images(table[inside], "split")), f"strategy: {chosen}"]
-    crossing, people = crossing_people(table)
+    crossing, people = subjects_across_splits(table)
     if crossing and strategy is Strategy.AUTO:
         lines[-1] += (
             f": the data set's own splits are not kept, since {crossing:,} of {people:,} subjects are in several of "
@@ -137,15 +137,15 @@ def describe(table: pd.DataFrame, strategy: Strategy, without: Sequence[str] = (
 
 
 def main(
-    dataset: DatasetName = SAMPLE.name,
+    dataset: DatasetName = SAMPLE_NAME,
     data: DataRoot = PATHS.data,
-    strategy: Annotated[Strategy, typer.Option(help="How images are divided; see above.")] = Strategy(SPLIT.strategy),
+    strategy: Annotated[Strategy, typer.Option(help="How images are divided; see above.")] = Strategy.AUTO,
     folds: Annotated[int, typer.Option(help="Number of folds, for --strategy folds.")] = SPLIT.folds,
     train: Annotated[float, typer.Option(help="Training share of the images, 0-1; not for official.")] = SPLIT.train,
     dev: Annotated[float, typer.Option(help="Dev share of the images, 0-1; the rest is the test split.")] = SPLIT.dev,
     duplicates: Annotated[
         Duplicates, typer.Option(help="official only: drop leaves out training images with a copy in dev or test.")
-    ] = Duplicates(SPLIT.duplicates),
+    ] = Duplicates.KEEP,
     seed: Annotated[
         int, typer.Option(min=0, max=2**32 - 1, help="The same seed gives the same split on every machine.")
     ] = SPLIT.seed,

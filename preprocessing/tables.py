@@ -90,7 +90,7 @@ def read_table(folder: Path, file_name: str) -> pd.DataFrame:
     return table
 
 
-def is_made_from(folder: Path, file_name: str, origin: str) -> bool:
+def is_up_to_date(folder: Path, file_name: str, origin: str) -> bool:
     """Return whether one of a data set's tables is there, valid, and made from what `origin` says.
 
     An invalid table counts as none: its reader tells the user to run the step again, which must then write it.
@@ -105,14 +105,14 @@ def is_made_from(folder: Path, file_name: str, origin: str) -> bool:
     return True
 
 
-def write_origin(folder: Path, file_name: str, origin: str) -> None:
-    """Note what a table was made from, one line of JSON, for `is_made_from`; call it when the table is complete."""
+def write_provenance(folder: Path, file_name: str, origin: str) -> None:
+    """Note what a table was made from, one line of JSON, for `is_up_to_date`; call it when the table is complete."""
     with atomic_file(_record(folder, file_name)) as temporary:
         temporary.write_text(origin + "\n", encoding="utf-8")
 
 
-def read_origin(folder: Path, file_name: str) -> dict[str, Any]:
-    """Return what a table was made from, as `write_origin` noted it; empty where there is no note.
+def read_provenance(folder: Path, file_name: str) -> dict[str, Any]:
+    """Return what a table was made from, as `write_provenance` noted it; empty where there is no note.
 
     Raises:
         InputError: the note is damaged; the message names the step that writes it.
@@ -137,7 +137,7 @@ def crop_options(folder: Path) -> dict[str, Any]:
         InputError: `faces.json`, which step 2 writes, is missing or damaged.
     """
     try:
-        options = read_origin(folder, "faces.csv").get("options")
+        options = read_provenance(folder, "faces.csv").get("options")
     except InputError:
         options = None
     kinds = {"size": int, "channels": int, "align": str}
@@ -206,10 +206,10 @@ def usable(table: pd.DataFrame) -> pd.DataFrame:
 
 def is_usable(table: pd.DataFrame) -> pd.Series:
     """Return, for each row of a table, whether `usable` keeps it."""
-    return is_seen(table) & (table["emotion"] != "")
+    return has_image(table) & (table["emotion"] != "")
 
 
-def is_seen(table: pd.DataFrame) -> pd.Series:
+def has_image(table: pd.DataFrame) -> pd.Series:
     """Return, for each row of a table, whether its image can be read and, in a table of crops, has a face."""
     seen = table["status"] == "ok"
     if "face_status" in table.columns:
@@ -242,7 +242,7 @@ def check_unchanged(rows: pd.DataFrame, folder: Path) -> None:
         raise InputError(f"the crops of {folder} changed while they were read; wait for steps 1 to 3, then run again")
 
 
-def digest(table: pd.DataFrame) -> str:
+def content_hash(table: pd.DataFrame) -> str:
     """Return a hash of a table's content (SHA-256, 16 hex digits), for caches, cards and unchanged-input checks."""
     return hashlib.sha256(table.to_csv(index=False, lineterminator="\n").encode()).hexdigest()[:16]
 
@@ -250,7 +250,7 @@ def digest(table: pd.DataFrame) -> str:
 def split_hash(table: pd.DataFrame) -> str:
     """Return a hash of what a data set's training and dev images are, by which a card names them."""
     rows = usable(table)
-    return digest(rows.loc[rows["split"].isin(["train", "dev"]), ["path", "pixel_hash", "emotion", "split"]])
+    return content_hash(rows.loc[rows["split"].isin(["train", "dev"]), ["path", "pixel_hash", "emotion", "split"]])
 
 
 def fold_numbers(table: pd.DataFrame, column: str = "fold") -> list[int]:

@@ -15,12 +15,12 @@ from preprocessing.step2_face_crops import crop_face, face_paths
 from preprocessing.tables import (
     BOX_COLUMNS,
     LANDMARK_COLUMNS,
-    digest,
-    is_made_from,
-    read_origin,
+    content_hash,
+    is_up_to_date,
+    read_provenance,
     read_table,
     usable,
-    write_origin,
+    write_provenance,
     write_table,
 )
 
@@ -47,13 +47,13 @@ def write_whole_images(folder: Path) -> Path:
         InputError: no usable split, or a picture cannot be read any more.
     """
     table = read_table(folder, "split.csv")
-    crops = read_origin(folder, "faces.csv").get("options", {})
+    crops = read_provenance(folder, "faces.csv").get("options", {})
     crops = crops if isinstance(crops, dict) else {}
     given = {name: crops[name] for name in ("size", "channels") if isinstance(crops.get(name), int)}
     options = replace(FACES, **given, detect=False)
     whole = folder / "whole" / folder.name
-    origin = json.dumps({"split": digest(table), "size": options.size, "channels": options.channels})
-    if is_made_from(whole, "split.csv", origin):
+    origin = json.dumps({"split": content_hash(table), "size": options.size, "channels": options.channels})
+    if is_up_to_date(whole, "split.csv", origin):
         return whole
     rows = usable(table)
     places = face_paths(rows["path"])
@@ -66,9 +66,9 @@ def write_whole_images(folder: Path) -> Path:
                 raise InputError(f"{folder / path} is missing or unreadable; make the inventory again: step1_inventory")
         rows = rows.assign(face_path=places, face_status="whole_image", face_count="", face_confidence=float("nan"))
         rows[[*BOX_COLUMNS, *LANDMARK_COLUMNS]] = float("nan")
-        write_origin(whole, "faces.csv", json.dumps({"options": {**crops, "detect": False}}))
+        write_provenance(whole, "faces.csv", json.dumps({"options": {**crops, "detect": False}}))
         write_table(rows, whole / "split.csv")
-        write_origin(whole, "split.csv", origin)
+        write_provenance(whole, "split.csv", origin)
     return whole
 
 

@@ -22,10 +22,11 @@ import typer
 from common.command_line import ReportsRoot, run
 from common.emotions import CKPLUS_CODES, EMOTIONS
 from common.logging import silence_opencv
-from configuration import PATHS, SAMPLE
+from configuration import PATHS
 from inference.face_detector import build_detector
 from inference.faces import Detector
 from inference.model_card import ModelCard
+from preprocessing.datasets.sample import SAMPLE
 from realtime.recognition import Classifier, recognize
 from realtime.sinks.drawing import Drawer, draw
 from realtime.sinks.recording import Log, VideoRecording, write_picture

@@ -365,7 +365,7 @@ def test_against_the_majority_the_data_sets_own_labels_are_still_the_data_sets_o
     shares = [row[f"votes_{row['emotion']}"] / sum(row[f"votes_{x}"] for x in swapped) for _, row in rows.iterrows()]
     assert metrics["crowd"]["dataset_vote"] == pytest.approx(np.mean(shares))
     assert metrics["crowd"]["model_majority"] == pytest.approx(metrics["accuracy"])
-    assert metrics["honesty"]["facts"]["left out"] == "1 without a majority of the crowd"
+    assert metrics["honesty"]["facts"]["left out"] == "1 without a majority of the annotators"
     assert "majority" not in metrics["honesty"]["facts"]["training data"]  # what is scored, not what was learnt
     assert "Only images on which more than half" in sections_of(report)["crowd"]
 

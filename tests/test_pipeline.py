@@ -11,8 +11,7 @@ import pandas as pd
 import pytest
 
 from common.emotions import FER2013_CODES
-from configuration import SAMPLE
-from preprocessing.datasets.sample import write_raw
+from preprocessing.datasets.sample import SAMPLE, write_raw
 from preprocessing.tables import read_table, usable
 
 

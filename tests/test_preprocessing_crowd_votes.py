@@ -9,7 +9,14 @@ import pytest
 from common.emotions import EMOTIONS
 from common.errors import InputError
 from preprocessing.datasets.fer2013 import read_votes
-from preprocessing.datasets.votes import majority, majority_of, vote_shares, voted_answers, voted_emotions, votes_of
+from preprocessing.datasets.votes import (
+    majority,
+    majority_index,
+    vote_choices,
+    vote_counts,
+    vote_shares,
+    voted_emotions,
+)
 
 ANSWERS = [f"votes_{name}" for name in (*EMOTIONS, "unknown", "nf")]
 
@@ -53,13 +60,13 @@ def test_single_votes_are_slips_and_a_majority_is_more_than_half(row, clear, sha
     ],
 )
 def test_arrays_of_votes_follow_the_same_rule(votes, winner):
-    assert majority_of(np.array([votes]), ["anger", "happiness", "neutral", "unknown", "nf"]).tolist() == [winner]
+    assert majority_index(np.array([votes]), ["anger", "happiness", "neutral", "unknown", "nf"]).tolist() == [winner]
 
 
 def test_votes_are_read_in_class_order_and_blanks_are_none():
     table = pd.DataFrame({"votes_nf": [1.0, np.nan], "votes_neutral": [2, 3], "votes_anger": [4, 5], "path": ["", ""]})
-    assert voted_answers(table) == ["anger", "neutral", "nf"]
-    assert votes_of(table, voted_answers(table)).tolist() == [[4, 2, 1], [5, 3, 0]]
+    assert vote_choices(table) == ["anger", "neutral", "nf"]
+    assert vote_counts(table, vote_choices(table)).tolist() == [[4, 2, 1], [5, 3, 0]]
 
 
 def test_columns_are_the_emotions_that_could_be_chosen_and_rows_keep_their_index():

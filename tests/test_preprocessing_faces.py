@@ -152,8 +152,7 @@ def test_what_is_no_picture_is_refused(image, detector):
     ("option", "value"),
     [
         ("size", 0), ("channels", 2), ("align", "nose"), ("min_face_size", 5), ("largest_side", 0),
-        ("thresholds", (0.5, 0.5)), ("thresholds", [0.5, 0.5, 1.5]), ("scale_factor", 1.0), ("enlarge", 0),
-        ("crop_side", -1),
+        ("thresholds", (0.5, 0.5)), ("thresholds", [0.5, 0.5, 1.5]),
     ],
 )  # fmt: skip
 def test_nonsense_options_are_refused_by_name(option, value):

@@ -9,7 +9,7 @@ from preprocessing.tables import (
     NUMERIC_COLUMNS,
     atomic_file,
     check_relative,
-    digest,
+    content_hash,
     is_usable,
     labels_of,
     read_table,
@@ -151,7 +151,7 @@ def test_labels_come_in_class_order():
 
 def test_the_digest_follows_the_content(tmp_path):
     table = crops()
-    assert digest(table) == digest(crops())
-    assert digest(table.assign(emotion=["fear", "fear", "anger"])) != digest(table)
-    assert digest(table.iloc[::-1]) != digest(table)
-    assert len(digest(table)) == 16
+    assert content_hash(table) == content_hash(crops())
+    assert content_hash(table.assign(emotion=["fear", "fear", "anger"])) != content_hash(table)
+    assert content_hash(table.iloc[::-1]) != content_hash(table)
+    assert len(content_hash(table)) == 16

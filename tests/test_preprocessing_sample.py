@@ -8,11 +8,10 @@ import pytest
 
 from common.emotions import CKPLUS_CODES, EMOTIONS
 from common.errors import InputError
-from configuration import SAMPLE
 from inference.crops import read_image_rgb, similarity
 from inference.face_detector import FaceDetector
 from inference.faces import choose_face
-from preprocessing.datasets.sample import EXPRESSIONS, PORTRAIT_LANDMARKS, write_raw
+from preprocessing.datasets.sample import EXPRESSIONS, PORTRAIT_LANDMARKS, SAMPLE, write_raw
 from preprocessing.tables import LANDMARKS
 
 SMALL = replace(SAMPLE, subjects=2, frames=3, unlabelled=3)

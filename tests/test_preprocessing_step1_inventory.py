@@ -15,10 +15,11 @@ import pytest
 
 from common.command_line import run
 from common.errors import InputError
-from configuration import SAMPLE
+from configuration import SAMPLE_NAME
 from preprocessing import step1_inventory
 from preprocessing.audit import audit, count_images
 from preprocessing.datasets.downloads import Kind
+from preprocessing.datasets.sample import SAMPLE
 from preprocessing.step1_inventory import write_inventory
 from preprocessing.tables import read_table, usable
 
@@ -728,7 +729,7 @@ def test_a_run_killed_while_writing_images_shows_nothing_and_starts_again_cleanl
 @needs_sigkill
 @pytest.mark.parametrize(
     ("module", "name"),
-    [("preprocessing.datasets.fer2013", "write_png"), ("preprocessing.step1_inventory", "write_origin")],
+    [("preprocessing.datasets.fer2013", "write_png"), ("preprocessing.step1_inventory", "write_provenance")],
 )
 def test_a_run_killed_over_an_earlier_inventory_is_done_again(tmp_path, module, name):
     folder, source = tmp_path / "data" / "x", write_csv(tmp_path / "fer2013.csv", fer2013_rows())
@@ -851,7 +852,7 @@ def test_the_audit_of_the_real_fer2013(tmp_path, shared_data):
 def test_without_options_the_sample_is_made_once_and_inventoried_as_ckplus(tmp_path, monkeypatch, capsys):
     assert run_here(monkeypatch, "--data", tmp_path) == 0
     assert "recognised: CK+ sequences" in capsys.readouterr().out
-    table = read_table(tmp_path / SAMPLE.name, "inventory.csv")
+    table = read_table(tmp_path / SAMPLE_NAME, "inventory.csv")
     assert table["subject"].nunique() == SAMPLE.subjects
     assert table["sequence"].is_unique
     assert sum(table["emotion"] == "") == SAMPLE.unlabelled
@@ -864,10 +865,10 @@ def test_without_options_the_sample_is_made_once_and_inventoried_as_ckplus(tmp_p
 
 
 def test_the_sample_takes_no_folder_of_other_things(tmp_path, monkeypatch, capsys):
-    write_image(tmp_path / SAMPLE.name / "raw" / "mine.png", random_gray(0))
+    write_image(tmp_path / SAMPLE_NAME / "raw" / "mine.png", random_gray(0))
     assert run_here(monkeypatch, "--data", tmp_path) == 2
     assert "holds something else" in capsys.readouterr().err
-    assert (tmp_path / SAMPLE.name / "raw" / "mine.png").is_file()
+    assert (tmp_path / SAMPLE_NAME / "raw" / "mine.png").is_file()
 
 
 def test_usable_rows_feed_keras_own_generator(tmp_path):

@@ -22,7 +22,7 @@ from inference.crops import network_input, read_image_rgb
 from inference.face_detector import FaceDetector
 from inference.faces import choose_face
 from preprocessing import step2_face_crops
-from preprocessing.datasets.sample import write_raw
+from preprocessing.datasets.sample import SAMPLE, write_raw
 from preprocessing.step2_face_crops import face_paths, write_face_crops
 from preprocessing.tables import INVENTORY_COLUMNS, LANDMARK_COLUMNS, read_table, write_table
 
@@ -57,7 +57,7 @@ def faces_folder(tmp_path_factory) -> Path:
     """A data set with faces: three frames of the sample, and a picture without a face."""
     folder = tmp_path_factory.mktemp("data") / "faces"
     raw = folder / "images" / "raw"
-    write_raw(raw, replace(step2_face_crops.SAMPLE, subjects=1, frames=2, unlabelled=0))
+    write_raw(raw, replace(SAMPLE, subjects=1, frames=2, unlabelled=0))
     write_image(folder / "images" / "empty.png", noise(0, 240, 320))
     frames = sorted(file.relative_to(folder).as_posix() for file in raw.rglob("*.png"))[:3]
     return write_inventory(folder, [*frames, "images/empty.png"], emotion="fear")

@@ -10,7 +10,7 @@ from common.command_line import run
 from common.errors import InputError
 from preprocessing import step3_split
 from preprocessing.splitting import Duplicates, Strategy, allocate, choose_strategy, group_rows, split_table
-from preprocessing.tables import FACE_COLUMNS, INVENTORY_COLUMNS, digest, read_table, usable, write_table
+from preprocessing.tables import FACE_COLUMNS, INVENTORY_COLUMNS, content_hash, read_table, usable, write_table
 
 EMOTIONS = ["anger", "happiness", "neutral"]
 
@@ -320,7 +320,7 @@ def test_crops_of_an_earlier_inventory_are_refused(tmp_path, monkeypatch, capsys
     folder = tmp_path / "x"
     write_table(faces(60), folder / "faces.csv")
     write_table(faces(60)[INVENTORY_COLUMNS], folder / "inventory.csv")
-    (folder / "faces.json").write_text(json.dumps({"inventory": digest(read_table(folder, "inventory.csv"))}))
+    (folder / "faces.json").write_text(json.dumps({"inventory": content_hash(read_table(folder, "inventory.csv"))}))
     assert run_here(monkeypatch, "--dataset", "x", "--data", tmp_path) == 0
     write_table(faces(80)[INVENTORY_COLUMNS], folder / "inventory.csv")
     assert run_here(monkeypatch, "--dataset", "x", "--data", tmp_path) == 2

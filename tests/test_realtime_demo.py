@@ -8,8 +8,8 @@ import pytest
 from cards import model_card
 from realtime_fakes import FakeClassifier, FakeDetector, read_video
 
-from configuration import SAMPLE
 from inference.faces import Face
+from preprocessing.datasets.sample import SAMPLE
 from realtime import demo
 from realtime.demo import demonstrate, describe_scores
 

@@ -14,12 +14,12 @@ import typer
 from common.command_line import DataRoot, DatasetName, Force, ModelsRoot, dataset_folder, run, typed_command
 from common.errors import InputError
 from common.logging import quiet_start
-from configuration import BASELINES, PATHS, SAMPLE
+from configuration import BASELINES, PATHS, SAMPLE_NAME
 from preprocessing.tables import read_table
 
 
 def main(
-    dataset: DatasetName = SAMPLE.name,
+    dataset: DatasetName = SAMPLE_NAME,
     data: DataRoot = PATHS.data,
     models: ModelsRoot = PATHS.models,
     network: Annotated[str, typer.Option(help=f"Which baseline: {' or '.join(BASELINES)}.")] = "project1",

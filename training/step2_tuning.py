@@ -16,12 +16,12 @@ import typer
 
 from common.command_line import DataRoot, DatasetName, ModelsRoot, dataset_folder, run, typed_command
 from common.logging import quiet_start
-from configuration import BEST, PATHS, SAMPLE, SAMPLE_TUNING, TUNING
+from configuration import BEST, PATHS, SAMPLE_NAME, SAMPLE_TUNING, TUNING
 from preprocessing.tables import read_table
 
 
 def main(
-    dataset: DatasetName = SAMPLE.name,
+    dataset: DatasetName = SAMPLE_NAME,
     data: DataRoot = PATHS.data,
     models: ModelsRoot = PATHS.models,
     targets: Annotated[
@@ -57,7 +57,7 @@ def main(
     with quiet_start():
         from training.tuning import tune
 
-    tuning = SAMPLE_TUNING if dataset == SAMPLE.name else TUNING
+    tuning = SAMPLE_TUNING if dataset == SAMPLE_NAME else TUNING
     tuning = replace(
         tuning,
         trials=tuning.trials if trials is None else trials,

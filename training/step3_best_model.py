@@ -22,7 +22,7 @@ import typer
 from common.command_line import DataRoot, DatasetName, Force, ModelsRoot, dataset_folder, run, typed_command
 from common.errors import InputError
 from common.logging import quiet_start
-from configuration import BEST, FINE_TUNING, PATHS, SAMPLE
+from configuration import BEST, FINE_TUNING, PATHS, SAMPLE_NAME
 from inference.keras_networks import check_output
 from inference.model_card import check_crops, read_card
 from preprocessing.tables import crop_options, read_table
@@ -32,7 +32,7 @@ from training.settings import read_settings, shortened, tuned_file
 
 
 def main(
-    dataset: DatasetName = SAMPLE.name,
+    dataset: DatasetName = SAMPLE_NAME,
     data: DataRoot = PATHS.data,
     models: ModelsRoot = PATHS.models,
     settings: Annotated[

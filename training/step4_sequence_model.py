@@ -18,7 +18,7 @@ import typer
 
 from common.command_line import DataRoot, DatasetName, Force, ModelsRoot, dataset_folder, run, typed_command
 from common.logging import quiet_start
-from configuration import PATHS, SAMPLE, SEQUENCES
+from configuration import PATHS, SAMPLE_NAME, SEQUENCES
 from inference.keras_networks import check_output
 from inference.model_card import read_card
 from preprocessing.tables import fold_numbers, read_table, split_by_fold
@@ -28,7 +28,7 @@ FITTING = SEQUENCES.config
 
 
 def main(
-    dataset: DatasetName = SAMPLE.name,
+    dataset: DatasetName = SAMPLE_NAME,
     data: DataRoot = PATHS.data,
     models: ModelsRoot = PATHS.models,
     features: Annotated[Path, typer.Option(help="Network of single faces whose features are read.")] = PATHS.pretrained,

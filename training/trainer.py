@@ -32,7 +32,7 @@ from inference.keras_networks import check_output, is_whole, save
 from inference.lineage import ImageHashes, lineage_hashes
 from inference.model_card import ModelCard, card_path, check_crops
 from preprocessing.datasets.votes import majority, vote_shares, voted_emotions
-from preprocessing.tables import check_unchanged, crop_options, digest, labels_of, split_hash, usable
+from preprocessing.tables import check_unchanged, content_hash, crop_options, labels_of, split_hash, usable
 from training import augmentation, data, distillation, models
 from training.augmentation import WholeFacesLast, build_augmentation
 from training.balancing import sample_weights
@@ -154,7 +154,7 @@ def read_batches(
         "dataset": folder.name,
         "split_hash": split_hash(table),
         "targets": config.targets,
-        "votes_hash": digest(rows[classes]) if by_votes else "",
+        "votes_hash": content_hash(rows[classes]) if by_votes else "",
         "align": crops["align"],
         "crops": crops,
         "caveats": caveats(rows, crops["channels"], by_votes),

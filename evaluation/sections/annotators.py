@@ -10,7 +10,7 @@ from evaluation.metrics.intervals import bootstrap, boundary_interval, percentil
 from evaluation.predictions import Predictions
 from evaluation.report.section import Section, Table, interval_text, percent
 from evaluation.sections.performance import format_interval
-from preprocessing.datasets.votes import majority, majority_of, voted_answers, votes_of
+from preprocessing.datasets.votes import majority, majority_index, vote_choices, vote_counts
 
 
 def label_shares(votes: np.ndarray, names: Sequence[str], labels: Sequence[str]) -> np.ndarray:
@@ -47,7 +47,7 @@ def right_people(votes: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, n
     for index in range(votes.shape[1]):
         others = votes.copy()
         others[:, index] -= votes[:, index] > 0
-        decided = majority_of(others, names)
+        decided = majority_index(others, names)
         right += votes[:, index] * (decided == index)
         judged += votes[:, index] * (decided >= 0)
     return right, judged
@@ -55,10 +55,10 @@ def right_people(votes: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, n
 
 def against_the_crowd(predictions: Predictions, options: EvaluationConfig) -> Section | None:
     """Score a model, the data set's own labels and people against crowd votes; None where the table has no votes."""
-    names = voted_answers(predictions.rows)
+    names = vote_choices(predictions.rows)
     if not set(predictions.labels) <= set(names):
         return None
-    votes = votes_of(predictions.rows, names)
+    votes = vote_counts(predictions.rows, names)
     if not votes.any():
         return None
     winner = majority(predictions.rows).to_numpy()
@@ -155,7 +155,7 @@ def _fractions(
     shares = np.nan_to_num(shares)
     image = np.arange(len(votes))
     total = votes.sum(axis=1).clip(min=1)
-    own = predictions.rows.get("own_emotion", predictions.rows["emotion"]).to_numpy(
+    own = predictions.rows.get("dataset_emotion", predictions.rows["emotion"]).to_numpy(
         object
     )  # not what it is scored against
     own_shares = (shares * (labels == own[:, None])).sum(axis=1)

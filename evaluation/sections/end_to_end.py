@@ -223,11 +223,7 @@ def _crops(
         except InputError:
             yield {"outcome": UNREADABLE}, None
             continue
-        found = (
-            detect_in_crop(image_rgb, detector, options)
-            if is_face_crop(image_rgb, options)
-            else detector.detect(image_rgb)
-        )
+        found = detect_in_crop(image_rgb, detector) if is_face_crop(image_rgb) else detector.detect(image_rgb)
         face = choose_face(found, image_rgb.shape)
         if face is None:
             yield {"outcome": MISSED, "face_count": 0}, None

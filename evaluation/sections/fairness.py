@@ -35,7 +35,7 @@ from evaluation.report.section import Figure, Section, Table, interval_text
 from preprocessing.tables import FACE_COLUMNS, INVENTORY_COLUMNS, unescaped, write_table
 
 _AT_ONCE = 1_000_000  # cells of shuffled tables held at once
-_NOT_GROUPS = {*INVENTORY_COLUMNS, *FACE_COLUMNS, "split", "fold", "own_emotion"} - {
+_NOT_GROUPS = {*INVENTORY_COLUMNS, *FACE_COLUMNS, "split", "fold", "dataset_emotion"} - {
     "usage",
     "label_source",
     "status",

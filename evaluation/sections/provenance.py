@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from common.errors import InputError
-from configuration import SAMPLE, EvaluationConfig
+from configuration import SAMPLE_NAME, EvaluationConfig
 from evaluation.metrics.scores import estimate_scores
 from evaluation.predictions import Predictions
 from evaluation.report.section import Section, Table, percent
@@ -21,7 +21,7 @@ from preprocessing.tables import (
     crop_options,
     fold_numbers,
     is_usable,
-    read_origin,
+    read_provenance,
     read_table,
     split_by_fold,
     split_hash,
@@ -74,7 +74,7 @@ def banner(predictions: Predictions) -> str:
 
     The first reason that applies: the gravest.
     """
-    if SAMPLE.name in (predictions.dataset, predictions.card.dataset):
+    if SAMPLE_NAME in (predictions.dataset, predictions.card.dataset):
         return "the sample is one portrait, warped: no score on it means anything"
     exposure, n = predictions.exposure, len(predictions.rows)
     if exposure.held_out is False:
@@ -267,7 +267,7 @@ def _provenance(predictions: Predictions, folder: Path, table: pd.DataFrame) -> 
         kind = "by subject" if predictions.has_subjects else "of copies and sequences: not every image has a subject"
         return f"{predictions.split} {kind}; each image is answered by the network that was trained without its fold"
     try:
-        strategy = read_origin(folder, "split.csv").get("strategy")
+        strategy = read_provenance(folder, "split.csv").get("strategy")
     except InputError:
         strategy = None
     if not isinstance(strategy, str):

@@ -15,14 +15,12 @@ from functools import lru_cache
 from pathlib import Path
 
 import cv2
-import matplotlib
 import numpy as np
 
 from common.emotions import CKPLUS_CODES
 from common.errors import InputError
 from common.files import named_errors
-from configuration import SAMPLE, SampleConfig
-from inference.crops import read_image_rgb
+from common.images import read_image
 
 # The portrait's five points in pixels, in the order of `image_tables.LANDMARKS`: measured once with
 # `faces.FaceDetector` on the whole portrait and written down, so that making the sample needs no network.
@@ -36,6 +34,29 @@ OUTLINE = np.array(
         (153, 210), (150, 180), (148, 130),
     ]
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Size and content of the sample data set.
+
+    Attributes:
+        subjects: "People": the portrait under different mirror, light, scale and background.
+        frames: Frames of a sequence, from neutral to the peak.
+        unlabelled: Sequences without a label, as CK+ has 266 of 593.
+        width, height: Of each picture, in pixels.
+        seed: The same seed gives the same files.
+    """
+
+    subjects: int = 8
+    frames: int = 6
+    unlabelled: int = 8
+    width: int = 320
+    height: int = 240
+    seed: int = 7
+
+
+SAMPLE = SampleConfig()
 
 MOUTH = np.array([20, 14, 50, 255], np.float32)  # inside of an open mouth: blue, green, red, opacity
 
@@ -211,8 +232,11 @@ def _draw_look(rng: np.random.Generator, sample: SampleConfig) -> _Look:
 @lru_cache(maxsize=1)
 def _portrait(scale: float) -> np.ndarray:
     """Return the portrait without its background, uint8 (h, w, 4) BGR and opacity."""
+    import matplotlib  # late: only needed where the sample is made
+
     file = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
-    image_bgr = read_image_rgb(file)[:, :, ::-1]
+    image_bgr = read_image(file)
+    assert image_bgr is not None
     opacity = np.zeros(image_bgr.shape[:2], np.uint8)
     cv2.fillPoly(opacity, [OUTLINE], 255)
     opacity = cv2.GaussianBlur(

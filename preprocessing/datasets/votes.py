@@ -14,16 +14,16 @@ import pandas as pd
 from common.emotions import EMOTIONS
 from common.errors import InputError
 
-MAJORITY = "majority of the crowd"  # label_source of a label that the votes gave
+MAJORITY = "majority of the annotators"  # label_source of a label that the votes gave
 NO_EMOTION = ("unknown", "nf")  # the other answers that FER+'s people could give
 
 
-def voted_answers(table: pd.DataFrame) -> list[str]:
+def vote_choices(table: pd.DataFrame) -> list[str]:
     """Return what a table has votes for: emotions in class order, then `unknown` and `nf`; empty where none."""
     return [answer for answer in (*EMOTIONS, *NO_EMOTION) if f"votes_{answer}" in table.columns]
 
 
-def votes_of(table: pd.DataFrame, predictions: Sequence[str]) -> np.ndarray:
+def vote_counts(table: pd.DataFrame, predictions: Sequence[str]) -> np.ndarray:
     """Return the numbers of people, int (images, answers); 0 where nothing is known."""
     return table[[f"votes_{answer}" for answer in predictions]].fillna(0).to_numpy().astype(np.int64)
 
@@ -34,7 +34,7 @@ def voted_emotions(table: pd.DataFrame) -> list[str]:
     Raises:
         InputError: the table has no votes.
     """
-    emotions = [answer for answer in voted_answers(table) if answer not in NO_EMOTION]
+    emotions = [answer for answer in vote_choices(table) if answer not in NO_EMOTION]
     if len(emotions) < 2:
         raise InputError(
             "the table has no crowd votes (columns votes_<emotion>); give FER+'s to step 1: "
@@ -45,8 +45,8 @@ def voted_emotions(table: pd.DataFrame) -> list[str]:
 
 def has_votes(table: pd.DataFrame) -> bool:
     """Return whether any image of a table has votes for an emotion."""
-    emotions = [answer for answer in voted_answers(table) if answer not in NO_EMOTION]
-    return len(emotions) > 1 and bool(votes_of(table, emotions).any())
+    emotions = [answer for answer in vote_choices(table) if answer not in NO_EMOTION]
+    return len(emotions) > 1 and bool(vote_counts(table, emotions).any())
 
 
 def vote_shares(table: pd.DataFrame) -> pd.DataFrame:
@@ -56,8 +56,8 @@ def vote_shares(table: pd.DataFrame) -> pd.DataFrame:
     count say `unknown` or `nf`.
     """
     emotions = voted_emotions(table)
-    predictions = voted_answers(table)
-    counts = pd.DataFrame(_counted(votes_of(table, predictions)), index=table.index, columns=pd.Index(predictions))
+    predictions = vote_choices(table)
+    counts = pd.DataFrame(_counted(vote_counts(table, predictions)), index=table.index, columns=pd.Index(predictions))
     named = counts[emotions]
     total = named.sum(axis=1)
     is_face = total >= counts.drop(columns=emotions).sum(axis=1)
@@ -67,25 +67,25 @@ def vote_shares(table: pd.DataFrame) -> pd.DataFrame:
 def majority(table: pd.DataFrame) -> pd.Series:
     """Return the emotion that more than half of an image's votes name, or an empty string where there is none."""
     voted_emotions(table)  # refuses a table without votes
-    predictions = voted_answers(table)
+    predictions = vote_choices(table)
     names = np.array([*predictions, ""], dtype=object)
-    return pd.Series(names[majority_of(votes_of(table, predictions), predictions)], table.index, name="majority")
+    return pd.Series(names[majority_index(vote_counts(table, predictions), predictions)], table.index, name="majority")
 
 
-def labelled_by_majority(table: pd.DataFrame) -> pd.DataFrame:
+def with_majority_labels(table: pd.DataFrame) -> pd.DataFrame:
     """Return the table with the majority's emotion as each image's label; those without one become unlabelled.
 
-    The data set's own label goes to the column `own_emotion`.
+    The data set's own label goes to the column `dataset_emotion`.
     """
     chosen = majority(table)
-    return table.assign(own_emotion=table["emotion"], emotion=chosen, label_source=chosen.map(_source))
+    return table.assign(dataset_emotion=table["emotion"], emotion=chosen, label_source=chosen.map(_source))
 
 
 def _source(emotion: str) -> str:
     return MAJORITY if emotion else ""
 
 
-def majority_of(votes: np.ndarray, predictions: Sequence[str]) -> np.ndarray:
+def majority_index(votes: np.ndarray, predictions: Sequence[str]) -> np.ndarray:
     """Return which answer has the majority, as `majority` does, int (images,); -1 where there is none.
 
     Args:

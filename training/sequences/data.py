@@ -18,7 +18,7 @@ from common.files import fingerprint, write_file
 from configuration import SequenceConfig
 from inference.emotion_classifier import EmotionClassifier
 from inference.sequence_classifier import window_of
-from preprocessing.tables import is_seen
+from preprocessing.tables import has_image
 from training.data import read_cache, read_crops
 
 VERSION = 1  # raise this when sequences are to be read or augmented otherwise: finished runs are then repeated
@@ -84,7 +84,7 @@ def read_sequences(table: pd.DataFrame, folder: Path) -> SequenceSet:
     if numbers.isna().any():
         wrong = rows.loc[numbers.isna()].iloc[0]
         raise InputError(f"{file}: frame {wrong['frame']!r} of sequence {wrong['sequence']} is no number; list again")
-    rows = rows.assign(number=numbers.astype(int), seen=is_seen(rows)).sort_values(
+    rows = rows.assign(number=numbers.astype(int), seen=has_image(rows)).sort_values(
         ["sequence", "number"], kind="stable"
     )
     labelled = [part for _, part in rows.groupby("sequence", sort=True) if part["emotion"].iloc[-1] != ""]

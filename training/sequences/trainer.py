@@ -21,7 +21,7 @@ from inference.keras_networks import check_output
 from inference.lineage import ImageHashes, lineage_hashes
 from inference.model_card import SequenceCard, card_path
 from inference.sequence_classifier import described, save_sequence_network
-from preprocessing.tables import digest, split_hash
+from preprocessing.tables import content_hash, split_hash
 from training.sequences.data import VERSION as SEQUENCES_VERSION
 from training.sequences.data import SequenceBatches, SequenceSet, frame_features, read_sequences
 from training.trainer import NOT_FEELINGS, build_optimizer, check_settings, train_or_resume
@@ -112,7 +112,7 @@ def fit_sequences(
         "temporal": temporal,
         "labels": list(sequences.classes),
         "split_hash": split_hash(table),
-        "sequences": digest(sequences.frames[["path", "pixel_hash"]]),
+        "sequences": content_hash(sequences.frames[["path", "pixel_hash"]]),
         "features": origin["sha256"],
         "code_versions": {"sequence_model": VERSION, "sequences": SEQUENCES_VERSION, "config": FITTING_VERSION},
     }
