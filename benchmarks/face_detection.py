@@ -203,7 +203,7 @@ def compare_following(work: str, clip: list[np.ndarray], stock: Any) -> Row:
     clip = [image_rgb for image_rgb in clip if known[id(image_rgb)]]
     if not clip:
         raise InputError(f"{work}: no face is in the video")
-    follow = lambda image_rgb: detector.follow(image_rgb, known[id(image_rgb)])  # noqa: E731
+    follow = lambda image_rgb: detector.propagate(image_rgb, known[id(image_rgb)])  # noqa: E731
     slow, fast, ratio = pairs(stock.detect_faces, follow, clip)
     return {"work": work, "stock_ms": 1000 * slow, "ours_ms": 1000 * fast, "ratio": ratio}
 

@@ -87,7 +87,7 @@ def fingerprint(files: Mapping[str, Path]) -> str:
 
 def file_hash(*files: Path) -> str:
     """Return a hash of files' content, one after the other (SHA-256, 16 hex digits)."""
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for file in files:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
+        found.update(file.read_bytes())
+    return found.hexdigest()[:16]

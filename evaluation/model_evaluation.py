@@ -777,17 +777,17 @@ def update_scores(model_file: Path, metrics: dict[str, Any]) -> None:
     """Write an evaluation's scores into the model's card, in place of earlier ones on the same data and protocol.
 
     What is left without the images that have a copy in training stands in the score's entry. What test-time averaging
-    gave follows as an entry of its own, which says so in `averaging` and in its protocol.
+    gave follows as an entry of its own, which says so in `tta` and in its protocol.
     """
     scores = [_card_score(metrics)]
     if duplicates := metrics.get("honesty", {}).get("copies_scores"):
         part = duplicates["without copies"]
         rounded = {name: round(part[name]["value"], 4) for name in CARD_SCORES}
-        scores[0]["without_copies"] = {"n": part["n"], **rounded}
+        scores[0]["without_duplicates"] = {"n": part["n"], **rounded}
     if averaged := metrics.get("test_time_averaging"):
         row = averaged["averaged"]
         interval = {"accuracy_interval": [row["accuracy_low"], row["accuracy_high"]]}
-        told = {name: averaged[name] for name in ("averaging", "temperature")}  # its answers depend on the temperature
+        told = {name: averaged[name] for name in ("tta", "temperature")}  # its answers depend on the temperature
         scores.append(_card_score({**metrics, **row, **interval, "protocol": averaged["protocol"]}) | told)
     card, same = read_card(model_file), ("dataset", "split", "protocol")
     written = [[score[name] for name in same] for score in scores]

@@ -99,7 +99,7 @@ class FaceDetector:
         """Find the faces of several pictures, of any sizes; each has its own list, as `detect` gives it."""
         return [self.detect(image_rgb) for image_rgb in images_rgb]
 
-    def follow(self, image_rgb: np.ndarray, faces: Sequence[Face]) -> list[Face]:
+    def propagate(self, image_rgb: np.ndarray, faces: Sequence[Face]) -> list[Face]:
         """Find known faces again in the next picture, by O-Net alone: hundreds of times faster than a search.
 
         Args:

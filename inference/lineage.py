@@ -53,7 +53,7 @@ class SourceNetwork(TrainingHistory):
         dataset: Name of the data set that it was trained on.
         split_hash: Hash of that data set's split.
         labels: Class names, in class order.
-        learnt: Data of its whole lineage, such as `fer2013 (labels)`.
+        trained_on: Data of its whole lineage, such as `fer2013 (labels)`.
         splits: Data set name and split hash of each training in its lineage; `(None, None)` is unnamed data.
         command: The command that trained it.
         network: What of its architecture was taken.
@@ -64,7 +64,7 @@ class SourceNetwork(TrainingHistory):
     dataset: str | None = None
     split_hash: str | None = None
     labels: tuple[str, ...] = ()
-    learnt: tuple[str, ...] = ()
+    trained_on: tuple[str, ...] = ()
     splits: tuple[tuple[str | None, str | None], ...] = ()
     command: str = ""
     network: str = ""
@@ -96,7 +96,7 @@ class SourceNetwork(TrainingHistory):
             isinstance(splits, list)
             and all(isinstance(split, list) and len(split) == 2 for split in splits)
             and all(isinstance(entries.get(name), str) for name in ("file", "sha256"))
-            and all(isinstance(entries.get(name, []), list) for name in ("labels", "learnt"))
+            and all(isinstance(entries.get(name, []), list) for name in ("labels", "trained_on"))
         )
         if not usable:
             raise ValueError(f"{str(entries)[:80]!r} is no network of the lineage")
@@ -159,7 +159,7 @@ class ImageHashes:
         return np.union1d(self.training, self.selection)
 
     @property
-    def digest(self) -> str:
+    def content_hash(self) -> str:
         """Hash of both lists (SHA-256, 16 hex digits), by which a file names them."""
         return hashlib.sha256(b"|".join((self.training.tobytes(), self.selection.tobytes()))).hexdigest()[:16]
 

@@ -234,7 +234,7 @@ def look_at_model(model: Path, load: Callable[[Path], Any]) -> tuple[Finding, An
         f"{score['accuracy']:.1%} on {score['dataset']} {score['split']}"
         + (f" ({score['banner']})" if score.get("banner") else "")
         for score in card.scores
-        if "averaging" not in score  # here, faces are asked about once
+        if "tta" not in score  # here, faces are asked about once
     ]
     is_calibrated = bool(card.calibration) or card.temperature != 1.0
     text = "; ".join(
@@ -308,7 +308,7 @@ def measure(frame_bgr: np.ndarray, detector: Detector, classifier: Classifier) -
     }
     if isinstance(detector, FaceDetector):
         follower = detector
-        stages["following"] = lambda: follower.follow(image_rgb, [face])
+        stages["following"] = lambda: follower.propagate(image_rgb, [face])
     took = {name: milliseconds(run) for name, run in stages.items()}
     text = ", ".join(f"{name} {value:.1f} ms" for name, value in took.items())
     yield Finding("speed", f"{text} (one face, 640x480)")

@@ -52,7 +52,7 @@ class TrackedFace(NamedTuple):
 class Follower(Protocol):
     """A detector that can also follow faces, as `inference.face_detector.FaceDetector` does."""
 
-    def follow(self, image_rgb: np.ndarray, faces: Sequence[Face]) -> list[Face]:
+    def propagate(self, image_rgb: np.ndarray, faces: Sequence[Face]) -> list[Face]:
         """Return where known faces are in the next picture; those with a low confidence are lost."""
         ...
 
@@ -150,7 +150,7 @@ class Tracker:
         if not isinstance(self._detector, Follower):
             return []
         tracks = [track for track in self._tracks if track.seen == self._time]
-        faces = self._detector.follow(image_rgb, [self._ahead(track, time) for track in tracks])
+        faces = self._detector.propagate(image_rgb, [self._ahead(track, time) for track in tracks])
         sure = [
             (track, face)
             for track, face in zip(tracks, faces, strict=True)
@@ -183,7 +183,7 @@ class Tracker:
         self._replace([self._found(track) for track in still])
         others = [f for j, f in enumerate(faces) if j not in confirmed or then[confirmed[j]].key not in here]
         assert isinstance(self._detector, Follower)
-        moved = self._detector.follow(image_rgb, others)
+        moved = self._detector.propagate(image_rgb, others)
         self._assign(self._unseen([face for face in moved if face.confidence >= self._options.lost_below], time), time)
         missed = {track.key for track in then}
         self._tracks = [t for t in self._tracks if t.number or t.seen == time or t.key not in missed]

@@ -167,7 +167,7 @@ def test_the_card_holds_the_mean_as_an_entry_of_its_own(evaluate, noisy_dataset,
         assert single == before
     told = metrics_of(tmp_path, folder, "tiny")["test_time_averaging"]
     assert averaged["accuracy"] == round(told["averaged"]["accuracy"], 4) != single["accuracy"]
-    assert averaged["protocol"] == told["protocol"] and averaged["averaging"] == MIRROR_MEAN
+    assert averaged["protocol"] == told["protocol"] and averaged["tta"] == MIRROR_MEAN
     assert averaged["temperature"] == 2.0 and averaged["n"] == 90
     assert averaged["accuracy_interval"] == [round(told["averaged"][f"accuracy_{end}"], 4) for end in ("low", "high")]
     evaluate(folder, "--model", model, "--update-card")

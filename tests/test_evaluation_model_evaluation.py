@@ -288,7 +288,9 @@ def test_exact_copies_are_counted_and_the_score_is_given_without_them(evaluate, 
     assert scores["all"]["accuracy"]["value"] == pytest.approx(right.mean())
     assert scores["without copies"]["accuracy"]["value"] == pytest.approx(right[2:].mean())
     (score,) = json.loads(model.with_suffix(".json").read_text())["scores"]
-    assert score["without_copies"]["n"] == 10 and score["without_copies"]["accuracy"] == round(right[2:].mean(), 4)
+    assert score["without_duplicates"]["n"] == 10 and score["without_duplicates"]["accuracy"] == round(
+        right[2:].mean(), 4
+    )
     assert scores["copies alone"]["accuracy"]["value"] == pytest.approx(right[:2].mean())
     assert (scores["all"]["n"], scores["without copies"]["n"], scores["copies alone"]["n"]) == (12, 10, 2)
 
@@ -296,7 +298,7 @@ def test_exact_copies_are_counted_and_the_score_is_given_without_them(evaluate, 
 def test_networks_behind_the_model_that_know_another_split_are_named(evaluate, make_dataset, tiny_model):
     folder = make_dataset()
     split = split_hash(read_table(folder, "split.csv"))
-    entry = {"sha256": "0", "dataset": "elsewhere", "split_hash": "1", "learnt": [f"{folder.name} (labels)"]}
+    entry = {"sha256": "0", "dataset": "elsewhere", "split_hash": "1", "trained_on": [f"{folder.name} (labels)"]}
     same = {**entry, "file": "same.keras", "splits": [["elsewhere", "1"], [folder.name, split]]}
     taught = {**entry, "file": "taught.keras", "splits": [["elsewhere", "1"], [folder.name, "0"]]}
     begun = {**entry, "file": "begun.keras", "dataset": folder.name, "split_hash": "0"}

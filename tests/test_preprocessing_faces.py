@@ -305,7 +305,7 @@ def test_a_followed_face_is_where_a_search_finds_it(portrait_rgb, detector, scal
     moved = [shift[0] * face.width + (1 - scale) * centre_x, shift[1] * face.height + (1 - scale) * centre_y]
     matrix = np.array([[scale, 0, moved[0]], [0, scale, moved[1]]])
     next_rgb = cv2.warpAffine(portrait_rgb, matrix, portrait_rgb.shape[1::-1])
-    (fresh,), (followed,) = detector.detect(next_rgb), detector.follow(next_rgb, [face])
+    (fresh,), (followed,) = detector.detect(next_rgb), detector.propagate(next_rgb, [face])
     assert followed.confidence > 0.95
     assert intersection_over_union(box_of(fresh), box_of(followed)) >= 0.8
     assert np.abs(points_of(fresh) - points_of(followed)).max() <= 0.03 * fresh.height
@@ -316,18 +316,18 @@ def test_several_faces_are_followed_in_their_order(portrait_rgb, detector):
     faces = detector.detect(pair_rgb)
     assert len(faces) == 2
     for known in (faces, faces[::-1], faces * 40):  # 80: more than a batch
-        followed = detector.follow(pair_rgb, known)
+        followed = detector.propagate(pair_rgb, known)
         assert len(followed) == len(known)
         for before, after in zip(known, followed, strict=True):
             assert intersection_over_union(box_of(before), box_of(after)) > 0.8
-    assert detector.follow(pair_rgb, []) == []
+    assert detector.propagate(pair_rgb, []) == []
 
 
 def test_a_face_that_has_gone_is_told_by_its_confidence(portrait_rgb, detector):
     known = detector.detect(portrait_rgb)
     noise_rgb = np.random.default_rng(6).integers(0, 256, portrait_rgb.shape).astype(np.uint8)
     for empty_rgb in (np.zeros_like(portrait_rgb), np.full_like(portrait_rgb, 255), noise_rgb, portrait_rgb[::-1]):
-        (lost,) = detector.follow(empty_rgb, known)
+        (lost,) = detector.propagate(empty_rgb, known)
         assert lost.confidence < FACES.thresholds[2]
 
 
@@ -341,7 +341,7 @@ def test_a_face_that_has_gone_is_told_by_its_confidence(portrait_rgb, detector):
 @pytest.mark.parametrize("crop", [(600, 512), (1, 1), (600, 2), (3, 512)])
 def test_boxes_of_any_place_and_size_can_be_followed(portrait_rgb, detector, box, crop):
     height, width = crop
-    (face,) = detector.follow(portrait_rgb[:height, :width], [Face(*box, confidence=0.9)])
+    (face,) = detector.propagate(portrait_rgb[:height, :width], [Face(*box, confidence=0.9)])
     assert np.isfinite(box_of(face)).all() and np.isfinite(points_of(face)).all() and 0 <= face.confidence <= 1
     if box[3] > 0:
         assert network_input(portrait_rgb[:height, :width], Face(*box, confidence=0.9)).shape == (48, 48, 1)
@@ -349,7 +349,7 @@ def test_boxes_of_any_place_and_size_can_be_followed(portrait_rgb, detector, box
 
 @pytest.mark.parametrize("box", [(float("nan"), 0, 9, 9), (0, 0, 9, float("inf")), (1e30, 0, 9, 9), (0, 0, 1e12, 1e12)])
 def test_boxes_that_are_no_place_in_a_picture_are_refused(portrait_rgb, detector, box):
-    for use in (lambda image, face: detector.follow(image, [face]), network_input):
+    for use in (lambda image, face: detector.propagate(image, [face]), network_input):
         with pytest.raises(ValueError, match="Received: Face"):
             use(portrait_rgb, Face(*box, confidence=0.9))
     with pytest.raises(ValueError, match="height"):
@@ -400,7 +400,7 @@ def test_every_picture_is_searched_followed_and_cropped_whatever_its_shape_and_l
     assert facts_of(faces) == facts_of(detector.detect(image))
     assert len(faces) == with_face
     known = [*faces, Face(5, 5, 80, 100, 0.9)]
-    assert facts_of(detector.follow(other, known)) == facts_of(detector.follow(image, known))
+    assert facts_of(detector.propagate(other, known)) == facts_of(detector.propagate(image, known))
     for face in (None, *known):
         crop = network_input(other, face)
         assert crop.shape == (48, 48, 1) and crop.dtype == np.uint8
@@ -427,7 +427,7 @@ def test_whatever_is_no_picture_is_refused_in_one_line(detector, image):
     for use in (
         detector.detect,
         lambda image: detector.detect_batch([image]),
-        lambda image: detector.follow(image, [face]),
+        lambda image: detector.propagate(image, [face]),
         lambda image: network_input(image, face),
         lambda image: network_input(image, None),
     ):

@@ -30,7 +30,7 @@ class FollowingDetector(FakeDetector):
         self.searched += 1
         return list(self.faces)
 
-    def follow(self, image_rgb: np.ndarray, faces) -> list[Face]:
+    def propagate(self, image_rgb: np.ndarray, faces) -> list[Face]:
         return [
             max(self.faces, key=lambda seen: overlap(seen, face), default=face)
             if any(overlap(seen, face) > 0 for seen in self.faces)
@@ -247,7 +247,7 @@ def test_on_a_still_picture_boxes_come_to_rest():
     """O-Net by itself may go to and fro for ever: fed 10 pixels too far left, it answers as much too far right."""
 
     class Swinging(FollowingDetector):
-        def follow(self, image_rgb, faces):
+        def propagate(self, image_rgb, faces):
             return [replace(face, left=2 * 100.0 - face.left) for face in faces]
 
     detector = Swinging(at(94))
@@ -301,7 +301,7 @@ def test_a_fast_face_is_followed_where_it_should_be_by_now():
     class Near(FollowingDetector):
         """Sees a face only where it is given a place near it."""
 
-        def follow(self, image_rgb, faces):
+        def propagate(self, image_rgb, faces):
             return [
                 max(self.faces, key=lambda seen: overlap(seen, face))
                 if any(overlap(seen, face) >= 0.3 for seen in self.faces)

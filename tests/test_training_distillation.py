@@ -158,16 +158,16 @@ def test_a_distilled_network_says_so_and_its_card_makes_it_again(teacher, tmp_pa
     assert read_settings(file).teachers == (str(first),)
     again = run_step(*command, "--settings", file)
     assert again.returncode == 0 and "nothing to do" in again.stdout, again.stderr
-    assert Start.read(file.with_suffix(".keras")).learnt == ["stripes (labels)"]
+    assert Start.read(file.with_suffix(".keras")).trained_on == ["stripes (labels)"]
     begun = {**card, "pretrained": {**card["teachers"][0], "file": "models/begun.keras"}}
     assert protocol_of(begun).endswith(
         "no extra labels, started from begun.keras, which learnt from stripes (labels), distilled from teacher.keras, "
         "which learnt from stripes (labels)"
     )
-    begun["pretrained"]["learnt"] = ["elsewhere (labels)", "stripes (labels)"]
+    begun["pretrained"]["trained_on"] = ["elsewhere (labels)", "stripes (labels)"]
     assert "extra data: started from begun.keras, which learnt from elsewhere" in protocol_of(begun)
     assert "no extra" not in protocol_of(begun)
-    votes = {**card, "teachers": [{**card["teachers"][0], "learnt": ["stripes (crowd votes)"]}]}
+    votes = {**card, "teachers": [{**card["teachers"][0], "trained_on": ["stripes (crowd votes)"]}]}
     assert "extra labels, distilled from teacher.keras, which learnt from stripes (crowd votes)" in protocol_of(votes)
 
 

@@ -59,7 +59,7 @@ def test_fine_tuning_says_what_it_took_and_its_card_where_it_came_from(make_data
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("starts from")]
     assert "rows for anger, happiness; new rows for neutral; dropped contempt" in line
     card = json.loads((tmp_path / "models" / folder.name / "best.json").read_text())
-    assert card["pretrained"]["learnt"] == ["elsewhere (crowd votes)"]
+    assert card["pretrained"]["trained_on"] == ["elsewhere (crowd votes)"]
     assert card["pretrained"]["file"].endswith("tiny.keras") and len(card["pretrained"]["sha256"]) == 16
     assert any("Its pictures are old" in line for line in card["caveats"])
     assert "filters" not in card["hyperparameters"] and card["hyperparameters"]["learning_rate"] == 3e-4

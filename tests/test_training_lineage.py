@@ -296,7 +296,7 @@ def test_list_of_another_search_beside_settings_is_not_complete(make_dataset, ot
     tables = {name: read_table(folder, "split.csv") for name, folder in (("own", make_dataset()), ("other", other))}
     own, foreign = (ImageHashes.of((), table["pixel_hash"]) for table in tables.values())
     file = tmp_path / "tuned.json"
-    file.write_text(json.dumps({"config": {}, "found": {"dataset": "elsewhere", "images": own.digest}}))
+    file.write_text(json.dumps({"config": {}, "found": {"dataset": "elsewhere", "images": own.content_hash}}))
     for listed, complete in ((own, True), (foreign, False)):
         write_hashes(file.with_suffix(".keras"), listed)
         hashes = settings_images(file, tables["own"], "stripes")

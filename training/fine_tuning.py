@@ -51,10 +51,10 @@ class Start:
         return cls(file, file_hash(file), card)
 
     @property
-    def learnt(self) -> list[str]:
+    def trained_on(self) -> list[str]:
         """What it learnt from, and what the networks did that it learnt from itself: `fer2013 (crowd votes)`."""
         targets = "crowd votes" if self.card.targets == "votes" else "labels"
-        earlier = [source for entry in self.card.sources for source in entry.learnt]
+        earlier = [source for entry in self.card.sources for source in entry.trained_on]
         return list(dict.fromkeys([*earlier, f"{self.card.dataset or 'unknown data'} ({targets})"]))
 
     def source(self, network: str = "") -> SourceNetwork:
@@ -69,7 +69,7 @@ class Start:
             dataset=self.card.dataset,
             split_hash=self.card.split_hash,
             labels=self.card.labels,
-            learnt=tuple(self.learnt),
+            trained_on=tuple(self.trained_on),
             splits=self.card.training_splits,
             command=self.card.command,
             network=network,
@@ -93,7 +93,7 @@ class Start:
                 "dropped": [label for label in labels if label not in classes],
             }
             taken = "; ".join(["its body is taken", *(f"{what} {', '.join(n)}" for what, n in parts.items() if n)])
-        return f"starts from {self.file.name}, which learnt from {', '.join(self.learnt)}: {taken}"
+        return f"starts from {self.file.name}, which learnt from {', '.join(self.trained_on)}: {taken}"
 
 
 def _within_the_project(file: Path) -> str:

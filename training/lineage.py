@@ -148,7 +148,7 @@ def settings_images(settings: Path, table: pd.DataFrame, dataset: str) -> ImageH
         return replace(hashes, complete=False)  # whoever reads the settings says what is wrong with the file
     found = content.get("found", content)
     if hashes.complete:
-        named = "config" not in content or (isinstance(found, Mapping) and found.get("images") == hashes.digest)
+        named = "config" not in content or (isinstance(found, Mapping) and found.get("images") == hashes.content_hash)
         if named:
             return hashes
         hashes = replace(hashes, complete=False)  # the list of another search

@@ -544,7 +544,7 @@ def tune(
         found |= {"train_images": images, "dev_images": len(dev.images), "epochs": tuning.epochs, "seed": tuning.seed}
         images = {name: usable(part).query("split == @name")["pixel_hash"] for name in ("train", "dev")}
         hashes = ImageHashes.of(images["train"], images["dev"])
-        found["images"] = hashes.digest
+        found["images"] = hashes.content_hash
         if best_trial(study) is not None:  # else an earlier tuned.json stays, and so must its list
             write_hashes(file.with_suffix(".keras"), hashes)
         write_results(study, base, start_params(trial_base, space), found, file, results)

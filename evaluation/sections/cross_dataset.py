@@ -78,7 +78,7 @@ def ask_zero_shot(predictions: Predictions, file: Path, table: pd.DataFrame) -> 
     """
     from training.fine_tuning import Start  # imports Keras
 
-    learnt = ", ".join(Start.read(file).learnt)
+    learnt = ", ".join(Start.read(file).trained_on)
     return f"zero-shot: {file.name}, which learnt from {learnt} and nothing of {predictions.dataset}", ask_start(
         predictions, file, table
     )
@@ -101,7 +101,7 @@ def beside_zero_shot(predictions: Predictions, table: pd.DataFrame, options: Eva
         return None
     if (file := entry.find()) and knows_images(file, read_card(file), table, predictions.dataset):
         return None
-    learnt = ", ".join(entry.learnt)
+    learnt = ", ".join(entry.trained_on)
     try:
         zero_shot = ask_start(predictions, found_start(predictions.card), table)
     except InputError as error:

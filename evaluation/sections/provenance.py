@@ -51,16 +51,16 @@ def _learnt_more(entry: SourceNetwork, card: ModelCard) -> bool:
     """Return whether a network that another one started or learnt from knows more than its data and targets."""
     own = f"{card.dataset} ({'crowd votes' if card.targets == 'votes' else 'labels'})"
     elsewhere = entry.was_trained_on_another_split(card.dataset or "", card.split_hash or "")
-    return elsewhere or any(source != own for source in entry.learnt)
+    return elsewhere or any(source != own for source in entry.trained_on)
 
 
 def _started_from(start: SourceNetwork) -> str:
-    return f"started from {_name(start)}, which learnt from {', '.join(start.learnt)}"
+    return f"started from {_name(start)}, which learnt from {', '.join(start.trained_on)}"
 
 
 def _taught_by(teachers: Sequence[SourceNetwork]) -> str:
     """Return which networks another one learnt from, and what they had learnt from."""
-    sources = dict.fromkeys(source for teacher in teachers for source in teacher.learnt)
+    sources = dict.fromkeys(source for teacher in teachers for source in teacher.trained_on)
     return f"distilled from {', '.join(map(_name, teachers))}, which learnt from {', '.join(sources)}"
 
 
@@ -300,7 +300,7 @@ def _training_data(predictions: Predictions, table: pd.DataFrame) -> str:
     images, exposure = predictions.card.training_images, predictions.exposure
     text = f"{predictions.card.dataset or 'unknown'}" + (f", {images:,} images" if isinstance(images, int) else "")
     if start := predictions.card.pretrained:
-        text += f", after {', '.join(start.learnt)}, which {_name(start)} learnt from"
+        text += f", after {', '.join(start.trained_on)}, which {_name(start)} learnt from"
     if teachers := predictions.card.teachers:
         text += f", {_taught_by(teachers)}"
     if predictions.card.dataset != predictions.dataset:

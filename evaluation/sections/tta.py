@@ -103,7 +103,7 @@ def over_mirror_images(
         ],
         values={
             "protocol": protocol(predictions, f"test-time averaging: {MIRROR_MEAN}"),
-            "averaging": MIRROR_MEAN,
+            "tta": MIRROR_MEAN,
             "temperature": temperature,
             "summary": summary,
             **rows,
