@@ -293,7 +293,7 @@ class ServingConfig:
 class TrackingConfig:
     """Which face is which, from frame to frame."""
 
-    search_every: float = 0.13  # seconds: the whole picture is searched for faces; in between they are followed
+    detect_every: float = 0.13  # seconds: the whole picture is searched for faces; in between they are followed
     wait_for: float = 0.02  # seconds: live, a search that takes longer runs beside the following, and shows later
     look_every: float = 0.03  # seconds: a face that was lost is looked for around its last place
     confirmed_by: int = 2  # searches that must find a face before it gets a number (`min_hits` in SORT)
@@ -312,7 +312,9 @@ class SmoothingConfig:
     slow: float = 2.0  # seconds: time constant of the average that is shown while a face does not change
     change: float = 0.1  # a probability that differs by more is a change of the face
     margin: float = 0.1  # another emotion must be this much more probable before the label changes
-    newcomer: float = 3.0  # times: the margin of a face just seen; it shrinks to normal within `smoothing`
+    new_track_margin_factor: float = (
+        3.0  # times: the margin of a face just seen; it shrinks to normal within `smoothing`
+    )
 
 
 PATHS = Paths()

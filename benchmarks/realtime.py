@@ -34,7 +34,7 @@ from inference.emotion_classifier import EmotionClassifier
 from inference.face_detector import FaceDetector
 from realtime.recognition import SEARCH_THREADS, recognize, watch
 from realtime.sinks.drawing import Drawer
-from realtime.smoothing import Steadier
+from realtime.smoothing import TemporalSmoother
 from realtime.sources import Frame, open_source
 from realtime.tracking import Tracker, overlap
 
@@ -343,16 +343,16 @@ def still_frames(faces_gray: list[np.ndarray], seconds: float, seed: int) -> Ite
 
 def labels_over_time(frames: Iterator[Frame], classifier: EmotionClassifier) -> dict[int, list[tuple[float, str, str]]]:
     """Return, for each tracked face, its times and its raw and calm label, both of the same probabilities."""
-    steadier = Steadier(classifier.abstention_threshold)
+    smoother = TemporalSmoother(classifier.abstention_threshold)
     told: dict[int, list[tuple[float, str, str]]] = {}
     for result in recognize(frames, FaceDetector(FACES), classifier, raw=True):
         confirmed = [each for each in result.recognitions if not each.tentative]
         rows = np.array([list(each.probabilities.values()) for each in confirmed])
-        numbers = [each.number for each in confirmed]
-        verdicts = steadier.update(numbers, rows, result.frame.time) if confirmed else []
+        numbers = [each.track_id for each in confirmed]
+        verdicts = smoother.update(numbers, rows, result.frame.time) if confirmed else []
         for each, verdict in zip(confirmed, verdicts, strict=True):
             calm = "unsure" if verdict.unsure else classifier.labels[verdict.index]
-            told.setdefault(each.number, []).append((result.frame.time, each.label, calm))
+            told.setdefault(each.track_id, []).append((result.frame.time, each.label, calm))
     return told
 
 

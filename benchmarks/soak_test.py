@@ -28,7 +28,7 @@ from inference.emotion_classifier import EmotionClassifier
 from inference.face_detector import FaceDetector
 from inference.faces import Detector
 from realtime.recognition import Classifier
-from realtime.sinks.outputs import Wanted
+from realtime.sinks.outputs import OutputOptions
 from realtime.sources import Frame, open_source
 from realtime.webcam import show
 
@@ -79,7 +79,7 @@ class Loop:
 
     def __init__(self, file: Path, frames: int, at: Callable[[int], None]):
         with closing(open_source(str(file))) as source:
-            self.name, self.fps, self.size, self.trouble = source.name, source.fps, source.size, ""
+            self.name, self.fps, self.size, self.warning = source.name, source.fps, source.size, ""
         self.count, self.given, self._file, self._at = frames, 0, file, at
 
     def __iter__(self) -> Iterator[Frame]:
@@ -129,11 +129,11 @@ def endure(
 
     source: Any = Loop(file, frames, look)
     record, log, segments, page = (folder / name for name in ("out.mkv", "out.csv", "spans.csv", "summary.html"))
-    wanted = Wanted(record, log, segments, page, overwrite=True)
-    tally, trouble = show(source, detector, classifier, wanted)
+    wanted = OutputOptions(record, log, segments, page, overwrite=True)
+    tally, warning = show(source, detector, classifier, wanted)
     seconds = time.monotonic() - start
-    if trouble:
-        say(trouble)
+    if warning:
+        say(warning)
     with (folder / "out.csv").open(newline="", encoding="utf-8") as stream:
         logged = Counter(int(row["frame"]) for row in csv.DictReader(stream) if row["tentative"] == "0")
     with closing(open_source(str(folder / "out.mkv"))) as recording:

@@ -1,7 +1,8 @@
 """Compare, second by second, what the webcam program wrote with `--segments` and what a person noted down.
 
 Reads:  the program's spans, and a person's labels: a CSV with the columns `start`, `end` (seconds since the source's
-        first frame), `emotion`, and `face` (the program's number), which may be left out where the spans hold one face
+        first frame), `emotion`, and `track_id` (optional where the
+        program's table holds one face)
 Writes: FOLDER/time_spans.json, time_spans.png, time_spans.csv (both time lines, cut where either changes), and
         time_spans_{confusion,emotions,changes}.csv; FOLDER is reports/time_spans/SPANS-TRUTH, the names of both files
 
@@ -38,7 +39,7 @@ UNLABELLED = ""  # what a person says of the rest of the time
 
 def main(
     segments: Annotated[Path, typer.Option(help="CSV that the webcam program wrote with --segments.")],
-    truth: Annotated[Path, typer.Option(help="CSV of a person's labels: start, end (seconds), emotion, face.")],
+    truth: Annotated[Path, typer.Option(help="CSV of a person's labels: start, end (seconds), emotion, track_id.")],
     report: Annotated[
         Path | None, typer.Option(help="Folder to write; left out: reports/time_spans/SPANS-TRUTH.")
     ] = None,
@@ -50,7 +51,7 @@ def main(
     if not ((lines["span"] >= 0) & (lines["prediction"] != NO_FACE)).any():
         raise InputError(
             f"--truth {truth} and --segments {segments} share no moment of any face; give labels of the same video, in "
-            f"seconds since its first frame, with the program's face numbers ({_listed(predicted['face'].unique())})"
+            f"seconds since its first frame, with the program's track IDs ({_listed(predicted['track_id'].unique())})"
         )
     folder = report or PATHS.reports / "time_spans" / f"{segments.stem}-{truth.stem}"
     found = compare(labelled, predicted, lines, EVALUATION)
@@ -69,12 +70,12 @@ def read_spans(file: Path, option: str, label_column: str) -> pd.DataFrame:
     """Return a table's spans by face and time; those of one label that follow each other without a gap are one.
 
     Args:
-        file: CSV with the columns `start`, `end`, `label_column`, and perhaps `face`.
+        file: CSV with the columns `start`, `end`, `label_column`, and perhaps `track_id`.
         option: What the file was given as, for messages.
         label_column: `label` in the program's table, which also knows `unsure`; `emotion` in a person's.
 
     Returns:
-        Columns `start`, `end` (seconds), `label` (canonical), and `face` (int) where the file has it.
+        Columns `start`, `end` (seconds), `label` (canonical), and `track_id` (int) where the file has it.
 
     Raises:
         InputError: the file cannot be read, or one of its spans makes no sense.
@@ -87,7 +88,7 @@ def read_spans(file: Path, option: str, label_column: str) -> pd.DataFrame:
     if {"time", "unsure"} <= set(table.columns):
         raise InputError(f"{name} was written with --log; write one with realtime.webcam --segments and give that")
     is_program = label_column == "label"
-    needed = ["start", "end", label_column, *(["face"] if is_program else [])]
+    needed = ["start", "end", label_column, *(["track_id"] if is_program else [])]
     if missing := [column for column in needed if column not in table.columns]:
         raise InputError(f"{name} lacks the columns {', '.join(missing)}; it needs {', '.join(needed)}")
     rows = []
@@ -98,11 +99,11 @@ def read_spans(file: Path, option: str, label_column: str) -> pd.DataFrame:
             raise InputError(f"{place}: the span ends at {end:g} s, not after its start at {start:g} s; mend its times")
         try:
             label = NOT_SURE if is_program and row[label_column] == NOT_SURE else canonical(row[label_column])
-            face = int(row.get("face", 0))
+            face = int(row.get("track_id", 0))
         except InputError as error:
             raise InputError(f"{place}: {error}") from error
         except ValueError as error:
-            raise InputError(f"{place}: face {row['face']!r} is no whole number; give the program's") from error
+            raise InputError(f"{place}: face {row['track_id']!r} is no whole number; give the program's") from error
         if end > start:
             rows.append((face, start, end, label))
     if not rows:
@@ -110,16 +111,17 @@ def read_spans(file: Path, option: str, label_column: str) -> pd.DataFrame:
     merged: list[tuple[int, float, float, str]] = []
     for face, start, end, label in sorted(rows):
         if merged and merged[-1][0] == face and start < merged[-1][2]:
-            whose = f" of face {face}" if "face" in table.columns else ""
+            whose = f" of face {face}" if "track_id" in table.columns else ""
             raise InputError(
                 f"{name}: the spans{whose} at {merged[-1][1]:g} to {merged[-1][2]:g} s and {start:g} to {end:g} s "
-                "overlap; a face has one label at a time" + ("" if whose else ", or tell the faces by a column face")
+                "overlap; a face has one label at a time"
+                + ("" if whose else ", or tell the faces by a column track_id")
             )
         if merged and (merged[-1][0], merged[-1][2:]) == (face, (start, label)):
             start = merged.pop()[1]
         merged.append((face, start, end, label))
-    read = pd.DataFrame(merged, columns=["face", "start", "end", "label"])
-    return read if "face" in table.columns else read.drop(columns="face")
+    read = pd.DataFrame(merged, columns=["track_id", "start", "end", "label"])
+    return read if "track_id" in table.columns else read.drop(columns="track_id")
 
 
 def _seconds(text: str, what: str) -> float:
@@ -133,21 +135,21 @@ def _seconds(text: str, what: str) -> float:
 
 
 def with_faces(labelled: pd.DataFrame, predicted: pd.DataFrame, segments: Path, truth: Path) -> pd.DataFrame:
-    """Return a person's labels with the column `face`, where need be the only face's number.
+    """Return a person's labels with the column `track_id`, where need be the only face's number.
 
     Raises:
         InputError: there are several faces, and nothing tells which one the labels are of.
     """
-    if "face" in labelled:
+    if "track_id" in labelled:
         return labelled
-    faces = predicted["face"].unique()
+    faces = predicted["track_id"].unique()
     if len(faces) > 1:
         raise InputError(
             f"--segments {segments} holds {len(faces)} faces ({_listed(faces)}) and --truth {truth} does not "
             "say whose its "
-            "labels are; add a column face with the program's numbers, which the recorded video shows (--record)"
+            "labels are; add a column track_id with the program's numbers, which the recorded video shows (--record)"
         )
-    return labelled.assign(face=int(faces[0]))
+    return labelled.assign(track_id=int(faces[0]))
 
 
 # ---------------------------------------------------------------- comparing
@@ -157,14 +159,14 @@ def time_lines(labelled: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
     """Cut the time of each labelled face wherever its label or the program's changes.
 
     Returns:
-        Columns `face`, `start`, `end`, `truth` (an emotion; empty: unlabelled), `prediction` (an emotion, `unsure` or
-        `no face`), `span` (row of `labelled`, or -1). Time that is neither labelled nor seen is left out.
+        Columns `track_id`, `start`, `end`, `truth` (an emotion; empty: unlabelled), `prediction` (an emotion, `unsure`
+        or `no face`), `span` (row of `labelled`, or -1). Time that is neither labelled nor seen is left out.
     """
     parts = []
-    for face, own in labelled.groupby("face"):
-        seen = predicted.loc[predicted["face"] == face]
+    for face, own in labelled.groupby("track_id"):
+        seen = predicted.loc[predicted["track_id"] == face]
         edges = np.unique(np.concatenate([each[side] for each in (own, seen) for side in ("start", "end")]))
-        part = pd.DataFrame({"face": face, "start": edges[:-1], "end": edges[1:]})
+        part = pd.DataFrame({"track_id": face, "start": edges[:-1], "end": edges[1:]})
         truth, shown = _span_at(own, edges[:-1]), _span_at(seen, edges[:-1])
         part["truth"] = np.append(own["label"].to_numpy(object), UNLABELLED)[truth]
         part["prediction"] = np.append(seen["label"].to_numpy(object), NO_FACE)[shown]
@@ -189,7 +191,7 @@ def compare(
     with all its seconds and its delay, since neighbouring frames are nothing like independent.
 
     Args:
-        labelled: A person's labels, with `face`.
+        labelled: A person's labels, with `track_id`.
         predicted: The program's.
         lines: Both, from `time_lines`.
         options: Resamples, level and seed.
@@ -219,8 +221,8 @@ def compare(
         per_emotion[score] = [values[f"{score}/{emotion}"] for emotion in emotions]
         for side, end in enumerate(("low", "high")):
             per_emotion[f"{score}_{end}"] = [intervals[f"{score}/{emotion}"][side] for emotion in emotions]
-    others = predicted.loc[~predicted["face"].isin(labelled["face"])]
-    by_other = (others["end"] - others["start"]).groupby(others["face"]).sum().round(3)
+    others = predicted.loc[~predicted["track_id"].isin(labelled["track_id"])]
+    by_other = (others["end"] - others["start"]).groupby(others["track_id"]).sum().round(3)
     changed = changes.loc[changes["delay"].notna()]
     facts = {
         "seconds": {
@@ -237,8 +239,8 @@ def compare(
         "segments": len(labelled),
         "changes": len(changed),
         "changes_shown": int(np.isfinite(changed["delay"]).sum()),
-        "faces": sorted(int(face) for face in labelled["face"].unique()),
-        "faces_never_seen": sorted(int(face) for face in {*labelled["face"]} - {*predicted["face"]}),
+        "faces": sorted(int(face) for face in labelled["track_id"].unique()),
+        "faces_never_seen": sorted(int(face) for face in {*labelled["track_id"]} - {*predicted["track_id"]}),
         "seconds_of_faces_without_labels": by_other.to_dict(),
         "confusion": confusion.to_dict("index"),
         "emotions": per_emotion.to_dict("records"),
@@ -250,14 +252,19 @@ def onsets(labelled: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
     """Return, for each of a person's spans, how long the program takes to show its emotion.
 
     Returns:
-        A row per span, `face`, `time`, `before`, `emotion`, and `delay` (seconds): 0 where the emotion is shown
+        A row per span, `track_id`, `time`, `before`, `emotion`, and `delay` (seconds): 0 where the emotion is shown
         already, infinite where it is not shown before the span ends, NaN where the face had no other emotion before.
     """
     agreeing = judged.loc[judged["truth"] == judged["prediction"]]
     delay = agreeing.groupby("span")["start"].min().reindex(labelled.index) - labelled["start"]
-    before = labelled.groupby("face")["label"].shift()
+    before = labelled.groupby("track_id")["label"].shift()
     delay = delay.fillna(np.inf).where(before.notna() & (before != labelled["label"]))
-    columns = {"face": labelled["face"], "time": labelled["start"], "before": before, "emotion": labelled["label"]}
+    columns = {
+        "track_id": labelled["track_id"],
+        "time": labelled["start"],
+        "before": before,
+        "emotion": labelled["label"],
+    }
     return pd.DataFrame({**columns, "delay": delay.round(6)})
 
 
@@ -351,7 +358,7 @@ def boundary_intervals(
 
 def draw_time_lines(lines: pd.DataFrame, title: str, file: Path) -> None:
     """Draw each face's labels above what the program showed, over one time axis, in the webcam program's colours."""
-    faces = lines["face"].unique()
+    faces = lines["track_id"].unique()
     figure = Figure(figsize=(10, 1.0 * len(faces) + 1.7), layout="constrained")
     axes: Axes = figure.subplots()
     axes.set_title(title, fontsize=10, loc="left", wrap=True)
@@ -362,7 +369,7 @@ def draw_time_lines(lines: pd.DataFrame, title: str, file: Path) -> None:
     rows = [(face, column) for face in faces for column in ("truth", "prediction")]
     places = [row + 0.25 * (row // 2) for row in range(len(rows))]
     for place, (face, column) in zip(places, rows, strict=True):
-        own = lines.loc[(lines["face"] == face) & (lines[column] != UNLABELLED)]
+        own = lines.loc[(lines["track_id"] == face) & (lines[column] != UNLABELLED)]
         is_new = (own[column] != own[column].shift()) | (own["start"] != own["end"].shift())
         bars = own.groupby(is_new.cumsum()).agg(start=("start", "min"), end=("end", "max"), label=(column, "first"))
         for label, same in bars.groupby("label"):

@@ -72,13 +72,13 @@ class Anonymizer:
 
 def _areas(result: Result, near: list[Result]) -> list[tuple[int, Face]]:
     """Return the number and the place of every face of a frame, and of those that only its neighbours show."""
-    areas = [(each.number, _grown(each.face, WEBCAM.hidden_margin)) for each in result.recognitions]
+    areas = [(each.track_id, _grown(each.face, WEBCAM.hidden_margin)) for each in result.recognitions]
     here = {number for number, _ in areas if number}
     missing: dict[int, list[tuple[float, Recognition]]] = {}
     for other in near:
         for each in other.recognitions:
-            if each.number not in here:
-                missing.setdefault(each.number, []).append((other.frame.time - result.frame.time, each))
+            if each.track_id not in here:
+                missing.setdefault(each.track_id, []).append((other.frame.time - result.frame.time, each))
     for number, seen in missing.items():
         if number:  # the last place before, and the first one after
             seen = [*[each for each in seen if each[0] <= 0][-1:], *[each for each in seen if each[0] > 0][:1]]
@@ -106,11 +106,11 @@ def _hide(result: Result, areas: list[tuple[int, Face]], known: int) -> Result:
             hidden_bgr[_part(image_bgr, area)] = _FILL
     if known:  # seen here and now, whatever was hidden over it, but for the other faces of this frame
         for each in result.recognitions:
-            if each.number == known:
+            if each.track_id == known:
                 part = _part(image_bgr, each.face)
                 hidden_bgr[part] = image_bgr[part]
         for each in result.recognitions:
-            if each.number != known:
+            if each.track_id != known:
                 hidden_bgr[_part(image_bgr, each.face)] = _FILL
     return replace(result, frame=replace(result.frame, image_bgr=hidden_bgr))
 

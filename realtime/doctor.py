@@ -82,13 +82,13 @@ class Camera:
         number: What `--source` calls it.
         opens: The system gives it to us.
         sizes: Width and height of the pictures it gives, pixels.
-        trouble: Why nothing came of it; else empty.
+        warning: Why nothing came of it; else empty.
     """
 
     number: int
     opens: bool
     sizes: list[tuple[int, int]]
-    trouble: str = ""
+    warning: str = ""
 
 
 def examine(model: Path, load: Callable[[Path], Any], say: Callable[[object], None] = print) -> bool:
@@ -196,7 +196,7 @@ def look_at_cameras() -> Iterator[Finding]:
                 remedy = "sudo usermod -aG video $USER, then log in again"
                 yield Finding(name, f"{node} may not be read by this user", remedy)
             else:
-                text = camera.trouble or ("gives no picture" if camera.opens else "cannot be opened")
+                text = camera.warning or ("gives no picture" if camera.opens else "cannot be opened")
                 remedy = f"close the program that uses it (fuser -v {node} names it), plug it in anew, or take another"
                 yield Finding(name, text, remedy)
     if not working:

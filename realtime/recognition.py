@@ -6,7 +6,7 @@ For programs that build on it, from the repository's root or with it on `PYTHONP
 
     for result in watch("talk.mp4"):
         for face in result.recognitions:
-            print(result.frame.time, face.number, "unsure" if face.unsure else face.label, face.probabilities)
+            print(result.frame.time, face.track_id, "unsure" if face.unsure else face.label, face.probabilities)
     faces = analyze("photo.jpg")
 """
 
@@ -29,7 +29,7 @@ from inference.faces import Detector, Face
 from inference.sequence_classifier import SequenceClassifier
 from realtime.background import Searcher
 from realtime.sequence_smoothing import TemporalReader
-from realtime.smoothing import Steadier, Verdict
+from realtime.smoothing import SmoothedPrediction, TemporalSmoother
 from realtime.sources import Frame, Source, holds_pictures, open_source
 from realtime.tracking import TrackedFace, Tracker
 
@@ -82,7 +82,7 @@ class Recognition:
         face: Where it is, in pixels of the frame.
         probabilities: By emotion, in class order; they sum to one. Of a tracked face, the average over the last
             moments, unless the labels are raw.
-        number: Which face it is, from 1, kept while it stays; 0 where faces are not tracked, and while `tentative`.
+        track_id: Which face it is, from 1, kept while it stays; 0 where faces are not tracked, and while `tentative`.
         label: The emotion shown; left out, the most probable one.
         unsure: The label's probability is below the abstention threshold, and so is every other emotion's.
         tentative: Only one search has found the face, so it may be a false detection. The next search gives it a
@@ -91,7 +91,7 @@ class Recognition:
 
     face: Face
     probabilities: dict[str, float]
-    number: int = 0
+    track_id: int = 0
     label: str = ""
     unsure: bool = False
     tentative: bool = False
@@ -137,7 +137,7 @@ def watch(
     mirror: bool | None = None,
     raw: bool = False,
     temporal: str | Path | SequenceClassifier | None = None,
-    patient: bool = False,
+    synchronous: bool = False,
 ) -> Generator[Result, None, None]:
     """Name the expression of every face in a camera's, video's, folder's or stream's frames, one frame after another.
 
@@ -155,8 +155,7 @@ def watch(
         temporal: A sequence network, a `.keras` file of `training.step4_sequence_model` or one that was loaded, which
             names what each followed face did, in place of the steadying. It reads the features of `model`, which must
             be the one that it was trained with; hand that over loaded with `features=True`, or as a file.
-        patient: Wait for every search of the whole picture, whatever it takes: results of a slow camera or stream come
-            later, and the faces in them do not.
+        synchronous: Wait for every detection, also where it is slow. Results of a camera or stream may come later.
 
     Yields:
         A result for each frame. Faces of a video or camera keep their numbers until the next cut. Pictures are taken
@@ -170,14 +169,20 @@ def watch(
     if isinstance(source, str | int | Path):
         with closing(open_source(str(source), mirror)) as frames:
             yield from watch(
-                frames, model, detector, min_face_size=min_face_size, raw=raw, temporal=temporal, patient=patient
+                frames,
+                model,
+                detector,
+                min_face_size=min_face_size,
+                raw=raw,
+                temporal=temporal,
+                synchronous=synchronous,
             )
         return
     if isinstance(temporal, str | Path):
         temporal = SequenceClassifier.load_litert(Path(temporal))
     classifier, faces = _prepare(model, detector, min_face_size, features=temporal is not None)
     beside = None
-    if source.live and not patient and isinstance(faces, FaceDetector):
+    if source.live and not synchronous and isinstance(faces, FaceDetector):
         beside = FaceDetector(faces.options, SEARCH_THREADS)
     if temporal:
         check_temporal(temporal, classifier, raw, holds_pictures(source))
@@ -208,7 +213,7 @@ def analyze(
         min_face_size: As for `watch`.
 
     Returns:
-        The faces, the most confident one first, with `number` 0; empty where there is none.
+        The faces, the most confident one first, with `track_id` 0; empty where there is none.
 
     Raises:
         InputError: the file, the model or the detector cannot be used.
@@ -258,7 +263,7 @@ def recognize(
         InputError: the sequence network was not trained on the classifier's features, or there is nothing that it
             could follow.
     """
-    steadier, reader, labels = Steadier(classifier.abstention_threshold), None, classifier.labels
+    smoother, reader, labels = TemporalSmoother(classifier.abstention_threshold), None, classifier.labels
     if temporal:
         check_temporal(temporal, classifier, raw, still)
         reader, labels = TemporalReader(temporal, classifier.labels), temporal.labels
@@ -277,9 +282,9 @@ def recognize(
             if reader and isinstance(classifier, Describing):
                 verdicts = reader.update(keys, classifier.features(crops), frame.time) if tracked else []
             elif raw:
-                verdicts = [Verdict(row, int(row.argmax()), False) for row in classifier.predict(crops)]
+                verdicts = [SmoothedPrediction(row, int(row.argmax()), False) for row in classifier.predict(crops)]
             else:
-                verdicts = steadier.update(keys, classifier.predict(crops), frame.time)
+                verdicts = smoother.update(keys, classifier.predict(crops), frame.time)
             timing = Timing(found - start, time.perf_counter() - found)
             yield Result(frame, _named(tracked, verdicts, labels), timing)
 
@@ -318,17 +323,17 @@ def _recognize_picture(
 
 def _named(
     tracked: list[TrackedFace],
-    verdicts: Sequence[Verdict],
+    verdicts: Sequence[SmoothedPrediction],
     labels: Sequence[str],
 ) -> list[Recognition]:
     return [
         Recognition(
             each.face,
             _by_label(labels, verdict.probabilities),
-            each.number,
+            each.track_id,
             labels[verdict.index],
             verdict.unsure,
-            tentative=not each.number,
+            tentative=not each.track_id,
         )
         for each, verdict in zip(tracked, verdicts, strict=True)
     ]

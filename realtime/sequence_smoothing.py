@@ -1,6 +1,6 @@
 """Labels from what a face did, not from a single frame: a sequence network on each followed face.
 
-It stands in the place of `calm.Steadier`: what it says of a frame already takes the frames before into account.
+It stands in the place of `TemporalSmoother`: what it says of a frame already takes the frames before into account.
 """
 
 from collections import deque
@@ -11,7 +11,7 @@ import numpy as np
 
 from configuration import SMOOTHING, TRACKING
 from inference.sequence_classifier import SequenceClassifier
-from realtime.smoothing import Verdict, choose_class
+from realtime.smoothing import SmoothedPrediction, choose_class
 
 _JITTER = 0.4  # steps: a frame that comes this much late still counts for its step
 
@@ -57,7 +57,7 @@ class TemporalReader:
         self._step = 1 / network.rate
         self._pasts: dict[int, _Past] = {}
 
-    def update(self, numbers: Sequence[int], features: np.ndarray, time: float) -> list[Verdict]:
+    def update(self, numbers: Sequence[int], features: np.ndarray, time: float) -> list[SmoothedPrediction]:
         """Return what to show of the faces of a frame.
 
         Args:
@@ -73,10 +73,10 @@ class TemporalReader:
         probabilities = self._network.predict([self._window(past, time) for past in pasts])
         return [self._verdict(past, row) for past, row in zip(pasts, probabilities, strict=True)]
 
-    def _verdict(self, past: _Past, row: np.ndarray) -> Verdict:
-        """Keep the label until another one is clearly more probable, as `calm.Steadier` does."""
+    def _verdict(self, past: _Past, row: np.ndarray) -> SmoothedPrediction:
+        """Keep the label until another one is clearly more probable, as `TemporalSmoother` does."""
         past.index, unsure = choose_class(row, past.index, SMOOTHING.margin, self._network.abstention_threshold)
-        return Verdict(row, past.index, unsure)
+        return SmoothedPrediction(row, past.index, unsure)
 
     def _add(self, number: int, row: np.ndarray, time: float) -> None:
         neutral = 0.0 if self._neutral is None else float(row[self._neutral])

@@ -10,7 +10,7 @@ import numpy as np
 from configuration import SMOOTHING, SmoothingConfig
 
 
-class Verdict(NamedTuple):
+class SmoothedPrediction(NamedTuple):
     """What is shown of a face.
 
     Attributes:
@@ -46,7 +46,7 @@ def choose_class(mean: np.ndarray, current: int | None, margin: float, threshold
 
 
 @dataclass
-class _Mood:
+class _State:
     """A face's averages so far, and what is shown of it."""
 
     mean: np.ndarray
@@ -58,7 +58,7 @@ class _Mood:
     steps: int = 1
 
 
-class Steadier:
+class TemporalSmoother:
     """Steadies what a network says of each face of one source.
 
     Two exponential averages run in seconds, not in frames, so that the frame rate does not matter. The slow one is
@@ -73,9 +73,9 @@ class Steadier:
 
     def __init__(self, abstention_threshold: float = 0.0, options: SmoothingConfig = SMOOTHING):
         self._abstention_threshold, self._options = abstention_threshold, options
-        self._moods: dict[int, _Mood] = {}
+        self._states: dict[int, _State] = {}
 
-    def update(self, numbers: Sequence[int], probabilities: np.ndarray, time: float) -> list[Verdict]:
+    def update(self, numbers: Sequence[int], probabilities: np.ndarray, time: float) -> list[SmoothedPrediction]:
         """Return what to show of the faces of a frame.
 
         Args:
@@ -84,30 +84,33 @@ class Steadier:
             time: Seconds, on the source's own clock.
         """
         for number, row in zip(numbers, probabilities, strict=True):
-            mood = self._moods.get(number)
-            if mood is None or time <= mood.last:
-                self._moods[number] = self._begin(row, time)
+            state = self._states.get(number)
+            if state is None or time <= state.last:
+                self._states[number] = self._begin(row, time)
             else:
-                self._add(mood, row, time)
+                self._add(state, row, time)
         forgotten = 10 * self._options.smoothing  # seconds: by then nothing is left of the quick average
-        self._moods = {number: mood for number, mood in self._moods.items() if abs(time - mood.last) <= forgotten}
-        return [Verdict(mood.mean, mood.index, mood.unsure) for mood in (self._moods[number] for number in numbers)]
+        self._states = {number: state for number, state in self._states.items() if abs(time - state.last) <= forgotten}
+        return [
+            SmoothedPrediction(state.mean, state.index, state.unsure)
+            for state in (self._states[number] for number in numbers)
+        ]
 
-    def _begin(self, row: np.ndarray, time: float) -> _Mood:
+    def _begin(self, row: np.ndarray, time: float) -> _State:
         mean = row.astype(np.float64)
-        return _Mood(mean, mean, *choose_class(mean, None, 0.0, self._abstention_threshold), time, time)
+        return _State(mean, mean, *choose_class(mean, None, 0.0, self._abstention_threshold), time, time)
 
     def _widening(self, age: float) -> float:
-        newcomer, smoothing = self._options.newcomer, self._options.smoothing
-        return max(1.0, smoothing / age) if age * newcomer > smoothing else newcomer
+        new_track_margin_factor, smoothing = self._options.new_track_margin_factor, self._options.smoothing
+        return max(1.0, smoothing / age) if age * new_track_margin_factor > smoothing else new_track_margin_factor
 
-    def _add(self, mood: _Mood, row: np.ndarray, time: float) -> None:
+    def _add(self, state: _State, row: np.ndarray, time: float) -> None:
         options = self._options
-        mood.steps += 1
-        elapsed, mood.last = time - mood.last, time
-        weight, quick = (max(-math.expm1(-elapsed / s), 1 / mood.steps) for s in (options.slow, options.smoothing))
-        mood.mean, mood.quick = mood.mean + weight * (row - mood.mean), mood.quick + quick * (row - mood.quick)
-        if np.abs(mood.quick - mood.mean).max() > options.change:
-            mood.mean = mood.quick
-        margin = options.margin * self._widening(time - mood.first)
-        mood.index, mood.unsure = choose_class(mood.mean, mood.index, margin, self._abstention_threshold)
+        state.steps += 1
+        elapsed, state.last = time - state.last, time
+        weight, quick = (max(-math.expm1(-elapsed / s), 1 / state.steps) for s in (options.slow, options.smoothing))
+        state.mean, state.quick = state.mean + weight * (row - state.mean), state.quick + quick * (row - state.quick)
+        if np.abs(state.quick - state.mean).max() > options.change:
+            state.mean = state.quick
+        margin = options.margin * self._widening(time - state.first)
+        state.index, state.unsure = choose_class(state.mean, state.index, margin, self._abstention_threshold)

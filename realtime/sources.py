@@ -93,7 +93,7 @@ class Pictures:
         live: False: these files wait for whoever reads them.
         still: True: there are pictures alone, and each is to be looked at, not played.
         has_pictures: There is at least one picture.
-        trouble: After the last frame, one line where not all went well; else empty.
+        warning: After the last frame, one line where not all went well; else empty.
 
     Raises:
         InputError: no file can be read.
@@ -111,7 +111,7 @@ class Pictures:
     ):
         self._files, self._mirror, self._root = files, mirror, root
         self._video: Video | None = None
-        self.name, self.fps, self.trouble = name, fps, ""
+        self.name, self.fps, self.warning = name, fps, ""
         self.still = all(map(_is_picture, files))
         self.has_pictures = any(map(_is_picture, files))
         self.count = len(files) if self.still else None
@@ -159,12 +159,12 @@ class Pictures:
                     yield replace(frame, position=position, offset=elapsed)
                     last = frame.time
             elapsed += last + 1 / video.fps
-            if video.trouble:
-                print(video.trouble, file=sys.stderr)
+            if video.warning:
+                print(video.warning, file=sys.stderr)
         if skipped:
             kind = "pictures" if self.still else "files"
             shown = ", ".join(skipped[:5])
-            self.trouble = f"{len(skipped)} of {len(self._files)} {kind} could not be read: {shown}"
+            self.warning = f"{len(skipped)} of {len(self._files)} {kind} could not be read: {shown}"
 
     def picture(self, number: int) -> np.ndarray:
         """Return a picture once more.
@@ -212,7 +212,7 @@ class Video:
 
     def __init__(self, capture: cv2.VideoCapture, name: str, first_bgr: np.ndarray, mirror: bool = False):
         count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        self.name, self.trouble, self.fps = name, "", _fps(capture)
+        self.name, self.warning, self.fps = name, "", _fps(capture)
         self.count = int(count) if count > 0 else None
         self.size = (first_bgr.shape[1], first_bgr.shape[0])
         self._capture, self._first_bgr, self._mirror = capture, first_bgr, mirror
@@ -242,9 +242,9 @@ class Video:
                 yield Frame(image_bgr, index, time, self.name, captured)
             index += 1
         if self.count and index < 0.9 * self.count - 1:  # containers promise a few frames more than they hold
-            self.trouble = f"{self.name} ended after {index} of {self.count} frames; the file seems damaged"
+            self.warning = f"{self.name} ended after {index} of {self.count} frames; the file seems damaged"
         elif damaged:
-            self.trouble = f"{damaged} of {index} frames of {self.name} could not be decoded; the file seems damaged"
+            self.warning = f"{damaged} of {index} frames of {self.name} could not be decoded; the file seems damaged"
 
     def _read(self) -> tuple[bool, np.ndarray | None, float, float]:
         """Return whether there is another frame, its picture unless that is damaged, its time, and when it was read."""
@@ -293,7 +293,7 @@ class Live:
         wait: float = WEBCAM.wait,
         stall: float = WEBCAM.stall,
     ):
-        self.name, self.trouble, self.fps = name, "", _fps(capture)
+        self.name, self.warning, self.fps = name, "", _fps(capture)
         self.size = (first_bgr.shape[1], first_bgr.shape[0])
         self._open, self._mirror, self._wait, self._stall = open_capture, mirror, wait, stall
         self._start = monotonic()
@@ -343,7 +343,7 @@ class Live:
             if capture:
                 _release(capture)
         except BaseException as error:  # nobody else would tell of it
-            self.trouble = f"{self.name} gives no more frames{self._reason(error)}"
+            self.warning = f"{self.name} gives no more frames{self._reason(error)}"
         finally:
             with self._changed:
                 self._ended = True
@@ -382,7 +382,7 @@ class Live:
             if capture:
                 _release(capture)
         if not self._stopped.is_set():
-            self.trouble = f"{self.name} gives no more frames{reason or ' (unplugged, or the connection is lost)'}"
+            self.warning = f"{self.name} gives no more frames{reason or ' (unplugged, or the connection is lost)'}"
         return None
 
     def close(self) -> None:

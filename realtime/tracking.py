@@ -38,12 +38,12 @@ class TrackedFace(NamedTuple):
     """A face of a frame.
 
     Attributes:
-        number: Which face it is, from 1, kept while it stays; 0 while its track is tentative.
+        track_id: Which face it is, from 1, kept while it stays; 0 while its track is tentative.
         face: Where it is.
         key: Identifies the track from its first frame on. No other track of the tracker has it.
     """
 
-    number: int
+    track_id: int
     face: Face
     key: int
 
@@ -61,7 +61,7 @@ class Follower(Protocol):
 class _Track:
     """A face that is, or not long ago was, in the picture; `face` and `seen` (seconds) tell where and when last.
 
-    `number` is 0 while the track is tentative; `found` counts the searches that found the face.
+    `track_id` is 0 while the track is tentative; `found` counts the searches that found the face.
 
     O-Net's answer depends on the square it is given, and on a still picture, given its own answer again and again, it
     goes to and fro by up to 6 % of the face's height. So it is given `near`, which goes only half the way each time.
@@ -74,7 +74,7 @@ class _Track:
     velocity: tuple[float, float] = (0.0, 0.0)  # pixels per second of its centre, to the right and down
     looked: float = -np.inf  # seconds: when it was last looked for
     found: int = 0
-    number: int = 0
+    track_id: int = 0
 
 
 class Tracker:
@@ -113,7 +113,7 @@ class Tracker:
         remember = max(self._options.remember, 1.5 * self._interval)
         self._tracks = [track for track in self._tracks if time - track.seen <= remember]
         followed = self._followed(image_rgb, time)
-        is_search_due = not isinstance(self._detector, Follower) or time - self._searched >= self._options.search_every
+        is_search_due = not isinstance(self._detector, Follower) or time - self._searched >= self._options.detect_every
         if self._searcher and self._is_slow(self._searcher):
             self._replace(followed)
             self._search_beside(self._searcher, image_rgb, time, is_search_due)
@@ -124,13 +124,13 @@ class Tracker:
             # A followed box does not jump.
             self._replace([self._found(followed[i]) for i in sorted(confirmed.values())])
             self._assign([face for j, face in enumerate(faces) if j not in confirmed], time)
-            self._tracks = [track for track in self._tracks if track.number or track.seen == time]
+            self._tracks = [track for track in self._tracks if track.track_id or track.seen == time]
         else:
             self._replace(followed)
             self._look_again(image_rgb, time)
         self._interval = min(time - self._time, _SLOWEST)
         self._time = time
-        return [TrackedFace(track.number, track.face, track.key) for track in self._tracks if track.seen == time]
+        return [TrackedFace(track.track_id, track.face, track.key) for track in self._tracks if track.seen == time]
 
     def _is_slow(self, searcher: Searcher) -> bool:
         """Return whether searches are not to be waited for; the first one of a scene is: there is nobody to follow."""
@@ -177,7 +177,7 @@ class Tracker:
         confirmed = _pairs([[track.face] for track in then], faces, _AGREED)
         now = {track.key: track for track in self._tracks}
         lost = [t for i, t in enumerate(then) if i not in confirmed.values() and t.key in now]  # since then
-        self._replace([replace(t, found=now[t.key].found, number=now[t.key].number) for t in lost])
+        self._replace([replace(t, found=now[t.key].found, track_id=now[t.key].track_id) for t in lost])
         here = {track.key: track for track in self._tracks if track.seen == time}
         still = [here[then[i].key] for i in sorted(confirmed.values()) if then[i].key in here]
         self._replace([self._found(track) for track in still])
@@ -186,13 +186,15 @@ class Tracker:
         moved = self._detector.propagate(image_rgb, others)
         self._assign(self._unseen([face for face in moved if face.confidence >= self._options.lost_below], time), time)
         missed = {track.key for track in then}
-        self._tracks = [t for t in self._tracks if t.number or t.seen == time or t.key not in missed]
+        self._tracks = [t for t in self._tracks if t.track_id or t.seen == time or t.key not in missed]
 
     def _look_again(self, image_rgb: np.ndarray, time: float, most: int | None = None) -> None:
         """Look for faces that were lost where they should be by now; for at most so many, who waited longest first."""
         options = self._options
-        lost = [t for t in self._tracks if t.number and t.seen < time and time - t.looked >= options.look_every]
-        new = [t for t in self._tracks if not t.number and t.seen == time and time - t.looked >= options.confirm_after]
+        lost = [t for t in self._tracks if t.track_id and t.seen < time and time - t.looked >= options.look_every]
+        new = [
+            t for t in self._tracks if not t.track_id and t.seen == time and time - t.looked >= options.confirm_after
+        ]
         looked = [replace(t, looked=time) for t in sorted([*lost, *new], key=lambda track: track.looked)[:most]]
         self._replace(looked)
         found: list[Face] = []
@@ -232,10 +234,10 @@ class Tracker:
     def _found(self, track: _Track) -> _Track:
         """Return a track that one more search found, with the next number if that confirms it."""
         found = track.found + 1
-        if track.number or found < self._options.confirmed_by:
+        if track.track_id or found < self._options.confirmed_by:
             return replace(track, found=found)
         self._count += 1
-        return replace(track, found=found, number=self._count)
+        return replace(track, found=found, track_id=self._count)
 
     def _moved_on(self, track: _Track, face: Face, near: Face, time: float) -> _Track:
         """Return the track with its next face. Its velocity is an average over the last moments that it was seen."""

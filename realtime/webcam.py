@@ -26,7 +26,7 @@ from inference.face_detector import build_detector
 from inference.faces import Detector
 from inference.sequence_classifier import SequenceClassifier
 from realtime.recognition import Classifier, Result, check_temporal, watch
-from realtime.sinks.outputs import Outputs, Wanted
+from realtime.sinks.outputs import OutputOptions, Outputs
 from realtime.sinks.window import has_display
 from realtime.sources import Source, holds_pictures, open_source
 
@@ -100,13 +100,15 @@ def main(
         from realtime.doctor import examine
 
         sys.exit(0 if examine(model, EmotionClassifier.load_litert) else 1)
-    wanted = Wanted(record, log, segments, summary, window, anonymous, blur_unknown, follow, captures, overwrite)
-    wanted.check_files(source)
+    options = OutputOptions(
+        record, log, segments, summary, window, anonymous, blur_unknown, follow, captures, overwrite
+    )
+    options.check_files(source)
     with closing(open_source(source, mirror)) as frames:
-        wanted.check(frames)
+        options.check(frames)
         if window and not has_display():
             print("no display here: going on without a window", file=sys.stderr)
-            wanted = replace(wanted, window=False)
+            options = replace(options, window=False)
 
         from inference.emotion_classifier import EmotionClassifier  # a mistake above is told first
 
@@ -117,10 +119,10 @@ def main(
         else:
             reader, classifier = None, EmotionClassifier.load_litert(model)
         face_detector = build_detector(detector, replace(classifier.faces, min_face_size=min_face_size))
-        _, trouble = show(frames, face_detector, classifier, wanted, model.name, raw, reader)
-    if frames.trouble:
-        print(frames.trouble, file=sys.stderr)
-    if trouble or (frames.trouble and frames.live):
+        _, warning = show(frames, face_detector, classifier, options, model.name, raw, reader)
+    if frames.warning:
+        print(frames.warning, file=sys.stderr)
+    if warning or (frames.warning and frames.live):
         sys.exit(1)
 
 
@@ -163,7 +165,7 @@ def show(
     source: Source,
     detector: Detector,
     classifier: Classifier,
-    wanted: Wanted,
+    options: OutputOptions,
     model: str = "",
     raw: bool = False,
     temporal: SequenceClassifier | None = None,
@@ -176,7 +178,7 @@ def show(
         source: An open source.
         detector: What finds the faces.
         classifier: What names the expressions.
-        wanted: What becomes of the results.
+        options: What becomes of the results.
         model: What a person calls the network.
         raw: Show the network as it is; see `watch`.
         temporal: What names the expressions instead; see `watch`.
@@ -187,9 +189,9 @@ def show(
     Raises:
         InputError: a file cannot be written.
     """
-    outputs, tally = Outputs(wanted, source, (temporal or classifier).labels, model), Tally()
-    hides = wanted.anonymous or wanted.blur_unknown  # who is to be hidden must be found in time
-    results = watch(source, classifier, detector, raw=raw, temporal=temporal, patient=hides)
+    outputs, tally = Outputs(options, source, (temporal or classifier).labels, model), Tally()
+    hides = options.anonymous or options.blur_unknown  # who is to be hidden must be found in time
+    results = watch(source, classifier, detector, raw=raw, temporal=temporal, synchronous=hides)
     try:
         with closing(results), closing(outputs), progress_bar() as progress:
             for result in progress.track(results, total=source.count, description=escape(source.name)):
@@ -203,7 +205,7 @@ def show(
         wrote = ", ".join(str(file) for file in outputs.written if file.exists())
         kept = f"wrote {wrote}" if wrote else "kept nothing (--record, --log, --segments, --summary)"
         print(f"{source.name}: {tally}; {kept}")
-    return tally, outputs.trouble
+    return tally, outputs.warning
 
 
 def console() -> None:

@@ -46,11 +46,11 @@ class FakeClassifier:
 
 
 def recognition(
-    face: Face = FACE, label: str = "happiness", probability: float = 0.7, number: int = 0, unsure: bool = False
+    face: Face = FACE, label: str = "happiness", probability: float = 0.7, track_id: int = 0, unsure: bool = False
 ) -> Recognition:
     rest = (1 - probability) / (len(LABELS) - 1)
     probabilities = {name: probability if name == label else rest for name in dict.fromkeys([*LABELS, label])}
-    return Recognition(face, probabilities, number, label, unsure)
+    return Recognition(face, probabilities, track_id, label, unsure)
 
 
 def result(image_bgr: np.ndarray, *recognitions: Recognition, index: int = 0, time: float = 0.0) -> Result:

@@ -41,7 +41,7 @@ def write(file, columns, rows):
 
 @pytest.fixture
 def compare(run_step, tmp_path):
-    def run(segments=SPANS, labels=LABELS, columns=("face", "start", "end", "emotion")):
+    def run(segments=SPANS, labels=LABELS, columns=("track_id", "start", "end", "emotion")):
         told = [(*row, 0.9, 1) for row in segments]
         files = write(tmp_path / "spans.csv", SPAN_COLUMNS, told), write(tmp_path / "labels.csv", columns, labels)
         places = ("--segments", files[0], "--truth", files[1], "--report", tmp_path / "out")
@@ -130,7 +130,7 @@ def test_it_reads_what_the_webcam_writes(run_step, tmp_path):
     table = SpanTable(tmp_path / "spans.csv")
     for index in range(40):
         shown = "unsure" if index >= 30 else "happiness"
-        face = SimpleNamespace(number=1, label="happiness", shown=shown, probability=0.8, unsure=index >= 30)
+        face = SimpleNamespace(track_id=1, label="happiness", shown=shown, probability=0.8, unsure=index >= 30)
         frame = SimpleNamespace(time=index / 10)
         table.write(cast(Any, SimpleNamespace(frame=frame, recognitions=[face])))
     table.close()
@@ -147,7 +147,7 @@ def test_it_reads_what_the_webcam_writes(run_step, tmp_path):
         ([(1, 0, 4, "happy"), (1, 6, 5, "sad")], "line 3: the span ends at 5 s, not after its start at 6 s"),
         ([(1, 0, 4, "hungry")], "line 2: unknown emotion 'hungry'; accepted are anger, "),
         ([(1, 40, 44, "happy")], "share no moment of any face"),
-        ([(7, 0, 4, "happy")], "the program's face numbers (1, 2, 3)"),
+        ([(7, 0, 4, "happy")], "the program's track IDs (1, 2, 3)"),
         ([(1, "0:10", 4, "happy")], "line 2: start '0:10' is no time; give seconds"),
         ([("ann", 0, 4, "happy")], "line 2: face 'ann' is no whole number"),
         ([], "holds no span"),
@@ -161,9 +161,9 @@ def test_labels_that_make_no_sense_are_refused_in_one_line(compare, tmp_path, la
 
 def test_files_of_another_kind_are_refused_in_one_line(compare, run_step, tmp_path):
     done = compare(labels=[row[1:] for row in LABELS[3:]], columns=("start", "end", "emotion"))
-    assert done.returncode == 2 and "holds 3 faces (1, 2, 3)" in done.stderr and "add a column face" in done.stderr
-    done = compare(columns=("face", "from", "to", "emotion"))
+    assert done.returncode == 2 and "holds 3 faces (1, 2, 3)" in done.stderr and "add a column track_id" in done.stderr
+    done = compare(columns=("track_id", "from", "to", "emotion"))
     assert done.returncode == 2 and "lacks the columns start, end" in done.stderr
-    log = write(tmp_path / "log.csv", ("time", "face", "label", "unsure"), [(0.0, 1, "anger", 0)])
+    log = write(tmp_path / "log.csv", ("time", "track_id", "label", "unsure"), [(0.0, 1, "anger", 0)])
     done = run_step("evaluation.segments", "--segments", log, "--truth", tmp_path / "labels.csv")
     assert done.returncode == 2 and "was written with --log" in done.stderr and done.stderr.count("\n") == 1

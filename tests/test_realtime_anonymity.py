@@ -59,7 +59,9 @@ def test_what_covers_a_face_does_not_depend_on_the_face_and_the_rest_stays():
 def run_of(seen, step=0.125):
     """Frames of noise, those in `seen` with face 1 at its place."""
     return [
-        result(noise(index), *([recognition(PLACE, number=1)] if index in seen else []), index=index, time=index * step)
+        result(
+            noise(index), *([recognition(PLACE, track_id=1)] if index in seen else []), index=index, time=index * step
+        )
         for index in range(40)
     ]
 
@@ -74,8 +76,8 @@ def test_the_place_stays_hidden_before_a_face_is_found_and_after_it_is_lost():
 def test_a_face_that_is_not_found_for_a_moment_is_hidden_from_its_last_to_its_next_place():
     moved = replace(PLACE, left=150.0)
     frames = run_of(())
-    frames[3].recognitions.append(recognition(PLACE, number=1))
-    frames[6].recognitions.append(recognition(moved, number=1))
+    frames[3].recognitions.append(recognition(PLACE, track_id=1))
+    frames[6].recognitions.append(recognition(moved, track_id=1))
     hidden = hide(frames)
     for index in (4, 5):
         for face in (PLACE, replace(PLACE, left=100.0), moved):
@@ -102,7 +104,7 @@ def test_a_source_whose_time_stands_still_does_not_fill_the_memory():
 
 def test_a_known_face_stays_to_be_seen():
     other = replace(PLACE, left=170.0)
-    frame = result(noise(), recognition(PLACE, number=1), recognition(other, number=2))
+    frame = result(noise(), recognition(PLACE, track_id=1), recognition(other, track_id=2))
     (hidden,) = hide([frame], known=1)
     assert not is_plain(hidden.frame.image_bgr, PLACE)
     assert is_plain(hidden.frame.image_bgr, other)
@@ -110,8 +112,8 @@ def test_a_known_face_stays_to_be_seen():
 
 def test_a_known_face_is_seen_where_a_lost_one_was():
     frames = run_of(())
-    frames[3].recognitions.append(recognition(PLACE, number=2))
-    frames[5].recognitions.append(recognition(PLACE, number=1))
+    frames[3].recognitions.append(recognition(PLACE, track_id=2))
+    frames[5].recognitions.append(recognition(PLACE, track_id=1))
     hidden = hide(frames, known=1)
     assert [is_plain(hidden[index].frame.image_bgr, PLACE) for index in (3, 4, 5, 6)] == [True, True, False, True]
     around = replace(PLACE, top=PLACE.top - 12, height=10.0)
@@ -146,6 +148,6 @@ def test_a_slow_source_hides_the_place_of_a_lost_face_for_a_few_frames():
 
 def test_a_face_of_this_frame_is_hidden_even_where_it_overlaps_the_known_one():
     other = replace(PLACE, left=80.0)
-    (hidden,) = hide([result(noise(), recognition(PLACE, number=1), recognition(other, number=2))], known=1)
+    (hidden,) = hide([result(noise(), recognition(PLACE, track_id=1), recognition(other, track_id=2))], known=1)
     assert is_plain(hidden.frame.image_bgr, other)
     assert not is_plain(hidden.frame.image_bgr, replace(PLACE, width=19.0))

@@ -210,10 +210,10 @@ def test_a_camera_that_is_not_there_is_probed_quickly_and_in_silence(capfd):
 def test_a_driver_that_hangs_or_crashes_ends_only_the_probe(monkeypatch):
     monkeypatch.setattr(doctor, "_PROBE", "import time; time.sleep(60)")
     monkeypatch.setattr(doctor, "WEBCAM", SimpleNamespace(probe_seconds=0.5))
-    assert probe(0).trouble == "gave no answer for 0 seconds"
+    assert probe(0).warning == "gave no answer for 0 seconds"
     monkeypatch.setattr(doctor, "WEBCAM", WEBCAM)
     monkeypatch.setattr(doctor, "_PROBE", "import os; os.abort()")
-    assert probe(0).trouble == "made OpenCV crash"
+    assert probe(0).warning == "made OpenCV crash"
 
 
 def test_the_frame_that_is_measured_is_the_portrait_as_a_camera_would_give_it():

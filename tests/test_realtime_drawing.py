@@ -63,7 +63,7 @@ def test_tentative_face_has_a_thin_box_and_no_words_or_bars():
     is_drawn = (drawn_bgr != image_bgr).any(axis=2)[:440]  # the status line is below
     assert is_drawn[150:311, 200].all() and is_drawn[150, 200:321].all()
     assert is_drawn.sum() == 2 * (160 + 120)
-    confirmed_bgr = Drawer().draw(result(image_bgr, replace(recognition(face), number=1)))
+    confirmed_bgr = Drawer().draw(result(image_bgr, replace(recognition(face), track_id=1)))
     assert (confirmed_bgr != image_bgr).any(axis=2)[:440].sum() > 5000
 
 
@@ -144,8 +144,8 @@ def test_bars_can_be_switched_off_and_leave_every_other_face_free():
 
 def test_thirty_faces_have_a_box_and_words_and_no_word_covers_another():
     faces = [Face(25.0 + 100 * (i % 6), 25.0 + 90 * (i // 6), 45.0, 55.0, 0.9) for i in range(30)]
-    mask, drawn_bgr = drawn_pixels((480, 640, 3), *(recognition(f, number=n) for n, f in enumerate(faces, 1)))
-    alone = [drawn_pixels((480, 640, 3), recognition(face, number=number))[1] for number, face in enumerate(faces, 1)]
+    mask, drawn_bgr = drawn_pixels((480, 640, 3), *(recognition(f, track_id=n) for n, f in enumerate(faces, 1)))
+    alone = [drawn_pixels((480, 640, 3), recognition(face, track_id=number))[1] for number, face in enumerate(faces, 1)]
     for face in faces:
         assert mask[round(face.top) : round(face.top) + 55, round(face.left)].all()
     yellow = (np.array(COLORS["happiness"][::-1]) == drawn_bgr).all(axis=2).sum()
@@ -154,7 +154,7 @@ def test_thirty_faces_have_a_box_and_words_and_no_word_covers_another():
 
 
 def test_faces_at_the_same_place_do_not_stop_the_drawing():
-    drawn_pixels(SHAPE, *(recognition(FACE_IN_THE_MIDDLE, number=number) for number in range(1, 9)))
+    drawn_pixels(SHAPE, *(recognition(FACE_IN_THE_MIDDLE, track_id=number) for number in range(1, 9)))
 
 
 def past(drawn_bgr, label):
@@ -165,13 +165,13 @@ def test_the_last_ten_seconds_of_a_face_stand_below_its_bars_and_go_with_it():
     drawer = Drawer()
     for index in range(200):  # twenty seconds: ten of anger, five of happiness, five of neutral
         label = "anger" if index < 100 else "happiness" if index < 150 else "neutral"
-        drawn_bgr, _ = bars(recognition(LARGE, label, 0.8, number=3), drawer=drawer, time=index / 10)
+        drawn_bgr, _ = bars(recognition(LARGE, label, 0.8, track_id=3), drawer=drawer, time=index / 10)
     columns = {label: past(drawn_bgr[172:202, 305:], label).any(axis=0) for label in ("anger", "happiness", "neutral")}
     below = {label: past(drawn_bgr[172:202, 305:], label).sum() for label in columns}
     assert below["happiness"] == pytest.approx(below["neutral"], rel=0.15), "half of the time each"
     assert below["happiness"] > 500 and below["anger"] < 50, "what was before is forgotten"
     assert np.flatnonzero(columns["happiness"]).max() < np.flatnonzero(columns["neutral"]).max(), "now is at the right"
-    other_bgr, _ = bars(recognition(LARGE, "neutral", 0.8, number=4), drawer=drawer, time=20.0)
+    other_bgr, _ = bars(recognition(LARGE, "neutral", 0.8, track_id=4), drawer=drawer, time=20.0)
     assert past(other_bgr[172:202, 305:], "happiness").sum() < 50, "another face has another past"
 
 
@@ -187,7 +187,7 @@ def test_the_status_line_stands_at_the_bottom_of_videos_only():
 def test_a_followed_face_stands_out_and_the_others_have_only_their_number():
     first, second = Face(60.0, 120.0, 100.0, 120.0, 0.9), Face(400.0, 120.0, 100.0, 120.0, 0.9)
     frame = result(
-        np.full((480, 640, 3), 255, np.uint8), recognition(first, number=1), recognition(second, "anger", number=2)
+        np.full((480, 640, 3), 255, np.uint8), recognition(first, track_id=1), recognition(second, "anger", track_id=2)
     )
     drawn_bgr = Drawer().draw(frame, View(followed=2))
     assert (drawn_bgr[120:240, 400] == COLORS["anger"][::-1]).all(axis=1).any()
@@ -208,5 +208,5 @@ def test_notes_and_help_are_for_the_person_and_not_for_the_recording():
 @pytest.mark.parametrize("shape", [(48, 48, 3), (1, 1, 3), (8, 2000, 3), (2000, 8, 3)])
 def test_everything_can_be_drawn_on_pictures_of_any_size(shape):
     view = View(followed=1, help=True, note="a long note " * 20, paused=True)
-    drawn_bgr = Drawer().draw(result(np.zeros(shape, np.uint8), recognition(number=1), recognition(number=2)), view)
+    drawn_bgr = Drawer().draw(result(np.zeros(shape, np.uint8), recognition(track_id=1), recognition(track_id=2)), view)
     assert draw_for_person(drawn_bgr, view).shape == shape

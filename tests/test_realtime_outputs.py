@@ -17,7 +17,7 @@ from common.errors import InputError
 from configuration import WEBCAM
 from inference.faces import Face
 from realtime.recognition import Result
-from realtime.sinks.outputs import Outputs, Wanted
+from realtime.sinks.outputs import OutputOptions, Outputs
 from realtime.sinks.window import ACTIONS, key_name
 from realtime.sources import Frame, Live, Pictures
 
@@ -27,7 +27,7 @@ PLACE = Face(60.0, 40.0, 30.0, 40.0, 0.9)
 
 def a_source(still=False, count=None) -> Any:
     """What outputs ask of a source."""
-    return SimpleNamespace(name="clip.mp4", fps=10.0, size=SIZE, still=still, live=False, count=count, trouble="")
+    return SimpleNamespace(name="clip.mp4", fps=10.0, size=SIZE, still=still, live=False, count=count, warning="")
 
 
 class FakeScreen:
@@ -56,7 +56,7 @@ def frames(count: int = 20, value: int | None = 200, size=SIZE, *recognitions):
     noise = np.random.default_rng(1).integers(0, 255, (size[1], size[0], 3), np.uint8) if value is None else None
     for index in range(count):
         image_bgr = np.full((size[1], size[0], 3), value, np.uint8) if noise is None else noise
-        seen = recognitions or (recognition(PLACE, number=1),)
+        seen = recognitions or (recognition(PLACE, track_id=1),)
         yield result(image_bgr, *seen, index=index, time=index / 10)
 
 
@@ -72,7 +72,7 @@ def run(wanted, results=None, source=None):
 
 @pytest.fixture
 def wanted(tmp_path):
-    return lambda **options: Wanted(window=True, captures=tmp_path / "captures", **options)
+    return lambda **options: OutputOptions(window=True, captures=tmp_path / "captures", **options)
 
 
 def test_s_writes_the_drawn_frame_and_says_where(tmp_path, monkeypatch, wanted, capsys):
@@ -133,7 +133,7 @@ def test_space_stops_the_picture_until_the_next_space(monkeypatch, wanted):
 def test_b_takes_the_bars_away_and_back(tmp_path, monkeypatch, wanted):
     face = Face(60.0, 150.0, 100.0, 120.0, 0.9)
     screen = FakeScreen(monkeypatch, {2: "b", 5: "b"})
-    run(wanted(), frames(6, 255, (640, 480), recognition(face, number=1)))
+    run(wanted(), frames(6, 255, (640, 480), recognition(face, track_id=1)))
     dark = [(each[150:280, 170:320].max(axis=2) < 80).mean() > 0.1 for each in screen.shown]
     assert dark == [True, True, False, False, False, True, True, True]
 
@@ -141,7 +141,7 @@ def test_b_takes_the_bars_away_and_back(tmp_path, monkeypatch, wanted):
 def test_a_number_follows_that_face_and_the_same_again_all(monkeypatch, wanted):
     first, second = Face(60.0, 150.0, 100.0, 120.0, 0.9), Face(400.0, 150.0, 100.0, 120.0, 0.9)
     screen = FakeScreen(monkeypatch, {2: "2", 4: "2"})
-    seen = recognition(first, number=7), recognition(second, "anger", number=9)
+    seen = recognition(first, track_id=7), recognition(second, "anger", track_id=9)
     run(wanted(), frames(4, 255, (640, 480), *seen))
     grays = [bool((each[160:260, 60] == 160).all()) for each in screen.shown]
     assert grays == [False, False, True, True, False, False], "the second of those in sight, whose number no key has"
@@ -172,7 +172,7 @@ def is_covered(image_bgr):
 )
 def test_hidden_faces_are_hidden_in_window_snapshot_and_recording(tmp_path, monkeypatch, wanted, options, is_hidden):
     screen = FakeScreen(monkeypatch, {5: "b", 7: "s"})
-    seen = recognition(PLACE, number=1)
+    seen = recognition(PLACE, track_id=1)
     run(wanted(record=tmp_path / "out.avi", log=tmp_path / "out.csv", **options), frames(20, None, SIZE, seen))
     (snapshot,) = (tmp_path / "captures").iterdir()
     assert is_covered(screen.shown[6]) is is_hidden
@@ -199,18 +199,18 @@ class FullDisk:
 def test_a_disk_that_gets_full_ends_the_recording_and_everything_else_goes_on(tmp_path, monkeypatch, capsys):
     FullDisk(monkeypatch, after=8)
     files = [tmp_path / name for name in ("out.mp4", "out.csv", "spans.csv", "out.html")]
-    outputs = run(Wanted(*files))
+    outputs = run(OutputOptions(*files))
     assert len(read_video(files[0])[0]) == 7
     assert len(files[1].read_text().splitlines()) == 21
     assert "20 frames" in files[3].read_text()
-    assert "the recording ended early" in outputs.trouble and "less than 16 MB are free" in outputs.trouble
+    assert "the recording ended early" in outputs.warning and "less than 16 MB are free" in outputs.warning
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert set(outputs.written) == set(files)
 
 
 def test_a_disk_that_gets_full_ends_a_run_of_which_nothing_else_is_kept(tmp_path, monkeypatch):
     FullDisk(monkeypatch, after=8)
-    outputs = Outputs(Wanted(tmp_path / "out.mp4"), a_source(), LABELS)
+    outputs = Outputs(OutputOptions(tmp_path / "out.mp4"), a_source(), LABELS)
     with pytest.raises(InputError, match="less than 16 MB are free"):
         for each in frames():
             outputs.write(each)
@@ -230,7 +230,10 @@ def test_frames_of_another_size_in_mid_stream_are_shown_and_recorded(tmp_path, m
 def test_a_camera_slower_than_it_says_and_a_pause_keep_the_recordings_time(tmp_path):
     times = [0.0, 0.3, 0.6, 3.0, 3.1]
     images = [np.full((120, 160, 3), 50 * i, np.uint8) for i in range(5)]
-    run(Wanted(tmp_path / "out.mp4"), [result(image, time=time) for image, time in zip(images, times, strict=True)])
+    run(
+        OutputOptions(tmp_path / "out.mp4"),
+        [result(image, time=time) for image, time in zip(images, times, strict=True)],
+    )
     assert [round(each[:60].mean() / 50) for each in read_video(tmp_path / "out.mp4")[0]] == [0, 1, 2, 3, 4]
     assert read_times(tmp_path / "out.mp4") == pytest.approx(times)
 
@@ -238,8 +241,8 @@ def test_a_camera_slower_than_it_says_and_a_pause_keep_the_recordings_time(tmp_p
 def test_all_outputs_say_the_same(tmp_path):
     log, lines, segments = tmp_path / "out.csv", tmp_path / "out.jsonl", tmp_path / "spans.csv"
     seen = [recognition(PLACE, "anger", 0.8, 3), recognition(PLACE, "happiness", 0.4, 5, unsure=True)]
-    run(Wanted(log=log, segments=segments), frames(5, 200, SIZE, *seen))
-    run(Wanted(log=lines), frames(5, 200, SIZE, *seen))
+    run(OutputOptions(log=log, segments=segments), frames(5, 200, SIZE, *seen))
+    run(OutputOptions(log=lines), frames(5, 200, SIZE, *seen))
     with log.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     objects = [json.loads(line) for line in lines.read_text().splitlines()]
@@ -249,10 +252,10 @@ def test_all_outputs_say_the_same(tmp_path):
         for name, value in each.items():
             assert row[name] == value if isinstance(value, str) else float(row[name]) == float(value)
     assert [each["unsure"] for each in objects[:2]] == [False, True]
-    assert [each["face"] for each in objects[:2]] == [3, 5]
+    assert [each["track_id"] for each in objects[:2]] == [3, 5]
     with segments.open(newline="") as stream:
-        assert [(row["face"], row["label"]) for row in csv.DictReader(stream)] == [("3", "anger"), ("5", "unsure")]
-    assert [(row["face"], row["label"], row["unsure"]) for row in rows[:2]] == [
+        assert [(row["track_id"], row["label"]) for row in csv.DictReader(stream)] == [("3", "anger"), ("5", "unsure")]
+    assert [(row["track_id"], row["label"], row["unsure"]) for row in rows[:2]] == [
         ("3", "anger", "0"),
         ("5", "unsure", "1"),
     ]
@@ -276,20 +279,20 @@ def test_all_outputs_say_the_same(tmp_path):
 def test_what_makes_no_sense_is_refused_before_anything_is_written(tmp_path, monkeypatch, options, changes, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=re.escape(message)):
-        Wanted(**options).check_files("clip.mp4")
-        Wanted(**options).check(a_source(**changes))
+        OutputOptions(**options).check_files("clip.mp4")
+        OutputOptions(**options).check(a_source(**changes))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_cannot_be_made_leaves_no_half_open_run(tmp_path):
-    wanted = Wanted(tmp_path / "out.mp4", tmp_path / "nowhere" / "out.csv")
+    wanted = OutputOptions(tmp_path / "out.mp4", tmp_path / "nowhere" / "out.csv")
     with pytest.raises(InputError, match=r"--log .*out\.csv cannot be written"):
         Outputs(wanted, a_source(), LABELS)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_without_a_frame_leaves_no_files_that_the_next_run_would_refuse(tmp_path):
-    wanted = Wanted(*(tmp_path / name for name in ("out.mp4", "out.csv", "spans.csv", "out.html")))
+    wanted = OutputOptions(*(tmp_path / name for name in ("out.mp4", "out.csv", "spans.csv", "out.html")))
     run(wanted, [])
     assert list(tmp_path.iterdir()) == []
     run(wanted)
@@ -304,7 +307,7 @@ def test_no_output_replaces_a_file_of_another_program_that_came_meanwhile(tmp_pa
     """Two runs that start together pass the first check both."""
     (tmp_path / taken).write_text("another program's")
     with pytest.raises(InputError, match=f"{taken} exists already"):
-        run(Wanted(*(tmp_path / name for name in NAMES)))
+        run(OutputOptions(*(tmp_path / name for name in NAMES)))
     assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [(taken, "another program's")]
 
 
@@ -313,16 +316,16 @@ def test_pictures_do_not_replace_existing_files_either(tmp_path, name):
     (tmp_path / name).write_text("earlier")
     source = a_source(still=name.endswith("png"), count=1)
     with pytest.raises(InputError, match=f"{name} exists already"):
-        run(Wanted(tmp_path / name), frames(1), source)
+        run(OutputOptions(tmp_path / name), frames(1), source)
     assert (tmp_path / name).read_text() == "earlier"
-    run(Wanted(tmp_path / name, overwrite=True), frames(1), source)
+    run(OutputOptions(tmp_path / name, overwrite=True), frames(1), source)
     assert cv2.imread(str(tmp_path / name)) is not None
 
 
 def test_with_overwrite_all_files_are_replaced(tmp_path):
     for name in NAMES:
         (tmp_path / name).write_text("earlier")
-    run(Wanted(*(tmp_path / name for name in NAMES), overwrite=True))
+    run(OutputOptions(*(tmp_path / name for name in NAMES), overwrite=True))
     assert len(read_video(tmp_path / "out.mp4")[0]) == 20
     assert not any("earlier" in (tmp_path / name).read_text() for name in NAMES[1:])
 
@@ -357,7 +360,7 @@ def test_a_recording_that_cannot_be_finished_does_not_end_the_run(tmp_path, monk
 
 def test_without_window_or_recording_nothing_is_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr("realtime.sinks.drawing.Drawer.draw", lambda *_: 1 / 0)
-    run(Wanted(log=tmp_path / "out.csv", anonymous=True))
+    run(OutputOptions(log=tmp_path / "out.csv", anonymous=True))
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 21
 
 
@@ -366,20 +369,22 @@ def test_an_animation_is_small_keeps_time_and_ends(tmp_path, capsys):
         file = tmp_path / f"out.{suffix}"
         times = np.arange(0, 45, 0.04)
         image_bgr = np.full((600, 800, 3), 90, np.uint8)
-        outputs = run(Wanted(file, tmp_path / f"{suffix}.csv"), [result(image_bgr, time=float(time)) for time in times])
+        outputs = run(
+            OutputOptions(file, tmp_path / f"{suffix}.csv"), [result(image_bgr, time=float(time)) for time in times]
+        )
         is_read, animation = cv2.imreadanimation(str(file))
         assert is_read and animation.frames[0].shape[:2] == (300, 400)
         seconds = sum(animation.durations) / 1000
         assert seconds == pytest.approx(WEBCAM.animation_seconds, abs=1.5)
         assert len(animation.frames) <= WEBCAM.animation_seconds * WEBCAM.animation_fps + 1
-        assert "an animation ends after 30 seconds" in outputs.trouble
+        assert "an animation ends after 30 seconds" in outputs.warning
         assert len((tmp_path / f"{suffix}.csv").read_text().splitlines()) == 1
 
 
 def test_a_digit_dims_no_face_of_a_picture(monkeypatch):
     screen = FakeScreen(monkeypatch, {1: "1", 2: "x"})
     picture = list(frames(1, 200, SIZE, recognition(PLACE)))
-    run(Wanted(window=True), picture, a_source(still=True, count=1))
+    run(OutputOptions(window=True), picture, a_source(still=True, count=1))
     plain, pressed = screen.shown
     place = np.s_[int(PLACE.top) - 5 : int(PLACE.top + PLACE.height) + 5, :]
     np.testing.assert_array_equal(pressed[place], plain[place])
@@ -449,7 +454,7 @@ def result_of(frame):
 def test_arrows_step_between_the_first_and_the_last_picture_and_stay_there(tmp_path, monkeypatch, grays, keys, seen):
     screen = Screen(monkeypatch, *keys)
     log, video = tmp_path / "out.csv", tmp_path / "out.avi"
-    watch_pictures(Wanted(video, log, window=True), a_folder(tmp_path / "folder", *grays))
+    watch_pictures(OutputOptions(video, log, window=True), a_folder(tmp_path / "folder", *grays))
     assert screen.grays == seen
     assert list(screen.codes) == []
     names = [f"{number}.png" for number in range(len(set(seen)))]
@@ -461,7 +466,7 @@ def test_the_last_picture_stays_where_files_after_it_cannot_be_read(tmp_path, mo
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "9.png").write_text("no picture")
     screen = Screen(monkeypatch, RIGHT, RIGHT, LEFT, Q)
-    watch_pictures(Wanted(window=True), a_folder(tmp_path / "folder", 20, 120))
+    watch_pictures(OutputOptions(window=True), a_folder(tmp_path / "folder", 20, 120))
     assert screen.grays == [20, 120, 120, 20]
 
 
@@ -469,7 +474,7 @@ def test_a_picture_that_is_gone_is_passed_over_with_a_note(tmp_path, monkeypatch
     source = a_folder(tmp_path / "folder", 20, 120, 220)
     screen = Screen(monkeypatch, RIGHT, RIGHT, LEFT, LEFT, Q)
     results = iter(source)
-    outputs = Outputs(Wanted(window=True), source, LABELS)
+    outputs = Outputs(OutputOptions(window=True), source, LABELS)
     outputs.write(result_of(next(results)))
     outputs.write(result_of(next(results)))
     (tmp_path / "folder" / "1.png").unlink()
@@ -483,16 +488,16 @@ def test_a_hidden_face_stays_hidden_when_its_picture_is_shown_again(tmp_path, mo
     noise = np.random.default_rng(1).integers(0, 255, (SIZE[1], SIZE[0], 3), np.uint8)
     cv2.imwrite(str(tmp_path / "folder" / "0.png"), noise)
     Screen(monkeypatch, RIGHT, LEFT, ord("s"), Q)
-    watch_pictures(Wanted(window=True, anonymous=True, captures=tmp_path / "captures"), source)
+    watch_pictures(OutputOptions(window=True, anonymous=True, captures=tmp_path / "captures"), source)
     (snapshot,) = (tmp_path / "captures").iterdir()
     assert is_covered(cv2.imread(str(snapshot)))
 
 
 def test_the_window_tells_which_file_of_how_many_it_shows(tmp_path, monkeypatch):
     several, one = Screen(monkeypatch, RIGHT, Q), None
-    watch_pictures(Wanted(window=True), a_folder(tmp_path / "several", 200, 200))
+    watch_pictures(OutputOptions(window=True), a_folder(tmp_path / "several", 200, 200))
     one = Screen(monkeypatch, Q)
-    watch_pictures(Wanted(window=True), a_folder(tmp_path / "one", 200))
+    watch_pictures(OutputOptions(window=True), a_folder(tmp_path / "one", 200))
     assert (several.tops[0] != several.tops[1]).any() and (several.tops[0] != one.tops[0]).any()
     assert (one.tops[0] == 200).all()
 
@@ -501,14 +506,14 @@ class SilentCamera(Live):
     """A camera that gives no frame after its first ones."""
 
     def __init__(self):
-        self.name, self.trouble, self.fps, self.size = "camera 0", "", 10.0, SIZE
+        self.name, self.warning, self.fps, self.size = "camera 0", "", 10.0, SIZE
 
 
 @pytest.mark.parametrize("anonymous", [False, True])
 def test_the_window_shows_that_it_waits_for_the_camera_and_obeys_keys_meanwhile(tmp_path, monkeypatch, anonymous):
     camera = SilentCamera()
     screen = Screen(monkeypatch, *([] if anonymous else [-1]), -1, -1, SHIFT, Q)
-    outputs = Outputs(Wanted(window=True, anonymous=anonymous), camera, LABELS)
+    outputs = Outputs(OutputOptions(window=True, anonymous=anonymous), camera, LABELS)
     assert camera.on_wait
     for each in frames(1):
         outputs.write(each)
@@ -523,7 +528,7 @@ def test_the_window_shows_that_it_waits_for_the_camera_and_obeys_keys_meanwhile(
 def test_a_recording_and_the_list_of_keys_work_while_the_camera_is_away(tmp_path, monkeypatch):
     camera = SilentCamera()
     screen = Screen(monkeypatch, -1, ord("r"), -1, ord("r"), -1, ord("h"), -1, Q)
-    outputs = Outputs(Wanted(window=True, captures=tmp_path), camera, LABELS)
+    outputs = Outputs(OutputOptions(window=True, captures=tmp_path), camera, LABELS)
     outputs.write(next(frames(1, 200, (640, 480))))
     while camera.on_wait and camera.on_wait(True):
         pass
@@ -541,10 +546,10 @@ def test_files_of_a_folder_are_drawn_recorded_and_hidden_each_by_itself(tmp_path
         "realtime.sinks.window.Window.wait", lambda *_, **__: ACTIONS.get(key_name(next(screen.codes)), "")
     )
     source = a_source()
-    outputs = Outputs(Wanted(tmp_path / "out.mp4", window=True, anonymous=anonymous), source, LABELS)
+    outputs = Outputs(OutputOptions(tmp_path / "out.mp4", window=True, anonymous=anonymous), source, LABELS)
     offset = 0.0
     for number, name, value in ((1, "a.mp4", 60), (2, "b.mp4", 160)):
-        for each in frames(4, value, SIZE, recognition(PLACE, number=number)):
+        for each in frames(4, value, SIZE, recognition(PLACE, track_id=number)):
             frame = replace(each.frame, name=name, offset=offset)
             outputs.write(replace(each, frame=frame))
         offset += 0.4

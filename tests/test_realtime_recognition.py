@@ -127,11 +127,11 @@ def test_below_the_cards_threshold_a_face_is_unsure_and_raw_never_is():
 
 def test_faces_of_a_video_are_numbered_and_pictures_are_taken_each_by_itself(tmp_path):
     seen = [r.recognitions[0] for r in recognize(clip(3), FakeDetector(FACE), FakeClassifier())]
-    assert [(each.number, each.tentative) for each in seen] == [(0, True), (1, False), (1, False)]
+    assert [(each.track_id, each.tentative) for each in seen] == [(0, True), (1, False), (1, False)]
     for name in "ab":
         cv2.imwrite(str(tmp_path / f"{name}.png"), np.zeros((64, 96, 3), np.uint8))
     results = list(watch(tmp_path, FakeClassifier(), FakeDetector(FACE)))
-    assert [(r.recognitions[0].number, r.recognitions[0].tentative) for r in results] == [(0, False)] * 2
+    assert [(r.recognitions[0].track_id, r.recognitions[0].tentative) for r in results] == [(0, False)] * 2
 
 
 def test_watch_gives_every_frame_of_a_video_and_closes_what_it_opened(tmp_path, monkeypatch):
@@ -159,7 +159,7 @@ def test_analyze_takes_a_file_or_an_array_and_gives_the_same(tmp_path):
         predictions.append(analyze(image, classifier, FakeDetector(FACE)))
         batches.append(classifier.batches[0])
     assert predictions[0] == predictions[1] == predictions[2]
-    assert [(r.label, r.number, r.unsure) for r in predictions[0]] == [("happiness", 0, False)]
+    assert [(r.label, r.track_id, r.unsure) for r in predictions[0]] == [("happiness", 0, False)]
     np.testing.assert_array_equal(batches[0], batches[1])
 
 
@@ -195,7 +195,7 @@ def test_frames_of_another_size_in_mid_stream_are_recognized():
 
 def test_a_slow_search_of_a_live_source_runs_on_a_thread_which_ends_with_the_results_unless_one_is_patient():
     class Source:
-        name, still, live, fps, size, count, trouble = "camera 0", False, True, 30.0, (640, 480), None, ""
+        name, still, live, fps, size, count, warning = "camera 0", False, True, 30.0, (640, 480), None, ""
 
         def __init__(self, live):
             self.live = live
@@ -218,11 +218,11 @@ def test_a_slow_search_of_a_live_source_runs_on_a_thread_which_ends_with_the_res
             return super().detect(image_rgb)
 
     detector, counts = SlowDetector(FACES), []
-    for live, patient in ((True, False), (True, True), (False, False)):
+    for live, synchronous in ((True, False), (True, True), (False, False)):
         camera: Any = Source(live)
-        results = watch(camera, FakeClassifier(), detector, patient=patient)
+        results = watch(camera, FakeClassifier(), detector, synchronous=synchronous)
         for result in results:
-            assert [each.number for each in result.recognitions] == [int(result.frame.index > 1)]
+            assert [each.track_id for each in result.recognitions] == [int(result.frame.index > 1)]
             if result.frame.index == 8:
                 counts.append(len(searchers()))
                 break
@@ -239,7 +239,7 @@ def test_smoothing_begins_with_the_first_frame_of_a_face_and_begins_anew_after_a
     assert happiness[0] == pytest.approx(0.8)
     assert happiness[4] == pytest.approx((4 * 0.8 + 0.2) / 5)  # a plain average at first, the tentative frame included
     assert happiness[10] == pytest.approx(0.2), "nothing is left of the face that was in this place"
-    assert [result.recognitions[0].number for result in results] == [0] + [1] * 9 + [0] + [2] * 2
+    assert [result.recognitions[0].track_id for result in results] == [0] + [1] * 9 + [0] + [2] * 2
 
 
 def test_thousands_of_frames_leave_memory_flat_and_counters_right():
@@ -265,7 +265,7 @@ def test_thousands_of_frames_leave_memory_flat_and_counters_right():
     try:
         for result in recognize(frames, Passing(), Forgetful()):
             seen += len(result.recognitions)
-            numbers |= {recognition.number for recognition in result.recognitions}
+            numbers |= {recognition.track_id for recognition in result.recognitions}
             if result.frame.index in (2999, 8999):
                 sizes.append(tracemalloc.get_traced_memory()[0])
     finally:

@@ -357,7 +357,7 @@ def test_a_picture_named_like_a_formula_is_no_formula_in_the_log(tmp_path):
 def test_a_log_can_be_read_by_pandas_in_both_forms(tmp_path):
     for suffix in ("csv", "jsonl"):
         log = Log(tmp_path / f"out.{suffix}", LABELS)
-        log.write(result(flat(0), recognition(unsure=True, number=4), index=2, time=0.2))
+        log.write(result(flat(0), recognition(unsure=True, track_id=4), index=2, time=0.2))
         log.close()
     table = pd.read_csv(tmp_path / "out.csv")
     lines = pd.read_json(tmp_path / "out.jsonl", lines=True)

@@ -29,7 +29,7 @@ def test_a_video_gives_every_frame_in_order_with_its_time(tmp_path):
     assert {(frame.name, frame.image_bgr.shape) for frame in frames} == {("clip.mp4", (64, 96, 3))}
     brightness = [frame.image_bgr.mean() for frame in frames]
     assert brightness == sorted(brightness)
-    assert (source.fps, source.count, source.size, source.live, source.trouble) == (10, 12, (96, 64), False, "")
+    assert (source.fps, source.count, source.size, source.live, source.warning) == (10, 12, (96, 64), False, "")
 
 
 def test_frames_of_a_changing_rate_keep_the_times_that_the_file_tells(tmp_path):
@@ -77,7 +77,7 @@ def test_a_video_that_breaks_off_says_so(tmp_path):
     source = open_source(str(cut))
     count = len(list(source))
     assert 0 < count < 50
-    assert source.trouble.startswith(f"cut.avi ended after {count} of {source.count} frames")
+    assert source.warning.startswith(f"cut.avi ended after {count} of {source.count} frames")
 
 
 def test_damaged_frames_of_a_video_are_left_out_and_told_of():
@@ -97,7 +97,7 @@ def test_damaged_frames_of_a_video_are_left_out_and_told_of():
     video: Any = Capture()
     source = Video(video, "scratched.avi", np.zeros((4, 4, 3), np.uint8))
     assert [(frame.index, int(frame.image_bgr.max())) for frame in source] == [(0, 0), (1, 1), (4, 4), (5, 5)]
-    assert source.trouble == "2 of 6 frames of scratched.avi could not be decoded; the file seems damaged"
+    assert source.warning == "2 of 6 frames of scratched.avi could not be decoded; the file seems damaged"
 
 
 def test_a_folder_gives_its_pictures_in_name_order_and_tells_of_the_unreadable_one(tmp_path):
@@ -108,7 +108,7 @@ def test_a_folder_gives_its_pictures_in_name_order_and_tells_of_the_unreadable_o
     source = open_source(str(tmp_path))
     assert [(frame.name, frame.image_bgr[0, 0, 0]) for frame in source] == [("a.PNG", 10), ("b.png", 20), ("d.png", 40)]
     assert source.still
-    assert source.trouble == "1 of 4 pictures could not be read: c.jpg"
+    assert source.warning == "1 of 4 pictures could not be read: c.jpg"
 
 
 def make_tree(folder, *names):
@@ -130,7 +130,7 @@ def test_subfolders_are_taken_in_natural_order_and_hidden_files_are_skipped(tmp_
     make_tree(tmp_path, *reversed(names), *hidden)
     source = open_source(str(tmp_path))
     assert [frame.name for frame in source] == names
-    assert (source.still, source.count, source.trouble) == (True, len(names), "")
+    assert (source.still, source.count, source.warning) == (True, len(names), "")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a right there")
@@ -180,7 +180,7 @@ def test_a_folder_gives_pictures_and_videos_in_turn_each_file_with_its_own_time(
     assert (source.fps, source.size, source.still, source.count) == (10, (12, 8), False, None)
     lines = capsys.readouterr().err.splitlines()
     assert ["skipped: " in line and name in line for name, line in zip(("0.mp4", "6.jpg", "7.mkv"), lines, strict=True)]
-    assert source.trouble == "3 of 8 files could not be read: 0.mp4, 6.jpg, 7.mkv"
+    assert source.warning == "3 of 8 files could not be read: 0.mp4, 6.jpg, 7.mkv"
 
 
 def test_a_folder_with_one_video_is_that_video(tmp_path):
@@ -359,7 +359,7 @@ def test_a_live_source_that_is_lost_gives_what_it_had_and_says_so(camera, capsys
     assert [frame.time for frame in frames] == sorted(frame.time for frame in frames)
     assert all(frame.captured <= time.monotonic() for frame in frames)
     assert (live.name, live.live, live.count, live.fps) == (name, True, None, WEBCAM.fallback_fps)
-    assert live.trouble.startswith(f"{name} gives no more frames")
+    assert live.warning.startswith(f"{name} gives no more frames")
     assert capsys.readouterr().err == f"{name} is lost; waiting 0.3 seconds for it to come back\n"
 
 
@@ -412,7 +412,7 @@ def test_an_exception_that_stays_ends_the_camera_in_one_line(camera, capsys):
     camera([100, ValueError("no\nframe")], [ValueError("no frame")], *[[ValueError("still no\nframe")]] * 20)
     live = open_source("0")
     assert len(list(live)) == 1
-    assert live.trouble == "camera 0 gives no more frames (ValueError: still no frame)"
+    assert live.warning == "camera 0 gives no more frames (ValueError: still no frame)"
 
 
 def test_an_exception_that_reconnecting_does_not_expect_ends_the_source_too(camera, monkeypatch):
@@ -420,7 +420,7 @@ def test_an_exception_that_reconnecting_does_not_expect_ends_the_source_too(came
     live = open_source("0")
     monkeypatch.setattr(live, "_reopened", lambda _: 1 / 0)
     assert len(list(live)) >= 1
-    assert live.trouble == "camera 0 gives no more frames (ZeroDivisionError: division by zero)"
+    assert live.warning == "camera 0 gives no more frames (ZeroDivisionError: division by zero)"
 
 
 def test_what_a_stream_raises_does_not_tell_its_address(camera, capsys):
@@ -428,7 +428,7 @@ def test_what_a_stream_raises_does_not_tell_its_address(camera, capsys):
     camera([100, ValueError(f"cannot read {address}")])
     live = open_source(address)
     list(live)
-    printed = capsys.readouterr().err + live.trouble + live.name
+    printed = capsys.readouterr().err + live.warning + live.name
     assert "rtsp://door/1?*** is lost (ValueError)" in printed
     assert not any(word in printed for word in ("user", "p@ss", "ss@", "secret"))
 
@@ -468,7 +468,7 @@ def test_a_run_that_is_ended_while_the_camera_is_away_has_no_trouble(camera, scr
     assert len(list(live)) == 1
     live.close()
     assert time.monotonic() - start < 2
-    assert live.trouble == ""
+    assert live.warning == ""
 
 
 def test_the_wait_for_a_stream_that_does_not_answer_can_be_interrupted():

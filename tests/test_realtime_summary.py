@@ -22,7 +22,7 @@ BLACK = np.zeros((4, 4, 3), np.uint8)
 def frame(time, **labels):
     """One frame; `f1="anger"` is face 1 with that label, `f2="unsure"` face 2 without a sure one."""
     seen = [
-        recognition(label="anger" if label == "unsure" else label, number=int(name[1:]), unsure=label == "unsure")
+        recognition(label="anger" if label == "unsure" else label, track_id=int(name[1:]), unsure=label == "unsure")
         for name, label in labels.items()
         if label
     ]

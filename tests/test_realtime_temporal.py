@@ -103,7 +103,7 @@ def test_watch_names_faces_by_the_sequence_network(tmp_path):
     results = list(watch(clip, DescribingClassifier(), FakeDetector(FACE), temporal=network))
     assert [result.recognitions[0].label for result in results] == ["anger"] * 8
     assert results[0].recognitions[0].probabilities == pytest.approx({"anger": 0.9, "happiness": 0.1})
-    assert [result.recognitions[0].number for result in results] == [0] + [1] * 7 and len(network.asked) == 8
+    assert [result.recognitions[0].track_id for result in results] == [0] + [1] * 7 and len(network.asked) == 8
     assert len(list(watch(clip, DescribingClassifier(), FakeDetector(), temporal=Network()))) == 8  # nobody there
 
 

@@ -44,7 +44,7 @@ def at(left: float, top: float = 50.0, confidence: float = 0.99) -> Face:
 
 
 def update(tracker: Tracker, image_rgb: np.ndarray, time: float) -> list[tuple[int, Face]]:
-    return [(each.number, each.face) for each in tracker.update(image_rgb, time)]
+    return [(each.track_id, each.face) for each in tracker.update(image_rgb, time)]
 
 
 def numbers(tracker: Tracker, frame: int) -> list[int]:
@@ -69,7 +69,7 @@ def test_a_face_that_moves_keeps_its_number_and_its_place_is_told(kind):
 
 def test_known_faces_are_followed_and_the_picture_is_searched_every_so_often():
     detector = FollowingDetector(at(10))
-    tracker = Tracker(detector, replace(AT_ONCE, search_every=0.5))
+    tracker = Tracker(detector, replace(AT_ONCE, detect_every=0.5))
     for frame in range(61):
         assert numbers(tracker, frame) == [1]
     assert detector.searched == 5  # at 0, 0.5, 1, 1.5 and 2 seconds
@@ -101,7 +101,7 @@ def test_a_face_hidden_for_a_moment_keeps_its_number_and_one_that_was_away_gets_
 
 def test_a_new_face_is_found_by_the_next_search_and_gets_the_next_number():
     detector = FollowingDetector(at(10))
-    tracker = Tracker(detector, replace(AT_ONCE, search_every=0.2))
+    tracker = Tracker(detector, replace(AT_ONCE, detect_every=0.2))
     assert numbers(tracker, 0) == [1]
     detector.faces.append(at(200))
     seen = [numbers(tracker, frame) for frame in range(1, 10)]
@@ -113,13 +113,13 @@ def test_a_face_that_only_following_sees_goes_with_the_next_search():
         def detect(self, image_rgb):
             return super().detect(image_rgb) if self.searched == 0 else []
 
-    tracker = Tracker(Ghost(at(10)), replace(AT_ONCE, search_every=0.2))
+    tracker = Tracker(Ghost(at(10)), replace(AT_ONCE, detect_every=0.2))
     assert [numbers(tracker, frame) for frame in range(7)][5:] == [[1], []]
 
 
 def test_two_tracks_never_hold_one_face():
     detector = FollowingDetector(at(10), at(30))
-    tracker = Tracker(detector, replace(AT_ONCE, search_every=10.0))
+    tracker = Tracker(detector, replace(AT_ONCE, detect_every=10.0))
     assert numbers(tracker, 0) == [1, 2]
     detector.faces = [at(20)]  # one of them went behind the other
     assert len(numbers(tracker, 1)) == 1
@@ -127,7 +127,7 @@ def test_two_tracks_never_hold_one_face():
 
 def test_another_scene_is_searched_at_once():
     detector = FollowingDetector(at(10))
-    tracker = Tracker(detector, replace(AT_ONCE, search_every=10.0))
+    tracker = Tracker(detector, replace(AT_ONCE, detect_every=10.0))
     numbers(tracker, 0)
     detector.faces = [at(200)]
     assert numbers(tracker, 1) == []
@@ -197,7 +197,7 @@ def test_key_of_a_track_stays_when_it_gets_its_number_and_is_never_used_again():
     tracker = Tracker(FakeDetector(at(10)))
     tracked = [tracker.update(FRAME, frame / RATE)[0] for frame in range(3)]
     tracked.append(tracker.update(scene(1), 3 / RATE)[0])
-    assert [(each.key, each.number) for each in tracked] == [(1, 0), (1, 1), (1, 1), (2, 0)]
+    assert [(each.key, each.track_id) for each in tracked] == [(1, 0), (1, 1), (1, 1), (2, 0)]
 
 
 def test_camera_of_less_than_a_frame_per_second_numbers_a_face_and_a_stalled_camera_gives_it_another():
@@ -251,7 +251,7 @@ def test_on_a_still_picture_boxes_come_to_rest():
             return [replace(face, left=2 * 100.0 - face.left) for face in faces]
 
     detector = Swinging(at(94))
-    tracker = Tracker(detector, replace(AT_ONCE, search_every=0.2))
+    tracker = Tracker(detector, replace(AT_ONCE, detect_every=0.2))
     lefts = [update(tracker, FRAME, frame / RATE)[0][1].left for frame in range(30)]
     assert np.abs(np.diff(lefts[2:])).max() < 0.1
     assert lefts[-1] == pytest.approx(100)
@@ -310,7 +310,7 @@ def test_a_fast_face_is_followed_where_it_should_be_by_now():
             ]
 
     detector = Near()
-    tracker = Tracker(detector, replace(AT_ONCE, search_every=10.0))
+    tracker = Tracker(detector, replace(AT_ONCE, detect_every=10.0))
     for frame in range(36):
         detector.faces = [at(10 + 0.2 * frame**2)]  # in the end it goes 14 pixels a frame, and is 40 wide
         assert update(tracker, FRAME, frame / RATE) == [(1, detector.faces[0])]
@@ -339,7 +339,7 @@ def beside():
     following = FollowingDetector(at(10))
     following.faces = searching.faces
     with closing(Searcher(searching)) as searcher:
-        yield Tracker(following, replace(AT_ONCE, search_every=0.1, wait_for=0.0), searcher), following, searching
+        yield Tracker(following, replace(AT_ONCE, detect_every=0.1, wait_for=0.0), searcher), following, searching
         searching.go.set()
 
 
@@ -399,7 +399,7 @@ def test_a_face_lost_while_it_was_searched_for_comes_back_with_its_number(beside
 def test_a_quick_search_is_waited_for_also_where_it_could_run_beside():
     detector, other = FollowingDetector(at(10)), FollowingDetector(at(10))
     with closing(Searcher(other)) as searcher:
-        tracker = Tracker(detector, replace(AT_ONCE, search_every=0.1, wait_for=5.0), searcher)
+        tracker = Tracker(detector, replace(AT_ONCE, detect_every=0.1, wait_for=5.0), searcher)
         for frame in range(3):
             numbers(tracker, frame)
         detector.faces = [at(13), at(200)]
@@ -438,7 +438,7 @@ def test_what_goes_wrong_in_a_search_beside_reaches_the_caller_and_closing_ends_
 
 def test_search_beside_confirms_a_new_face(beside):
     tracker, following, searching = beside
-    tracker = Tracker(following, replace(TRACKING, search_every=0.1, wait_for=0.0), tracker._searcher)
+    tracker = Tracker(following, replace(TRACKING, detect_every=0.1, wait_for=0.0), tracker._searcher)
     assert numbers(tracker, 0) == [0]
     for frame in range(1, 8):
         told = numbers(tracker, frame)

@@ -15,7 +15,7 @@ from realtime_fakes import FACE, FakeClassifier, FakeDetector, read_video, write
 from common.command_line import run
 from realtime import webcam
 from realtime.recognition import watch
-from realtime.sinks.outputs import Wanted
+from realtime.sinks.outputs import OutputOptions
 from realtime.sinks.recording import Log
 from realtime.sources import Live, open_source
 from realtime.webcam import show
@@ -31,11 +31,11 @@ def rows_of(file):
 def test_a_video_is_watched_to_its_end_and_all_of_it_is_kept(tmp_path, capsys):
     source = open_source(str(write_video(tmp_path / "clip.mp4", frames=12, fps=10)))
     video, log = tmp_path / "out.mp4", tmp_path / "out.csv"
-    tally, _ = show(source, FakeDetector(FACE, FACE), FakeClassifier(), Wanted(video, log))
+    tally, _ = show(source, FakeDetector(FACE, FACE), FakeClassifier(), OutputOptions(video, log))
     frames, fps = read_video(video)
     assert (len(frames), fps, frames[0].shape) == (12, 10, (64, 96, 3))
     rows = rows_of(log)
-    seen = [(row["frame"], row["face"], row["tentative"]) for row in rows]
+    seen = [(row["frame"], row["track_id"], row["tentative"]) for row in rows]
     assert seen[:2] == [("0", "0", "1")] * 2, "one search has found these faces"
     assert seen[2:] == [(str(i), face, "0") for i in range(1, 12) for face in "12"]
     assert [float(row["time"]) for row in rows[::2]] == pytest.approx([i / 10 for i in range(12)])
@@ -53,20 +53,20 @@ def test_false_detection_of_a_single_frame_is_flagged_in_the_log_and_in_no_count
 
     detector = Flickering(FACE)
     source = open_source(str(write_video(tmp_path / "clip.mp4", frames=12, fps=10)))
-    wanted = Wanted(log=tmp_path / "out.csv", segments=tmp_path / "spans.csv", summary=tmp_path / "out.html")
+    wanted = OutputOptions(log=tmp_path / "out.csv", segments=tmp_path / "spans.csv", summary=tmp_path / "out.html")
     tally, _ = show(source, detector, FakeClassifier(), wanted)
     rows = rows_of(tmp_path / "out.csv")
     ghosts = [row for row in rows if float(row["box_left"]) == 60]
-    assert len(ghosts) == 3 and all((row["face"], row["tentative"]) == ("0", "1") for row in ghosts)
-    assert {row["face"] for row in rows if row["tentative"] == "0"} == {"1"}
+    assert len(ghosts) == 3 and all((row["track_id"], row["tentative"]) == ("0", "1") for row in ghosts)
+    assert {row["track_id"] for row in rows if row["tentative"] == "0"} == {"1"}
     assert tally.faces == 11 and "faces: 11," in capsys.readouterr().out
-    assert {row["face"] for row in rows_of(tmp_path / "spans.csv")} == {"1"}
+    assert {row["track_id"] for row in rows_of(tmp_path / "spans.csv")} == {"1"}
     assert "12 frames, 1 face" in (tmp_path / "out.html").read_text(encoding="utf-8")
 
 
 def test_without_a_face_the_video_is_kept_and_the_log_has_its_header(tmp_path):
     source = open_source(str(write_video(tmp_path / "clip.mp4", frames=5)))
-    wanted = Wanted(tmp_path / "out.mp4", tmp_path / "out.csv")
+    wanted = OutputOptions(tmp_path / "out.mp4", tmp_path / "out.csv")
     tally, _ = show(source, FakeDetector(), FakeClassifier(), wanted)
     assert (tally.frames, tally.faces) == (5, 0)
     assert len(read_video(tmp_path / "out.mp4")[0]) == 5
@@ -77,7 +77,9 @@ def test_without_a_face_the_video_is_kept_and_the_log_has_its_header(tmp_path):
 
 def test_a_picture_can_be_recorded_as_a_picture(tmp_path):
     cv2.imwrite(str(tmp_path / "me.png"), np.zeros((64, 96, 3), np.uint8))
-    show(open_source(str(tmp_path / "me.png")), FakeDetector(FACE), FakeClassifier(), Wanted(tmp_path / "out.png"))
+    show(
+        open_source(str(tmp_path / "me.png")), FakeDetector(FACE), FakeClassifier(), OutputOptions(tmp_path / "out.png")
+    )
     annotated = cv2.imread(str(tmp_path / "out.png"))
     assert annotated is not None and annotated.shape == (64, 96, 3) and annotated.any()
 
@@ -90,7 +92,7 @@ def test_the_log_of_a_folder_is_that_of_its_files_one_after_the_other(tmp_path):
     cv2.imwrite(str(folder / "d.png"), np.zeros((64, 96, 3), np.uint8))
 
     def log_of(source, name):
-        show(open_source(str(source)), FakeDetector(FACE, FACE), FakeClassifier(), Wanted(log=tmp_path / name))
+        show(open_source(str(source)), FakeDetector(FACE, FACE), FakeClassifier(), OutputOptions(log=tmp_path / name))
         return rows_of(tmp_path / name)
 
     alone = [row for file in files for row in log_of(file, f"{file.stem}.csv")]
@@ -98,7 +100,7 @@ def test_the_log_of_a_folder_is_that_of_its_files_one_after_the_other(tmp_path):
     names = [*["a.mp4"] * 6, *["b/1.mp4"] * 8, *["c.avi"] * 4, *["d.png"] * 2]
     assert [row.pop("name") for row in together] == names
     assert together[:-2] == [{k: v for k, v in row.items() if k != "name"} for row in alone]
-    assert [(row["frame"], row["face"]) for row in together[-2:]] == [("3", "1"), ("3", "2")]
+    assert [(row["frame"], row["track_id"]) for row in together[-2:]] == [("3", "1"), ("3", "2")]
 
 
 def test_a_folder_is_recorded_as_one_video_in_the_order_of_its_files(tmp_path):
@@ -107,7 +109,7 @@ def test_a_folder_is_recorded_as_one_video_in_the_order_of_its_files(tmp_path):
     for name, frames in (("1.mp4", 5), ("10.mp4", 4), ("2.mp4", 3)):
         write_video(folder / name, frames=frames, fps=10)
     (folder / "3.mp4").write_text("no video")
-    tally, _ = show(open_source(str(folder)), FakeDetector(FACE), FakeClassifier(), Wanted(tmp_path / "out.mp4"))
+    tally, _ = show(open_source(str(folder)), FakeDetector(FACE), FakeClassifier(), OutputOptions(tmp_path / "out.mp4"))
     frames, fps = read_video(tmp_path / "out.mp4")
     assert (tally.frames, len(frames), fps) == (12, 12, 10)
 
@@ -135,7 +137,7 @@ class FakeWindow:
 def test_the_window_ends_the_program_and_what_was_seen_is_kept(tmp_path, monkeypatch, end):
     FakeWindow(monkeypatch, **end)
     source = open_source(str(write_video(tmp_path / "clip.mp4", frames=12, fps=240)))
-    wanted = Wanted(tmp_path / "out.mp4", tmp_path / "out.csv", window=True)
+    wanted = OutputOptions(tmp_path / "out.mp4", tmp_path / "out.csv", window=True)
     tally, _ = show(source, FakeDetector(FACE), FakeClassifier(), wanted)
     assert tally.frames == 3
     assert len(read_video(tmp_path / "out.mp4")[0]) == len(rows_of(tmp_path / "out.csv")) == 3
@@ -147,7 +149,7 @@ def test_a_still_picture_waits_for_a_key(tmp_path, monkeypatch):
     monkeypatch.setattr(cv2, "waitKeyEx", lambda _: next(keys))
     for name in ("a.png", "b.png"):
         cv2.imwrite(str(tmp_path / name), np.zeros((64, 96, 3), np.uint8))
-    show(open_source(str(tmp_path)), FakeDetector(FACE), FakeClassifier(), Wanted(window=True))
+    show(open_source(str(tmp_path)), FakeDetector(FACE), FakeClassifier(), OutputOptions(window=True))
     assert window.shown == 2
     assert list(keys) == []
 
@@ -353,22 +355,22 @@ def test_what_was_done_is_told_also_where_a_file_cannot_be_finished(tmp_path, ca
     source = open_source(str(write_video(tmp_path / "clip.mp4", frames=3)))
     monkeypatch.setattr(Log, "close", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        show(source, FakeDetector(FACE), FakeClassifier(), Wanted(log=tmp_path / "out.csv"))
+        show(source, FakeDetector(FACE), FakeClassifier(), OutputOptions(log=tmp_path / "out.csv"))
     assert capsys.readouterr().out.startswith("clip.mp4: frames: 3, faces: 2, ")
 
 
 @pytest.mark.parametrize(
-    ("wanted", "patient"), [({}, False), ({"anonymous": True}, True), ({"blur_unknown": True}, True)]
+    ("wanted", "synchronous"), [({}, False), ({"anonymous": True}, True), ({"blur_unknown": True}, True)]
 )
-def test_no_search_may_be_late_where_faces_are_hidden(tmp_path, monkeypatch, wanted, patient):
+def test_no_search_may_be_late_where_faces_are_hidden(tmp_path, monkeypatch, wanted, synchronous):
     """What a late search finds may be gone by then, and would have stayed to be seen."""
     told = []
 
     def watched(*given, **options):
-        told.append(options["patient"])
+        told.append(options["synchronous"])
         return watch(*given, **options)
 
     monkeypatch.setattr(webcam, "watch", watched)
     source = open_source(str(write_video(tmp_path / "clip.mp4", frames=3)))
-    show(source, FakeDetector(FACE), FakeClassifier(), Wanted(**wanted))
-    assert told == [patient]
+    show(source, FakeDetector(FACE), FakeClassifier(), OutputOptions(**wanted))
+    assert told == [synchronous]

@@ -139,16 +139,16 @@ class Drawer:
         smallest = WEBCAM.bars_face * max(1.0, len(boxes) / WEBCAM.bars_crowd) * min(image_bgr.shape[:2])
         for index, (recognition, box) in enumerate(zip(recognitions, boxes, strict=True)):
             is_large = recognition.face.height >= smallest
-            if _is_dimmed(recognition, view) or not (is_large or recognition.number == view.followed > 0):
+            if _is_dimmed(recognition, view) or not (is_large or recognition.track_id == view.followed > 0):
                 continue
             names = tuple(recognition.probabilities)
-            has_past = recognition.number > 0 and not self._still
+            has_past = recognition.track_id > 0 and not self._still
             panels = [_panel(names, _unit(image_bgr), has_past, is_short) for is_short in (False, True)]
-            if found := space.beside(index, box, panels, self._sides.get(recognition.number, 0)):
+            if found := space.beside(index, box, panels, self._sides.get(recognition.track_id, 0)):
                 place, panel, (left, top) = found
-                sides[recognition.number] = place
+                sides[recognition.track_id] = place
                 area_bgr = image_bgr[top : top + panel.height, left : left + panel.width]
-                past = self._past.columns(recognition.number, now, panel.past_width) if has_past else None
+                past = self._past.columns(recognition.track_id, now, panel.past_width) if has_past else None
                 _draw_bars(area_bgr, panel, recognition, past)
         self._sides = sides
 
@@ -210,8 +210,8 @@ class _Past:
             self._by_number.clear()
         self._now = now
         for recognition in result.recognitions:
-            if recognition.number:
-                past = self._by_number.setdefault(recognition.number, _FacePast())
+            if recognition.track_id:
+                past = self._by_number.setdefault(recognition.track_id, _FacePast())
                 if now - past.newest >= WEBCAM.past_step:
                     past.add(now, recognition)
         for number, past in list(self._by_number.items()):
@@ -278,7 +278,7 @@ def _line_width(image_bgr: np.ndarray) -> int:
 
 def _is_dimmed(recognition: Recognition, view: View) -> bool:
     """Return whether a face has a thin box and no words but its number: it is not the followed one, or tentative."""
-    return recognition.tentative or (view.followed > 0 and recognition.number != view.followed)
+    return recognition.tentative or (view.followed > 0 and recognition.track_id != view.followed)
 
 
 def _draw_box(image_bgr: np.ndarray, recognition: Recognition, box: Rect, is_dimmed: bool) -> None:
@@ -307,7 +307,7 @@ def _draw_tag(
     side = min(height, width)
     scale = max(0.4, min(max((box[3] - box[1]) / 170, side / 1300), side / 800))
     scale = round(20 * scale) / 20  # a face that comes a little nearer keeps the letters it has
-    texts = [str(recognition.number or "")] if is_dimmed else list(_texts(recognition))
+    texts = [str(recognition.track_id or "")] if is_dimmed else list(_texts(recognition))
     tag = _place_tag(texts, scale, box, (width, height), space, own)
     if tag is None:
         return
@@ -334,7 +334,7 @@ def _tag_size(text: str, scale: float) -> tuple[int, int]:
 
 def _texts(recognition: Recognition) -> Iterator[str]:
     """Yield what a tag says, from the fullest to the shortest."""
-    number = f"{recognition.number} " if recognition.number else ""
+    number = f"{recognition.track_id} " if recognition.track_id else ""
     label = recognition.shown
     if not recognition.unsure:
         yield f"{number}{label} {recognition.probability:.0%}"

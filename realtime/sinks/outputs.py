@@ -35,7 +35,7 @@ from realtime.sources import Frame, Live, Pictures, Source, Video
 
 
 @dataclass(frozen=True)
-class Wanted:
+class OutputOptions:
     """What a person wants of a run.
 
     Attributes:
@@ -149,27 +149,27 @@ class Outputs:
     What a recording cannot take (a full disk) ends that recording; everything else goes on.
 
     Args:
-        wanted: What to do.
+        options: What to do.
         source: The open source.
         labels: The network's classes, in class order.
         model: What a person calls the network.
 
     Attributes:
         closed: The person at the window has had enough.
-        trouble: What went wrong without ending the run, one line; else empty.
+        warning: What went wrong without ending the run, one line; else empty.
         written: The files written.
 
     Raises:
         InputError: a file cannot be written.
     """
 
-    def __init__(self, wanted: Wanted, source: Source, labels: Sequence[str], model: str = ""):
-        self.closed, self.trouble = False, ""
+    def __init__(self, options: OutputOptions, source: Source, labels: Sequence[str], model: str = ""):
+        self.closed, self.warning = False, ""
         self.written: list[Path] = []
-        self._wanted, self._source = wanted, source
-        self._view = View(followed=wanted.follow)
+        self._options, self._source = options, source
+        self._view = View(followed=options.follow)
         self._note = _Note()
-        self._hides = wanted.anonymous or wanted.blur_unknown
+        self._hides = options.anonymous or options.blur_unknown
         self._video: str | None = None  # the name of the video that is shown; empty for pictures
         self._begin(source.still)
         self._shown: tuple[Result, np.ndarray] | None = None  # what is in the window, and how it was drawn
@@ -183,16 +183,16 @@ class Outputs:
         self._is_empty = True  # no result has come
         with ExitStack() as opened:
             opened.callback(self._remove_unused)  # called last
-            for option, file in wanted.files.items():
-                if claim(option, file, wanted.overwrite):
+            for option, file in options.files.items():
+                if claim(option, file, options.overwrite):
                     self._new.append(file)
             opened.callback(self._stop_recording)
-            if wanted.record:
-                self._start_recording(wanted.record, source.size)
+            if options.record:
+                self._start_recording(options.record, source.size)
             for sink_of, file in self._sinks_of(labels, model):
                 self._sinks.append(opened.enter_context(closing(sink_of(file))))
                 self.written.append(file)
-            if wanted.window:
+            if options.window:
                 self._window = opened.enter_context(closing(Window(source.size, source.live)))
                 if isinstance(source, Live | Video):
                     source.on_wait = self.idle
@@ -200,11 +200,11 @@ class Outputs:
             self._opened = opened.pop_all()
 
     def _sinks_of(self, labels: Sequence[str], model: str) -> list[tuple[Callable[[Path], _Sink], Path]]:
-        wanted, name = self._wanted, self._source.name
+        options, name = self._options, self._source.name
         sinks: list[tuple[Callable[[Path], _Sink], Path | None]] = [
-            (lambda file: Log(file, labels), wanted.log),
-            (SpanTable, wanted.segments),
-            (lambda file: Summary(file, labels, name, model), wanted.summary),
+            (lambda file: Log(file, labels), options.log),
+            (SpanTable, options.segments),
+            (lambda file: Summary(file, labels, name, model), options.summary),
         ]
         return [(sink_of, file) for sink_of, file in sinks if file]
 
@@ -218,7 +218,7 @@ class Outputs:
 
     @property
     def _known(self) -> int:
-        return 0 if self._wanted.anonymous else self._view.followed
+        return 0 if self._options.anonymous else self._view.followed
 
     @property
     def _is_drawn(self) -> bool:
@@ -346,7 +346,7 @@ class Outputs:
 
     def _missing(self, result: Result) -> str:
         followed = self._view.followed
-        is_there = not followed or any(each.number == followed for each in result.recognitions)
+        is_there = not followed or any(each.track_id == followed for each in result.recognitions)
         return "" if is_there else f"face {followed} is not in sight"
 
     def _obey(self, action: str, result: Result, drawn_bgr: np.ndarray) -> None:
@@ -401,9 +401,9 @@ class Outputs:
     @contextmanager
     def _capture_file(self, suffix: str) -> Iterator[Path]:
         """Create a file named after the time, with a number where that name is taken; an error removes it."""
-        self._wanted.captures.mkdir(parents=True, exist_ok=True)
+        self._options.captures.mkdir(parents=True, exist_ok=True)
         stem = f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
-        names = (self._wanted.captures / f"{stem}{f'_{n}' if n > 1 else ''}{suffix}" for n in count(1))
+        names = (self._options.captures / f"{stem}{f'_{n}' if n > 1 else ''}{suffix}" for n in count(1))
         file = next(filter(create, names))
         try:
             yield file
@@ -430,20 +430,20 @@ class Outputs:
         try:
             self._running.recording.write(now, drawn_bgr)
         except InputError as error:
-            trouble = error
+            warning = error
             try:
                 self._stop_recording()
             except InputError as later:
-                trouble = later
+                warning = later
             if not (self._sinks or self._window):
-                raise trouble from error
-            self.trouble = f"the recording ended early: {trouble}"
-            self._tell(f"{self.trouble}; everything else goes on")
+                raise warning from error
+            self.warning = f"the recording ended early: {warning}"
+            self._tell(f"{self.warning}; everything else goes on")
 
 
 def _chosen(digit: int, result: Result) -> int:
     """Return the number of the face that a key means: its own number, else its place among the numbers in sight."""
-    numbers = sorted(each.number for each in result.recognitions if each.number)
+    numbers = sorted(each.track_id for each in result.recognitions if each.track_id)
     return numbers[digit - 1] if digit not in numbers and 0 < digit <= len(numbers) else digit
 
 

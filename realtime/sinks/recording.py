@@ -17,8 +17,8 @@ from common.csv_text import write_row
 from common.errors import InputError
 from common.files import atomic_file
 from configuration import WEBCAM
-from realtime.recognition import Result
-from realtime.sources import Source, media_files
+from realtime.recognition import Recognition, Result
+from realtime.sources import Frame, Source, media_files
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi")
 ANIMATION_SUFFIXES = (".webp", ".gif")
@@ -408,16 +408,14 @@ def csv_text(rows: Iterable[Sequence[object]]) -> str:
 class Log:
     """Writes one row per face: what was seen, where, when. A killed program loses no frame that was written.
 
-    A `.csv` has a header; a `.jsonl` has an object per line with the same names, its numbers as numbers, `unsure` and
-    `tentative` as true or false. Columns: `time` (seconds since its video's first frame), `frame` (its place in the
-    video, from 0; of a picture, its place among the files), `name` (what the frame was taken from), `face` (its number,
-    from 1, kept while it stays; 0 while it is tentative; where faces are not tracked, as in pictures, its place within
-    the frame), `box_left`, `box_top`, `box_width`, `box_height` (pixels), `label` (the label shown: an emotion, or
-    `unsure`), `probability` (the shown emotion's; of `unsure` the highest of all), `unsure` (1: that probability is
-    below the abstention threshold, else 0), `tentative` (1: only one search has found the face, so it may be a false
-    detection; else 0), and `p_<emotion>` for each emotion in class order. Probabilities of tracked faces are smoothed
-    over time, unless the labels are raw. In a `.csv`, text that a spreadsheet would run as a formula has an apostrophe
-    in front (see `common.csv_text`).
+    A `.csv` has a header. A `.jsonl` has an object per line with the same names, numbers as numbers, `unsure` and
+    `tentative` as true or false. Columns: `time` (seconds since its video's first frame), `frame` (index in the
+    video, from 0; of an image, its index among the files), `name` (file or camera), `track_id` (from 1; 0 while the
+    track is tentative; empty for images), `box_left`, `box_top`, `box_width`, `box_height` (pixels), `label` (an
+    emotion, or `unsure`), `probability` (of the label; of `unsure` the highest of all), `unsure` (1: that probability
+    is below the abstention threshold, else 0), `tentative` (1: only one detection so far, possibly a false one; else
+    0), and `p_<emotion>` for each emotion in class order. Probabilities of tracks are smoothed over time, but for
+    `--raw`. In a `.csv`, text that a spreadsheet would run as a formula has an apostrophe in front.
 
     Raises:
         InputError: the file cannot be written.
@@ -436,7 +434,7 @@ class Log:
         Raises:
             InputError: the file cannot be written.
         """
-        rows = [self._row(result, place) for place in range(len(result.recognitions))]
+        rows = [self._row(result.frame, recognition) for recognition in result.recognitions]
         if self._is_json:
             names = log_columns(self._labels)
             self._rows.write("".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows))
@@ -445,14 +443,13 @@ class Log:
                 csv_text([int(value) if isinstance(value, bool) else value for value in row] for row in rows)
             )
 
-    def _row(self, result: Result, place: int) -> list[Any]:
-        frame, recognition = result.frame, result.recognitions[place]
+    def _row(self, frame: Frame, recognition: Recognition) -> list[Any]:
         face = recognition.face
         box = [round(float(value), 1) for value in (face.left, face.top, face.width, face.height)]
         by_label = [round(recognition.probabilities[label], 5) for label in self._labels]
         shown = [recognition.shown, round(recognition.probability, 5), recognition.unsure, recognition.tentative]
-        number = 0 if recognition.tentative else recognition.number or place + 1
-        return [round(frame.time, 3), frame.index, frame.name, number, *box, *shown, *by_label]
+        track_id = 0 if recognition.tentative else recognition.track_id or None
+        return [round(frame.time, 3), frame.index, frame.name, track_id, *box, *shown, *by_label]
 
     def close(self) -> None:
         """Close the file.
@@ -467,7 +464,7 @@ def log_columns(labels: Sequence[str]) -> list[str]:
     """Return the names of a log's columns."""
     box = ["box_left", "box_top", "box_width", "box_height"]
     shown = ["label", "probability", "unsure", "tentative"]
-    return ["time", "frame", "name", "face", *box, *shown, *(f"p_{label}" for label in labels)]
+    return ["time", "frame", "name", "track_id", *box, *shown, *(f"p_{label}" for label in labels)]
 
 
 @contextmanager

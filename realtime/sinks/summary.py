@@ -18,7 +18,7 @@ from configuration import WEBCAM
 from realtime.recognition import NOT_SURE, Result
 from realtime.sinks.recording import Rows, csv_text, told
 
-SPAN_COLUMNS = ("face", "start", "end", "label", "probability", "frames")
+SPAN_COLUMNS = ("track_id", "start", "end", "label", "probability", "frames")
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Spans:
             if each.end is None:
                 each.end = min(now, each.last + WEBCAM.past_gap)
                 self._interval = each.end - each.last
-        seen = {each.number: each for each in result.recognitions if each.number}
+        seen = {each.track_id: each for each in result.recognitions if each.track_id}
         for number, each in list(self._open.items()):
             has_changed = number in seen and seen[number].shown != each.label
             if has_changed or now - each.last > WEBCAM.span_gap + self._interval:
@@ -92,7 +92,7 @@ class Spans:
 class SpanTable:
     """Writes a CSV with one row per span, in the order in which they end. A killed program loses the open ones alone.
 
-    Columns: `face` (number), `start`, `end` (seconds since the first frame), `label` (an emotion, or `unsure`),
+    Columns: `track_id`, `start`, `end` (seconds since the first frame), `label` (an emotion, or `unsure`),
     `probability` (mean over the span's frames of the shown emotion's), `frames`.
 
     Raises:
