@@ -1,4 +1,4 @@
-"""What every step's command line shares: the common options, and the one handler of a user's mistakes."""
+"""The command line that all steps share: common options, and errors of the user in one line."""
 
 import errno
 import os
@@ -19,82 +19,83 @@ from common.errors import InputError
 from common.urls import redacted
 from configuration import PATHS
 
-# A full or read-only disk, a file one may not touch, a name that is too long, a file where a folder is needed or the
-# other way round, a link that leads nowhere: nothing that a traceback would explain.
-NO_ROOM = {  # why a disk takes no more, with the remedy
+NO_ROOM = {  # errors of a disk that accepts no more data, with the remedy
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space, or raise the quota",
     errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
 }
-_THE_MACHINES = (
+# Errors that the user can fix: a full or read-only disk, missing permissions, a name that is too long, a file in place
+# of a folder or the reverse, a link to nowhere.
+_USER_ERRORS = (
     *(*NO_ROOM, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
 )
 
 DatasetName = Annotated[str, typer.Option("--dataset", help="Name of the data set: its folder under --data.")]
-DataRoot = Annotated[Path, typer.Option("--data", help="Folder that holds the data sets.")]
-ModelsRoot = Annotated[Path, typer.Option("--models", help="Folder that holds the trained networks.")]
-Force = Annotated[bool, typer.Option("--force", help="Train from the first epoch, even where the run is finished.")]
-ReportsRoot = Annotated[Path, typer.Option("--reports", help="Folder that holds the evaluation reports.")]
+DataRoot = Annotated[Path, typer.Option("--data", help="Folder of the data sets.")]
+ModelsRoot = Annotated[Path, typer.Option("--models", help="Folder of the trained networks.")]
+Force = Annotated[bool, typer.Option("--force", help="Train from the first epoch, even if the run is finished.")]
+ReportsRoot = Annotated[Path, typer.Option("--reports", help="Folder of the evaluation reports.")]
 
 
 def run(command: Callable[..., Any]) -> None:
-    """Run a step's function as a command line; its parameters are the options, its docstring the help.
+    """Run a function as a command line: its parameters are the options, its docstring is the help.
 
-    A user's mistake (`InputError`, or an option that typer refuses) or a disk that takes no more prints one line and
-    ends with exit status 2; an interruption ends with 130. Anything else is a defect and keeps its traceback.
+    An error of the user (`InputError`, an option that typer refuses, a full disk) prints one line and exits with
+    status 2. An interruption exits with 130. Any other exception is a defect and keeps its traceback.
     """
     if signal.getsignal(signal.SIGINT) is end_at_once:  # from here on, Ctrl-C lets a command clean up
         signal.signal(signal.SIGINT, signal.default_int_handler)
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command(context_settings={"help_option_names": ["-h", "--help"]})(command)
     try:
-        if app(standalone_mode=False) == 130:  # typer gives Ctrl-C back as this value
+        if app(standalone_mode=False) == 130:  # typer's return value after Ctrl-C
             raise KeyboardInterrupt
-        sys.stdout.flush()  # here an error becomes one line, at the exit of Python it does not
-    except InputError as error:
-        _fail(" ".join(str(error).split()))
+        sys.stdout.flush()  # an error at the exit of Python would not become one line
     except (typer.Abort, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         _drop_output()
         sys.exit(1)
-    except OSError as error:
-        if error.errno not in _THE_MACHINES:
+    except Exception as error:
+        message = _message(error)
+        if message is None:
             raise
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _message(error: Exception) -> str | None:
+    """Return the one line that tells the user what to fix; None if the error is a defect of the program."""
+    if isinstance(error, InputError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno in _USER_ERRORS:
         if error.filename is None:
             _drop_output()
         place = error.filename or "standard output or a file"
         place = f"{place} -> {error.filename2}" if error.filename2 else place
         remedy = f": {NO_ROOM[error.errno]} and run the same command again" if error.errno in NO_ROOM else ""
-        _fail(f"{place}: {error.strerror}; what was written before is kept{remedy}")
-    except Exception as error:
-        format_message = getattr(error, "format_message", None)  # typer's own refusals of an option have it
-        if format_message is None:
-            raise
+        return f"{place}: {error.strerror}; what was written before is kept{remedy}"
+    if format_message := getattr(error, "format_message", None):  # an option that typer refuses
         # The refused word may be the address of a camera, typed without `--source`.
-        _fail(" ".join(map(redacted, format_message().split())) + " (see --help)")
+        return " ".join(map(redacted, format_message().split())) + " (see --help)"
+    return None
 
 
 def _drop_output() -> None:
-    """Discard what cannot be printed, so that Python stays silent about it at its exit."""
+    """Discard what cannot be printed, so that Python prints nothing about it when it exits."""
     with suppress(OSError):
         sys.stdout.flush()
     with suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _fail(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
-
-
 def dataset_folder(data: Path, dataset: str) -> Path:
-    """Return a data set's folder.
+    """Return the folder of a data set.
 
     Raises:
-        InputError: the name is not a plain folder name.
+        InputError: The name is not a plain folder name.
     """
     if not dataset or dataset != Path(dataset).name or dataset.startswith("."):
         raise InputError(f"--dataset {dataset!r} is not a plain name, such as fer2013 or ckplus")
@@ -102,19 +103,19 @@ def dataset_folder(data: Path, dataset: str) -> Path:
 
 
 def typed_command() -> str:
-    """Return the command that started this program, as one types it from the repository's root."""
+    """Return the command that started this program, as typed from the repository's root."""
     main_spec = sys.modules["__main__"].__spec__
     program = f"-m {main_spec.name}" if main_spec else sys.argv[0]
     return shlex.join(["python", *program.split(), *sys.argv[1:]])
 
 
 def step_command(step: str, folder: Path, *options: object) -> str:
-    """Return the command of a step on a data set, as one types it from the repository's root, for a message.
+    """Return the command that runs a step on a data set, for a message.
 
     Args:
-        step: Such as `training.step3_best_model`.
-        folder: The data set's folder; its place is named where it is not the configured one.
-        *options: What else is typed.
+        step: Module of the step, such as `training.step3_best_model`.
+        folder: Folder of the data set. `--data` is added if it is not in the configured folder.
+        *options: Further options.
     """
     data = [] if folder.parent == PATHS.data else ["--data", folder.parent]
     return shlex.join(map(str, ["python", "-m", step, "--dataset", folder.name, *data, *options]))
@@ -126,7 +127,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def progress_bar() -> Progress:
-    """Return a progress bar on standard error; silent where that is no terminal."""
+    """Return a progress bar on standard error. It prints nothing if standard error is not a terminal."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

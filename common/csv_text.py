@@ -1,9 +1,9 @@
-"""Text in CSV files that a spreadsheet does not run as a formula, and that comes back exactly; cheap to import.
+"""Escape text in CSV files so that no spreadsheet runs it as a formula. Cheap to import.
 
-A spreadsheet runs a cell that starts with `=`, `+`, `-` or `@` as a formula, which may call programs or send data away.
-File names, folder names and columns of other people's tables enter our CSV files, so such text gets an apostrophe in
-front (https://owasp.org/www-community/attacks/CSV_Injection). The same holds after a `;` or a tab within a cell, since
-many spreadsheets split there too. A plain number such as `-1.5` stays as it is.
+Spreadsheets run a cell that starts with `=`, `+`, `-` or `@` as a formula, which may call programs or send data away
+(https://owasp.org/www-community/attacks/CSV_Injection). File names and foreign tables enter our CSV files, so such text
+gets a leading apostrophe. The same holds after a `;` or a tab, where many spreadsheets also split cells. Plain numbers
+such as `-1.5` are not changed.
 """
 
 import csv
@@ -11,34 +11,34 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
-# Where a spreadsheet may begin a cell and what follows would be run; the last two also in full width. Apostrophes that
-# are there already are skipped, so that the reader takes away exactly the one that the writer adds.
+# The start of a formula, also with full-width signs. Existing apostrophes are skipped, so that `unescape` removes exactly
+# the one that `escape` adds.
 _RUN = "'* *[=+\\-@\uff1d\uff0b\uff0d\uff20]"
-_BLANK = "'*[\t\r\n]"  # a spreadsheet may drop these, and then begin with what follows
+_BLANK = "'*[\t\r\n]"  # spreadsheets may drop these characters
 _PLAIN = re.compile(rf"(^|[;\t\r\n])(?={_RUN})|^(?={_BLANK})")
 _ESCAPED = re.compile(rf"(^|[;\t\r\n])'(?={_RUN})|^'(?={_BLANK})")
-_NOTABLE = re.compile("^[^0-9A-Za-z]|[;\t\r\n]")  # most text has none of these, and is done with quickly
+_NOTABLE = re.compile("^[^0-9A-Za-z]|[;\t\r\n]")  # fast path: most text has none of these
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 def escape(text: str) -> str:
-    """Return text that no spreadsheet runs as a formula; `unescape` gives the original back."""
+    """Return text that no spreadsheet runs as a formula; `unescape` reverses it."""
     return text if not _NOTABLE.search(text) or _NUMBER.fullmatch(text) else _PLAIN.sub(r"\1'", text)
 
 
 def unescape(text: str) -> str:
-    """Return the text that `escape` was given."""
+    """Return the original of an escaped text."""
     return _ESCAPED.sub(r"\1", text) if _NOTABLE.search(text) else text
 
 
 def quoting(texts: Iterable[Any]) -> Any:
-    """Return how `csv` and pandas must quote cells: all text where a carriage return would else end the line."""
+    """Return the quoting for `csv` and pandas: quote all text if any of it contains a carriage return."""
     has_return = any(isinstance(text, str) and "\r" in text for text in texts)
     return csv.QUOTE_NONNUMERIC if has_return else csv.QUOTE_MINIMAL
 
 
 def write_row(stream: TextIO, cells: Sequence[Any]) -> None:
-    """Write one line of CSV, its text escaped.
+    """Write one line of CSV with escaped text.
 
     Args:
         stream: A text file, opened with `newline=""`.

@@ -1,4 +1,4 @@
-"""The taxonomy: canonical names, whose order is the class index, and how each data set's own labels map to it."""
+"""The taxonomy: the canonical emotions in class order, and the labels of each data set mapped to them."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -8,11 +8,11 @@ from common.errors import InputError
 
 EMOTIONS = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral", "contempt")
 
-# A data set's own code is the position in its tuple.
+# The code of an emotion in a data set is its position in the tuple.
 FER2013_CODES = EMOTIONS[:7]
 CKPLUS_CODES = ("neutral", "anger", "contempt", "disgust", "fear", "happiness", "sadness", "surprise")
 
-# RGB, wherever an emotion is drawn: Okabe and Ito's palette, which the colour-blind tell apart.
+# RGB: the palette of Okabe and Ito, which colour-blind readers can distinguish.
 COLORS = {
     "anger": (213, 94, 0),
     "disgust": (0, 158, 115),
@@ -23,10 +23,10 @@ COLORS = {
     "neutral": (225, 225, 225),
     "contempt": (230, 159, 0),
 }
-UNSURE = (100, 100, 100)  # RGB: neither an emotion's colour nor one that draws the eye
+UNSURE = (100, 100, 100)  # RGB
 
-# Forms of one word and plain synonyms alone. What a data set may mean as a class of its own is left out: "calm" beside
-# neutral (RAVDESS), "smile" beside happiness (GENKI-4K), "unhappy" beside sadness.
+# Word forms and plain synonyms only. Words that some data sets use as a separate class are excluded, such as "calm"
+# beside neutral (RAVDESS) and "smile" beside happiness (GENKI-4K).
 _SPELLINGS = {
     "anger": "anger angry ang an",
     "disgust": "disgust disgusted disgusting dis di",
@@ -41,7 +41,7 @@ _CANONICAL = {spelling: name for name, spellings in _SPELLINGS.items() for spell
 
 
 def find(name: str) -> str | None:
-    """Return the canonical emotion of a common spelling (`Angry`, `0_anger`, `happy`), or None where it is none."""
+    """Return the canonical emotion of a common spelling (`Angry`, `0_anger`, `happy`), or None for other words."""
     word = re.sub(r"^\d+[\s_.-]*|[\s_.-]*\d+$", "", name.strip().lower())
     return _CANONICAL.get(word)
 
@@ -50,7 +50,7 @@ def canonical(name: str) -> str:
     """Return the canonical emotion of a common spelling.
 
     Raises:
-        InputError: no known spelling.
+        InputError: The spelling is not known.
     """
     emotion = find(name)
     if emotion is None:
@@ -59,19 +59,19 @@ def canonical(name: str) -> str:
 
 
 def in_class_order(names: Collection[str]) -> list[str]:
-    """Return the distinct canonical names in class order."""
+    """Return the emotions among the names, in class order."""
     return [emotion for emotion in EMOTIONS if emotion in names]
 
 
 @dataclass(frozen=True)
 class LabelRule:
-    """How a model's classes answer for a data set's labels.
+    """How the classes of a model map to the labels of a data set.
 
     Attributes:
-        labels: The classes that are scored, in class order.
-        columns: For each of them, its index among the model's outputs. Probabilities of the model's other classes
-            are removed and the rest scaled to sum to one.
-        text: The rule in words; empty where both label sets are equal.
+        labels: The scored classes, in class order.
+        columns: Index of each scored class among the model's outputs. The probabilities of other classes are removed,
+            and the rest is rescaled to sum to one.
+        text: The rule in words; empty if both label sets are equal.
     """
 
     labels: tuple[str, ...]
@@ -80,13 +80,13 @@ class LabelRule:
 
 
 def relate(model_labels: Sequence[str], data_labels: Collection[str]) -> LabelRule:
-    """Relate a model's classes to a data set's labels.
+    """Return the rule that maps the classes of a model to the labels of a data set.
 
-    Classes that the data does not have are taken out of the model's answer. Images of a class that the model does
-    not know can only be left out, and only for `contempt` and `neutral`, which data sets disagree about.
+    Classes that the data lacks are removed from the predictions. Images of a class that the model lacks are excluded;
+    only `contempt` and `neutral` may be lacking, as not all data sets have them.
 
     Raises:
-        InputError: no rule relates the two.
+        InputError: The labels do not fit.
     """
     missing = [emotion for emotion in in_class_order(data_labels) if emotion not in model_labels]
     shared = [emotion for emotion in in_class_order(data_labels) if emotion in model_labels]
@@ -94,12 +94,14 @@ def relate(model_labels: Sequence[str], data_labels: Collection[str]) -> LabelRu
     if unknown or len(shared) < 2 or set(missing) - {"contempt", "neutral"}:
         raise InputError(
             f"the model's labels ({', '.join(model_labels)}) do not fit the data's ({', '.join(data_labels)}): "
-            "only contempt and neutral may be unknown to the model; use a model trained on these labels"
+            "the model may lack only contempt and neutral; use a model trained on these labels"
         )
     rules = []
     extra = [label for label in model_labels if label not in shared]
     if extra:
-        rules.append(f"the data has no {', '.join(extra)}: taken out of the model's answer, the rest scaled to one")
+        rules.append(
+            f"the data has no {', '.join(extra)}: removed from the predictions, the rest rescaled to sum to one"
+        )
     if missing:
-        rules.append(f"the model does not know {', '.join(missing)}: those images are left out")
+        rules.append(f"the model has no {', '.join(missing)}: those images are excluded")
     return LabelRule(tuple(shared), tuple(list(model_labels).index(label) for label in shared), "; ".join(rules))

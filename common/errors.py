@@ -1,9 +1,9 @@
-"""The one kind of error that is the user's to mend."""
+"""The error that the user can fix."""
 
 
 class InputError(ValueError):
-    """Something given to the program cannot be used.
+    """An input, option or file that the program cannot use.
 
-    The message is one line: what was given, what is accepted, and the remedy. `command_line.run` prints it and ends
-    with exit status 2; no traceback. Any other exception is a defect of the program.
+    The message is one line: what was given, what is accepted, and what to do. `command_line.run` prints it without a
+    traceback and exits with status 2. Any other exception is a defect of the program.
     """

@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees all of one or none, and telling whether files changed; cheap to import."""
+"""Atomic writes that survive kills and full disks, and hashes of files. Cheap to import."""
 
 import errno
 import hashlib
@@ -11,9 +11,9 @@ from pathlib import Path
 
 @contextmanager
 def named_errors(file: Path) -> Iterator[None]:
-    """Give the system's errors in the block the name of the file or folder that it writes.
+    """Add the path of the file or folder that the block writes to system errors without one.
 
-    Python leaves the name out where writing fails, for example on a full disk.
+    Python leaves the path out when writing fails, for example on a full disk.
     """
     try:
         yield
@@ -27,12 +27,12 @@ def named_errors(file: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_file(file: Path) -> Iterator[Path]:
-    """Give a temporary path beside `file` to write to; it takes the name `file` when the block ends without error.
+    """Yield a temporary path beside `file`, and rename it to `file` if the block ends without an error.
 
-    The temporary name is always the same, so what a killed run leaves behind is overwritten by the next one.
+    The temporary name is always the same, so the next run overwrites what a killed run left.
 
     Raises:
-        OSError: the file cannot be written, such as on a full disk; `filename` is `file`, which stays as it was.
+        OSError: The file cannot be written, for example on a full disk. `filename` is `file`, which is unchanged.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.stem}.part{file.suffix}")
@@ -45,18 +45,18 @@ def atomic_file(file: Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno is None or error.filename not in (None, str(temporary)):
             raise
-        raise OSError(error.errno, os.strerror(error.errno), str(file)) from error  # a failed write names no file
+        raise OSError(error.errno, os.strerror(error.errno), str(file)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_file(file: Path, content: bytes) -> None:
-    """Write a whole file from memory, or leave it as it was.
+    """Write a whole file from memory, or leave it unchanged.
 
     HDF5 crashes the process when a write fails, so its files are made in memory and written by this function.
 
     Raises:
-        OSError: the disk is full, a quota is reached, or the file does not read back as it was written.
+        OSError: The disk is full, a quota is reached, or the file does not read back as written.
     """
     with atomic_file(file) as temporary:
         write_checked(temporary, content)
@@ -66,28 +66,26 @@ def write_checked(file: Path, content: bytes) -> None:
     """Write bytes to a temporary file, and read them back.
 
     Raises:
-        OSError: not all of them can be written, or other ones are read.
+        OSError: The bytes cannot be written, or the file does not read back as written.
     """
-    try:
+    with named_errors(file):
         with file.open("wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(file)) from error  # a failed write names no file
-    if file.read_bytes() != content:
-        raise OSError(errno.EIO, os.strerror(errno.EIO), str(file))
+        if file.read_bytes() != content:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(file))
 
 
 def fingerprint(files: Mapping[str, Path]) -> str:
-    """Return a hash of files' names, sizes and times of last change (16 hex digits)."""
+    """Return a hash of the names, sizes and modification times of files (16 hex digits)."""
     stats = [(name, file.stat().st_size, file.stat().st_mtime_ns) for name, file in files.items()]
     return hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16]
 
 
 def file_hash(*files: Path) -> str:
-    """Return a hash of files' content, one after the other (SHA-256, 16 hex digits)."""
-    found = hashlib.sha256()
+    """Return the content hash of files, concatenated (SHA-256, 16 hex digits)."""
+    content = hashlib.sha256()
     for file in files:
-        found.update(file.read_bytes())
-    return found.hexdigest()[:16]
+        content.update(file.read_bytes())
+    return content.hexdigest()[:16]

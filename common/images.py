@@ -1,4 +1,4 @@
-"""Reading image files, and what is known of an image by its pixels alone: readable, constant, a copy of another."""
+"""Image files: read them, hash their pixels, and find constant images."""
 
 import hashlib
 import os
@@ -8,27 +8,27 @@ import cv2
 import numpy as np
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm", ".gif", ".jp2", ".avif")
-LARGEST_FILE = 1 << 28  # bytes, 268 MB: an uncompressed image of 90 megapixels; a larger file is no picture of a face
+LARGEST_FILE = 1 << 28  # bytes, 268 MB: an uncompressed image of 90 megapixels; larger files are refused
 ACCEPTED_IMAGES = f"accepted are 8-bit and 16-bit images in files of at most {LARGEST_FILE / 1e6:.0f} MB"
 
 
 def read_image(file: Path, flags: int = cv2.IMREAD_COLOR) -> np.ndarray | None:
-    """Return a file's pixels, or None where no network could be shown them. Every stage reads image files with it.
+    """Read an image file in one of OpenCV's 8-bit modes. Every stage reads image files with this function.
 
-    OpenCV's 8-bit modes define what can be read: 16 bits per channel are reduced to 8, transparency is dropped, CMYK
-    becomes BGR, an animation or a TIFF of several pages gives its first image, and the EXIF orientation is applied.
-    Images of 32-bit or 64-bit numbers cannot be read: nothing says which of their values is white.
+    16 bits per channel are reduced to 8, transparency is dropped, CMYK becomes BGR, animations and TIFF files of
+    several pages give their first image, and the EXIF orientation is applied. Images of 32-bit or 64-bit numbers are
+    not readable, as their white value is unknown.
 
     Args:
         file: The image file.
         flags: OpenCV's `IMREAD_COLOR`, `IMREAD_COLOR_RGB` or `IMREAD_GRAYSCALE`.
 
     Returns:
-        uint8 (height, width, 3) BGR or RGB, or (height, width) gray; None where the file is no such image, or larger
-        than `LARGEST_FILE`.
+        uint8 (height, width, 3) BGR or RGB, or (height, width) gray; None if the file is not readable or larger than
+        `LARGEST_FILE`.
 
     Raises:
-        OSError: the file cannot be opened.
+        OSError: The file cannot be opened.
     """
     with file.open("rb") as stream:  # cv2.imread cannot open every path on Windows
         if os.fstat(stream.fileno()).st_size > LARGEST_FILE:
@@ -36,14 +36,15 @@ def read_image(file: Path, flags: int = cv2.IMREAD_COLOR) -> np.ndarray | None:
         data = np.frombuffer(stream.read(), dtype=np.uint8)
     try:
         return cv2.imdecode(data, flags) if data.size else None
-    except (cv2.error, MemoryError):  # a header that promises more pixels than OpenCV accepts, or than memory holds
+    except (cv2.error, MemoryError):  # the header declares more pixels than OpenCV accepts, or than fit in memory
         return None
 
 
 def read_gray_or_bgr(file: Path) -> np.ndarray | None:
-    """Return what `read_image` reads, uint8 (height, width) where all channels are equal, else (height, width, 3) BGR.
+    """Read an image file as gray if all its channels are equal, so that a gray image has one representation.
 
-    So a gray image is the same image however its file stores it.
+    Returns:
+        uint8 (height, width) gray, or (height, width, 3) BGR; None as in `read_image`.
     """
     image_bgr = read_image(file)
     if image_bgr is None:
@@ -53,7 +54,7 @@ def read_gray_or_bgr(file: Path) -> np.ndarray | None:
 
 
 def pixel_hash(image: np.ndarray) -> str:
-    """Return a hash of an image's shape and pixels (16 hex digits), which exact copies share.
+    """Return a hash of the shape and pixels of an image (16 hex digits).
 
     Args:
         image: As `read_gray_or_bgr` returns it.
@@ -63,10 +64,10 @@ def pixel_hash(image: np.ndarray) -> str:
 
 
 def image_status(image: np.ndarray) -> str:
-    """Return `constant` where all pixels of an image are equal, else `ok`."""
+    """Return `constant` if all pixels of an image are equal, else `ok`."""
     return "constant" if (image == image[0, 0]).all() else "ok"
 
 
 def image_files(files: dict[str, Path]) -> dict[str, Path]:
-    """Return the files whose names end like images, by name."""
+    """Return the files with the suffix of an image format."""
     return {name: file for name, file in files.items() if name.lower().endswith(IMAGE_SUFFIXES)}

@@ -1,4 +1,4 @@
-"""Keeping the notes of native libraries from the user; cheap to import."""
+"""Silencing the messages of native libraries. Cheap to import."""
 
 import logging
 import os
@@ -8,29 +8,26 @@ from contextlib import contextmanager
 
 
 def silence_opencv() -> None:
-    """Keep OpenCV, and FFmpeg within it, from adding lines of their own to ours about what they cannot open or decode.
+    """Turn off the messages of OpenCV and its FFmpeg about files that they cannot open or decode.
 
     FFmpeg reads its level once, with the first video of a process.
     """
-    import cv2  # late: this module is imported before anything is loaded
+    import cv2  # late: this module is imported before any native library
 
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 def silence_retracing() -> None:
-    """Keep TensorFlow from warning that networks which are run once each are compiled each by itself.
-
-    It takes them for one network that is compiled anew every time.
-    """
+    """Turn off TensorFlow's retracing warning, which is wrong where many networks run once each."""
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 
 @contextmanager
 def quiet_start() -> Iterator[None]:
-    """Silence what native libraries write while they are imported or started.
+    """Discard what native libraries write to standard error while they are imported or started.
 
-    TensorFlow and LiteRT write notes to the file descriptor itself, which a user takes for errors.
+    TensorFlow and LiteRT write to the file descriptor itself, so `contextlib.redirect_stderr` does not catch it.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Addresses of streams without their secrets, for everything that a person reads or a file keeps."""
+"""Addresses of streams without credentials, for messages, windows and files."""
 
 import re
 
@@ -8,21 +8,21 @@ _HOST = re.compile(r"(?:[\w.-]+|\[[0-9A-Fa-f:.]+(?:%\w+)?\])(?::\d{1,5})?")  # a
 # Words and short numbers, as in `Streaming/Channels/101`, `h264` or `media.amp`. Random letters do not fit.
 _WORD = r"(?:[A-Z]?[a-z]{1,12}|[A-Z]{1,4})?\d{0,4}"
 _PLAIN = re.compile(rf"{_WORD}(?:[-_.]{_WORD}){{0,3}}(?:\.m3u8)?")
-_MOST_DIGITS = 5  # in one part of a path; more are an identifier or a password
+_MOST_DIGITS = 5  # in a part of the path; more indicate an identifier or a password
 _SECRET = re.compile(
     r"pass|pwd|user|usr|login|auth|token|key|secret|sig|cred|admin|root|session|account", re.IGNORECASE
 )
 
 
 def redacted(source: str) -> str:
-    """Return a source's name without credentials.
+    """Return the address of a stream without credentials; paths of files are not changed.
 
-    User, password, query and fragment are always hidden. A part of the path is hidden where it is more than words and
-    short numbers, or where it or the part before names a secret (`/token/...`). Where an `@` behind the host leaves
-    open which part is the password, only the scheme stays. Paths of files stay whole.
+    User, password, query and fragment are always hidden. A part of the path is hidden unless it consists of words and
+    short numbers, and also if it or the part before names a secret (`/token/...`). If an `@` follows the host, the
+    password cannot be located, and only the scheme is kept.
 
     Args:
-        source: A stream's address, a path, or an attempt at one of them.
+        source: Address of a stream or path of a file; it may be malformed.
 
     Returns:
         One line, such as `rtsp://door:554/live/***?***`.

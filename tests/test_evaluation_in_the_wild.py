@@ -139,7 +139,7 @@ def test_label_sets_are_related_by_a_printed_rule(pictures, detector, tmp_path):
     (pictures / "contempt" / "1.png").write_bytes((pictures / "happy" / "1.png").read_bytes())
     section = run(Always("neutral"), detector, pictures, tmp_path)
     assert "the data has no neutral" in section.sentences[1]
-    assert "does not know contempt: those images are left out (1 pictures)" in section.sentences[1]
+    assert "model has no contempt: those images are excluded (1 pictures)" in section.sentences[1]
     assert section.values["left_out"] == 1 and section.values["pictures"] == 4
     with pytest.raises(InputError, match="do not fit"):
         run(Always("neutral", ("neutral", "sadness")), detector, pictures, tmp_path)

@@ -27,13 +27,13 @@ with exclusive_lock(Path(sys.argv[1])):
 """
 
 
-def write_pictures(folder: Path, count: int = 60) -> Path:
-    """Write gray pictures in folders named by emotion, of which no two are equal."""
+def write_images(folder: Path, count: int = 60) -> Path:
+    """Write different gray images in folders named by emotion."""
     random = np.random.default_rng(0)
     for number in range(count):
         file = folder / ["angry", "happy", "sad"][number % 3] / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(cv2.imencode(".png", random.integers(0, 256, (48, 48)).astype(np.uint8))[1].tobytes())
+        cv2.imwrite(str(file), random.integers(0, 256, (48, 48)).astype(np.uint8))
     return folder
 
 
@@ -42,9 +42,9 @@ def names_in(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_step_on_a_locked_data_set_ends_at_once_and_names_the_holder(tmp_path, run_step, step):
+def test_step_on_a_locked_data_set_ends_at_once_and_names_the_holder(tmp_path, run_step, step):
     folder = tmp_path / "data" / "x"
-    source = ["--source", write_pictures(tmp_path / "pictures", 3)] if "step1" in step else []
+    source = ["--source", write_images(tmp_path / "images", 3)] if "step1" in step else []
     with exclusive_lock(folder):
         run = run_step(step, "--dataset", "x", "--data", tmp_path / "data", *source)
         assert names_in(folder) == [".lock"]
@@ -54,9 +54,9 @@ def test_a_step_on_a_locked_data_set_ends_at_once_and_names_the_holder(tmp_path,
     assert not (tmp_path / "data").exists()
 
 
-def test_two_inventories_at_once_never_lose_a_picture(tmp_path):
+def test_two_inventories_at_once_lose_no_image(tmp_path):
     command = [sys.executable, "-m", STEPS[0], "--dataset", "x", "--data", tmp_path / "data"]
-    command += ["--source", write_pictures(tmp_path / "pictures")]
+    command += ["--source", write_images(tmp_path / "images")]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
     ended = [(run.communicate(), run.returncode) for run in [subprocess.Popen(command, **pipes) for _ in range(2)]]
     for (_, errors), status in ended:
@@ -69,7 +69,7 @@ def test_two_inventories_at_once_never_lose_a_picture(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="SIGKILL is POSIX's")
-def test_a_stopped_holder_keeps_the_lock_and_a_killed_one_loses_it(tmp_path):
+def test_stopped_holder_keeps_the_lock_and_a_killed_one_loses_it(tmp_path):
     command = [sys.executable, "-c", HOLD, tmp_path / "x"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == "locked\n"
@@ -83,7 +83,7 @@ def test_a_stopped_holder_keeps_the_lock_and_a_killed_one_loses_it(tmp_path):
 
 
 @pytest.mark.parametrize("other", ["link/x", "data/../data/x", "data/y"])
-def test_all_paths_to_a_data_set_share_one_lock(tmp_path, monkeypatch, other):
+def test_all_paths_to_a_folder_share_one_lock(tmp_path, monkeypatch, other):
     (tmp_path / "data" / "x").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "data")
     (tmp_path / "data" / "y").symlink_to(tmp_path / "data" / "x")
@@ -92,10 +92,10 @@ def test_all_paths_to_a_data_set_share_one_lock(tmp_path, monkeypatch, other):
         pass
 
 
-def test_the_end_of_one_process_never_removes_the_lock_file_of_another(tmp_path):
+def test_release_does_not_remove_the_lock_file_of_another_process(tmp_path):
     first, second = exclusive_lock(tmp_path), exclusive_lock(tmp_path)
     first.__enter__()
-    (tmp_path / ".lock").unlink()  # by somebody who takes it for a leftover
+    (tmp_path / ".lock").unlink()
     second.__enter__()
     first.__exit__(None, None, None)
     with pytest.raises(InputError, match="is in use"), exclusive_lock(tmp_path):
@@ -104,7 +104,7 @@ def test_the_end_of_one_process_never_removes_the_lock_file_of_another(tmp_path)
 
 
 @pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="this system opens links")
-def test_a_link_in_the_place_of_the_lock_file_leads_to_no_overwritten_file(tmp_path, run_step):
+def test_link_in_place_of_the_lock_file_overwrites_no_file(tmp_path, run_step):
     (tmp_path / "x").mkdir()
     (tmp_path / "file").write_text("content")
     (tmp_path / "x" / ".lock").symlink_to(tmp_path / "file")
@@ -113,71 +113,42 @@ def test_a_link_in_the_place_of_the_lock_file_leads_to_no_overwritten_file(tmp_p
     assert run.stderr.count("\n") == 1 and (tmp_path / "file").read_text() == "content"
 
 
-def test_a_folder_that_cannot_be_written_needs_no_lock(tmp_path, monkeypatch):
-    def refuse(file, flags, *mode):
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS), file)
+def fail_acquire(monkeypatch, error: int, folder: Path) -> None:
+    """Let locks in a folder fail with an error of the system."""
+    acquire = filelock.FileLock.acquire
 
-    monkeypatch.setattr(os, "open", refuse)
+    def fail(lock, *arguments, **options):
+        if Path(lock.lock_file).parent == folder:
+            raise OSError(error, os.strerror(error), lock.lock_file)
+        return acquire(lock, *arguments, **options)
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", fail)
+
+
+def test_read_only_folder_needs_no_lock(tmp_path, monkeypatch):
+    fail_acquire(monkeypatch, errno.EROFS, tmp_path)
     monkeypatch.setattr(os, "access", lambda *_: False)
     with exclusive_lock(tmp_path):
         pass
 
 
-def test_a_file_system_without_locks_is_locked_for_this_machine(tmp_path, monkeypatch):
-    (tmp_path / "x").mkdir()
+def test_file_system_without_locks_is_locked_for_this_machine(tmp_path, monkeypatch):
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(processes.tempfile, "gettempdir", lambda: str(tmp_path / "temporary"))
-    lock_descriptor = filelock.lock_descriptor
-
-    def lock(descriptor: int, **options) -> bool:
-        lock_file = tmp_path / "x" / ".lock"
-        if lock_file.exists() and os.path.samestat(os.fstat(descriptor), lock_file.stat()):
-            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-        return lock_descriptor(descriptor, **options)
-
-    monkeypatch.setattr(filelock, "lock_descriptor", lock)
+    fail_acquire(monkeypatch, errno.ENOSYS, tmp_path / "x")
     for _ in range(2):
         with exclusive_lock(tmp_path / "x"):
             assert len(names_in(tmp_path / "temporary")) == 1
             with pytest.raises(InputError, match=f"in use by process {os.getpid()}"), exclusive_lock(tmp_path / "x"):
                 pass
-    assert names_in(tmp_path) == ["temporary", "x"] and not names_in(tmp_path / "temporary") + names_in(tmp_path / "x")
+    assert names_in(tmp_path) == ["temporary"] and not names_in(tmp_path / "temporary")
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux limits a process's cores so")
-def test_the_cores_of_a_process_are_those_that_it_may_use():
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux limits the cores of a process")
+def test_available_cores_are_those_that_the_process_may_use():
     code = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
         "from common.processes import available_cores\nprint(available_cores())"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "1\n" and available_cores() == len(os.sched_getaffinity(0))
-
-
-@pytest.mark.parametrize("package", ["preprocessing", "training", "evaluation", "realtime", "benchmarks"])
-def test_ctrl_c_during_the_imports_of_a_command_ends_it_in_one_line(tmp_path, package):
-    commands = {
-        "preprocessing": "step1_inventory",
-        "training": "step1_baseline",
-        "evaluation": "sequences",
-        "realtime": "webcam",
-        "benchmarks": "endurance",
-    }
-    (tmp_path / "sitecustomize.py").write_text(
-        "import os, signal, sys\n"
-        "class Interrupt:\n"
-        "    def find_spec(self, name, *_):\n"
-        "        if name == 'typer':\n"
-        "            os.kill(os.getpid(), signal.SIGINT)\n"
-        "sys.meta_path.insert(0, Interrupt())\n"
-    )
-    command = [sys.executable, "-m", f"{package}.{commands[package]}", "--help"]
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
-
-
-def test_importing_a_package_leaves_ctrl_c_as_it_is():
-    code = "import signal, realtime; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "True\n"

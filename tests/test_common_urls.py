@@ -10,51 +10,31 @@ from common.urls import redacted
 @pytest.mark.parametrize(
     ("address", "shown"),
     [
-        ("rtsp://door/1", "rtsp://door/1"),
         ("rtsp://door:554/Streaming/Channels/101", "rtsp://door:554/Streaming/Channels/101"),
         ("http://10.0.0.7:80/axis-media/media.amp", "http://10.0.0.7:80/axis-media/media.amp"),
-        ("http://host/live/index.m3u8", "http://host/live/index.m3u8"),
-        ("rtsp://host", "rtsp://host"),
         ("rtsp://[fe80::1%25eth0]:554/ch01.264", "rtsp://[fe80::1%25eth0]:554/ch01.264"),
         ("udp://@239.0.0.1:1234", "udp://239.0.0.1:1234"),
-        ("rtsp://user@door/1", "rtsp://door/1"),
         ("rtsp://user:pass@door/1", "rtsp://door/1"),
-        ("rtsp://:pass@door/1", "rtsp://door/1"),
-        ("rtsp://user:p@ss@door/1", "rtsp://door/1"),
         ("rtsp://us@er:p@s@s@door/1", "rtsp://door/1"),
-        ("rtsp://us%40er:p%40ss@door/1", "rtsp://door/1"),
         ("rtsp://user:p%40ss%40door/1", "rtsp://***/1"),
         ("rtsp://user:secret", "rtsp://***"),
         ("http://user:pa/ss@host/1", "http://***"),
         ("http://user:p?ss@host/1", "http://***"),
-        ("http://user:p#ss@host/1", "http://***"),
-        ("http://user:p\\ss@host/1", "http://***"),
-        ("http://user:p://ss@host/1", "http://***"),
         ("http://proxy/http://user:pass@host/1", "http://***"),
         ("http://cam/video?user=me&pwd=secret", "http://cam/video?***"),
-        ("http://cam?pwd=secret#token=secret", "http://cam?***"),
         ("http://cam/video#secret", "http://cam/video#***"),
-        ("http://cam/video?mail=me@example.org", "http://***"),
         ("rtsp://10.6.3.57:554/user=admin&password=&channel=1.sdp", "rtsp://10.6.3.57:554/***"),
         ("rtsps://10.0.0.1:7441/AbCdEf0123456789?enableSrtp", "rtsps://10.0.0.1:7441/***?***"),
-        ("http://host/550e8400-e29b-41d4-a716-446655440000/v.mp4", "http://host/***/v.mp4"),
         ("http://host/live/SECRETTOKEN/v.m3u8", "http://host/live/***/***"),
-        ("http://host/user/admin/hunter/1", "http://host/***/***/***/1"),
-        ("http://host/tok%65n=abc/1", "http://host/***/1"),
         ("http://host/a;jsessionid=1/b", "http://host/***/***"),
         ("rtmp://host/app/live_1234567_abcdefg", "rtmp://host/app/***"),
-        ("rtmp://host/app/play pubUser=me pubPasswd=secret", "rtmp://host/app/***"),
         ("user:pass@host/1", "***@host/1"),
-        ("rtsp:/user:p@ss@host/1", "***@host/1"),
         ("rtsp%3A%2F%2Fuser%3Apass%40host", "***@host"),
         ("host/video?user=me&pwd=secret", "host/video?***"),
         ("user:pass@rtsp://host/1", "***://host/1"),
-        ("0", "0"),
         ("/dev/video2", "/dev/video2"),
         ("holiday/photo@2x.png", "holiday/photo@2x.png"),
         ("C:\\films\\talk.mp4", "C:\\films\\talk.mp4"),
-        ("why?.mp4", "why?.mp4"),
-        ("", ""),
     ],
 )
 def test_addresses_are_shown_without_credentials(address, shown):
@@ -77,7 +57,7 @@ def test_no_part_of_a_password_or_query_value_is_shown(scheme, user, password, t
     assert rest in ("", "***")
 
 
-def test_an_address_in_the_wrong_place_of_the_command_line_is_refused_without_its_password(run_step):
+def test_address_in_the_wrong_place_of_the_command_line_is_refused_without_its_password(run_step):
     done = run_step("realtime.webcam", "rtsp://user:hunter2@door/1")
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1 and "unexpected extra argument" in done.stderr
