@@ -5,7 +5,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -124,6 +124,11 @@ def step_command(step: str, folder: Path, *options: object) -> str:
 def counted(number: int, noun: str) -> str:
     """Return a number with its noun: `1 epoch`, `1,200 images`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def shortened(names: Sequence[str]) -> str:
+    """Return the first five names as text, with `...` where there are more."""
+    return ", ".join(names[:5]) + ", ..." * (len(names) > 5)
 
 
 def progress_bar() -> Progress:

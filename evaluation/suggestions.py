@@ -4,7 +4,7 @@ Reads:  a network and its card; data/NAME/faces.csv and the crops it names
 Writes: reports/NAME/MODEL/guesses.csv, with the columns `path`, `prediction`, and `p_<emotion>` (0-1)
 
     python -m evaluation.suggestions        --dataset ckplus --model models/ckplus/best.keras
-    python -m preprocessing.label_peaks --dataset ckplus --name ann --guesses reports/ckplus/best/guesses.csv
+    python -m preprocessing.label_peaks --dataset ckplus --annotator ann --suggestions reports/ckplus/best/guesses.csv
 """
 
 from pathlib import Path

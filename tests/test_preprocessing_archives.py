@@ -77,13 +77,13 @@ BOMBS = {
 @pytest.mark.parametrize("case", BOMBS)
 def test_an_archive_that_unpacks_to_far_more_than_its_size_is_refused(tmp_path, run_step, case, monkeypatch):
     written = []
-    monkeypatch.setattr(archives, "SMALLEST_LIMIT", SMALL)
+    monkeypatch.setattr(archives, "MIN_LIMIT", SMALL)
     monkeypatch.setattr(
         archives.shutil, "copyfileobj", lambda packed, file, _: written.append(file.write(packed.read()))
     )
     source = BOMBS[case](tmp_path)
     done = run_step(STEP1, "--dataset", "x", "--source", source, "--data", tmp_path / "data")
-    limit = max(SMALL, archives.LARGEST_RATIO * source.stat().st_size)
+    limit = max(SMALL, archives.MAX_RATIO * source.stat().st_size)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert f" unpacks to more than {limit / 1e6:.0f} MB, from " in done.stderr
@@ -108,8 +108,8 @@ def test_real_images_and_small_archives_that_pack_well_are_unpacked(tmp_path, ru
 
 
 def test_the_limit_lets_affectnet_pass():
-    assert archives.LARGEST_LIMIT > 4 * 125_000_000_000
-    assert archives.LARGEST_RATIO > 4 * 20  # what images that are stored without compression pack to
+    assert archives.MAX_LIMIT > 4 * 125_000_000_000
+    assert archives.MAX_RATIO > 4 * 20  # what images that are stored without compression pack to
 
 
 @pytest.mark.parametrize("target", ["./happy/1.png", "happy/1.png", ".cache/1.png"])

@@ -1,4 +1,4 @@
-"""Listing the files of a download: a file, a folder or an archive, also with archives inside."""
+"""List the files of a download: a single file, a folder or an archive, also archives inside it."""
 
 import lzma
 import os
@@ -17,30 +17,28 @@ from typing import IO, NamedTuple
 from common.errors import InputError
 from common.files import named_errors
 
-SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-# An archive and those inside it may unpack to this many times its size: image data sets stay below 20, zip bombs
-# reach 200 to 1,000 and, nested, millions. The smallest limit is for small archives, which may pack very well; the
-# largest one is eight times AffectNet.
-LARGEST_RATIO = 100
-SMALLEST_LIMIT = 100_000_000  # bytes
-LARGEST_LIMIT = 1_000_000_000_000  # bytes
-_UNIX = 3  # a zip file's mark that its file modes are Unix's
-_BLOCK = 4096  # bytes: what even an empty file costs on disk, about
-_LITTER = ("__macosx", "thumbs.db", "desktop.ini")  # and every hidden file, such as .DS_Store
-
-Opener = Callable[[], IO[bytes] | None]
+SUFFIXES = (".tar.gz", ".tar.bz2", ".tar.xz", ".tgz", ".tar", ".zip")
+# Image data sets unpack to less than 20 times their archive's size, zip bombs to 200 to 1,000 times and, nested, to
+# millions. The lower limit is for small archives, which may compress very well. The upper one is eight times AffectNet.
+MAX_RATIO = 100
+MIN_LIMIT = 100_000_000  # bytes
+MAX_LIMIT = 1_000_000_000_000  # bytes
+_BLOCK = 4096  # bytes that even an empty file takes on a disk, roughly
+_UNIX = 3  # `ZipInfo.create_system` where `external_attr` holds a Unix file mode
+_SYSTEM_FILES = ("__macosx", "thumbs.db", "desktop.ini")  # besides hidden files, such as .DS_Store
+_BY_HAND = "unpack it with another program and give the folder"
 
 
 def is_archive(name: str) -> bool:
-    """Return whether a file's name is that of an archive."""
+    """Return whether a file name ends like an archive's."""
     return name.lower().endswith(SUFFIXES)
 
 
 def list_files(source: Path) -> dict[str, Path]:
-    """Return a download's files, by their path inside it (with `/`), sorted by that path; litter is left out.
+    """Return a download's files by their relative path (with `/`), sorted; system and hidden files are left out.
 
     Raises:
-        InputError: there is no such file or folder, or a file's name cannot stand in a table.
+        InputError: `source` does not exist, or a file name cannot be written to a table.
     """
     if source.is_file():
         return {source.name: source}
@@ -48,196 +46,191 @@ def list_files(source: Path) -> dict[str, Path]:
         raise InputError(f"--source {source} does not exist; give the downloaded file or folder")
     found = {file.relative_to(source).as_posix(): file for file in _walk(source) if file.is_file()}
     for name in found:
-        if re.search("[\r\ud800-\udfff]", name):  # surrogates are bytes that are no UTF-8
-            raise InputError(f"--source {source}: the file name {name!r} is no plain UTF-8 text; rename the file")
-    return {name: found[name] for name in sorted(found) if not _is_litter(name)}
+        if re.search("[\r\ud800-\udfff]", name):  # surrogates are bytes that are not UTF-8
+            raise InputError(f"--source {source}: the file name {name!r} is not plain UTF-8 text; rename the file")
+    return {name: found[name] for name in sorted(found) if not _is_system_file(name)}
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Yield what is no folder below a folder, also behind links to folders, each folder once: links may form a loop."""
+    """Yield all files below a folder. Links to folders are followed, each folder once, because links can form loops."""
 
     def refuse(error: OSError) -> None:
-        raise error  # a subfolder that may not be read must not go unnoticed
+        raise error  # an unreadable subfolder must not be skipped silently
 
-    seen = set()
+    visited = set()
     for place, subfolders, names in os.walk(folder, followlinks=True, onerror=refuse):
         subfolders.sort()
-        if os.path.realpath(place) in seen:
+        if os.path.realpath(place) in visited:
             subfolders.clear()
         else:
-            seen.add(os.path.realpath(place))
+            visited.add(os.path.realpath(place))
             yield from (Path(place, name) for name in names)
 
 
-def _is_litter(name: str) -> bool:
-    return any(part.startswith(".") or part.lower() in _LITTER for part in PurePosixPath(name).parts)
+def _is_system_file(name: str) -> bool:
+    return any(part.startswith(".") or part.lower() in _SYSTEM_FILES for part in PurePosixPath(name).parts)
 
 
 class _Budget:
-    """The bytes that an archive may still unpack to, together with the archives inside it."""
+    """The bytes that an archive, with the archives inside it, may still unpack to."""
 
     def __init__(self, archive: Path):
         self.size = archive.stat().st_size
-        self.limit = min(LARGEST_LIMIT, max(SMALLEST_LIMIT, LARGEST_RATIO * self.size))
+        self.limit = min(MAX_LIMIT, max(MIN_LIMIT, MAX_RATIO * self.size))
         self.left = self.limit
 
     def require(self, size: int, name: str) -> None:
-        """Refuse an archive that goes on to unpack to `size` bytes where fewer are left."""
+        """Refuse an archive with `size` more bytes than the budget has left."""
         if size > self.left:
             raise InputError(
-                f"{name} unpacks to more than {self.limit / 1e6:,.0f} MB, from {self.size / 1e6:,.1f} MB, as a zip "
-                "bomb does; if you trust it, unpack it with another program and give the folder"
+                f"{name} unpacks to more than {self.limit / 1e6:,.0f} MB, from {self.size / 1e6:,.1f} MB, like a zip "
+                f"bomb; if you trust it, {_BY_HAND}"
             )
 
     def take(self, size: int, name: str) -> None:
-        """Count one file of `size` bytes, which is about to be written."""
-        self.require(max(size, _BLOCK), name)
-        self.left -= max(size, _BLOCK)
+        """Subtract `size` bytes from the budget."""
+        self.require(size, name)
+        self.left -= size
 
 
 def unpack_all(files: dict[str, Path], scratch: Path) -> dict[str, Path]:
-    """Unpack the archives among some files, and those directly inside them.
+    """Unpack the archives among some files, and the archives directly inside them.
 
     Args:
         files: As `list_files` returns them.
-        scratch: An empty folder, or none yet, to unpack into.
+        scratch: Folder to unpack into; empty or absent.
 
     Returns:
-        The files, with each archive's files in its place: under the archive's name where there are several files, so
-        that those of two archives stay apart (without its suffix, unless two differ by that alone). A file of an
-        archive replaces one of the same name beside it, and a printed line says so.
+        The files, with each archive replaced by its content. Where there are several files, an archive's content is
+        listed below the archive's name (without its suffix, where that name is unique). A file from an archive replaces
+        a file of the same name beside it; a printed line reports this.
 
     Raises:
-        InputError: an archive is damaged, encrypted or too large, or has a file that climbs out of its folder.
+        InputError: An archive is damaged, encrypted or too large, or a path leads out of its folder.
     """
-    budgets: dict[Path, _Budget] = {}  # of the archives that came out of an archive
+    budgets: dict[Path, _Budget] = {}  # of archives that were inside an archive
     for depth in ("outer", "inner"):
         unpacked = {name: file for name, file in files.items() if not is_archive(name)}
         stems = [_stem(name) for name in files if is_archive(name)]
         for number, (name, file) in enumerate(files.items()):
-            if is_archive(name):
-                folder = scratch / depth / str(number)
-                budget = budgets.get(file) or _Budget(file)
-                unpack(file, folder, name, budget)
-                stem = _stem(name) if stems.count(_stem(name)) == 1 else name
-                prefix = f"{stem}/" if len(files) > 1 else ""
-                inside = {prefix + inner: path for inner, path in list_files(folder).items()}
-                if twice := sorted(inside.keys() & unpacked.keys()):
-                    print(f"{name}: {_count(twice)} also beside it; those of the archive are taken")
-                budgets |= dict.fromkeys(inside.values(), budget)
-                unpacked |= inside
+            if not is_archive(name):
+                continue
+            folder, budget = scratch / depth / str(number), budgets.get(file) or _Budget(file)
+            unpack(file, folder, name, budget)
+            stem = _stem(name) if stems.count(_stem(name)) == 1 else name
+            prefix = f"{stem}/" if len(files) > 1 else ""
+            inside = {prefix + inner: path for inner, path in list_files(folder).items()}
+            if repeated := sorted(inside.keys() & unpacked.keys()):
+                print(f"{name}: {_count(repeated)} also beside it; the archive's version is used")
+            budgets |= dict.fromkeys(inside.values(), budget)
+            unpacked |= inside
         files = unpacked
     return {name: files[name] for name in sorted(files)}
 
 
 def _count(names: list[str]) -> str:
-    """Return how many files are meant, with the first one's name."""
     return f"1 file ({names[0]}) is" if len(names) == 1 else f"{len(names):,} files ({names[0]}, ...) are"
 
 
 def _stem(name: str) -> str:
-    suffix = next(suffix for suffix in sorted(SUFFIXES, key=len, reverse=True) if name.lower().endswith(suffix))
+    suffix = next(suffix for suffix in SUFFIXES if name.lower().endswith(suffix))
     return name[: -len(suffix)]
 
 
 class _Member(NamedTuple):
-    """What an archive holds under a name.
+    """A file in an archive.
 
     Attributes:
         name: Its path in the archive.
-        size: Bytes, as the archive declares them.
-        open: Opens its content; None where it is no file, such as a symbolic link or a device.
-        target: Of a hard link: the path of the file whose content it shares.
+        size: Declared size in bytes; 0 for a hard link.
+        open: Opens its content; None for symbolic links and devices.
     """
 
     name: str
     size: int
-    open: Opener | None
-    target: str = ""
+    open: Callable[[], IO[bytes] | None] | None
 
 
-def unpack(archive: Path, folder: Path, name: str, budget: _Budget | None = None) -> None:
+def unpack(archive: Path, folder: Path, name: str, budget: _Budget) -> None:
     """Unpack a zip or tar file.
 
-    A hard link becomes a copy of the file that it names. Of files with the same name the last one is kept, as by other
-    programs; a printed line counts them, and another one the symbolic links and devices, which are left out.
+    A hard link becomes a copy of its target. Of files with the same name, the last one is kept. Symbolic links and
+    devices are skipped. Printed lines count the repeated names and the skipped files.
 
     Args:
         archive: The file.
-        folder: Where to; it is made.
+        folder: Folder to create and unpack into.
         name: The archive's name in messages.
-        budget: Bytes that it may unpack to; left out, those that its own size allows.
+        budget: Bytes that it may unpack to.
 
     Raises:
-        InputError: it is damaged, encrypted or too large, or has a file that climbs out of its folder.
+        InputError: It is damaged, encrypted or too large, or a path leads out of its folder.
     """
-    budget = budget or _Budget(archive)
     folder.mkdir(parents=True)
-    litter: dict[PurePosixPath, tuple[int, Opener]] = {}  # size and content; a hard link may name it
-    twice, no_files = [], set()
-    try:
+    repeated, skipped = [], []
+    with _archive_errors(name):
         for member in _members(archive, name, budget):
-            path = _inside(member.name, name)
-            file, size, opener = folder / path, member.size, member.open
-            if member.target:
-                target = _inside(member.target, name)
-                source = folder / target
-                if source.is_file():  # read from there: to go back in a compressed tar file takes long
-                    size, opener = source.stat().st_size, partial(source.open, "rb")
-                    if file.exists() and file.samefile(source):
-                        continue
-                elif target in litter:
-                    size, opener = litter[target]
-                elif target not in no_files:
-                    raise InputError(
-                        f"{name} is damaged: its hard link {member.name!r} names {member.target!r}, which is not "
-                        "before it in the archive; download it again"
-                    )
-            budget.take(size, name)
-            if opener is None:
-                no_files.add(path)
-            elif _is_litter(path.as_posix()):
-                litter[path] = size, opener
-            else:
-                if file.is_file():
-                    twice.append(member.name)
-                _write(opener, file, f"{name}: {member.name!r}")
+            path = _relative_path(member.name, name)
+            budget.take(max(member.size, _BLOCK), name)
+            if _is_system_file(path.as_posix()):
+                continue
+            if member.open is None:
+                skipped.append(path.as_posix())
+                continue
+            if (folder / path).is_file():
+                repeated.append(member.name)
+            written = _write(member.open, folder / path, f"{name}: {member.name!r}")
+            budget.take(max(0, written - max(member.size, _BLOCK)), name)
+    if repeated:
+        print(f"{name}: {_count(repeated)} in it more than once; the last version is used")
+    if skipped:
+        print(f"{name}: {_count(sorted(skipped))} not unpacked: symbolic links and devices are skipped")
+
+
+@contextmanager
+def _archive_errors(name: str) -> Iterator[None]:
+    """Turn the errors of a damaged or unsupported archive into an `InputError`."""
+    try:
+        yield
     except NotImplementedError as error:
-        raise InputError(f"{name}: {error}; unpack it with another program and give the folder") from error
+        raise InputError(f"{name}: {error}; {_BY_HAND}") from error
     except MemoryError as error:
-        raise InputError(
-            f"{name} needs more memory to unpack than there is; unpack it with another program and give the folder"
-        ) from error
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the disk is full, say: not the archive's fault
+        raise InputError(f"{name} needs more memory than there is; {_BY_HAND}") from error
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, RecursionError) as error:
         raise InputError(f"{name} is damaged or incomplete ({error}); download it again") from error
-    if twice:
-        print(f"{name}: {_count(twice)} in it more than once; the last one of each name is taken")
-    no_files = {path for path in no_files if not _is_litter(path.as_posix())}
-    if no_files:
-        print(f"{name}: {_count(sorted(map(str, no_files)))} no regular files (links, devices) and not unpacked")
+    except KeyError as error:  # tarfile: the target of a hard link
+        raise InputError(f"{name} is damaged: {error.args[0]}; download it again") from error
+    except OSError as error:
+        if error.errno is not None:
+            raise  # such as a full disk
+        raise InputError(f"{name} is damaged or incomplete ({error}); download it again") from error
 
 
-def _inside(member: str, name: str) -> PurePosixPath:
-    """Return a member's path, which stays inside the folder that the archive is unpacked to."""
-    path = PurePosixPath(member.replace("\\", "/"))  # some Windows programs write zip files so
+def _relative_path(member: str, name: str) -> PurePosixPath:
+    """Return a member's path, which must stay inside the folder that the archive is unpacked to."""
+    path = PurePosixPath(member.replace("\\", "/"))  # some Windows programs write backslashes
     if path.is_absolute() or PureWindowsPath(path).drive or ".." in path.parts:
-        raise InputError(f"{name}: its file {member!r} would leave the folder it is unpacked to; do not trust it")
+        raise InputError(f"{name}: the path {member!r} leads out of the archive's folder; do not trust this archive")
     return path
 
 
-def _write(opener: Opener, file: Path, what: str) -> None:
+def _write(opener: Callable[[], IO[bytes] | None], file: Path, description: str) -> int:
+    """Write an archive member to a file and return the number of bytes."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with opener() as packed, file.open("wb") as unpacked:  # pyright: ignore[reportOptionalContextManager]
+        with opener() or _no_file() as packed, file.open("wb") as unpacked:
             shutil.copyfileobj(packed, unpacked, 1 << 20)
+            return unpacked.tell()
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-        raise InputError(f"{what} is both a file and a folder in it; download it again") from error
+        raise InputError(f"{description} is both a file and a folder in it; download it again") from error
+
+
+def _no_file() -> IO[bytes]:
+    raise tarfile.ReadError("a hard link leads to a folder")
 
 
 def _members(archive: Path, name: str, budget: _Budget) -> Iterator[_Member]:
-    """Yield what an archive holds, but for folders; of a zip file, only if all of it fits into the budget."""
+    """Yield an archive's files and links. A zip file must fit into the budget as a whole."""
     if name.lower().endswith(".zip"):
         with zipfile.ZipFile(archive) as packed:
             members = [member for member in packed.infolist() if not member.is_dir()]
@@ -247,23 +240,23 @@ def _members(archive: Path, name: str, budget: _Budget) -> Iterator[_Member]:
                     raise InputError(f"{name} is encrypted; unpack it with its password and give the folder")
                 is_link = member.create_system == _UNIX and stat.S_ISLNK(member.external_attr >> 16)
                 yield _Member(member.filename, member.file_size, None if is_link else partial(packed.open, member))
-    else:
-        with tarfile.open(archive) as packed:
-            for member in packed:
-                if member.isfile():
-                    yield _Member(member.name, member.size, partial(packed.extractfile, member))
-                elif not member.isdir():
-                    yield _Member(member.name, 0, None, member.linkname if member.islnk() else "")
-            # tarfile takes a damaged or cut header for the end, which really is a block of zeros.
-            if packed.fileobj is not None:
-                packed.fileobj.seek(packed.offset)
-                if packed.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                    raise tarfile.ReadError("it has no end")
+        return
+    with tarfile.open(archive) as packed:
+        for member in packed:
+            if member.isfile() or member.islnk():
+                yield _Member(member.name, member.size, partial(packed.extractfile, member))
+            elif not member.isdir():
+                yield _Member(member.name, 0, None)
+        # tarfile takes a damaged or cut header for the end of the archive, which is a block of zeros.
+        if packed.fileobj is not None:
+            packed.fileobj.seek(packed.offset)
+            if packed.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError("its end is missing")
 
 
 @contextmanager
 def scratch_folder(folder: Path) -> Iterator[Path]:
-    """Give an empty folder that is gone when the block ends; what a killed run left in it is removed first."""
+    """Give an empty folder and remove it when the block ends. What a killed run left there is removed first."""
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)

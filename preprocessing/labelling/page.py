@@ -1,27 +1,32 @@
-"""The labelling page: a local web page on which one person says what the unlabelled sequences show.
+"""The labelling page: a local web page on which one annotator labels the unlabelled sequences.
 
-Everything lies below a secret first part of the address; whoever does not know it, or comes by another host name than
-this machine's own (DNS rebinding), gets an empty 404. Frames are asked for by number, never by path.
+Frames are requested by number, never by path. See `common.web` for who may request them.
 """
 
 import secrets
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import cv2
+import jinja2
 import pandas as pd
-from flask import Blueprint, Flask, Response, abort, render_template, request
-from werkzeug.exceptions import HTTPException
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
 
 from common.emotions import EMOTIONS, canonical
 from common.errors import InputError
 from common.images import read_gray_or_bgr
+from common.web import html_page, private_app, read_json
 from preprocessing.labelling.store import (
     UNSURE,
-    ChangedElsewhereError,
+    ConflictError,
     LabelStore,
     agreements,
     disagreements,
@@ -29,9 +34,6 @@ from preprocessing.labelling.store import (
     read_labels,
 )
 from preprocessing.tables import unescaped
-
-HOSTS = ("127.0.0.1", "localhost")
-_LARGEST_REQUEST = 10_000  # bytes
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Sequence:
     Attributes:
         name: Such as `S005/002`.
         frames: Its image files, from neutral to peak.
-        missing: The numbers of frames that are not there, in words; empty where none is known to be.
+        missing: Numbers of the missing frames as text, such as `1, 4-6`; empty where none is missing.
     """
 
     name: str
@@ -50,207 +52,194 @@ class Sequence:
 
 
 @dataclass(frozen=True)
-class Guess:
-    """What a network says of a sequence's peak; the probability is 0-1, None where not told."""
+class Suggestion:
+    """A network's prediction for a sequence's peak; the probability is 0-1, None where unknown."""
 
     emotion: str
     probability: float | None
 
 
-def with_label(inventory: pd.DataFrame) -> set[str]:
-    """Return an inventory's sequences that the data set itself labels."""
+def labelled_sequences(inventory: pd.DataFrame) -> set[str]:
+    """Return the sequences of an inventory that have the data set's own label."""
     return set(inventory.loc[inventory["label_source"] == "dataset", "sequence"])
 
 
 def unlabelled_sequences(frames: pd.DataFrame, inventory: pd.DataFrame) -> list[Sequence]:
-    """Return the sequences that the data set itself does not label.
+    """Return the sequences without a label of the data set's own.
 
     Args:
-        frames: Every frame of the download, sorted (see `raw_datasets.read_ckplus`).
-        inventory: The data set's inventory; the download may lie here without its emotion files.
+        frames: Every frame of the download, sorted (see `ckplus.read_ckplus`).
+        inventory: The data set's inventory; the download may lack its emotion files here.
     """
-    unlabelled = frames[(frames["emotion"] == "") & ~frames["sequence"].isin(with_label(inventory))]
+    unlabelled = frames[(frames["emotion"] == "") & ~frames["sequence"].isin(labelled_sequences(inventory))]
     return [
-        Sequence(str(name), tuple(rows["file"]), _missing([int(frame) for frame in rows["frame"]]))
+        Sequence(str(name), tuple(rows["file"]), _missing_numbers([int(frame) for frame in rows["frame"]]))
         for name, rows in unlabelled.groupby("sequence", sort=False)
     ]
 
 
-def _missing(numbers: list[int]) -> str:
-    """Return which of the numbers from 1 to the largest are not there, such as `1, 4-6`."""
-    edges = [0, *numbers]
-    gaps = [(a + 1, b - 1) for a, b in pairwise(edges) if b - a > 1]
+def _missing_numbers(numbers: list[int]) -> str:
+    """Return which numbers from 1 to the largest are missing, such as `1, 4-6`."""
+    gaps = [(a + 1, b - 1) for a, b in pairwise([0, *numbers]) if b - a > 1]
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in gaps)
 
 
-def read_guesses(file: Path, table: pd.DataFrame) -> dict[str, Guess]:
-    """Read a network's predictions of a data set's images.
+def read_suggestions(file: Path, table: pd.DataFrame) -> dict[str, Suggestion]:
+    """Read a network's predictions for a data set's images.
 
     Args:
         file: CSV with `path` (as in inventory.csv), `prediction`, and the probabilities `p_<emotion>`.
         table: The data set's raw table.
 
     Returns:
-        By sequence, the guess for the last of its frames that the file has.
+        By sequence, the prediction for the last of its frames that the file contains.
 
     Raises:
-        InputError: the file is no such table, or none of its images is in the data set.
+        InputError: The file is not such a table, or contains no image of the data set.
     """
     try:
         rows = unescaped(pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig").fillna(""))
     except FileNotFoundError as error:
-        raise InputError(f"--guesses {file} does not exist; give predictions.csv of an evaluation") from error
+        raise InputError(f"--suggestions {file} does not exist; run: python -m evaluation.suggestions") from error
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise InputError(f"--guesses {file} is not a readable CSV table ({error})") from error
+        raise InputError(f"--suggestions {file} is not a readable CSV table ({error})") from error
     if not {"path", "prediction"} <= set(rows.columns):
-        raise InputError(f"--guesses {file} has the columns {', '.join(rows.columns)}; needed are path and prediction")
+        raise InputError(f"--suggestions {file} lacks path or prediction; its columns: {', '.join(rows.columns)}")
     sequence_of = table.set_index("path")["sequence"]
     rows = rows[rows["path"].isin(set(sequence_of.index))].sort_values("path")
     if rows.empty:
-        raise InputError(f"--guesses {file} names no image of this data set; predict this data set's images")
-    guesses = {}
+        raise InputError(f"--suggestions {file} contains no image of this data set; predict this data set's images")
+    suggestions = {}
     for row in rows.to_dict("records"):
         try:
             emotion = canonical(row["prediction"])
             probability = float(row[f"p_{emotion}"]) if row.get(f"p_{emotion}") else None
-        except ValueError as error:  # an InputError is one too
-            raise InputError(f"--guesses {file}, {row['path']}: {error}") from error
-        guesses[str(sequence_of[row["path"]])] = Guess(emotion, probability)
-    return guesses
+        except ValueError as error:  # InputError is one, too
+            raise InputError(f"--suggestions {file}, {row['path']}: {error}") from error
+        suggestions[str(sequence_of[row["path"]])] = Suggestion(emotion, probability)
+    return suggestions
 
 
 def build_app(
     sequences: list[Sequence],
     store: LabelStore,
-    guesses: dict[str, Guess],
+    suggestions: dict[str, Suggestion],
     dataset: str,
     next_command: str,
-    token: str | None = None,
-) -> Flask:
-    """Return the page's program.
+) -> Starlette:
+    """Return the page's application; see `common.web.private_app`.
 
     Args:
-        sequences: What there is to label.
-        store: Where this person's choices go.
-        guesses: A network's, by sequence; each is sent to the page when the person has chosen.
-        dataset: Its name, to be shown.
-        next_command: What to type when all is done, to be shown.
-        token: The secret first part of the address; left out: a random one. It is in the configuration, `TOKEN`.
+        sequences: The sequences to label.
+        store: The annotator's labels.
+        suggestions: By sequence; each is sent to the page after the annotator has chosen a label.
+        dataset: The data set's name, as shown on the page.
+        next_command: The command that adds the labels to the inventory, as shown on the page.
     """
-    app = Flask(__name__, static_folder=None, template_folder=str(Path(__file__).parent))
-    app.config["TOKEN"] = token = token or secrets.token_urlsafe(24)
-    app.config["MAX_CONTENT_LENGTH"] = _LARGEST_REQUEST
-    page = Blueprint("page", __name__, url_prefix=f"/{token}")
-    names = {sequence.name for sequence in sequences}
+    page = _Page(sequences, store, suggestions, {"dataset": dataset, "next_command": next_command})
+    return private_app(
+        [
+            Route("/", page.show),
+            Route("/state", page.show_state),
+            Route("/frame/{sequence:int}/{frame:int}", page.show_frame),
+            Route("/choose", page.choose, methods=["POST"]),
+            Route("/undo", page.undo, methods=["POST"]),
+        ]
+    )
 
-    @app.before_request
-    def turn_strangers_away() -> None:
-        knows_token = secrets.compare_digest(request.path.split("/")[1].encode(), token.encode())
-        if not knows_token or _host_name(request.host) not in HOSTS:
-            abort(404)
 
-    @app.errorhandler(HTTPException)
-    def say_nothing(error: HTTPException) -> Response:
-        return Response(status=error.code)
+class _Page:
+    """The page's endpoints. Starlette runs those that are no coroutines in threads."""
 
-    @app.after_request
-    def keep_private(response: Response) -> Response:
-        response.headers["Cache-Control"] = "no-store"
-        response.headers["Referrer-Policy"] = "no-referrer"
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
-        return response
+    def __init__(
+        self,
+        sequences: list[Sequence],
+        store: LabelStore,
+        suggestions: dict[str, Suggestion],
+        texts: dict[str, str],
+    ):
+        self.sequences = sequences
+        self.store = store
+        self.suggestions = suggestions
+        self.texts = texts
+        self.names = {sequence.name for sequence in sequences}
+        loader = jinja2.FileSystemLoader(Path(__file__).parent)
+        self.template = jinja2.Environment(loader=loader, autoescape=True).get_template("page.html")
 
-    @page.get("/")
-    def show() -> Response:
+    def show(self, request: Request) -> HTMLResponse:
         nonce = secrets.token_urlsafe(16)
-        html = render_template("page.html", nonce=nonce, emotions=EMOTIONS, unsure=UNSURE, state=state())
-        policy = f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src blob: data:; "
-        policy += "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-        return Response(html, headers={"Content-Security-Policy": policy}, mimetype="text/html")
+        html = self.template.render(nonce=nonce, emotions=EMOTIONS, unsure=UNSURE, state=self.state())
+        return html_page(html, nonce)
 
-    @page.get("/state")
-    def state() -> dict[str, Any]:
-        return {"dataset": dataset, "next_command": next_command, **_state(sequences, store, guesses)}
+    def show_state(self, request: Request) -> JSONResponse:
+        return JSONResponse(self.state())
 
-    @page.get("/frame/<int:sequence>/<int:frame>")
-    def frame(sequence: int, frame: int) -> Response:
-        if sequence >= len(sequences) or frame >= len(sequences[sequence].frames):
-            abort(404)
+    def show_frame(self, request: Request) -> Response:
+        sequence, frame = request.path_params["sequence"], request.path_params["frame"]
+        if sequence >= len(self.sequences) or frame >= len(self.sequences[sequence].frames):
+            raise HTTPException(404)
         try:
-            image = read_gray_or_bgr(sequences[sequence].frames[frame])
-        except OSError:  # gone since the page was opened
+            image = read_gray_or_bgr(self.sequences[sequence].frames[frame])
+        except OSError:  # removed since the page was opened
             image = None
         if image is None:
-            abort(404)
-        return Response(
-            cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes(), mimetype="image/png"
-        )
+            raise HTTPException(404)
+        png = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
+        return Response(png.tobytes(), media_type="image/png")
 
-    @page.post("/choose")
-    def choose() -> tuple[dict[str, Any], int]:
-        return write(lambda given: store.choose(given["sequence"], given["emotion"], given["seen"]))
+    async def choose(self, request: Request) -> JSONResponse:
+        given = await read_json(request)
+        return await run_in_threadpool(self._write, given, self.store.choose, ("sequence", "emotion", "seen"))
 
-    @page.post("/undo")
-    def undo() -> tuple[dict[str, Any], int]:
-        return write(lambda given: store.undo(given["sequence"], given["seen"]))
+    async def undo(self, request: Request) -> JSONResponse:
+        given = await read_json(request)
+        return await run_in_threadpool(self._write, given, self.store.undo, ("sequence", "seen"))
 
-    def write(change: Any) -> tuple[dict[str, Any], int]:
-        """Answer a request that changes a choice: the new state, and an error in one line where nothing was written."""
-        given = request.get_json(silent=True)
+    def _write(self, given: Any, change: Callable[..., None], fields: tuple[str, ...]) -> JSONResponse:
+        """Change the store and return the new state, with one line of error where nothing was written."""
+        status, error = 200, ""
         try:
-            if not isinstance(given, dict) or not all(isinstance(value, str) for value in given.values()):
-                raise InputError("not a choice")
-            if given.get("sequence") not in names:
-                raise InputError(f"sequence {given.get('sequence')!r} is not one of the unlabelled")
-            change(given)
-        except KeyError as error:
-            return {**state(), "error": f"not a choice: no {error}"}, 400
-        except InputError as error:
-            return {**state(), "error": str(error)}, 400
-        except ChangedElsewhereError as error:
-            return {**state(), "error": str(error)}, 409
-        except OSError as error:
-            return {**state(), "error": f"not saved: {error.strerror or error} ({store.file})"}, 507
-        return state(), 200
+            if not isinstance(given, dict) or not all(isinstance(given.get(field), str) for field in fields):
+                raise InputError(f"a choice needs {', '.join(fields)}, each a text")
+            if given["sequence"] not in self.names:
+                raise InputError(f"sequence {given['sequence']!r} is not one of the unlabelled sequences")
+            change(*(given[field] for field in fields))
+        except InputError as mistake:
+            status, error = 400, str(mistake)
+        except ConflictError as conflict:
+            status, error = 409, str(conflict)
+        except OSError as failure:
+            status, error = 507, f"not saved: {failure.strerror or failure} ({self.store.file})"
+        return JSONResponse({**self.state(), "error": error}, status)
 
-    app.register_blueprint(page)
-    return app
+    def state(self) -> dict[str, Any]:
+        """Return what the page shows. Other annotators' labels and suggestions are sent for chosen sequences only."""
+        choices = [choice for choice in self.store.choices() if choice[0] in self.names]
+        chosen = dict(choices)
+        try:
+            labels, problem = read_labels(label_files(self.store.file.parent).values()), ""
+        except InputError as error:  # another annotator's file, copied into the folder while the page is open
+            labels, problem = read_labels([]), str(error)
+        disputed = disagreements(labels)
+        return {
+            **self.texts,
+            "annotator": self.store.annotator,
+            "sequences": [
+                {
+                    "name": sequence.name,
+                    "frames": len(sequence.frames),
+                    "missing": sequence.missing,
+                    "choice": chosen.get(sequence.name, ""),
+                    "suggestion": _shown(self.suggestions.get(sequence.name), sequence.name in chosen),
+                    "disputed": disputed.get(sequence.name) if sequence.name in chosen else None,
+                }
+                for sequence in self.sequences
+            ],
+            "last": {"sequence": choices[-1][0], "emotion": choices[-1][1]} if choices else None,
+            "agreements": [asdict(agreement) for agreement in agreements(labels)],
+            "problem": problem,
+        }
 
 
-def _host_name(host: str) -> str | None:
-    try:
-        return urlsplit(f"//{host}").hostname
-    except ValueError:
-        return None
-
-
-def _state(sequences: list[Sequence], store: LabelStore, guesses: dict[str, Guess]) -> dict[str, Any]:
-    """Return all that the page shows, but for the pictures; what others and the network say only of what is chosen."""
-    choices = [choice for choice in store.choices() if choice[0] in {sequence.name for sequence in sequences}]
-    chosen = dict(choices)
-    try:
-        labels = read_labels(label_files(store.file.parent).values())
-        problem = ""
-    except InputError as error:  # a colleague's file, copied into the folder while the page is open
-        labels, problem = read_labels([]), str(error)
-    disputed = {name: says for name, says in disagreements(labels).items() if name in chosen}
-    return {
-        "annotator": store.annotator,
-        "sequences": [
-            {
-                "name": sequence.name,
-                "frames": len(sequence.frames),
-                "missing": sequence.missing,
-                "choice": chosen.get(sequence.name, ""),
-                "guess": asdict(guesses[sequence.name])
-                if sequence.name in chosen and sequence.name in guesses
-                else None,
-                "disputed": disputed.get(sequence.name),
-            }
-            for sequence in sequences
-        ],
-        "last": {"sequence": choices[-1][0], "emotion": choices[-1][1]} if choices else None,
-        "agreements": [asdict(agreement) for agreement in agreements(labels)],
-        "problem": problem,
-    }
+def _shown(suggestion: Suggestion | None, is_chosen: bool) -> dict[str, Any] | None:
+    return asdict(suggestion) if suggestion and is_chosen else None

@@ -1,9 +1,9 @@
-"""The labels that people give: reading them, appending to them, and how far two people agree.
+"""Annotators' labels: read them, append to them, and measure how well two annotators agree.
 
-The labelling page keeps one file per annotator in a folder, `data/NAME/labels/ANNOTATOR.csv`, with the columns
-`sequence`, `emotion`, `annotator` and `time` (UTC). It is a log that is only appended to: a later line about a sequence
-replaces the earlier one, and `undo` takes the sequence's latest choice back. So nothing that was chosen is ever lost, a
-kill can cut no more than a last line that the page has not confirmed, and a colleague's file is added by copying it.
+The labelling page keeps one file per annotator, `data/NAME/labels/ANNOTATOR.csv`, with the columns `sequence`,
+`emotion`, `annotator` and `time` (UTC). It is an append-only log: a later line replaces an earlier one about the same
+sequence, and `undo` removes the sequence's latest label. A kill can only cut the last line, which the page has not yet
+confirmed. To add another annotator's labels, copy the file into the folder.
 """
 
 import errno
@@ -23,49 +23,49 @@ import pandas as pd
 
 from common.emotions import EMOTIONS, canonical
 from common.errors import InputError
+from common.processes import exclusive_lock
 
-UNSURE = "unsure"  # a choice: this person cannot tell
-UNDO = "undo"  # in a log: the sequence's latest choice is taken back
+UNSURE = "unsure"  # a choice: the annotator cannot decide
+UNDO = "undo"  # in a log: the sequence's latest label is removed
 LOG_COLUMNS = ["sequence", "emotion", "annotator", "time"]
 _TABLE_COLUMNS = ["file", "key", "name", "annotator", "emotion", "first"]
 _HEADER = ",".join(LOG_COLUMNS).encode()
-_LARGEST_FILE = 100_000_000  # bytes: more than a million labels; the file is read as a whole
+_MAX_SIZE = 100_000_000  # bytes: more than a million labels; files are read as a whole
 _WHOLE_LINE = re.compile(rb"[^,]+,\w+,[^,]+,\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\r?")
 
-# Of one person: (sequence, emotion or UNSURE) in the order of choosing, without what was taken back.
+# One annotator's (sequence, emotion or UNSURE) in the order of choosing, without what was undone.
 Choices = list[tuple[str, str]]
 
 
 def label_files(place: Path) -> dict[str, Path]:
-    """Return the label files that `--labels` means, by name: the file itself, or the CSV files of a folder.
+    """Return the label files of `--labels` by name: a single file, or the CSV files of a folder.
 
     Raises:
-        InputError: there is none.
+        InputError: There is no such file.
     """
     if place.is_file():
         return {place.name: place}
     if not place.is_dir():
-        raise InputError(f"--labels {place} does not exist; give a CSV file, or a folder of them")
+        raise InputError(f"--labels {place} does not exist; give a CSV file, or a folder of CSV files")
     files = {file.name: file for file in sorted(place.glob("*.csv")) if not file.name.startswith(".")}
     if not files:
-        raise InputError(f"--labels {place} holds no .csv file; label with: python -m preprocessing.label_peaks")
+        raise InputError(f"--labels {place} contains no .csv file; label with: python -m preprocessing.label_peaks")
     return files
 
 
 def read_labels(files: Iterable[Path]) -> pd.DataFrame:
-    """Read everybody's labels.
+    """Read the labels of all annotators.
 
     Args:
-        files: The labelling page's logs, or CSV files written by hand with the columns `sequence` (such as `S005/001`)
-            or `path` (as in inventory.csv), `emotion` (or `unsure`), and optionally `annotator`.
+        files: The labelling page's logs, or hand-made CSV files with the columns `sequence` (such as `S005/001`) or
+            `path` (as in inventory.csv), `emotion` (or `unsure`), and optionally `annotator`.
 
     Returns:
-        One row per image or sequence and annotator: `file`, `key` (`sequence` or `path`), `name` (of it), `annotator`
-        (empty where not told), `emotion` (canonical, or `unsure`) and `first`, which was chosen before `emotion`
-        replaced it.
+        One row per annotator and image or sequence: `file`, `key` (`sequence` or `path`), its `name`, `annotator`
+        (empty if unknown), `emotion` (canonical or `unsure`) and `first`, the annotator's first choice.
 
     Raises:
-        InputError: a file is no such table or contradicts itself, or two files are by annotators of one name.
+        InputError: A file is not such a table or contradicts itself, or two files have the same annotator.
     """
     tables, owners = [pd.DataFrame(columns=_TABLE_COLUMNS, dtype=str)], {}
     for file in files:
@@ -74,8 +74,8 @@ def read_labels(files: Iterable[Path]) -> pd.DataFrame:
             other = owners.setdefault(annotator.casefold(), file)
             if other != file:
                 raise InputError(
-                    f"{other} and {file} both hold labels by annotator {annotator!r}; two people need two names "
-                    "(change the column in one of the files), and a copy must go elsewhere"
+                    f"{other} and {file} both contain labels by annotator {annotator!r}; rename one annotator (in its "
+                    "column, too), or move a copy elsewhere"
                 )
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
@@ -85,7 +85,7 @@ def _read_file(file: Path) -> pd.DataFrame:
     key, is_log, lines = _read_lines(file)
     rows = []
     for annotator in dict.fromkeys(by for _, _, by in lines):
-        choices = _standing([(name, emotion) for name, emotion, by in lines if by == annotator])
+        choices = _without_undone([(name, emotion) for name, emotion, by in lines if by == annotator])
         first, last = dict(reversed(choices)), dict(choices)
         if not is_log and (disputed := [name for name in last if first[name] != last[name]]):
             raise InputError(f"{file}: {key} {disputed[0]!r} has two labels; keep one")
@@ -94,9 +94,9 @@ def _read_file(file: Path) -> pd.DataFrame:
 
 
 def _read_lines(file: Path) -> tuple[str, bool, list[tuple[str, str, str]]]:
-    """Return a file's key (sequence or path), whether it is a log, and its lines: name, choice, annotator."""
-    if file.stat().st_size > _LARGEST_FILE:
-        raise InputError(f"{file} is no table of labels: it has more than {_LARGEST_FILE / 1e6:.0f} MB; give another")
+    """Return a file's key (`sequence` or `path`), whether it is a log, and its lines: name, choice, annotator."""
+    if file.stat().st_size > _MAX_SIZE:
+        raise InputError(f"{file} is larger than {_MAX_SIZE / 1e6:.0f} MB; give a table of labels")
     try:
         content = _without_cut_line(file.read_bytes()).decode("utf-8-sig")
         table = pd.read_csv(io.StringIO(content), dtype=str, keep_default_na=False, skipinitialspace=True).fillna("")
@@ -105,12 +105,12 @@ def _read_lines(file: Path) -> tuple[str, bool, list[tuple[str, str, str]]]:
     keys = [key for key in ("sequence", "path") if key in table.columns]
     if len(keys) != 1 or "emotion" not in table.columns:
         raise InputError(
-            f"{file} has the columns {', '.join(table.columns)}; needed are emotion, and either sequence "
-            "(such as S005/001) or path"
+            f"{file} has the columns {', '.join(table.columns)}; needed are emotion, and either sequence (such as "
+            "S005/001) or path"
         )
     is_log = set(LOG_COLUMNS) <= set(table.columns)
     try:
-        emotions = [_choice(text, is_log) for text in table["emotion"]]
+        emotions = [_parse_choice(text, is_log) for text in table["emotion"]]
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
     annotators = table["annotator"] if "annotator" in table.columns else [""] * len(table)
@@ -118,7 +118,7 @@ def _read_lines(file: Path) -> tuple[str, bool, list[tuple[str, str, str]]]:
 
 
 def _without_cut_line(content: bytes) -> bytes:
-    """Return a file's content; of the page's logs without a last line that was cut while it was written."""
+    """Return a file's content; for a log, without a last line that was cut while it was written."""
     before, newline, last = content.rpartition(b"\n")
     if not newline:
         return _HEADER if _HEADER.startswith(content) else content
@@ -126,30 +126,30 @@ def _without_cut_line(content: bytes) -> bytes:
     return before + newline if is_log and not _WHOLE_LINE.fullmatch(last) else content
 
 
-def _choice(text: str, is_log: bool) -> str:
+def _parse_choice(text: str, is_log: bool) -> str:
     word = text.strip().lower()
     return word if word == UNSURE or (is_log and word == UNDO) else canonical(text)
 
 
-def _standing(lines: Choices) -> Choices:
-    """Return one person's choices without those that a later line takes back."""
+def _without_undone(lines: Choices) -> Choices:
+    """Return one annotator's choices without those that a later line undoes."""
     choices: Choices = []
     for name, emotion in lines:
         if emotion != UNDO:
             choices.append((name, emotion))
-        elif taken_back := [index for index, choice in enumerate(choices) if choice[0] == name]:
-            choices.pop(taken_back[-1])
+        elif earlier := [index for index, choice in enumerate(choices) if choice[0] == name]:
+            choices.pop(earlier[-1])
     return choices
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far two annotators agree, over what both gave an emotion; where either is unsure, nothing is compared.
+    """Agreement of two annotators on what both gave an emotion; `unsure` is left out.
 
     Attributes:
-        annotators: The two.
-        count, kappa: Sequences that both named, and Cohen's kappa (-1 to 1) of the labels as they stand.
-        first_count, first_kappa: The same of what each chose first, before they spoke about it.
+        annotators: The two annotators.
+        count, kappa: Number of compared sequences, and Cohen's kappa (-1 to 1) of the current labels.
+        first_count, first_kappa: The same for the first choices, made independently of each other.
     """
 
     annotators: tuple[str, str]
@@ -160,43 +160,46 @@ class Agreement:
 
 
 def agreements(labels: pd.DataFrame) -> list[Agreement]:
-    """Compare every two annotators of a table from `read_labels`; kappa is None where only one emotion was used."""
+    """Return the agreement of every two annotators of a table from `read_labels`.
+
+    Kappa is None where both annotators used only one emotion.
+    """
     found = []
     for one, other in combinations(sorted(set(labels["annotator"])), 2):
-        figures = []
+        values = []
         for column in ("emotion", "first"):
-            named = labels[labels[column] != UNSURE].set_index(["key", "name"])
-            both = [named.loc[named["annotator"] == annotator, column] for annotator in (one, other)]
+            labelled = labels[labels[column] != UNSURE].set_index(["key", "name"])
+            both = [labelled.loc[labelled["annotator"] == annotator, column] for annotator in (one, other)]
             pairs = pd.concat(both, axis=1, join="inner", keys=["one", "other"])
-            figures += [len(pairs), _kappa(pairs["one"].tolist(), pairs["other"].tolist())]
-        found.append(Agreement((one, other), *figures))
+            values += [len(pairs), _kappa(pairs["one"].tolist(), pairs["other"].tolist())]
+        found.append(Agreement((one, other), *values))
     return found
 
 
 def _kappa(one: list[str], other: list[str]) -> float | None:
     if len({*one, *other}) < 2:
         return None
-    from sklearn.metrics import cohen_kappa_score  # a second to load, and not needed before two have labelled
+    from sklearn.metrics import cohen_kappa_score  # late: it takes a second to import
 
     return float(cohen_kappa_score(one, other))
 
 
 def disagreements(labels: pd.DataFrame) -> dict[str, dict[str, str]]:
-    """Return who says what of each image or sequence that annotators give different emotions; unsure does not count."""
-    named = labels[labels["emotion"] != UNSURE]
-    disputed = named[named.groupby(["key", "name"])["emotion"].transform("nunique") > 1]
+    """Return the emotion by annotator for each image or sequence with different emotions; `unsure` is left out."""
+    labelled = labels[labels["emotion"] != UNSURE]
+    disputed = labelled[labelled.groupby(["key", "name"])["emotion"].transform("nunique") > 1]
     return {
         str(name): dict(zip(rows["annotator"], rows["emotion"], strict=True))
         for name, rows in disputed.groupby("name", sort=True)
     }
 
 
-class ChangedElsewhereError(Exception):
-    """A choice was made on the ground of what another window has changed meanwhile; nothing was written."""
+class ConflictError(Exception):
+    """The choice was changed in another window meanwhile; nothing was written."""
 
 
 class LabelStore:
-    """One annotator's log, which this program alone writes to; see `open_store`. Threads may share it."""
+    """One annotator's log, which only this process writes to; see `open_store`. Threads may share it."""
 
     def __init__(self, file: Path, annotator: str, log: BinaryIO, choices: Choices):
         self.file = file
@@ -207,22 +210,22 @@ class LabelStore:
         self._lock = Lock()
 
     def choices(self) -> Choices:
-        """Return what stands, in the order of choosing."""
+        """Return the current choices in the order of choosing."""
         with self._lock:
             return list(self._choices)
 
     def choose(self, sequence: str, emotion: str, seen: str) -> None:
-        """Write a choice; when this returns, it is on disk.
+        """Write a choice. It is on disk when this returns.
 
         Args:
             sequence: Such as `S005/001`.
-            emotion: A canonical name, or `unsure`.
-            seen: The sequence's choice that the person saw when choosing, empty for none.
+            emotion: A canonical emotion, or `unsure`.
+            seen: The sequence's choice that the page showed before, empty for none.
 
         Raises:
-            ChangedElsewhereError: it is another one by now.
-            InputError: no such emotion, or someone else changed the file.
-            OSError: the disk does not take it; the file is as before.
+            ConflictError: The sequence's choice is not `seen` any more.
+            InputError: The emotion is unknown, or another program changed the file.
+            OSError: The disk accepts no more data; the file is unchanged.
         """
         if emotion not in (*EMOTIONS, UNSURE):
             raise InputError(f"unknown emotion {emotion!r}; accepted are {', '.join(EMOTIONS)} and {UNSURE}")
@@ -233,25 +236,25 @@ class LabelStore:
                 self._choices.append((sequence, emotion))
 
     def undo(self, sequence: str, seen: str) -> None:
-        """Take the sequence's latest choice back, so that the one before it stands, or none; `seen` as in `choose`.
+        """Remove a sequence's latest choice, so that the previous one applies again; `seen` as in `choose`.
 
         Raises:
-            ChangedElsewhereError, InputError, OSError: as `choose`.
+            ConflictError, InputError, OSError: As `choose`.
         """
         with self._lock:
             self._check_seen(sequence, seen)
             if not seen:
-                raise InputError(f"{sequence} has no choice to take back")
+                raise InputError(f"{sequence} has no choice to undo")
             self._append(sequence, UNDO)
-            self._choices = _standing([*self._choices, (sequence, UNDO)])
+            self._choices = _without_undone([*self._choices, (sequence, UNDO)])
 
     def _check_seen(self, sequence: str, seen: str) -> None:
         now = dict(self._choices).get(sequence, "")
         if now != seen:
-            raise ChangedElsewhereError(f"{sequence} was changed to {now or 'no choice'} in another window; look again")
+            raise ConflictError(f"{sequence} was changed to {now or 'no choice'} in another window; look again")
 
     def _append(self, sequence: str, emotion: str) -> None:
-        """Write one line; all of it is on disk, or none and the file as before."""
+        """Write one line to disk as a whole, or leave the file as it was."""
         status = os.fstat(self._log.fileno())
         if not self.file.exists() or not os.path.samestat(self.file.stat(), status):
             raise InputError(f"{self.file} was moved or removed while the page is open; put it back, or start again")
@@ -270,48 +273,26 @@ class LabelStore:
 
 @contextmanager
 def open_store(folder: Path, annotator: str) -> Iterator[LabelStore]:
-    """Open an annotator's log to write to, a new one where there is none; a line that a kill cut is removed.
+    """Open an annotator's log for writing, or create it. A line that a kill cut is removed.
 
     Raises:
-        InputError: the name cannot be a file's, is another person's, or is in use by another run of the program.
+        InputError: The name cannot be a file name, differs from another annotator's only in case, or is in use by
+            another process.
     """
     if not re.fullmatch(r"[^\W_][\w-]{0,39}", annotator):
-        raise InputError(f"--name {annotator!r} is not a plain name: up to 40 letters, digits, - and _, such as ann")
-    folder.mkdir(parents=True, exist_ok=True)
+        raise InputError(f"--annotator {annotator!r} is not a plain name: accepted are 1-40 letters, digits, - and _")
     for file in folder.glob("*.csv"):
         if file.stem != annotator and file.stem.casefold() == annotator.casefold():
-            raise InputError(f"--name {annotator}: there is {file} already; give that name, or one of another person")
+            raise InputError(f"--annotator {annotator}: {file} exists already; give that name, or another one")
     file = folder / f"{annotator}.csv"
-    with file.open("ab+", buffering=0) as log:
-        if not _lock_file(log):
-            raise InputError(
-                f"--name {annotator}: another run of this program labels under that name; two people need two names, "
-                "one person opens the same address in a second window"
-            )
-        choices = _read_log(file, annotator)  # before anything is written: the file may not be a log at all
+    with exclusive_lock(folder / f".{annotator}", "or give another --annotator"), file.open("ab+", buffering=0) as log:
+        choices = _read_log(file, annotator)  # before anything is written: the file may not be a log
         _repair(log)
         yield LabelStore(file, annotator, log, choices)
 
 
-def _lock_file(log: BinaryIO) -> bool:
-    """Lock a file until it is closed or the process ends, however it ends; False where another process has it."""
-    try:
-        if os.name == "nt":
-            import msvcrt
-
-            log.seek(1 << 30)  # far behind the end: a lock on Windows keeps other programs from reading what it covers
-            msvcrt.locking(log.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    return True
-
-
 def _repair(log: BinaryIO) -> None:
-    """Leave whole lines alone in a log, with the header as the first."""
+    """Complete a log's header, and remove a last line that was cut."""
     log.seek(0)
     content = log.read()
     whole = _without_cut_line(content)
@@ -326,7 +307,7 @@ def _repair(log: BinaryIO) -> None:
 def _read_log(file: Path, annotator: str) -> Choices:
     _, is_log, lines = _read_lines(file)
     if not is_log:
-        raise InputError(f"{file} was not written by the labelling page; keep labels of your own in another folder")
+        raise InputError(f"{file} was not written by the labelling page; keep your own labels in another folder")
     if others := sorted({by for _, _, by in lines} - {annotator}):
-        raise InputError(f"{file} holds labels by {others[0]!r}, not {annotator!r}; rename the file to {others[0]}.csv")
-    return _standing([(name, emotion) for name, emotion, _ in lines])
+        raise InputError(f"{file} contains labels by {others[0]!r}, not {annotator!r}; rename it to {others[0]}.csv")
+    return _without_undone([(name, emotion) for name, emotion, _ in lines])
