@@ -1,4 +1,4 @@
-"""Counting what a table of images holds."""
+"""Count what a table of images contains."""
 
 from typing import Any
 
@@ -14,14 +14,14 @@ def count_images(table: pd.DataFrame, column: str) -> pd.DataFrame:
     """Count the images per emotion and per value of `usage` or `split`.
 
     Returns:
-        One row per emotion, in class order, and one column per value, training first; `all` holds the sums of both.
+        One row per emotion, in class order, and one column per value, training first; `all` contains the sums.
     """
     values = table[column].replace("", "-")
     counts = pd.crosstab(table["emotion"].replace("", UNLABELLED), values)
     order = sorted(set(values) - ({"-"} if values.nunique() == 1 else set()), key=_position)
-    all_counts = counts.sum(axis=1)
+    sums = counts.sum(axis=1)
     counts = counts.reindex([*in_class_order(set(counts.index)), *({UNLABELLED} & set(counts.index))])[order]
-    counts["all"] = all_counts
+    counts["all"] = sums
     counts.loc["all"] = counts.sum()
     return counts.rename_axis(index=None, columns=None)
 
@@ -37,22 +37,22 @@ def format_counts(counts: pd.DataFrame) -> str:
 
 
 def audit(table: pd.DataFrame) -> dict[str, Any]:
-    """Count what is notable about an inventory.
+    """Count duplicates, missing labels and other properties of an inventory.
 
     Returns:
         rows: Images in the table.
         unlabelled, constant, unreadable: Images.
-        distinct: Different readable images.
-        copies: Readable images that would be gone if each were kept once.
-        crossing_groups: Groups of copies that lie in more than one of the data set's own splits.
-        crossing_rows: For each of those splits, its images in such a group.
-        conflicting_groups: Groups of copies with more than one label.
-        subjects, sequences, labelled_sequences: How many there are of each; 0 where the data set does not tell.
-        unnamed: Images that FER+ leaves without a name (no face); None where there are no votes.
+        distinct: Distinct readable images.
+        duplicates: Readable images beyond the first of each group of duplicates.
+        cross_split_groups: Groups of duplicates in more than one of the data set's own splits.
+        cross_split_rows: Images in such groups, by split.
+        conflicting_groups: Groups of duplicates with more than one label.
+        subjects, sequences, labelled_sequences: Their numbers; 0 where the data set has none.
+        unnamed: Images without a name in FER+ (no face); None without votes.
     """
     readable = table[table["pixel_hash"] != ""]
     groups = readable.groupby("pixel_hash")
-    crossing = readable["pixel_hash"].map(groups["usage"].nunique() > 1)
+    crosses = readable["pixel_hash"].map(groups["usage"].nunique() > 1)
     labels = readable[readable["emotion"] != ""].groupby("pixel_hash")["emotion"].nunique()
     return {
         "rows": len(table),
@@ -61,8 +61,8 @@ def audit(table: pd.DataFrame) -> dict[str, Any]:
         "unreadable": int((table["status"] == "unreadable").sum()),
         "distinct": groups.ngroups,
         "duplicates": len(readable) - groups.ngroups,
-        "crossing_groups": readable.loc[crossing, "pixel_hash"].nunique(),
-        "crossing_rows": readable.loc[crossing, "usage"].value_counts(sort=False).to_dict(),
+        "cross_split_groups": readable.loc[crosses, "pixel_hash"].nunique(),
+        "cross_split_rows": readable.loc[crosses, "usage"].value_counts(sort=False).to_dict(),
         "conflicting_groups": int((labels > 1).sum()),
         "subjects": _distinct(table["subject"]),
         "sequences": _distinct(table["sequence"]),
@@ -77,14 +77,14 @@ def _distinct(names: pd.Series) -> int:
 
 def format_audit(counts: dict[str, Any]) -> str:
     """Return an audit as aligned text, one line per count."""
-    per_usage = ", ".join(f"{count:,} of {usage or '-'}" for usage, count in counts["crossing_rows"].items())
+    per_split = ", ".join(f"{count:,} of {usage or '-'}" for usage, count in counts["cross_split_rows"].items())
     lines = {
         "images": f"{counts['rows']:,}",
         "without a label": f"{counts['unlabelled']:,}",
-        "exact copies": f"{counts['copies']:,} ({counts['distinct']:,} distinct images)",
-        "groups of copies across the data set's own splits": f"{counts['crossing_groups']:,}"
-        + (f" (images: {per_usage})" if per_usage else ""),
-        "groups of copies with conflicting labels": f"{counts['conflicting_groups']:,}",
+        "duplicates": f"{counts['duplicates']:,} ({counts['distinct']:,} distinct images)",
+        "groups of duplicates across the data set's own splits": f"{counts['cross_split_groups']:,}"
+        + (f" (images: {per_split})" if per_split else ""),
+        "groups of duplicates with conflicting labels": f"{counts['conflicting_groups']:,}",
         "constant images": f"{counts['constant']:,}",
         "unreadable files": f"{counts['unreadable']:,}",
     }
@@ -92,6 +92,6 @@ def format_audit(counts: dict[str, Any]) -> str:
         labelled = f"{counts['labelled_sequences']:,} with a label"
         lines["sequences"] = f"{counts['sequences']:,} ({labelled}) of {counts['subjects']:,} subjects"
     if counts["unnamed"] is not None:
-        lines["images that FER+ leaves without a name (no face)"] = f"{counts['unnamed']:,}"
+        lines["images without a name in FER+ (no face)"] = f"{counts['unnamed']:,}"
     width = max(map(len, lines))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from common.command_line import shortened
 from common.emotions import CKPLUS_CODES
 from common.errors import InputError
 from common.images import image_files
@@ -15,7 +16,7 @@ CKPLUS_EMOTION = re.compile(
     r"(?:.*/)?(?P<subject>S\d+)/(?P<take>\d+)/(?P=subject)_(?P=take)_(?P<frame>\d+)_emotion\.txt"
 )
 CKPLUS48_IMAGE = re.compile(r"(?P<subject>S\d+)_(?P<take>\d+)_(?P<frame>\d+)")
-_LONGEST_CODE = 1000  # bytes of a CK+ emotion file
+_MAX_CODE = 1000  # bytes read of an emotion file
 
 
 def sequence_columns(match: re.Match | None) -> dict[str, str]:
@@ -27,96 +28,94 @@ def sequence_columns(match: re.Match | None) -> dict[str, str]:
 
 
 def read_ckplus(files: dict[str, Path]) -> pd.DataFrame:
-    """Read every frame of CK+'s sequences, each with the label of its sequence (see `choose_frames`).
+    """Read every frame of CK+'s sequences, each with the label of its sequence (see `select_frames`).
 
     Returns:
-        The raw table, sorted by sequence and frame; the emotion is empty for sequences without a label.
+        The raw table, sorted by sequence and frame; the emotion is empty for unlabelled sequences.
 
     Raises:
-        InputError: an emotion file holds no code 0-7, or contradicts another one, or its sequence has no images.
+        InputError: An emotion file has no code 0-7 or contradicts another one, or its sequence has no images.
     """
-    labels: dict[str, str] = {}
-    for name, file in files.items():
-        match = CKPLUS_EMOTION.fullmatch(name)
-        if match:
-            sequence, emotion = f"{match['subject']}/{match['take']}", _read_code(file, name)
-            if labels.setdefault(sequence, emotion) != emotion:
-                raise InputError(f"{name} says {emotion}, another file of this sequence {labels[sequence]}; keep one")
+    labels = _read_labels(files)
     rows = []
     for name, file in image_files(files).items():
-        match = CKPLUS_IMAGE.fullmatch(name)
-        if match:
+        if match := CKPLUS_IMAGE.fullmatch(name):
             columns = sequence_columns(match)
             emotion = labels.get(columns["sequence"], "")
             path = f"images/{columns['sequence']}/{file.name}"
             source = "dataset" if emotion else ""
             rows.append({"file": file, "path": path, "emotion": emotion, "label_source": source, "usage": ""} | columns)
-    table = pd.DataFrame(rows).drop_duplicates("path")  # given twice: unpacked, and in an archive beside it
-    table = table.sort_values(["sequence", "frame"], key=_in_order, ignore_index=True)
+    table = pd.DataFrame(rows).drop_duplicates("path")  # a folder and its archive may both be there
+    table = table.assign(number=table["frame"].astype(int)).sort_values(["sequence", "number"], ignore_index=True)
     without_images = sorted(set(labels) - set(table["sequence"]))
     if without_images:
         raise InputError(
             f"sequence {without_images[0]} has an emotion file but no images ({len(without_images)} such sequences); "
             "unpack all of extended-cohn-kanade-images.zip"
         )
-    return table
+    return table.drop(columns="number")
 
 
-def print_missing_frames(files: dict[str, Path], table: pd.DataFrame) -> None:
-    """Print of which CK+ sequences frames are missing, and what stands for a missing first or last one.
-
-    A sequence's frames are numbered from 1 to that of its emotion file, or where it has none to its last picture.
-
-    Args:
-        files: The download's.
-        table: As `read_ckplus` returns it.
-    """
-    labelled: dict[str, int] = {}
-    for match in filter(None, map(CKPLUS_EMOTION.fullmatch, files)):
-        labelled[f"{match['subject']}/{match['take']}"] = int(match["frame"])
-    missing, ends = {}, {}
-    for name, numbers in table["frame"].astype(int).groupby(table["sequence"]):
-        sequence, there = str(name), set(numbers)
-        last = labelled.get(sequence, max(there))
-        missing[sequence] = sorted(set(range(1, last + 1)) - there)
-        ends[sequence] = [end for end in (1, last) if end not in there]
-    lacking = [sequence for sequence, numbers in missing.items() if numbers]
-    if not lacking:
-        return
-    first, count = lacking[0], sum(map(len, missing.values()))
-    shown = ", ".join(map(str, missing[first][:5])) + (" ..." if len(missing[first]) > 5 else "")
-    print(f"missing: {count:,} frames of {len(lacking):,} sequences ({first} lacks {shown}); what is there is kept")
-    without = [sequence for sequence, numbers in ends.items() if numbers]
-    if without:
-        names = ", ".join(without[:5]) + (" ..." if len(without) > 5 else "")
-        print(
-            f"  the first or the labelled last frame is among them in {len(without):,} ({names}): the nearest frame "
-            "that is there stands for it, and shows less; unpack the images again"
-        )
-
-
-def _in_order(column: pd.Series) -> pd.Series:
-    return column.astype(int) if column.name == "frame" else column
+def _read_labels(files: dict[str, Path]) -> dict[str, str]:
+    """Return the emotion of each labelled sequence."""
+    labels: dict[str, str] = {}
+    for name, file in files.items():
+        if match := CKPLUS_EMOTION.fullmatch(name):
+            sequence, emotion = f"{match['subject']}/{match['take']}", _read_code(file, name)
+            if labels.setdefault(sequence, emotion) != emotion:
+                raise InputError(f"{name} says {emotion}, another file of this sequence {labels[sequence]}; keep one")
+    return labels
 
 
 def _read_code(file: Path, name: str) -> str:
-    """Return the emotion of a CK+ emotion file, which holds a code such as `   3.0000000e+00`."""
+    """Return the emotion of a CK+ emotion file, which contains a code such as `   3.0000000e+00`."""
     with file.open(encoding="ascii", errors="replace") as stream:
-        text = stream.read(_LONGEST_CODE).strip()
+        text = stream.read(_MAX_CODE).strip()
     try:
         code = float(text)
     except ValueError:
         code = math.nan
     if code not in range(len(CKPLUS_CODES)):
-        raise InputError(f"{name} holds {text[:40]!r}; accepted are the codes 0-7, such as 3.0000000e+00")
+        raise InputError(f"{name} contains {text[:40]!r}; accepted are the codes 0-7, such as 3.0000000e+00")
     return CKPLUS_CODES[int(code)]
+
+
+def print_missing_frames(files: dict[str, Path], table: pd.DataFrame) -> None:
+    """Print which CK+ sequences lack frames, and which lack their first or labelled last frame.
+
+    A sequence's frames are numbered from 1 to the number in its emotion file or, without one, to its last image.
+
+    Args:
+        files: The download's files.
+        table: As `read_ckplus` returns it.
+    """
+    labelled = {
+        f"{match['subject']}/{match['take']}": int(match["frame"])
+        for match in map(CKPLUS_EMOTION.fullmatch, files)
+        if match
+    }
+    missing, without_end = {}, []
+    for name, numbers in table["frame"].astype(int).groupby(table["sequence"]):
+        sequence, present = str(name), set(numbers)
+        last = labelled.get(sequence, max(present))
+        if absent := sorted(set(range(1, last + 1)) - present):
+            missing[sequence] = list(map(str, absent))
+            without_end += [sequence] if {1, last} - present else []
+    if missing:
+        first, count = next(iter(missing)), sum(map(len, missing.values()))
+        print(f"missing: {count:,} frames of {len(missing):,} sequences ({first} lacks {shortened(missing[first])})")
+    if without_end:
+        print(
+            f"  {len(without_end):,} of these lack their first or labelled last frame ({shortened(without_end)}): the "
+            "nearest frame is used, which shows a weaker expression; unpack the images again"
+        )
 
 
 def parse_frames(frames: str) -> int | None:
     """Return how many last frames of a sequence `peak` or `last:K` keeps; None for `all`.
 
     Raises:
-        InputError: neither of them.
+        InputError: `frames` is none of these.
     """
     match = re.fullmatch(r"last:([1-9]\d*)", frames)
     if match is None and frames not in ("peak", "all"):
@@ -125,16 +124,15 @@ def parse_frames(frames: str) -> int | None:
 
 
 def select_frames(table: pd.DataFrame, frames: str, neutral_first: bool) -> pd.DataFrame:
-    """Choose the frames of each sequence, which runs from neutral to the peak of its expression.
+    """Select the frames of each sequence, which runs from neutral to the peak of its expression.
 
-    `peak` keeps the last frame, `last:K` the last K; they carry the sequence's label. `all` keeps every frame, with the
-    label on the last one only, because nobody has said where between neutral and peak the expression begins.
+    `peak` keeps the last frame and `last:K` the last K; they get the sequence's label. `all` keeps every frame, with
+    the label on the last one only, because the onset of the expression is not annotated.
 
     Args:
         table: Every frame, sorted, each with its sequence's label.
         frames: `peak`, `last:K` or `all`.
-        neutral_first: Whether the first frame of each labelled sequence is kept too, labelled neutral; a sequence of a
-            single frame has none.
+        neutral_first: Also keep the first frame of each labelled sequence of two frames or more, labelled neutral.
 
     Raises:
         InputError: `frames` is none of these.

@@ -1,4 +1,4 @@
-"""Reading FER2013's own tables: `fer2013.csv` (or `icml_face_data.csv`) and FER+'s crowd votes."""
+"""Read FER2013's tables: `fer2013.csv` (or `icml_face_data.csv`), and FER+'s annotator votes."""
 
 import io
 import warnings
@@ -18,26 +18,26 @@ from common.images import image_status, pixel_hash
 
 SIDE = 48  # pixels
 USAGES = ("Training", "PublicTest", "PrivateTest")
-FERPLUS_VOTES = (*EMOTIONS, "unknown", "nf")  # "nf": not a face
+FERPLUS_VOTES = (*EMOTIONS, "unknown", "nf")  # "nf": no face
 _CHUNK = 1000  # rows in memory at a time: 10 MB of text
-_LARGEST_CHUNK = 64_000_000  # bytes; also of a table's only row, which would otherwise fill the memory
-LARGEST_VOTES = 100_000_000  # bytes; FER+'s own table has 2 MB
+_MAX_CHUNK = 64_000_000  # bytes: a file without line ends would fill the memory
+MAX_VOTES_FILE = 100_000_000  # bytes; FER+'s own table has 2 MB
 
 
 def write_images(csv_file: Path, images: Path) -> pd.DataFrame:
     """Write each row of a FER2013 table as an 8-bit gray PNG, `images/<Usage>/<row:05d>.png`.
 
     Args:
-        csv_file: A table with the column `pixels` (2,304 numbers 0-255, row by row), and, where known, `emotion` (a
-            code 0-6) and `Usage`, in any order and spelling of case; blanks around the names are ignored. A table that
-            has `Usage` has it in every row, since a published split is only kept as a whole.
+        csv_file: A table with the column `pixels` (2,304 numbers 0-255, row by row) and optionally `emotion` (a code
+            0-6) and `Usage`. Upper or lower case and blanks around the names do not matter. Either all rows or none
+            have a `Usage`.
         images: Folder to write to.
 
     Returns:
-        The inventory's columns, one row per row of the table in its order; `emotion` is empty where there is no code.
+        The inventory's columns, one row per row of the table, in its order; `emotion` is empty where there is no code.
 
     Raises:
-        InputError: a row that is none, by its number (counted from 0, without the header).
+        InputError: A row is invalid; the message gives its number (from 0, without the header).
     """
     parts, row = [], 0
     with ThreadPoolExecutor() as pool, progress_bar() as progress:
@@ -47,12 +47,12 @@ def write_images(csv_file: Path, images: Path) -> pd.DataFrame:
             row += len(chunk)
             progress.update(task, completed=row)
     if row == 0:
-        raise InputError(f"{csv_file} holds no rows; download it again")
+        raise InputError(f"{csv_file} contains no rows; download it again")
     return pd.concat(parts, ignore_index=True)
 
 
 class _Meter(io.FileIO):
-    """A file that counts the bytes read since `start`, and refuses to read on without end."""
+    """A file that refuses to read more than `_MAX_CHUNK` bytes after `start`."""
 
     start = 0
 
@@ -60,10 +60,10 @@ class _Meter(io.FileIO):
         """Read as `io.FileIO` does.
 
         Raises:
-            InputError: more than `_LARGEST_CHUNK` bytes were read and held no `_CHUNK` rows.
+            InputError: `_MAX_CHUNK` bytes contain fewer than `_CHUNK` rows.
         """
-        if self.tell() - self.start > _LARGEST_CHUNK:
-            raise InputError(f"{self.name} has rows without end; accepted are fer2013.csv and icml_face_data.csv")
+        if self.tell() - self.start > _MAX_CHUNK:
+            raise InputError(f"{self.name} has endless rows; accepted are fer2013.csv and icml_face_data.csv")
         return super().readinto(buffer)
 
 
@@ -77,7 +77,7 @@ def _read_chunks(csv_file: Path) -> Iterator[pd.DataFrame]:
         ):
             for chunk in chunks:
                 meter.start = meter.tell()
-                chunk = chunk.fillna("")  # a row that ends early
+                chunk = chunk.fillna("")  # a row may end early
                 chunk.columns = [str(name).strip().lower() for name in chunk.columns]
                 if "pixels" not in chunk.columns:
                     raise InputError(
@@ -146,7 +146,7 @@ def _image(text: str, csv_file: Path, row: int) -> np.ndarray:
     """Return a row's image, uint8 (48, 48)."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", DeprecationWarning)  # numpy's way to say that it stopped at a non-number
+            warnings.simplefilter("error", DeprecationWarning)  # numpy warns where it stops at a non-number
             values = np.fromstring(text, dtype=np.int64, sep=" ")
     except (ValueError, DeprecationWarning) as error:
         wrong = next((word for word in text.split() if not word.isdecimal()), "")
@@ -165,20 +165,20 @@ def write_png(file: Path, image_gray: np.ndarray) -> None:
 
 
 def read_votes(votes_file: Path, usages: pd.Series) -> pd.DataFrame:
-    """Read FER+'s crowd votes, `fer2013new.csv`, whose rows are those of `fer2013.csv`.
+    """Read FER+'s annotator votes, `fer2013new.csv`, which has the rows of `fer2013.csv` in the same order.
 
     Args:
         votes_file: The table, with the columns `Usage`, `Image name`, the eight emotions, `unknown` and `NF`.
-        usages: The inventory's column `usage`, to check that both tables are of one kind.
+        usages: The inventory's column `usage`, which must be equal.
 
     Returns:
-        `votes_<emotion>`, `votes_unknown` and `votes_nf` (numbers of people), and `ferplus_name` (empty where FER+
-        leaves the row without a name: no face).
+        `votes_<emotion>`, `votes_unknown` and `votes_nf` (numbers of annotators), and `ferplus_name` (empty where FER+
+        has no name: no face).
 
     Raises:
-        InputError: not such a table, or its rows are not those of the images.
+        InputError: It is no such table, or its rows do not match the images.
     """
-    if votes_file.stat().st_size > LARGEST_VOTES:
+    if votes_file.stat().st_size > MAX_VOTES_FILE:
         raise InputError(f"{votes_file} is too large for a table of votes; --votes accepts FER+'s fer2013new.csv")
     try:
         votes = pd.read_csv(votes_file, dtype=str, keep_default_na=False, encoding="utf-8")
@@ -202,6 +202,6 @@ def read_votes(votes_file: Path, usages: pd.Series) -> pd.DataFrame:
         )
     wrong = ~votes[list(FERPLUS_VOTES)].apply(lambda column: column.str.strip().str.isdecimal())
     if wrong.any(axis=None):
-        raise InputError(f"{_place(votes_file, int(wrong.any(axis=1).argmax()))} has a vote that is no whole number")
+        raise InputError(f"{_place(votes_file, int(wrong.any(axis=1).argmax()))} has a vote that is not a whole number")
     table = votes[list(FERPLUS_VOTES)].astype(int).add_prefix("votes_")
     return table.assign(ferplus_name=votes["image name"].str.strip())

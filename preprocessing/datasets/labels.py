@@ -1,29 +1,29 @@
-"""Add labels from annotators' files to an inventory."""
+"""Add annotators' labels to the images of a data set that have none."""
 
 from typing import Literal
 
 import pandas as pd
 
+from common.command_line import shortened
 from common.errors import InputError
 from preprocessing.labelling.store import UNSURE
 
 
 def add_labels(table: pd.DataFrame, labels: pd.DataFrame, key: Literal["sequence", "path"]) -> pd.DataFrame:
-    """Give people's labels to images that have none, and print how many.
+    """Return a table with annotators' labels for its unlabelled images, and print how many were added.
 
-    What several people labelled gets a label where all who are sure say the same.
+    An image gets a label where all annotators who are sure agree.
 
     Args:
         table: A raw table.
-        labels: As `label_store.read_labels` returns them.
-        key: Which of the labels are wanted. A sequence's label is given before its frames are chosen (they say which of
-            them show it), an image's afterwards.
+        labels: As `labelling.store.read_labels` returns them.
+        key: Which labels to add: of sequences (before frames are selected) or of images (afterwards).
 
     Returns:
-        The table; labels that are new have the `label_source` `manual`, or `manual:ANNOTATOR`, or `manual:ANN+BOB`.
+        The table; new labels have the `label_source` `manual`, `manual:ANNOTATOR` or `manual:ANN+BOB`.
 
     Raises:
-        InputError: a label names what is not there, or contradicts the data set.
+        InputError: A label's image or sequence is not in the data set, or has another label there.
     """
     labels = labels[labels["key"] == key]
     if labels.empty:
@@ -34,26 +34,24 @@ def add_labels(table: pd.DataFrame, labels: pd.DataFrame, key: Literal["sequence
         raise InputError(f"{row['file']}: {key} {row['name']!r} is not in the data set{hint}; remove its lines")
     sure = labels[labels["emotion"] != UNSURE]
     labelled = table[table["emotion"] != ""].drop_duplicates(key).set_index(key)
-    sure = sure.assign(already=sure["name"].map(labelled["emotion"]).fillna(""))
-    conflict = sure[(sure["already"] != "") & (sure["already"] != sure["emotion"])]
+    sure = sure.assign(present=sure["name"].map(labelled["emotion"]).fillna(""))
+    conflict = sure[(sure["present"] != "") & (sure["present"] != sure["emotion"])]
     if len(conflict):
         row = conflict.iloc[0]
         raise InputError(
-            f"{row['file']}: {key} {row['name']} is {row['already']} in the data set already, not {row['emotion']}; "
+            f"{row['file']}: {key} {row['name']} has the label {row['present']} in the data set, not {row['emotion']}; "
             "remove that line"
         )
     new = (
-        sure[sure["already"] == ""]
+        sure[sure["present"] == ""]
         .groupby("name")
-        .agg(emotion=("emotion", "first"), opinions=("emotion", "nunique"), source=("annotator", _label_source))
+        .agg(emotion=("emotion", "first"), labels=("emotion", "nunique"), source=("annotator", _label_source))
     )
-    disputed = new.index[new["opinions"] > 1]
+    disputed = new.index[new["labels"] > 1]
     new = new.drop(index=disputed)
     unsure = set(labels["name"]) - set(sure["name"])
-    print(f"labelled by hand: {len(new):,} ({key}); left without a label: nobody is sure of {len(unsure):,}")
-    if len(disputed):
-        named = ", ".join(disputed[:5]) + ", ..." * (len(disputed) > 5)
-        print(f"left without a label: annotators disagree about {len(disputed):,} ({named}); settle them on the page")
+    names = f" ({shortened(disputed)})" if len(disputed) else ""
+    print(f"annotators' labels ({key}): {len(new):,} added, {len(disputed):,} disputed{names}, {len(unsure):,} unsure")
     added = table[key].isin(new.index)
     table = table.copy()
     table.loc[added, "emotion"] = table.loc[added, key].map(new["emotion"])
