@@ -33,7 +33,7 @@ from evaluation.report.writer import write_json
 from inference.crops import read_image_rgb
 from inference.face_detector import SCALE_FACTOR, FaceDetector, pyramid
 from inference.faces import Face
-from preprocessing.step2_face_crops import write_face_crops
+from preprocessing.face_crops import write_face_crops
 from realtime.sinks.recording import write_picture
 
 Row = dict[str, Any]

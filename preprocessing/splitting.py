@@ -1,7 +1,10 @@
 """Divide images into train, dev and test splits, or into cross-validation folds."""
 
+import json
 from collections.abc import Sequence
 from enum import StrEnum
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,13 +12,20 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from common.errors import InputError
+from common.processes import exclusive_lock
 from configuration import SPLIT
 from preprocessing.tables import (
     OFFICIAL_SPLITS,
     SPLITS,
+    content_hash,
+    is_up_to_date,
     is_usable,
     labels_of,
+    read_provenance,
+    read_table,
     split_by_fold,
+    write_provenance,
+    write_table,
 )
 
 
@@ -30,10 +40,51 @@ class Strategy(StrEnum):
 
 
 class Duplicates(StrEnum):
-    """What becomes of training images with an exact copy in another official split."""
+    """Whether training images with a duplicate in the dev or test split are kept."""
 
     KEEP = "keep"
     DROP = "drop"
+
+
+def write_split(folder: Path, strategy: Strategy, **options: Any) -> pd.DataFrame | None:
+    """Write `split.csv` from `faces.csv`, unless it is up to date. The data set is locked meanwhile.
+
+    Args:
+        folder: The data set's folder, `data/NAME`.
+        strategy: As for `split_table`.
+        **options: As for `split_table`.
+
+    Returns:
+        The table; None where it is up to date.
+
+    Raises:
+        InputError: As `split_table`, or the inventory has changed since step 2, or another process writes the data set.
+            Nothing is written then.
+    """
+    with exclusive_lock(folder):
+        faces = read_table(folder, "faces.csv")
+        _check_current(folder)
+        strategy = choose_strategy(faces) if strategy is Strategy.AUTO else strategy
+        provenance = json.dumps({"faces": content_hash(faces), "strategy": strategy, **options})
+        if is_up_to_date(folder, "split.csv", provenance):
+            return None
+        table = split_table(faces, strategy, **options)
+        (folder / "split.json").unlink(missing_ok=True)
+        write_table(table, folder / "split.csv")
+        write_provenance(folder, "split.csv", provenance)
+        return table
+
+
+def _check_current(folder: Path) -> None:
+    """Refuse crops that were made from another inventory."""
+    provenance = read_provenance(folder, "faces.csv")
+    if not provenance or not (folder / "inventory.csv").is_file():
+        return
+    if provenance.get("inventory") != content_hash(read_table(folder, "inventory.csv")):
+        raise InputError(
+            f"{folder / 'faces.csv'} was made from another inventory.csv; run first: "
+            f"python -m preprocessing.step2_face_crops --dataset {folder.name}"
+        )
 
 
 def split_table(
@@ -51,28 +102,26 @@ def split_table(
 
     Args:
         table: `faces.csv`.
-        strategy: How; what `AUTO` means for a table tells `choose_strategy`.
-        folds: Number of folds, for `FOLDS`.
-        train: Share of the images, for `SUBJECT` and `RANDOM`.
-        dev: Share of the images; the rest is the test split. For `OFFICIAL`, see `hold_out_dev`.
-        copies: For `OFFICIAL`.
+        strategy: See `Strategy`; for `AUTO` see `choose_strategy`.
+        folds: Number of folds, at least 3, for `FOLDS`.
+        train: Share of the images, 0-1, for `SUBJECT` and `RANDOM`.
+        dev: Share of the images, 0-1; the rest is the test split. For `OFFICIAL`, see `hold_out_dev`.
+        duplicates: For `OFFICIAL`: whether training images with a duplicate in dev or test are kept.
         seed: The same seed and table give the same split on every machine.
-        without: Canonical emotions whose images belong to no split.
+        without: Canonical emotions to leave out.
 
     Returns:
-        All rows with the column `split`. `OFFICIAL` adds `cross_split_duplicate`: `true` where an exact duplicate lies
-        in another split. `FOLDS` adds `fold` (`0` ... `K-1`), and `subject_dependent_fold` where the data has subjects.
+        All rows with the column `split`. `OFFICIAL` adds `cross_split_duplicate`: `true` where a duplicate is in
+        another split. `FOLDS` adds `fold` (`0` ... `K-1`), and `subject_dependent_fold` where the data has subjects.
 
     Raises:
-        InputError: the data does not allow it, or an emotion would have no training image.
+        InputError: The data does not allow the strategy, or an emotion would have no training image.
     """
     table = table.drop(columns=["split", "fold", "subject_dependent_fold", "cross_split_duplicate"], errors="ignore")
     rows = table[is_usable(table) & ~table["emotion"].isin(without)]
     if rows.empty:
-        left_out = f" but {', '.join(without)}" if without else ""
-        raise InputError(
-            f"no image can be used (readable, with a face and a label{left_out}): there is nothing to split"
-        )
+        left_out = f" other than {', '.join(without)}" if without else ""
+        raise InputError(f"nothing to split: no readable image has a face and a label{left_out}")
     strategy = choose_strategy(table) if strategy is Strategy.AUTO else strategy
     columns = pd.DataFrame(index=rows.index)
     if strategy is Strategy.OFFICIAL:
@@ -83,7 +132,7 @@ def split_table(
         columns["cross_split_duplicate"] = columns["cross_split_duplicate"].map({True: "true", False: "false"})
     elif strategy is Strategy.FOLDS:
         if folds < 3:
-            raise InputError(f"--folds {folds}: at least 3 are needed, for test, dev and training")
+            raise InputError(f"--folds {folds}: at least 3 are needed, for test, dev and train")
         by_subject = bool((rows["subject"] != "").all())
         kinds = {"fold": by_subject, "subject_dependent_fold": False} if by_subject else {"fold": False}
         for column, kind in kinds.items():
@@ -101,21 +150,24 @@ def split_table(
         untrained = [emotion for emotion in labels_of(rows) if emotion not in set(rows.loc[trained, "emotion"])]
         if untrained:
             raise InputError(
-                f"no training image would be left for {', '.join(untrained)} (strategy {strategy}); use another "
-                "--strategy or --seed, add such images, or split --without them"
+                f"strategy {strategy} leaves no training image of {', '.join(untrained)}; use another --strategy or "
+                "--seed, add images, or leave the emotion out with --without"
             )
-    unused = {**dict.fromkeys(columns, ""), "cross_split_duplicate": "false"}  # never empty: a column of one type
+    unused = {
+        **dict.fromkeys(columns, ""),
+        "cross_split_duplicate": "false",
+    }  # not empty, so that pandas reads booleans
     return table.join(columns).fillna({column: unused[column] for column in columns})
 
 
 def choose_strategy(table: pd.DataFrame) -> Strategy:
-    """Return what `auto` means for a table: its own splits where it has them, else by subject, else random.
+    """Return the strategy that `auto` selects: the data set's own splits, else by subject, else random.
 
-    Splits that a subject (or, without subjects, a sequence) crosses measure how well known people are recognised, so
-    they are not kept.
+    The data set's own splits are not used where a subject (or, without subjects, a sequence) is in several of them,
+    because such splits leak identity.
 
     Raises:
-        InputError: subjects cross the data set's splits, and some images have no subject to divide them by.
+        InputError: Subjects are in several of the data set's splits, and some images have no subject.
     """
     rows = table[is_usable(table)]
     crossing, _ = subjects_across_splits(table)
@@ -125,7 +177,7 @@ def choose_strategy(table: pd.DataFrame) -> Strategy:
     if crossing and 0 < nameless < len(rows):
         raise InputError(
             f"{crossing:,} subjects are in several of the data set's own splits, and {nameless:,} usable images have "
-            "no subject to divide them by; choose --strategy official or random, or complete the subjects"
+            "no subject; choose --strategy official or random, or complete the subjects"
         )
     return Strategy.RANDOM if nameless else Strategy.SUBJECT
 
@@ -135,10 +187,10 @@ def _has_official_splits(rows: pd.DataFrame) -> bool:
 
 
 def subjects_across_splits(table: pd.DataFrame) -> tuple[int, int]:
-    """Return how many subjects are in several of the data set's own splits, and how many subjects there are.
+    """Return the number of subjects in several of the data set's own splits, and the number of subjects.
 
-    Only usable images count. An image without a subject counts for its sequence, which shows one person. Where the data
-    set does not put every image into a split, it has no splits to cross.
+    Only usable images count. An image without a subject counts for its sequence, which shows one person. Both numbers
+    are 0 where an image is in none of the data set's own splits.
     """
     rows = table[is_usable(table)]
     if not _has_official_splits(rows):
@@ -150,25 +202,25 @@ def subjects_across_splits(table: pd.DataFrame) -> tuple[int, int]:
 
 
 def official_splits(rows: pd.DataFrame) -> pd.Series:
-    """Return each row's split as the data set publishes it.
+    """Return each row's split as published with the data set.
 
     Raises:
-        InputError: a row has no usage, or an unknown one.
+        InputError: A row's usage is empty or unknown.
     """
     unknown = sorted(set(rows["usage"]) - {usage for usage in rows["usage"] if usage.lower() in OFFICIAL_SPLITS})
     if unknown:
         raise InputError(
-            f"strategy official: images of usage {unknown[0]!r} belong to no split; known are "
+            f"strategy official: usage {unknown[0]!r} is no split; accepted are "
             f"{', '.join(OFFICIAL_SPLITS)}; use another --strategy"
         )
     return rows["usage"].str.lower().map(OFFICIAL_SPLITS)
 
 
 def hold_out_dev(rows: pd.DataFrame, splits: pd.Series, dev: float, seed: int) -> pd.Series:
-    """Return the splits with a dev part, which training needs to choose its epoch by.
+    """Return the splits with a dev split, by which training selects its epoch.
 
-    Where the data set publishes none, such as plain `train/` and `test/` folders, a share `dev` of the training images
-    is taken, copies (and people, where they are known) kept together. The test images stay as published.
+    Where the data set has none, a share `dev` of the training images becomes the dev split. Duplicates and subjects
+    stay together. The test split does not change.
     """
     training = splits == "train"
     if (splits == "dev").any() or not training.any():
@@ -181,32 +233,32 @@ def hold_out_dev(rows: pd.DataFrame, splits: pd.Series, dev: float, seed: int) -
 
 
 def cross_split_duplicates(pixel_hashes: pd.Series, splits: pd.Series) -> pd.Series:
-    """Return, for each row, whether an exact copy of it lies in another split."""
+    """Return a mask of the rows with a duplicate in another split."""
     return splits.groupby(pixel_hashes).transform("nunique") > 1
 
 
 def group_rows(rows: pd.DataFrame, by_subject: bool) -> np.ndarray:
-    """Number the groups of rows that must stay together: copies, sequences and, if asked for, a subject's images.
+    """Number the groups of rows that must stay together: duplicates, sequences and, if `by_subject`, subjects.
 
-    Frames of one sequence are nearly copies of each other. Subjects who share a copy become one group, so that neither
-    the copy nor the subject is in two splits.
+    Frames of a sequence are near-duplicates. Subjects who share a duplicate become one group, so that neither the
+    duplicate nor a subject is in two splits.
 
     Returns:
         int array (rows,): group numbers in order of first appearance.
 
     Raises:
-        InputError: by subject, but an image has none.
+        InputError: `by_subject` is true, but an image has no subject.
     """
     if by_subject and (rows["subject"] == "").any():
         nameless = int((rows["subject"] == "").sum())
         raise InputError(f"strategy subject: {nameless:,} usable images have no subject; use --strategy random")
     shared = ["pixel_hash", "sequence", *(["subject"] if by_subject else [])]
-    # The graph's nodes: the rows, then all that rows can have in common. A row without a sequence has its own.
+    # Nodes of the graph: the rows, then the values they can share. A row without a sequence gets a value of its own.
     names = [column + ":" + rows[column].where(rows[column] != "", rows["path"]) for column in shared]
-    things = pd.factorize(pd.concat(names))[0].reshape(len(shared), len(rows))
-    size = len(rows) + things.max() + 1
+    values = pd.factorize(pd.concat(names))[0].reshape(len(shared), len(rows))
+    size = len(rows) + values.max() + 1
     row_nodes = np.tile(np.arange(len(rows)), len(shared))
-    edges = coo_array((np.ones(things.size), (row_nodes, len(rows) + things.ravel())), shape=(size, size))
+    edges = coo_array((np.ones(values.size), (row_nodes, len(rows) + values.ravel())), shape=(size, size))
     _, component = connected_components(edges, directed=False)
     return pd.factorize(component[: len(rows)])[0]
 
@@ -215,19 +267,19 @@ def _shares(train: float, dev: float) -> list[int]:
     """Return the three splits' shares in thousandths.
 
     Raises:
-        InputError: shares that are none.
+        InputError: The shares are out of range.
     """
     if not (train > 0 and dev >= 0 and train + dev <= 1):
-        raise InputError(f"--train {train} --dev {dev}: shares lie in 0-1, train above 0, and sum to at most 1")
+        raise InputError(f"train {train}, dev {dev}: train must be above 0, dev at least 0, their sum at most 1")
     return [round(1000 * train), round(1000 * dev), 1000 - round(1000 * train) - round(1000 * dev)]
 
 
 def allocate(emotions: pd.Series, groups: np.ndarray, shares: list[int], seed: int) -> np.ndarray:
-    """Put whole groups into parts so that every part has its share of every emotion, as nearly as the groups allow.
+    """Assign whole groups to parts so that each part's emotions have the given shares as nearly as possible.
 
-    The largest groups go first, each to the part where it lessens most the squared distance to the wanted numbers,
-    relative to the emotion's frequency; equally large groups come in random order. All arithmetic is on integers and
-    numpy's legacy generator is frozen, so the result is the same on every machine.
+    Greedy: the largest groups come first, each goes to the part where it most reduces the squared distance to the
+    target counts, weighted by the inverse frequency of the emotion. Groups of equal size come in random order. Integer
+    arithmetic and numpy's frozen legacy generator make the result the same on every machine.
 
     Args:
         emotions: Each row's emotion.
@@ -236,10 +288,10 @@ def allocate(emotions: pd.Series, groups: np.ndarray, shares: list[int], seed: i
         seed: For the random order.
 
     Returns:
-        int array (rows,): the number of each row's part; no part with a share is empty.
+        int array (rows,): the number of each row's part; parts with a positive share are not empty.
 
     Raises:
-        InputError: fewer groups than parts.
+        InputError: There are fewer groups than parts.
     """
     codes, names = pd.factorize(emotions)
     counts = np.zeros((groups.max() + 1, len(names)), np.int64)  # images per group and emotion
@@ -252,8 +304,8 @@ def allocate(emotions: pd.Series, groups: np.ndarray, shares: list[int], seed: i
         )
     order = np.random.RandomState(seed).permutation(len(counts))
     order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
-    weight = 10**9 // counts.sum(axis=0)  # an image of a rare emotion weighs more
-    excess = -share[:, None] * counts.sum(axis=0)  # images in each part beyond those wanted, times the sum of shares
+    weight = 10**9 // counts.sum(axis=0)  # inverse frequency
+    excess = -share[:, None] * counts.sum(axis=0)  # images of each part beyond its target, times the sum of shares
     empty = share > 0
     part_of_group = np.empty(len(counts), np.int64)
     for done, group in enumerate(order):

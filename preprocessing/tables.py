@@ -1,7 +1,7 @@
 """The CSV tables between the stages: columns, validated reading, atomic writing, provenance.
 
-A table is UTF-8 with one header and one row per image. Paths are relative to `data/NAME/`, with `/`. Unknown columns are
-carried through. Rows are never dropped: a row that a stage cannot use keeps a status with the reason. Text that a
+A table is UTF-8 with one header and one row per image. Paths are relative to `data/NAME/`, with `/`. Unknown columns
+are carried through. Rows are never dropped: a row that a stage cannot use keeps a status with the reason. Text that a
 spreadsheet would run as a formula is escaped in the file (see `common.csv_text`), so read tables with `read_table`.
 """
 

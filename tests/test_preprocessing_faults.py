@@ -13,8 +13,8 @@ from conftest import ROOT
 
 from common.errors import InputError
 from common.files import atomic_file, named_errors
-from preprocessing.step1_inventory import write_inventory
-from preprocessing.step2_face_crops import write_face_crops
+from preprocessing.face_crops import write_face_crops
+from preprocessing.inventory import write_inventory
 from preprocessing.tables import FACE_COLUMNS, INVENTORY_COLUMNS, crop_options, write_table
 
 JUNK = {

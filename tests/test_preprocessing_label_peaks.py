@@ -17,7 +17,7 @@ import pytest
 from conftest import ROOT
 from test_preprocessing_label_page import SEQUENCES, write_ckplus
 
-from preprocessing.step1_inventory import write_inventory
+from preprocessing.inventory import write_inventory
 
 UNLABELLED = [name for name, (_, code) in SEQUENCES.items() if code is None]
 

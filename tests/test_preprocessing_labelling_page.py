@@ -7,9 +7,9 @@ from starlette.testclient import TestClient
 
 from common.errors import InputError
 from preprocessing.datasets.ckplus import read_ckplus
+from preprocessing.inventory import write_inventory
 from preprocessing.labelling.page import Suggestion, build_app, read_suggestions, unlabelled_sequences
 from preprocessing.labelling.store import open_store
-from preprocessing.step1_inventory import write_inventory
 from preprocessing.tables import read_table
 
 # Sequence -> the numbers of its frames, and the code in its emotion file.
@@ -184,7 +184,7 @@ def test_request_without_the_token_gets_an_empty_404(window, store, path, first,
 
 @pytest.mark.parametrize(
     "headers",
-    [{"host": host} for host in ("evil.example", "127.0.0.1.evil.example", "evil.example:80@127.0.0.1", "[", "10.0.0.1")]
+    [{"host": host} for host in ("evil.example", "127.0.0.1.evil.example", "evil.example:80@127.0.0.1", "[")]
     + [{"origin": origin} for origin in ("http://evil.example", "null", "http://[")],
 )  # fmt: skip
 def test_other_host_or_origin_gets_an_empty_404_even_with_the_token(window, headers):

@@ -20,7 +20,7 @@ from preprocessing import step1_inventory
 from preprocessing.audit import audit, count_images
 from preprocessing.datasets.downloads import Kind
 from preprocessing.datasets.sample import SAMPLE
-from preprocessing.step1_inventory import write_inventory
+from preprocessing.inventory import write_inventory
 from preprocessing.tables import read_table, usable
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -699,7 +699,7 @@ def dying(*arguments):
     return original(*arguments)
 
 module.{name} = dying
-from preprocessing.step1_inventory import write_inventory
+from preprocessing.inventory import write_inventory
 write_inventory(Path(sys.argv[1]), Path(sys.argv[2]))
 """
 

@@ -23,7 +23,7 @@ from inference.face_detector import FaceDetector
 from inference.faces import choose_face
 from preprocessing import step2_face_crops
 from preprocessing.datasets.sample import SAMPLE, write_raw
-from preprocessing.step2_face_crops import face_paths, write_face_crops
+from preprocessing.face_crops import face_paths, write_face_crops
 from preprocessing.tables import INVENTORY_COLUMNS, LANDMARK_COLUMNS, read_table, write_table
 
 
@@ -135,7 +135,7 @@ def test_every_column_of_the_inventory_is_carried_through(crops_folder):
 
 def test_taking_pictures_whole_loads_no_network(crops_folder):
     program = (
-        "import sys; from pathlib import Path; from preprocessing.step2_face_crops import write_face_crops;"
+        "import sys; from pathlib import Path; from preprocessing.face_crops import write_face_crops;"
         f"write_face_crops(Path({str(crops_folder)!r})); assert 'tensorflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)

@@ -19,7 +19,7 @@ from realtime_fakes import FACE, FakeClassifier, FakeDetector, scene, write_vide
 from configuration import FACES, TRACKING
 from inference.crops import network_input, read_image_rgb
 from inference.face_detector import FaceDetector, build_detector
-from preprocessing.step2_face_crops import crop_face
+from preprocessing.face_crops import crop_face
 from realtime.recognition import analyze, recognize, watch
 from realtime.sources import Frame, open_source
 

@@ -20,11 +20,10 @@ _SPLIT_WORD = re.compile(
     r"(train(ing|val)?|test(ing)?|valid(ation)?|eval(uation)?|devel(opment)?|(val|dev)(?=.)|holdout|(public|private)test|"
     r"[kx]?folds?|splits?|xval)(set|sets|data|dataset|images?|imgs?|pictures?|faces?)?"
 )
-_COMMON_WORDS = set(
+_COMMON_WORDS = (
     "val dev set sets subset part parts batch chunk public private cv data dataset database db archive images image "
     "img imgs pictures picture pics photos photo faces face crops crop cropped aligned original originals raw "
-    "processed augmented gray grey color colour rgb emotion emotions expression expressions labelled labeled all "
-    "full".split()
+    "processed augmented gray grey color colour rgb emotion emotions expression expressions labelled labeled all full"
 )
 _FER2013_IMAGE = re.compile(r"(?P<usage>Training|PublicTest|PrivateTest)_\d+")  # in Kaggle's image folders
 
@@ -127,7 +126,7 @@ def _is_person(folder: str) -> bool:
     parts = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", folder))
     words = {part.casefold() for part in parts}
     is_split = any(map(_SPLIT_WORD.fullmatch, words | {"".join(parts).casefold()}))
-    return not is_split and (not words or not words <= _COMMON_WORDS)
+    return not is_split and (not words or not words <= {*_COMMON_WORDS.split()})
 
 
 def describe_folders(table: pd.DataFrame) -> str:

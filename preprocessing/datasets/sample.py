@@ -1,10 +1,8 @@
-"""The embedded sample data set: real pixels with a real face, and no download.
+"""The embedded sample data set: a small CK+-shaped tree made from one portrait, without a download.
 
-One public-domain portrait (Rear Admiral Grace Hopper, US Navy, which matplotlib installs) becomes a small tree shaped
-as CK+ is: "subjects" that differ by mirror, light, tint, proportions, size, tilt and background, each with sequences
-that run from neutral to the peak of an expression drawn by pushing mouth corners, lips, brows and eyelids about. It
-lets every step, test and demonstration run. All its faces are one person's, and its expressions are drawn: no score
-measured on it means anything.
+The portrait (Rear Admiral Grace Hopper, US Navy, public domain) comes with matplotlib. "Subjects" differ in mirror,
+light, tint, proportions, size, tilt and background. Their sequences run from neutral to the peak of an expression, which
+is drawn by warping mouth, brows and eyelids. The sample lets every step run. Scores on it are meaningless.
 """
 
 import shutil
@@ -22,10 +20,10 @@ from common.errors import InputError
 from common.files import named_errors
 from common.images import read_image
 
-# The portrait's five points in pixels, in the order of `image_tables.LANDMARKS`: measured once with
-# `faces.FaceDetector` on the whole portrait and written down, so that making the sample needs no network.
+# The portrait's five landmarks in pixels, in the order of `tables.LANDMARKS`, as `FaceDetector` finds them. They are
+# constants, so that the sample needs no network.
 PORTRAIT_LANDMARKS = np.array([[219.9, 191.7], [307.3, 186.4], [265.2, 237.4], [230.5, 278.2], [306.3, 273.4]])
-# The person's outline in the portrait in pixels, read off by eye; what lies outside is replaced.
+# The person's outline in the portrait, in pixels; the background outside is replaced.
 OUTLINE = np.array(
     [
         (155, 95), (175, 88), (180, 62), (215, 35), (265, 22), (310, 30), (345, 60), (353, 88), (370, 95), (371, 150),
@@ -60,8 +58,8 @@ SAMPLE = SampleConfig()
 
 MOUTH = np.array([20, 14, 50, 255], np.float32)  # inside of an open mouth: blue, green, red, opacity
 
-# A push moves the skin around a place: (x, y, to x, to y, reach), in distances between the eyes. The origin lies
-# between the eyes, x runs to the viewer's right, y down; `sides` mirrors a push to both halves of the face.
+# A push moves the skin around a point: (x, y, dx, dy, standard deviation), in distances between the eyes. The origin
+# is between the eyes, x points to the viewer's right, y down. `_sides` mirrors a push to both halves of the face.
 Push = tuple[float, float, float, float, float]
 
 
@@ -75,7 +73,7 @@ _NARROW_EYES = _sides(0.5, -0.12, 0, 0.05, 0.12) + _sides(0.5, 0.13, 0, -0.05, 0
 
 @dataclass(frozen=True)
 class Expression:
-    """An expression at its peak: how the skin moves, and how far the lips are drawn apart before it moves."""
+    """An expression at its peak: the pushes of the skin, and the opening of the lips in distances between the eyes."""
 
     pushes: tuple[Push, ...] = ()
     opening: float = 0.0
@@ -112,8 +110,8 @@ EXPRESSIONS = {
 README = """A sample data set made from one public-domain portrait (Rear Admiral Grace Hopper, US Navy).
 
 Its tree has the shape of CK+, but it is not CK+: all "subjects" are the same person under other light, size, tilt and
-background, and the expressions are drawn by warping the picture. It exists so that the programs have something to run
-on without a download. No score measured on it means anything.
+background, and the expressions are drawn by warping the picture. It lets the programs run without a download. Scores
+on it are meaningless.
 
 Made with: {}
 """
@@ -122,15 +120,15 @@ Made with: {}
 def write_raw(folder: Path, sample: SampleConfig = SAMPLE) -> None:
     """Write the sample as a CK+-shaped tree; the same options give the same files.
 
-    Every subject shows every emotion once; `sample.unlabelled` sequences more have no label: half of them an empty
-    label folder, half none, as in CK+. A folder that holds this sample already is left as it is.
+    Every subject shows every emotion once. `sample.unlabelled` further sequences have no label: half of them have an
+    empty label folder, half have none, as in CK+. A folder that contains this sample already is not changed.
 
     Args:
         folder: The root to write, with `cohn-kanade-images/`, `Emotion/` and `README.txt`.
-        sample: Number of subjects, frames and unlabelled sequences, picture size in pixels, seed.
+        sample: Size and content of the sample.
 
     Raises:
-        InputError: `folder` holds something else, or the options cannot be used.
+        InputError: `folder` contains something else, or the options are out of range.
     """
     if sample.subjects < 1 or sample.frames < 2 or sample.unlabelled < 0 or min(sample.width, sample.height) < 100:
         raise InputError(f"{sample} cannot be made: at least 1 subject, 2 frames and 100 x 100 pixels are needed")
@@ -141,14 +139,14 @@ def write_raw(folder: Path, sample: SampleConfig = SAMPLE) -> None:
         return
     is_sample = present.startswith(README.partition("{")[0])
     if folder.exists() and any(folder.iterdir()) and not is_sample:
-        raise InputError(f"{folder} holds something else than the sample; give another folder, or empty this one")
+        raise InputError(f"{folder} contains something other than the sample; give another folder, or empty this one")
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     with named_errors(part), ThreadPoolExecutor() as pool:  # OpenCV draws outside Python's lock
         subjects = range(1, sample.subjects + 1)
         for _ in pool.map(lambda number: _write_subject(part, number, sample), subjects):
-            pass  # an error of a subject is raised here
+            pass  # raises a subject's error
     (part / "README.txt").write_text(text, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
@@ -181,7 +179,7 @@ def _plan(subject: int, rng: np.random.Generator, sample: SampleConfig) -> list[
 
 @dataclass(frozen=True)
 class _Look:
-    """What makes a subject.
+    """The appearance of a subject.
 
     Attributes:
         portrait: The person, uint8 (h, w, 4) BGR and opacity, `scale` times the size of the original.
@@ -191,8 +189,8 @@ class _Look:
         size: Of the person in the picture, as a factor of the portrait's.
         stretch: Width over height of the person, 1 is as in the portrait.
         tilt: Degrees.
-        mirrored: Left and right changed.
-        is_gray: Written as a gray picture, as most of CK+ is.
+        mirrored: Left and right are exchanged.
+        is_gray: The images are gray, as most of CK+.
     """
 
     portrait: np.ndarray
@@ -267,7 +265,7 @@ def _field(pushes: tuple[Push, ...], scale: float, shape: tuple[int, int]) -> np
 
 
 def _warp(image: np.ndarray, field: np.ndarray, amount: float) -> np.ndarray:
-    """Return the image, its pixels moved by `amount` of the field (backwards, which is close for smooth fields)."""
+    """Return the image, its pixels moved by `amount` of the field (backward warping, accurate for smooth fields)."""
     y, x = np.mgrid[: image.shape[0], : image.shape[1]].astype(np.float32)
     return cv2.remap(
         image, x - amount * field[..., 0], y - amount * field[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
@@ -291,7 +289,7 @@ def _draw_sequence(look: _Look, emotion: str, rng: np.random.Generator, sample: 
     field = _field(expression.pushes, look.scale, look.portrait.shape[:2])
     peak = rng.uniform(0.85, 1.15)
     pose = rng.normal(0, (1.5, 0.02, 0.02))  # degrees, shares of the picture's height
-    drift = rng.normal(0, (1.5, 0.015, 0.015))  # over the sequence: the head moves a little, as people's do
+    drift = rng.normal(0, (1.5, 0.015, 0.015))  # of the head, over the sequence
     for time in np.linspace(0, 1, sample.frames):
         amount = float(peak * (3 * time**2 - 2 * time**3))
         portrait = look.portrait
@@ -301,7 +299,7 @@ def _draw_sequence(look: _Look, emotion: str, rng: np.random.Generator, sample: 
 
 
 def _place(portrait: np.ndarray, look: _Look, pose: np.ndarray, sample: SampleConfig) -> np.ndarray:
-    """Put the person into the picture, before the background, in the subject's light."""
+    """Draw the person in front of the background, in the subject's light."""
     tilt, right, down = pose
     angle = np.radians(look.tilt + tilt)
     sine, cosine = look.size * np.sin(angle), look.size * np.cos(angle)

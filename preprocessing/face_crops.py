@@ -1,0 +1,264 @@
+"""Cut one face out of every image of a data set; resumable, in parallel where faces are searched."""
+
+import json
+import shutil
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from functools import cache, lru_cache, partial
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from common.command_line import progress_bar
+from common.errors import InputError
+from common.files import atomic_file, named_errors
+from common.processes import available_cores, exclusive_lock
+from configuration import FACES, FaceConfig
+from inference import crops, face_detector, faces
+from preprocessing.tables import (
+    BOX_COLUMNS,
+    FACE_COLUMNS,
+    LANDMARK_COLUMNS,
+    NUMERIC_COLUMNS,
+    content_hash,
+    is_up_to_date,
+    read_provenance,
+    read_table,
+    write_provenance,
+    write_table,
+)
+from preprocessing.workers import MAX_WORKERS, map_in_workers
+
+FEW = 32  # images: for so few, starting workers takes longer than it saves
+
+Row = dict[str, Any]  # face columns of one image; absent ones are empty
+
+
+class Picture(NamedTuple):
+    """An image to crop: its path, its crop's path, and whether step 1 could read it."""
+
+    path: str
+    face_path: str
+    readable: bool
+
+
+def write_face_crops(folder: Path, options: FaceConfig = FACES) -> pd.DataFrame:
+    """Write the face crops of a data set's images, and their table. The data set is locked meanwhile.
+
+    Args:
+        folder: The data set's folder, with `inventory.csv`.
+        options: Size, channels and alignment of the crops, and the search for faces.
+
+    Returns:
+        The inventory with the face columns, one row per image.
+
+    Raises:
+        InputError: The inventory or the options cannot be used, or another process writes the data set. Nothing is
+            written then.
+    """
+    faces.check_options(options)
+    with exclusive_lock(folder):
+        inventory = read_table(folder, "inventory.csv")
+        provenance = json.dumps(
+            {
+                "inventory": content_hash(inventory),
+                **face_detector.crop_versions(options),
+                "options": asdict(options),
+            }
+        )
+        if _is_done(folder, provenance):
+            print(f"unchanged: {folder / 'faces.csv'} was made from the same images and options; nothing to do")
+            return read_table(folder, "faces.csv")
+        rows = _crop_all(folder, inventory, options, provenance)
+        columns = {
+            column: [row.get(column, np.nan if column in NUMERIC_COLUMNS else "") for row in rows]
+            for column in FACE_COLUMNS
+        }
+        table = inventory.drop(columns=FACE_COLUMNS, errors="ignore").assign(**columns)
+        write_table(table, folder / "faces.csv")
+        write_provenance(folder, "faces.csv", provenance)
+        _journal(folder).unlink()
+    return table
+
+
+def _is_done(folder: Path, provenance: str) -> bool:
+    if not is_up_to_date(folder, "faces.csv", provenance):
+        return False
+    paths = read_table(folder, "faces.csv")["face_path"]
+    return all((folder / path).is_file() for path in paths if path)
+
+
+def _crop_all(folder: Path, inventory: pd.DataFrame, options: FaceConfig, provenance: str) -> list[Row]:
+    """Write the missing crops and return the face columns of all rows."""
+    is_readable = inventory["status"] != "unreadable"
+    pictures = list(map(Picture, inventory["path"], face_paths(inventory["path"]), is_readable))
+    with _open_journal(folder, provenance) as (rows, append), progress_bar() as bar:
+        if rows:
+            print(f"continuing after {len(rows)} of {len(pictures)} images")
+        task = bar.add_task("face crops", total=len(pictures), completed=len(rows))
+        with closing(_crops(folder, pictures[len(rows) :], options)) as new_rows:
+            for row in new_rows:
+                append(row)
+                bar.advance(task)
+    return rows
+
+
+def _crops(folder: Path, pictures: list[Picture], options: FaceConfig) -> Generator[Row, None, None]:
+    """Yield the rows of images in order.
+
+    Whole images need neither workers nor a detector. After the first search, which converts the networks, one process
+    per core crops the remaining images.
+    """
+    detector = cache(lambda: face_detector.FaceDetector(options))
+    processes = min(available_cores(), MAX_WORKERS)
+    for number, picture in enumerate(pictures):
+        searches = detector.cache_info().currsize > 0
+        if searches and processes > 1 and len(pictures) - number > FEW:
+            crop = partial(_crop_in_worker, folder, options, face_detector.network_files())
+            yield from map_in_workers(crop, pictures[number:], processes)
+            return
+        yield _crop(folder, picture, options, detector)
+
+
+def _crop_in_worker(folder: Path, options: FaceConfig, networks: tuple[Path, Path, Path], picture: Picture) -> Row:
+    return _crop(folder, picture, options, partial(_worker_detector, options, networks))
+
+
+@lru_cache(maxsize=1)
+def _worker_detector(options: FaceConfig, networks: tuple[Path, Path, Path]) -> faces.Detector:
+    return face_detector.FaceDetector(options, threads=1, networks=networks)
+
+
+def _crop(folder: Path, picture: Picture, options: FaceConfig, detector: Callable[[], faces.Detector]) -> Row:
+    if not picture.readable:
+        return {"face_status": "not_found"}
+    return crop_face(folder, picture.path, picture.face_path, options, detector)
+
+
+def face_paths(paths: pd.Series) -> list[str]:
+    """Return the crops' paths: those of the images with `faces/` for `images/` and the suffix `.png`.
+
+    Where two images differ only in their suffix, all crops keep the image's suffix (`a.jpg.png`).
+    """
+    inside = [path.removeprefix("images/") for path in paths]
+    stems = [str(PurePosixPath(path).with_suffix("")) for path in inside]
+    unique = len(set(stems)) == len(set(inside))
+    return [f"faces/{name}.png" for name in (stems if unique else inside)]
+
+
+def crop_face(
+    folder: Path, path: str, face_path: str, options: FaceConfig, detector: Callable[[], faces.Detector]
+) -> Row:
+    """Write the crop of one image.
+
+    Args:
+        folder: The data set's folder.
+        path: The image, relative to it.
+        face_path: The crop to write, relative to it.
+        options: How to search and crop.
+        detector: Returns the detector; only called where a face is searched.
+
+    Returns:
+        The image's face columns. An unreadable image is `not_found`, without a `face_count`.
+    """
+    try:
+        image_rgb = crops.read_image_rgb(folder / path)
+    except InputError:
+        return {"face_status": "not_found"}
+    face, row = None, {}
+    is_crop = crops.is_face_crop(image_rgb)
+    if options.detect or (options.detect is None and not is_crop):
+        found = crops.detect_in_crop(image_rgb, detector()) if is_crop else detector().detect(image_rgb)
+        face = faces.choose_face(found, image_rgb.shape)
+        row = {"face_count": str(len(found))}
+        if face is None and not is_crop:
+            return row | {"face_status": "not_found"}
+    _write_png(folder / face_path, crops.network_input(image_rgb, face, options))
+    row |= {"face_path": face_path, "face_status": "whole_image" if face is None else "found"}
+    return row if face is None else row | _location(face)
+
+
+def _location(face: faces.Face) -> Row:
+    """Return a face's confidence, and its box and landmarks in pixels to two decimals."""
+    box = dict(zip(BOX_COLUMNS, (face.left, face.top, face.width, face.height), strict=True))
+    points = {} if face.landmarks is None else dict(zip(LANDMARK_COLUMNS, face.landmarks.ravel(), strict=True))
+    pixels = {column: round(float(value), 2) for column, value in (box | points).items()}
+    return {"face_confidence": round(face.confidence, 4), **pixels}
+
+
+def _write_png(file: Path, crop: np.ndarray) -> None:
+    """Write uint8 (size, size, 1) gray or (size, size, 3) RGB; a resumed run rewrites a crop that a kill cut."""
+    image = crop if crop.shape[2] == 1 else cv2.cvtColor(crop, cv2.COLOR_RGB2BGR)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with named_errors(file):
+        file.write_bytes(cv2.imencode(".png", image)[1].tobytes())
+
+
+def _journal(folder: Path) -> Path:
+    return folder / "faces.part.jsonl"
+
+
+@contextmanager
+def _open_journal(folder: Path, provenance: str) -> Iterator[tuple[list[Row], Callable[[Row], None]]]:
+    """Give the rows that an interrupted run finished, and a function that appends one.
+
+    The journal has one line of JSON with the provenance, and one per finished image, in the table's order. A line is
+    written after the image's crop. Without a journal of the same provenance, all earlier crops are removed.
+    """
+    file = _journal(folder)
+    rows = _read_journal(file, provenance)
+    if rows is None:
+        if reason := _reason_to_restart(folder, provenance):
+            print(f"all crops are made again: {reason}", flush=True)
+        for name in ("split.json", "faces.json", "split.csv", "faces.csv"):  # they describe the removed crops
+            (folder / name).unlink(missing_ok=True)
+        file.unlink(missing_ok=True)  # before the crops that it lists
+        shutil.rmtree(folder / "faces", ignore_errors=True)
+        rows = []
+    with atomic_file(file) as temporary:  # without the line that a kill may have cut
+        temporary.write_text("".join(f"{line}\n" for line in [provenance, *map(json.dumps, rows)]), encoding="utf-8")
+    with named_errors(file), file.open("a", encoding="utf-8") as lines:
+
+        def append(row: Row) -> None:
+            lines.write(json.dumps(row) + "\n")
+            lines.flush()
+            rows.append(row)
+
+        yield rows, append
+
+
+def _read_journal(file: Path, provenance: str) -> list[Row] | None:
+    """Return a journal's finished rows; None where there is no journal of this provenance."""
+    first, *lines = (file.read_text(encoding="utf-8", errors="replace") if file.is_file() else "").split("\n")
+    if first != provenance:
+        return None
+    rows = []
+    for line in lines:
+        try:
+            rows.append(dict(json.loads(line)))
+        except (ValueError, TypeError):  # cut by a kill
+            break
+    return rows
+
+
+def _reason_to_restart(folder: Path, provenance: str) -> str:
+    """Return why earlier crops cannot be kept; empty where there are none."""
+    try:
+        earlier = read_provenance(folder, "faces.csv")
+        if not earlier and _journal(folder).is_file():  # of an interrupted run
+            earlier = json.loads(_journal(folder).read_text(encoding="utf-8").partition("\n")[0])
+        before, now = ({**facts, **facts["options"]} for facts in (earlier or {"options": {}}, json.loads(provenance)))
+    except (InputError, OSError, ValueError, KeyError, TypeError):
+        return "their provenance record is damaged"
+    if not before or "crop_version" not in before:
+        return "an earlier version of this program made them" if earlier else ""
+    changes = [
+        "inventory.csv has changed" if name == "inventory" else f"{name} was {before.get(name)}, is {now.get(name)}"
+        for name in {**before, **now}
+        if name != "options" and before.get(name) != now.get(name)
+    ]
+    return ", ".join(changes) or "a crop or the table is missing or damaged"
