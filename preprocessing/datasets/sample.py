@@ -1,8 +1,8 @@
 """The embedded sample data set: a small CK+-shaped tree made from one portrait, without a download.
 
 The portrait (Rear Admiral Grace Hopper, US Navy, public domain) comes with matplotlib. "Subjects" differ in mirror,
-light, tint, proportions, size, tilt and background. Their sequences run from neutral to the peak of an expression, which
-is drawn by warping mouth, brows and eyelids. The sample lets every step run. Scores on it are meaningless.
+light, tint, proportions, size, tilt and background. Their sequences run from neutral to the peak of an expression,
+which is drawn by warping mouth, brows and eyelids. The sample lets every step run. Scores on it are meaningless.
 """
 
 import shutil
