@@ -8,8 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from raw_data import (
-    all_files, encoded, names_in, random_gray, tar_folder, write_fer2013, write_image, write_kaggle_folders,
-    zip_folder, zip_in_zip,
+    all_files,
+    encoded,
+    names_in,
+    random_gray,
+    tar_folder,
+    write_fer2013,
+    write_image,
+    write_kaggle_folders,
+    zip_folder,
+    zip_in_zip,
 )  # fmt: skip
 
 from preprocessing.datasets import archives
