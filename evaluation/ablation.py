@@ -28,13 +28,13 @@ from common.errors import InputError
 from common.logging import quiet_start, silence_retracing
 from configuration import BASELINES, BEST, EVALUATION, FINE_TUNING, PATHS, SAMPLE_NAME, EvaluationConfig, TrainingConfig
 from evaluation.model_evaluation import rows_of_split
-from evaluation.predictions import Predictions, ask
+from evaluation.predictions import Predictions, predict
 from evaluation.report.plots import BLACK, BLUE, ORANGE, canvas, save
 from evaluation.report.section import interval_text, percent
 from evaluation.report.writer import report_folder, write_json
 from evaluation.sections.comparison import on_common_labels
-from evaluation.sections.cross_dataset import ask_start
-from evaluation.sections.cross_validation import ask_folds, gap, protocol_row
+from evaluation.sections.cross_dataset import predict_with
+from evaluation.sections.cross_validation import gap, predict_folds, protocol_row
 from evaluation.sections.performance import format_interval
 from evaluation.sections.provenance import banner, protocol
 from inference.lineage import ImageHashes
@@ -109,7 +109,7 @@ def main(
         train(rung, files[rung.name], folds)
     silence_retracing()
     predictions = [answer(rung, files[rung.name], split, folds) for rung in rungs]
-    predictions.append(ask_start(predictions[-1], pretrained, table, ZERO_SHOT))
+    predictions.append(predict_with(predictions[-1], pretrained, table, ZERO_SHOT))
     titles = [rung.title for rung in rungs] + [f"zero-shot: {pretrained.name} as it is"]
     report = reports / dataset / "ladder" / ("folds" if folds else predictions[0].split)
     write_ladder(predictions, titles, table, notes, report, EVALUATION)
@@ -169,9 +169,9 @@ def answer(rung: Rung, model_file: Path, split: str | None, folds: bool) -> Pred
     table = read_table(rung.folder, "split.csv")
     if folds:
         networks = fold_networks(model_file, rung.folder, table)
-        return ask_folds(networks, model_file, rung.name, rung.folder, table)
+        return predict_folds(networks, model_file, rung.name, rung.folder, table)
     rows, split, _ = rows_of_split(table, split, rung.folder)
-    return ask(model_file, rung.name, rung.folder, table, rows, split)
+    return predict(model_file, rung.name, rung.folder, table, rows, split)
 
 
 def write_ladder(
@@ -210,7 +210,7 @@ def write_ladder(
     sentences = [*notes, *dict.fromkeys(banner(one) for one in predictions if banner(one)),
                  *(_in_words(step, by_name, options) for step in steps),
                  _THE_SAME_FOR_ALL]  # fmt: skip
-    people = int(first.groups.max()) + 1
+    people = int(first.clusters.max()) + 1
     if first.has_subjects and people < options.few_subjects:
         sentences.insert(
             len(notes), f"Few people ({people}): the intervals are too narrow, so no step is shown by them."

@@ -359,13 +359,13 @@ def evaluate(task: Task, name: str, model_file: Path, report: Path) -> dict[str,
     Raises:
         InputError: the model cannot be used, or no rule relates its labels to the data's.
     """
-    from evaluation.predictions import ask, label_rule
+    from evaluation.predictions import label_rule, predict
 
     label_rule(model_file, task.table)
     inputs = _inputs(task, model_file)
     if earlier := kept_report(report, inputs):
         return earlier
-    predictions = ask(model_file, name, task.folder, task.table, task.rows, task.split)
+    predictions = predict(model_file, name, task.folder, task.table, task.rows, task.split)
     return report_on(task, predictions, lambda folder: parts_of_report(task, predictions, folder), report, inputs)
 
 
@@ -403,13 +403,13 @@ def evaluate_folds(task: Task, name: str, model_file: Path, networks: dict[int, 
     inputs["zero_shot"] = start and file_hash(start, card_path(start))
     if earlier := kept_report(report, inputs):
         return earlier
-    from evaluation.sections.cross_validation import across_folds, ask_folds, settings_differ
+    from evaluation.sections.cross_validation import cross_validation_section, predict_folds, settings_differ
 
-    predictions = ask_folds(networks, model_file, name, task.folder, task.table)
+    predictions = predict_folds(networks, model_file, name, task.folder, task.table)
     others = {}
     if subject_dependent:
         title = "folds that ignore who is in the pictures"
-        others[title] = ask_folds(
+        others[title] = predict_folds(
             subject_dependent, model_file, f"{name}, loose", task.folder, task.table, SUBJECT_DEPENDENT
         )
     if start:
@@ -424,7 +424,9 @@ def evaluate_folds(task: Task, name: str, model_file: Path, networks: dict[int, 
         first, *rest = parts_of_report(task, predictions, folder, networks)
         return [
             first,
-            lambda: across_folds(predictions, others, networks, task.table, notes, warnings, folder, task.options),
+            lambda: cross_validation_section(
+                predictions, others, networks, task.table, notes, warnings, folder, task.options
+            ),
             *rest,
         ]
 
@@ -515,30 +517,32 @@ def parts_of_report(
         report: The report's folder.
         networks: Fold number -> network, for answers pooled over folds.
     """
-    from evaluation.sections.annotators import against_the_crowd
-    from evaluation.sections.calibration import how_sure
-    from evaluation.sections.cross_dataset import beside_zero_shot
+    from evaluation.sections.annotators import annotator_section
+    from evaluation.sections.calibration import calibration_section
+    from evaluation.sections.cross_dataset import cross_dataset_section
     from evaluation.sections.end_to_end import in_the_wild
-    from evaluation.sections.error_analysis import how_it_fails
+    from evaluation.sections.error_analysis import error_analysis_section
     from evaluation.sections.fairness import audit_groups
-    from evaluation.sections.performance import how_good
-    from evaluation.sections.provenance import how_honest
-    from evaluation.sections.tta import over_mirror_images
+    from evaluation.sections.performance import performance_section
+    from evaluation.sections.provenance import provenance_section
+    from evaluation.sections.tta import tta_section
 
     options, prediction = task.options, predictions.prediction.tolist()
     parts = [
-        lambda: how_good(predictions, report, options),
-        lambda: against_the_crowd(predictions, options),
-        lambda: beside_zero_shot(predictions, task.table, options),
-        lambda: how_honest(predictions, task.folder, task.table, task.notes, options),
-        lambda: how_sure(predictions, report, options),
+        lambda: performance_section(predictions, report, options),
+        lambda: annotator_section(predictions, options),
+        lambda: cross_dataset_section(predictions, task.table, options),
+        lambda: provenance_section(predictions, task.folder, task.table, task.notes, options),
+        lambda: calibration_section(predictions, report, options),
     ]
     if task.flip:
-        parts.append(lambda: over_mirror_images(predictions, networks or {}, task.table, options))
+        parts.append(lambda: tta_section(predictions, networks or {}, task.table, options))
     if predictions.fold_column:  # no single network to look into
-        parts.append(lambda: how_it_fails(predictions, report, options, gallery=False))
+        parts.append(lambda: error_analysis_section(predictions, report, options, gallery=False))
     else:
-        parts.append(lambda: how_it_fails(predictions, report, options, gallery=task.show_faces and not task.quick))
+        parts.append(
+            lambda: error_analysis_section(predictions, report, options, gallery=task.show_faces and not task.quick)
+        )
         parts.append(lambda: covered(task, [predictions], report))
     if task.grouped_by:
         parts.append(
@@ -587,12 +591,12 @@ def calibrate_card(task: Task, name: str, model_file: Path) -> None:
     Raises:
         InputError: the model cannot be used, or the rows do not tell how sure it may be.
     """
-    from evaluation.predictions import ask
+    from evaluation.predictions import predict
     from evaluation.sections.calibration import fit_calibration
 
-    predictions = ask(model_file, name, task.folder, task.table, task.rows, task.split)
+    predictions = predict(model_file, name, task.folder, task.table, task.rows, task.split)
     fitted = fit_calibration(predictions, task.options)
-    fitted["calibration"]["truth"] = MAJORITY if predictions.by_crowd else "the data set's own labels"
+    fitted["calibration"]["truth"] = MAJORITY if predictions.scored_by_majority else "the data set's own labels"
     selected = ImageHashes.of(selection=predictions.rows["pixel_hash"])
     write_hashes(model_file, read_hashes(model_file) | selected)
     write_card(replace(read_card(model_file), **fitted), model_file)
@@ -611,18 +615,19 @@ def compare_models(task: Task, named: dict[str, Path], report: Path) -> None:
     Raises:
         InputError: the models have too few emotions in common.
     """
-    from evaluation.predictions import ask
+    from evaluation.predictions import predict
     from evaluation.report.writer import Page, read_report, report_folder, write_report
-    from evaluation.sections.comparison import compare, on_common_labels
+    from evaluation.sections.comparison import comparison_section, on_common_labels
 
     inputs = {name: _inputs(task, model_file) for name, model_file in named.items()}
     metrics = read_report(report, inputs)
     if metrics is None:
         models = [
-            ask(model_file, name, task.folder, task.table, task.rows, task.split) for name, model_file in named.items()
+            predict(model_file, name, task.folder, task.table, task.rows, task.split)
+            for name, model_file in named.items()
         ]
         with report_folder(report) as folder:
-            section = compare(models, folder, task.options)
+            section = comparison_section(models, folder, task.options)
             sections = [section]
             models = on_common_labels(models)
             sections.append(covered(task, models, folder))

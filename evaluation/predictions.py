@@ -93,12 +93,12 @@ class Predictions:
         return predicted_labels(self.probabilities, self.labels)
 
     @property
-    def by_crowd(self) -> bool:
+    def scored_by_majority(self) -> bool:
         """Whether the truth is the crowd's majority, not the data set's own labels."""
         return bool((self.rows["label_source"] == MAJORITY).all())
 
     @property
-    def right(self) -> np.ndarray:
+    def correct(self) -> np.ndarray:
         """Whether each answer is right, bool (n,)."""
         return self.predicted == self.truth
 
@@ -113,7 +113,7 @@ class Predictions:
         return bool((self.rows["subject"] != "").all())
 
     @cached_property
-    def groups(self) -> np.ndarray:
+    def clusters(self) -> np.ndarray:
         """What is resampled together, int (n,) from 0: a person's images, or each image alone where nobody is known."""
         return pd.factorize(self.rows["subject"])[0] if self.has_subjects else np.arange(len(self.rows))
 
@@ -138,7 +138,9 @@ def label_rule(model_file: Path, table: pd.DataFrame) -> LabelRule:
     return relate(read_card(model_file).labels, labels_of(rows[rows["split"] != ""]))
 
 
-def ask(model_file: Path, name: str, folder: Path, table: pd.DataFrame, rows: pd.DataFrame, split: str) -> Predictions:
+def predict(
+    model_file: Path, name: str, folder: Path, table: pd.DataFrame, rows: pd.DataFrame, split: str
+) -> Predictions:
     """Ask a model about rows of a data set.
 
     Args:

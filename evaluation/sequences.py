@@ -26,7 +26,8 @@ from common.errors import InputError
 from common.logging import quiet_start
 from configuration import EVALUATION, PATHS, SAMPLE_NAME, EvaluationConfig
 from evaluation.metrics.calibration import choose_threshold, fit_temperature, is_settled, with_temperature
-from evaluation.metrics.intervals import bootstrap, estimate_share, mcnemar, percentile_intervals, units_of
+from evaluation.metrics.intervals import bootstrap, estimate_share, percentile_intervals, subject_clusters
+from evaluation.metrics.paired import mcnemar
 from evaluation.metrics.scores import apply_rule, predicted_labels, score_intervals, score_statistic
 from evaluation.report.section import interval_text
 from evaluation.report.writer import report_folder, write_json
@@ -316,8 +317,8 @@ def _leakage(model_file: Path, exposure: Exposure) -> list[str]:
     return notes
 
 
-def _joined(name: str, parts: Sequence[Part], ask: Callable[[Part], tuple[tuple[str, ...], np.ndarray]]) -> Seen:
-    predictions = [ask(part) for part in parts]
+def _joined(name: str, parts: Sequence[Part], predict: Callable[[Part], tuple[tuple[str, ...], np.ndarray]]) -> Seen:
+    predictions = [predict(part) for part in parts]
     labels = predictions[0][0]
     if any(each != labels for each, _ in predictions):
         raise InputError(f"{name}: the networks of the folds have different labels; train all folds again")
@@ -407,7 +408,7 @@ def write_report(
         notes = [*notes, f"left out: {(~keep).sum():,} sequences of emotions that a network does not know"]
     rows = rows.loc[keep].reset_index(drop=True)
     truth = pd.Categorical(rows["emotion"], categories=labels).codes.astype(np.int64)
-    clusters = units_of(rows)
+    clusters = subject_clusters(rows)
     groups = np.arange(len(rows)) if clusters is None else clusters
     if clusters is None or clusters.max() + 1 < options.few_subjects:
         notes = [*notes, f"{len(set(groups))} people or sequences are few: the intervals are too narrow"]

@@ -13,7 +13,7 @@ from common.errors import InputError
 from configuration import EVALUATION, FACES, ROBUSTNESS, EvaluationConfig
 from evaluation import model_evaluation, sequences
 from evaluation.predictions import Predictions
-from evaluation.sections.comparison import check_aligned, compare
+from evaluation.sections.comparison import check_aligned, comparison_section
 from evaluation.sections.cross_validation import gap
 from evaluation.sections.mitigation import compare as compare_groups
 from evaluation.sections.robustness import Candidate, covered_faces
@@ -53,7 +53,7 @@ def test_paired_comparisons_refuse_rows_that_do_not_align(tmp_path, change):
         other = paths[:-1], emotions[:-1]
     second = answers_of("b", 2, *other)
     with pytest.raises(InputError, match="a and b were not scored on the same images"):
-        compare([first, second], tmp_path, QUICK)
+        comparison_section([first, second], tmp_path, QUICK)
     if change in ("order", "labels"):  # `gap` itself restricts both to the images that both answered
         with pytest.raises(InputError, match="cannot be compared in pairs"):
             gap(first, second, QUICK)

@@ -3,7 +3,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from evaluation.sections.annotators import agreement_between_people, label_shares, right_people
+from evaluation.sections.annotators import annotator_agreement, correct_annotators, label_shares
 
 NAMES = ["anger", "happiness", "neutral", "unknown", "nf"]
 RANDOM = np.random.default_rng(2)
@@ -11,14 +11,14 @@ VOTES = RANDOM.multinomial(10, [0.4, 0.2, 0.2, 0.1, 0.1], 60)
 
 
 def test_two_people_agree_as_often_as_in_all_pairs_of_them():
-    for votes, agreement in zip(VOTES, agreement_between_people(VOTES), strict=True):
+    for votes, agreement in zip(VOTES, annotator_agreement(VOTES), strict=True):
         people = [name for name, count in enumerate(votes) for _ in range(count)]
         assert agreement == pytest.approx(np.mean([a == b for a, b in permutations(people, 2)]))
-    assert np.isnan(agreement_between_people(np.array([[1, 0], [0, 0]]))).all()
+    assert np.isnan(annotator_agreement(np.array([[1, 0], [0, 0]]))).all()
 
 
 def test_each_person_is_set_against_the_others():
-    for votes, right, judged in zip(VOTES, *right_people(VOTES, NAMES), strict=True):
+    for votes, right, judged in zip(VOTES, *correct_annotators(VOTES, NAMES), strict=True):
         people = [name for name, count in enumerate(votes) for _ in range(count)]
         expected_right = expected_judged = 0
         for number, answer in enumerate(people):

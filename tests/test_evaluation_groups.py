@@ -12,7 +12,7 @@ from sklearn import metrics
 
 from common.errors import InputError
 from configuration import FAIRNESS, FairnessConfig
-from evaluation.metrics.intervals import holm
+from evaluation.metrics.paired import holm
 from evaluation.sections.fairness import (
     Audit,
     audit,

@@ -10,13 +10,12 @@ from evaluation.metrics.intervals import (
     boundary_interval,
     effective_size,
     estimate_share,
-    holm,
-    mcnemar,
     percentile_intervals,
     resampled_counts,
     resampled_means,
     wilson_interval,
 )
+from evaluation.metrics.paired import holm, mcnemar
 from evaluation.metrics.scores import estimate_scores
 
 

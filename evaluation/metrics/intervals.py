@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from scipy.sparse import csr_array
-from scipy.stats import binomtest, norm
+from scipy.stats import norm
 
 from configuration import EVALUATION
 
@@ -37,7 +37,7 @@ class Estimate(NamedTuple):
         return f"{100 * self.value:.1f} ({100 * self.low:.1f} to {100 * self.high:.1f})"
 
 
-def units_of(rows: pd.DataFrame) -> np.ndarray | None:
+def subject_clusters(rows: pd.DataFrame) -> np.ndarray | None:
     """Return each row's subject as a number, int (n,), where every row has one and they are several; else None."""
     if "subject" not in rows.columns or (rows["subject"].isin(["", None]) | rows["subject"].isna()).any():
         return None
@@ -244,34 +244,3 @@ def estimate_share(
         return Estimate(share, *ends)
     low, high = percentile_interval(resampled_means(hits[:, None], clusters, resamples, seed), level)
     return Estimate(share, float(low[0]), float(high[0]))
-
-
-# ---------------------------------------------------------------- tests
-
-
-def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> dict[str, float | int]:
-    """Return McNemar's exact test of whether two models are right equally often on the same images.
-
-    Only images that one model alone gets right tell the two apart; were the models equal, each of these would be A's
-    or B's with probability 1/2 (McNemar 1947; exact binomial, two-sided).
-
-    Args:
-        right_a: bool (images,): whether model A is right.
-        right_b: The same of model B.
-
-    Returns:
-        `only_a` and `only_b`, numbers of images, and the `p_value`.
-    """
-    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
-    p_value = float(binomtest(only_a, only_a + only_b, 0.5).pvalue) if only_a + only_b else 1.0
-    return {"only_a": only_a, "only_b": only_b, "p_value": p_value}
-
-
-def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Return p-values adjusted for their number (Holm 1979), in the given order; NaN stays NaN and is not counted."""
-    p_values = np.asarray(p_values, np.float64)
-    adjusted = np.full(len(p_values), np.nan)
-    order = np.argsort(p_values, kind="stable")[: np.count_nonzero(~np.isnan(p_values))]  # NaN comes last
-    steps = p_values[order] * (len(order) - np.arange(len(order)))
-    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
-    return adjusted

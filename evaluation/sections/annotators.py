@@ -23,7 +23,7 @@ def label_shares(votes: np.ndarray, names: Sequence[str], labels: Sequence[str])
         return kept / kept.sum(axis=1, keepdims=True)
 
 
-def agreement_between_people(votes: np.ndarray) -> np.ndarray:
+def annotator_agreement(votes: np.ndarray) -> np.ndarray:
     """Return the probability that two people who looked at an image chose the same name, (images,).
 
     The sum over names of v (v - 1) / (N (N - 1)), for v of N votes: the observed agreement in Fleiss's kappa (1971).
@@ -34,7 +34,7 @@ def agreement_between_people(votes: np.ndarray) -> np.ndarray:
         return (votes * (votes - 1)).sum(axis=1) / (total * (total - 1))
 
 
-def right_people(votes: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def correct_annotators(votes: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Score each person against the majority of the others, as the model is scored against the majority.
 
     For each image and each of its votes in turn: that vote is taken out, the others decide as in `majority`, and the
@@ -53,7 +53,7 @@ def right_people(votes: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, n
     return right, judged
 
 
-def against_the_crowd(predictions: Predictions, options: EvaluationConfig) -> Section | None:
+def annotator_section(predictions: Predictions, options: EvaluationConfig) -> Section | None:
     """Score a model, the data set's own labels and people against crowd votes; None where the table has no votes."""
     names = vote_choices(predictions.rows)
     if not set(predictions.labels) <= set(names):
@@ -71,10 +71,10 @@ def against_the_crowd(predictions: Predictions, options: EvaluationConfig) -> Se
         return dict(zip(map(str, tops), shares.T, strict=True))
 
     values = {name: float(value[0]) for name, value in statistic(np.ones((1, len(votes)))).items()}
-    drawn = bootstrap(statistic, predictions.groups, options.resamples, options.seed)
+    drawn = bootstrap(statistic, predictions.clusters, options.resamples, options.seed)
     intervals = percentile_intervals(drawn, options.level)
     for name in _DESCRIBED:
-        ends = boundary_interval(tops[name].to_numpy(), bottoms[name].to_numpy(), predictions.groups, options.level)
+        ends = boundary_interval(tops[name].to_numpy(), bottoms[name].to_numpy(), predictions.clusters, options.level)
         intervals[name] = ends or intervals[name]
     table = pd.DataFrame(
         {
@@ -106,7 +106,7 @@ def against_the_crowd(predictions: Predictions, options: EvaluationConfig) -> Se
             f"The model's probabilities differ from the shares of the votes by {values['divergence']:.3f} nats "
             f"({format_interval('divergence', intervals['divergence'])}; Kullback-Leibler divergence of the model from "
             "the votes; 0 would be the crowd itself).",
-            *([_ON_AGREED] if predictions.by_crowd else []),
+            *([_ON_AGREED] if predictions.scored_by_majority else []),
         ],
         tables=[Table(table, f"Agreement with the crowd, {predictions.title}", percent=("share",))],
         values={
@@ -159,8 +159,8 @@ def _fractions(
         object
     )  # not what it is scored against
     own_shares = (shares * (labels == own[:, None])).sum(axis=1)
-    right, judged = right_people(votes, names)
-    between = agreement_between_people(votes)
+    right, judged = correct_annotators(votes, names)
+    between = annotator_agreement(votes)
     ratio = np.where(shares > 0, shares, 1) / np.clip(predictions.probabilities, 1e-12, None)
     figures = {
         "model_majority": (decided & (labels[predictions.predicted] == winner), decided),

@@ -33,7 +33,7 @@ from preprocessing.tables import write_table
 _CURVE_POINTS = 100  # of the coverage curve that is drawn
 
 
-def how_sure(predictions: Predictions, report: Path, options: EvaluationConfig) -> Section:
+def calibration_section(predictions: Predictions, report: Path, options: EvaluationConfig) -> Section:
     """Return calibration before and after temperature, and accuracy against coverage, with their figures."""
     crossed = _cross_fit(predictions, options)
     states = {"as the network gives them": predictions.uncalibrated}
@@ -57,10 +57,10 @@ def how_sure(predictions: Predictions, report: Path, options: EvaluationConfig) 
     error = measured["as the network gives them"]["ece"]
     last_error = list(measured.values())[-1]["ece"]
     confidence = float(predictions.uncalibrated.max(axis=1).mean())
-    tendency = "too sure" if confidence > predictions.right.mean() else "not sure enough"
+    tendency = "too sure" if confidence > predictions.correct.mean() else "not sure enough"
     sentences = [
         f"On average the network gives its answer {percent(confidence)} and is right in "
-        f"{percent(predictions.right.mean())}: it is {tendency}. Its expected calibration error is {percent(error)}"
+        f"{percent(predictions.correct.mean())}: it is {tendency}. Its expected calibration error is {percent(error)}"
         + (f"; with a temperature, {percent(last_error)}." if len(states) > 1 else "."),
         f"The calibration error is the mean gap between probability and accuracy over {options.bins} bins of equal "
         "width, weighted by their images (resampling inflates it, so it has no bootstrap interval). The Brier score is "
@@ -183,7 +183,7 @@ def fit_calibration(predictions: Predictions, options: EvaluationConfig) -> dict
 def _cross_fit(predictions: Predictions, options: EvaluationConfig) -> CrossFit | None:
     """Return the cross-fitted calibration; copies of an image, and a person's images, stay in one fold."""
     if predictions.has_subjects:
-        groups = predictions.groups
+        groups = predictions.clusters
     else:
         hashes = predictions.rows["pixel_hash"].where(predictions.rows["pixel_hash"] != "", predictions.rows["path"])
         groups = pd.factorize(hashes)[0]
@@ -206,7 +206,7 @@ def _calibration_of(predictions: Predictions, probabilities: np.ndarray, options
     def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
         return {"brier": weights @ errors / weights.sum(axis=1)}
 
-    drawn = bootstrap(statistic, predictions.groups, options.resamples, options.seed)
+    drawn = bootstrap(statistic, predictions.clusters, options.resamples, options.seed)
     return {
         "ece": expected_calibration_error(probabilities, predictions.truth, options.bins),
         "brier": brier(probabilities, predictions.truth),
@@ -241,12 +241,12 @@ def _curve(predictions: Predictions, options: EvaluationConfig) -> pd.DataFrame:
     """
     thresholds, coverage, accuracy = coverage_curve(predictions.probabilities, predictions.truth)
     chosen = np.unique(np.searchsorted(coverage, np.linspace(0.02, 1, _CURVE_POINTS)).clip(max=len(coverage) - 1))
-    n = len(predictions.right)
+    n = len(predictions.correct)
     step = np.searchsorted(
         -thresholds[chosen], -predictions.probabilities.max(axis=1)
     )  # the first threshold that is met
     given = csr_array((np.ones(n), (np.arange(n), step)), shape=(n, len(chosen)))
-    right = csr_array((predictions.right.astype(np.float64), (np.arange(n), step)), shape=(n, len(chosen)))
+    right = csr_array((predictions.correct.astype(np.float64), (np.arange(n), step)), shape=(n, len(chosen)))
 
     def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
         with np.errstate(invalid="ignore"):
@@ -254,11 +254,11 @@ def _curve(predictions: Predictions, options: EvaluationConfig) -> pd.DataFrame:
         return {str(index): shares[:, index] for index in range(len(chosen))}
 
     drawn = percentile_intervals(
-        bootstrap(statistic, predictions.groups, options.resamples, options.seed), options.level
+        bootstrap(statistic, predictions.clusters, options.resamples, options.seed), options.level
     ).values()
     answered = [step <= index for index in range(len(chosen))]
     limits = [
-        boundary_interval(predictions.right & among, among, predictions.groups, options.level) or own
+        boundary_interval(predictions.correct & among, among, predictions.clusters, options.level) or own
         for among, own in zip(answered, drawn, strict=True)
     ]
     return pd.DataFrame(
@@ -288,7 +288,7 @@ def _wanted(predictions: Predictions, options: EvaluationConfig) -> pd.DataFrame
     rows["the card's threshold"] = {
         "answer from": card,
         "share answered": given.mean(),
-        "right among them": predictions.right[given].mean() if given.any() else np.nan,
+        "right among them": predictions.correct[given].mean() if given.any() else np.nan,
     }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("answers right in")
 
@@ -296,7 +296,7 @@ def _wanted(predictions: Predictions, options: EvaluationConfig) -> pd.DataFrame
 def _crossed_threshold(predictions: Predictions, crossed: CrossFit) -> dict[str, float]:
     """Return what thresholds chosen on other folds give: the share of images answered, and of right answers."""
     answered = crossed.answered
-    right = float(predictions.right[answered].mean()) if answered.any() else float("nan")
+    right = float(predictions.correct[answered].mean()) if answered.any() else float("nan")
     return {"coverage": float(answered.mean()), "selective_accuracy": right}
 
 

@@ -11,7 +11,8 @@ import pandas as pd
 from common.emotions import LabelRule
 from common.errors import InputError
 from configuration import EvaluationConfig
-from evaluation.metrics.intervals import bootstrap, holm, mcnemar, percentile_intervals
+from evaluation.metrics.intervals import bootstrap, percentile_intervals
+from evaluation.metrics.paired import holm, mcnemar
 from evaluation.metrics.scores import apply_rule, score_intervals, score_statistic
 from evaluation.predictions import Predictions
 from evaluation.report.plots import draw_differences
@@ -61,7 +62,7 @@ def check_aligned(models: Sequence[Predictions]) -> None:
             )
 
 
-def compare(models: Sequence[Predictions], report: Path, options: EvaluationConfig) -> Section:
+def comparison_section(models: Sequence[Predictions], report: Path, options: EvaluationConfig) -> Section:
     """Compare each pair of models on the same images.
 
     Args:
@@ -83,7 +84,7 @@ def compare(models: Sequence[Predictions], report: Path, options: EvaluationConf
     def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
         return {f"{name}|{score}": value for name, one in statistics.items() for score, value in one(weights).items()}
 
-    drawn = bootstrap(statistic, first.groups, options.resamples, options.seed)
+    drawn = bootstrap(statistic, first.clusters, options.resamples, options.seed)
     measured = {name: float(value[0]) for name, value in statistic(np.ones((1, len(first.rows)))).items()}
     names = [*COMPARED, *(f"recall/{label}" for label in first.labels)]
     pairs = [_compare_pair(before, after, measured, drawn, names, options) for before, after in combinations(models, 2)]
@@ -189,7 +190,7 @@ def _own_intervals(
     scores = [name.removeprefix(prefix) for name in drawn if name.startswith(prefix)]
     own_drawn, own = {score: drawn[prefix + score] for score in scores}, {s: measured[prefix + s] for s in scores}
     return score_intervals(
-        own_drawn, own, predictions.probabilities, predictions.truth, predictions.labels, predictions.groups, level
+        own_drawn, own, predictions.probabilities, predictions.truth, predictions.labels, predictions.clusters, level
     )
 
 
@@ -216,7 +217,7 @@ def _compare_pair(
             }
             for score in names
         },
-        "mcnemar": mcnemar(before.right, after.right),
+        "mcnemar": mcnemar(before.correct, after.correct),
     }
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 from common.emotions import relate
 from common.errors import InputError
 from configuration import PATHS, EvaluationConfig
-from evaluation.metrics.intervals import mcnemar
+from evaluation.metrics.paired import mcnemar
 from evaluation.metrics.scores import apply_rule
 from evaluation.predictions import Predictions
 from evaluation.report.section import Section, Table, interval_text
@@ -20,7 +20,7 @@ from inference.model_card import ModelCard, read_card
 from training.lineage import exposure_of, knows_images
 
 
-def ask_start(predictions: Predictions, start: Path, table: pd.DataFrame, name: str = "zero-shot") -> Predictions:
+def predict_with(predictions: Predictions, start: Path, table: pd.DataFrame, name: str = "zero-shot") -> Predictions:
     """Ask another network about the images that a model answered, as it is.
 
     Args:
@@ -74,17 +74,17 @@ def ask_zero_shot(predictions: Predictions, file: Path, table: pd.DataFrame) -> 
     """Return what a table of protocols calls a network that learnt nothing of the data, and its answers.
 
     Raises:
-        InputError: as `ask_start`.
+        InputError: as `predict_with`.
     """
     from training.fine_tuning import Start  # imports Keras
 
     learnt = ", ".join(Start.read(file).trained_on)
-    return f"zero-shot: {file.name}, which learnt from {learnt} and nothing of {predictions.dataset}", ask_start(
+    return f"zero-shot: {file.name}, which learnt from {learnt} and nothing of {predictions.dataset}", predict_with(
         predictions, file, table
     )
 
 
-def beside_zero_shot(predictions: Predictions, table: pd.DataFrame, options: EvaluationConfig) -> Section | None:
+def cross_dataset_section(predictions: Predictions, table: pd.DataFrame, options: EvaluationConfig) -> Section | None:
     """Set a fine-tuned network beside the one that it started from, on the same images.
 
     None where there is no fine-tuning on this data set to judge: the network started from none, was trained on another
@@ -103,7 +103,7 @@ def beside_zero_shot(predictions: Predictions, table: pd.DataFrame, options: Eva
         return None
     learnt = ", ".join(entry.trained_on)
     try:
-        zero_shot = ask_start(predictions, found_start(predictions.card), table)
+        zero_shot = predict_with(predictions, found_start(predictions.card), table)
     except InputError as error:
         text = f"zero-shot was not measured: {error}"
         return Section("zero_shot", "Without any training on this data", warnings=[text], values={"not_measured": text})
@@ -111,7 +111,7 @@ def beside_zero_shot(predictions: Predictions, table: pd.DataFrame, options: Eva
     check_aligned([tuned, start])
     rows = {"fine-tuned": protocol_row("fine-tuned", tuned, table, options),
             "zero-shot": protocol_row("zero-shot", start, table, options)}  # fmt: skip
-    difference, test = gap(start, tuned, options), mcnemar(start.right, tuned.right)
+    difference, test = gap(start, tuned, options), mcnemar(start.correct, tuned.correct)
     change = difference["accuracy"]
     low, high = change["interval"]
     printed = pd.DataFrame(

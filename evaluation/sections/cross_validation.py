@@ -18,18 +18,18 @@ from common.logging import silence_retracing
 from configuration import EvaluationConfig
 from evaluation.metrics.intervals import bootstrap, percentile_intervals
 from evaluation.metrics.scores import estimate_scores, score_statistic
-from evaluation.predictions import Predictions, ask
+from evaluation.predictions import Predictions, predict
 from evaluation.report.section import Section, Table, interval_text, percent
 from evaluation.sections.comparison import check_aligned, on_common_labels
 from evaluation.sections.performance import MAIN_SCORES, format_interval, format_score, measure
-from evaluation.sections.provenance import learnt_from
+from evaluation.sections.provenance import overlaps_training
 from inference.model_card import read_card
 from preprocessing.tables import labels_of, split_by_fold, usable, write_table
 from training.cross_validation import SUBJECT_INDEPENDENT
 from training.lineage import Exposure
 
 
-def ask_folds(
+def predict_folds(
     networks: Mapping[int, Path],
     model_file: Path,
     name: str,
@@ -57,7 +57,7 @@ def ask_folds(
     for fold, file in networks.items():
         split = split_by_fold(table, fold, column)
         rows = usable(split)
-        predictions.append(ask(file, name, folder, split, rows[rows["split"] == "test"], "test"))
+        predictions.append(predict(file, name, folder, split, rows[rows["split"] == "test"], "test"))
         if predictions[-1].labels != predictions[0].labels:
             raise InputError(
                 f"{file} is scored on {', '.join(predictions[-1].labels)}, the network of another fold on "
@@ -86,7 +86,7 @@ def ask_folds(
     )
 
 
-def across_folds(
+def cross_validation_section(
     predictions: Predictions,
     others: Mapping[str, Predictions],
     networks: Mapping[int, Path],
@@ -196,13 +196,15 @@ def protocol_row(
         scores: Which ones, of those of `score_statistic`.
     """
     values, intervals = estimate_scores(
-        predictions.probabilities, predictions.truth, predictions.labels, predictions.groups, options
+        predictions.probabilities, predictions.truth, predictions.labels, predictions.clusters, options
     )
     row: dict[str, Any] = {"protocol": name, "n": len(predictions.rows), "emotions": len(predictions.labels)}
     for score in scores:
         row |= {score: values[score]}
         row |= dict(zip((f"{score}_low", f"{score}_high"), intervals[score], strict=True))
-    row["known_people"] = int(learnt_from(predictions, table, "subject").sum()) if predictions.has_subjects else None
+    row["known_people"] = (
+        int(overlaps_training(predictions, table, "subject").sum()) if predictions.has_subjects else None
+    )
     return row
 
 
@@ -230,7 +232,7 @@ def gap(
         return {score: second[score] - first[score] for score in scores}
 
     count = len(pair[0].rows)
-    drawn = bootstrap(statistic, pair[0].groups, options.resamples, options.seed)
+    drawn = bootstrap(statistic, pair[0].clusters, options.resamples, options.seed)
     intervals = percentile_intervals(drawn, options.level)
     values = statistic(np.ones((1, count)))
     return {"n": count} | {
@@ -299,7 +301,7 @@ def _people_in_words(predictions: Predictions) -> str:
             "in training and test, which makes the score too good for people whom a network has never seen."
         )
     return (
-        f"All images of a person are in one fold ({predictions.groups.max() + 1:,} people). Many published "
+        f"All images of a person are in one fold ({predictions.clusters.max() + 1:,} people). Many published "
         "scores on posed sequences divide images or sequences instead, so that the same people are in training and "
         "test. Compare only with scores of folds by subject. A protocol looser still, "
         "which divides single frames so that neighbouring frames of a sequence are on both sides, is not offered."

@@ -15,7 +15,7 @@ from common.errors import InputError
 from common.files import atomic_file
 from common.images import pixel_hash, read_gray_or_bgr
 from configuration import END_TO_END, EndToEndConfig, FaceConfig
-from evaluation.metrics.intervals import Estimate, estimate_share, units_of
+from evaluation.metrics.intervals import Estimate, estimate_share, subject_clusters
 from evaluation.metrics.scores import apply_rule, predicted_labels
 from evaluation.report.section import Figure, Section, Table, interval_text
 from inference.crops import detect_in_crop, is_face_crop, network_input, read_image_rgb
@@ -257,7 +257,7 @@ def score(scored: pd.DataFrame, options: EndToEndConfig = END_TO_END) -> dict[st
 
 
 def _estimate(rows: pd.DataFrame, hits: np.ndarray, options: EndToEndConfig) -> Estimate:
-    return estimate_share(hits, units_of(rows), options.resamples, options.seed, options.level)
+    return estimate_share(hits, subject_clusters(rows), options.resamples, options.seed, options.level)
 
 
 def by_emotion(scored: pd.DataFrame, labels: tuple[str, ...], options: EndToEndConfig = END_TO_END) -> pd.DataFrame:
@@ -281,7 +281,7 @@ def _printed(estimates: Mapping[str, Estimate]) -> pd.DataFrame:
 
 
 def _summary(scored: pd.DataFrame, estimates: Mapping[str, Estimate], source: Path, options: EndToEndConfig) -> str:
-    drawn = "subjects" if units_of(scored) is not None else "pictures"
+    drawn = "subjects" if subject_clusters(scored) is not None else "pictures"
     where_found = f"; where a face was found, {estimates['where_found']} %" if "where_found" in estimates else ""
     return (
         f"{len(scored)} whole pictures of {source.name}: {estimates['end_to_end']} % right when a missed face counts "

@@ -15,7 +15,7 @@ from preprocessing.tables import write_table
 CONFIDENT, UNDECIDED = "mistakes", "undecided"
 
 
-def how_it_fails(predictions: Predictions, report: Path, options: EvaluationConfig, gallery: bool) -> Section:
+def error_analysis_section(predictions: Predictions, report: Path, options: EvaluationConfig, gallery: bool) -> Section:
     """Return the confused pairs in words and as a table, and the gallery of failures.
 
     Args:
@@ -94,7 +94,7 @@ def choose_examples(predictions: Predictions, label: int, kind: str, count: int)
     """
     own = np.flatnonzero(predictions.truth == label)
     if kind == CONFIDENT:
-        own = own[~predictions.right[own]]
+        own = own[~predictions.correct[own]]
         weight = predictions.probabilities[own].max(axis=1)
     else:
         probabilities = predictions.probabilities[own]

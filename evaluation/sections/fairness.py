@@ -25,12 +25,12 @@ from configuration import FAIRNESS, FairnessConfig
 from evaluation.metrics.intervals import (
     Estimate,
     boundary_interval,
-    holm,
     percentile_interval,
     resampled_counts,
-    units_of,
+    subject_clusters,
     widened,
 )
+from evaluation.metrics.paired import holm
 from evaluation.report.section import Figure, Section, Table, interval_text
 from preprocessing.tables import FACE_COLUMNS, INVENTORY_COLUMNS, unescaped, write_table
 
@@ -567,7 +567,7 @@ def audit_groups(
     groupings = {column: crossed(rows, [column]) for column in columns}
     if len(columns) > 1:
         groupings[" x ".join(columns)] = crossed(rows, columns)
-    truth, clusters = rows["emotion"].to_numpy(), units_of(rows)
+    truth, clusters = rows["emotion"].to_numpy(), subject_clusters(rows)
     audits: list[Audit] = []
     sentences, warnings, left_out = [_method(options)], list[str](), list[str]()
     for name, group in groupings.items():

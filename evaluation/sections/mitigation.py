@@ -7,7 +7,7 @@ import pandas as pd
 from scipy.sparse import csr_array
 
 from configuration import FAIRNESS, FairnessConfig
-from evaluation.metrics.intervals import Estimate, percentile_interval, resampled_counts, units_of
+from evaluation.metrics.intervals import Estimate, percentile_interval, resampled_counts, subject_clusters
 from evaluation.report.section import Section, Table, interval_text
 from evaluation.sections.fairness import check_columns, crossed, gaps, rates, tables_of
 
@@ -39,7 +39,7 @@ def before_and_after(
     sentences, warnings, tables, values = [], [], [], {}
     for column in columns:
         group = crossed(rows, [column])
-        found = compare(group, rows["emotion"], before, after, labels, units_of(rows), options)
+        found = compare(group, rows["emotion"], before, after, labels, subject_clusters(rows), options)
         if found is None:
             sentences.append(f"{column}: not compared, fewer than two groups have {options.smallest} images.")
             warnings.append(f"groups not compared: {column}, fewer than two groups of {options.smallest} images")

@@ -54,13 +54,13 @@ def measure(predictions: Predictions) -> dict[str, float]:
     return measured
 
 
-def how_good(predictions: Predictions, report: Path, options: EvaluationConfig) -> Section:
+def performance_section(predictions: Predictions, report: Path, options: EvaluationConfig) -> Section:
     """Return the scores and their intervals, and write the figures and tables behind them."""
     names = np.asarray(predictions.labels, dtype=object)
     truth, predicted = names[predictions.truth].tolist(), names[predictions.predicted].tolist()
     measured = measure(predictions)
     _, intervals = estimate_scores(
-        predictions.probabilities, predictions.truth, predictions.labels, predictions.groups, options
+        predictions.probabilities, predictions.truth, predictions.labels, predictions.clusters, options
     )
     interval = interval_text(options.level)
 
@@ -137,7 +137,7 @@ def how_good(predictions: Predictions, report: Path, options: EvaluationConfig) 
 
 def _resampled(predictions: Predictions) -> str:
     if predictions.has_subjects:
-        return f"the {predictions.groups.max() + 1:,} people, whose images stay together."
+        return f"the {predictions.clusters.max() + 1:,} people, whose images stay together."
     return "single images: the table does not say who is in each of them."
 
 
@@ -179,7 +179,7 @@ def _warnings(predictions: Predictions, support: pd.Series, options: EvaluationC
         )
     if few:
         warnings.append(f"few images show {', '.join(few)}: their figures are rough, see their intervals")
-    people = int(predictions.groups.max()) + 1
+    people = int(predictions.clusters.max()) + 1
     if predictions.has_subjects and people < options.few_subjects:
         warnings.append(f"only {people} people: intervals resampled by person are too narrow with so few")
     return warnings

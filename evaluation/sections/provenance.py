@@ -34,7 +34,7 @@ _SCORES = ("accuracy", "balanced_accuracy", "macro_f1")
 def protocol(predictions: Predictions, averaging: str = "no test-time averaging") -> str:
     """Return how a score came about, in the words that stand beside it everywhere."""
     learnt = "trained on crowd votes" if predictions.card.targets == "votes" else "no extra labels"
-    truth = f", scored against the {MAJORITY}" if predictions.by_crowd else ""
+    truth = f", scored against the {MAJORITY}" if predictions.scored_by_majority else ""
     networks = "one network per fold" if predictions.fold_column else "one network"
     if start := predictions.card.pretrained:
         extra = _learnt_more(start, predictions.card)
@@ -97,7 +97,7 @@ def _part_of(count: int, n: int) -> str:
     return "these images" if count == n else f"{count:,} of these {n:,} images"
 
 
-def how_honest(
+def provenance_section(
     predictions: Predictions, folder: Path, table: pd.DataFrame, notes: list[str], options: EvaluationConfig
 ) -> Section:
     """Return what a reader must know before believing the scores.
@@ -160,7 +160,7 @@ def how_honest(
     )
 
 
-def learnt_from(predictions: Predictions, table: pd.DataFrame, column: str) -> np.ndarray:
+def overlaps_training(predictions: Predictions, table: pd.DataFrame, column: str) -> np.ndarray:
     """Return which images have something in common with what the network that answered them learnt from, bool (n,).
 
     Args:
@@ -188,7 +188,7 @@ def _copies(predictions: Predictions, table: pd.DataFrame) -> tuple[np.ndarray, 
     if predictions.split != "train" and predictions.exposure.complete:
         return predictions.exposure.training, "training images"
     if predictions.fold_column:
-        return learnt_from(predictions, table, "pixel_hash"), "training images"
+        return overlaps_training(predictions, table, "pixel_hash"), "training images"
     rows = usable(table)
     elsewhere = rows["split"] == "train" if predictions.split != "train" else rows["split"].isin(["dev", "test"])
     hashes = set(rows.loc[elsewhere, "pixel_hash"]) - {""}
@@ -205,7 +205,7 @@ def _without_copies(predictions: Predictions, duplicates: np.ndarray, options: E
         "without copies": ~duplicates,
         "copies alone": duplicates,
     }.items():
-        groups = pd.factorize(predictions.groups[keep])[0]
+        groups = pd.factorize(predictions.clusters[keep])[0]
         values, intervals = estimate_scores(
             predictions.probabilities[keep], predictions.truth[keep], predictions.labels, groups, options
         )
@@ -325,7 +325,7 @@ def _label_sources(predictions: Predictions) -> str:
 
 def _shared_subjects(predictions: Predictions, table: pd.DataFrame) -> set[str]:
     if predictions.fold_column:
-        return set(predictions.rows.loc[learnt_from(predictions, table, "subject"), "subject"])
+        return set(predictions.rows.loc[overlaps_training(predictions, table, "subject"), "subject"])
     trained = table.loc[table["split"] == "train", "subject"]
     return (set(predictions.rows["subject"]) & set(trained)) - {""}
 
@@ -343,7 +343,7 @@ def _left_out(predictions: Predictions, table: pd.DataFrame) -> str:
         inside |= (table["split"] == "") & (table["usage"].str.lower().map(OFFICIAL_SPLITS) == predictions.split)
     rows = table[inside & ~is_usable(table)]
     unwanted = table[inside & is_usable(table) & (table["split"] == "")]
-    without = f"without a {MAJORITY}" if predictions.by_crowd else "without a label"
+    without = f"without a {MAJORITY}" if predictions.scored_by_majority else "without a label"
     reasons = {
         "unreadable": rows["status"] == "unreadable",
         "of a single gray level": rows["status"] == "constant",

@@ -18,7 +18,13 @@ from matplotlib.axes import Axes
 from common.command_line import progress_bar
 from common.files import atomic_file
 from configuration import ROBUSTNESS, FaceConfig, RobustnessConfig
-from evaluation.metrics.intervals import Estimate, boundary_interval, percentile_interval, resampled_means, units_of
+from evaluation.metrics.intervals import (
+    Estimate,
+    boundary_interval,
+    percentile_interval,
+    resampled_means,
+    subject_clusters,
+)
 from evaluation.report.section import Figure, Section, Table, interval_text
 from evaluation.sections.face_regions import (
     EYES,
@@ -324,7 +330,7 @@ def covered_faces(
     truth = np.array([list(labels).index(emotion) for emotion in rows["emotion"]])
     covers = build_covers(options)
     correct = _measure(models, images, points, truth, covers, options.seed)
-    clusters = units_of(rows)
+    clusters = subject_clusters(rows)
     resampled = _resample(correct, clusters, options)
     frame = accuracy_table(correct, resampled, covers, clusters, options.level)
     interval = interval_text(options.level)

@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 
 from configuration import EvaluationConfig
-from evaluation.metrics.intervals import mcnemar
+from evaluation.metrics.paired import mcnemar
 from evaluation.predictions import Predictions
 from evaluation.report.section import Section, Table, interval_text
 from evaluation.sections.comparison import check_aligned, format_change, format_change_interval
-from evaluation.sections.cross_dataset import ask_start
+from evaluation.sections.cross_dataset import predict_with
 from evaluation.sections.cross_validation import gap, protocol_row, score_and_interval
 from evaluation.sections.performance import HEADLINE, format_score
 from evaluation.sections.provenance import protocol
@@ -25,7 +25,7 @@ MIRROR_MEAN = "mean of the image and its mirror image"
 SCORES = {name: HEADLINE[name] for name in ("accuracy", "balanced_accuracy", "macro_f1")}
 
 
-def ask_mirrored(predictions: Predictions, networks: Mapping[int, Path], table: pd.DataFrame) -> np.ndarray:
+def predict_flipped(predictions: Predictions, networks: Mapping[int, Path], table: pd.DataFrame) -> np.ndarray:
     """Ask whoever answered the images about their mirror images.
 
     Args:
@@ -38,32 +38,32 @@ def ask_mirrored(predictions: Predictions, networks: Mapping[int, Path], table: 
         give them.
     """
     if not networks:
-        return ask_start(_mirrored(predictions), predictions.model_file, table).probabilities
+        return predict_with(_mirrored(predictions), predictions.model_file, table).probabilities
     probabilities = np.empty_like(predictions.probabilities)
     for fold, file in networks.items():
         asked = (predictions.rows[predictions.fold_column] == str(fold)).to_numpy()
-        probabilities[asked] = ask_start(_mirrored(predictions.select(asked)), file, table).uncalibrated
+        probabilities[asked] = predict_with(_mirrored(predictions.select(asked)), file, table).uncalibrated
     return probabilities
 
 
-def over_mirror_images(
+def tta_section(
     predictions: Predictions, networks: Mapping[int, Path], table: pd.DataFrame, options: EvaluationConfig
 ) -> Section:
     """Set the mean of each image's and its mirror image's probabilities beside the answers to the images alone.
 
     Args:
         answers: The answers to the images as they are, one network's or pooled over folds.
-        networks: As for `ask_mirrored`.
+        networks: As for `predict_flipped`.
         table: All of the data set's `split.csv`.
         options: For the intervals.
     """
     both = replace(
-        predictions, probabilities=(predictions.probabilities + ask_mirrored(predictions, networks, table)) / 2
+        predictions, probabilities=(predictions.probabilities + predict_flipped(predictions, networks, table)) / 2
     )
     check_aligned([predictions, both])
     parts = {"single": ("the image alone", predictions), "averaged": (MIRROR_MEAN, both)}
     rows = {key: protocol_row(name, part, table, options, SCORES) for key, (name, part) in parts.items()}
-    difference, test = gap(predictions, both, options, SCORES), mcnemar(predictions.right, both.right)
+    difference, test = gap(predictions, both, options, SCORES), mcnemar(predictions.correct, both.correct)
     changes = {score: format_change(score, difference[score]["value"]) for score in SCORES}
     intervals = {score: format_change_interval(score, *difference[score]["interval"]) for score in SCORES}
     printed = pd.DataFrame(
