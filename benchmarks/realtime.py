@@ -1,18 +1,18 @@
-"""Time the realtime program against stock mtcnn and `model.predict` on every frame; measure its tracking and labels.
+"""Compare the realtime program with mtcnn and `model.predict` on every frame; measure its tracking and labels.
 
-    python -m benchmarks.realtime --video talk_640x480.mkv --video street_1080p.mp4 --data data --dataset fer2013
+    python -m benchmarks.realtime --video talk_640x480.mkv --video street_1080p.mp4
 
-Without a video one is made from the sample's portrait; `--only latency` measures just that part. Everything runs in
-this one process, without a window, on the same frames, in turns; ratios decide, times inform. The rows on labels need a
-prepared data set, whose dev faces are shown as still faces. Prints a table; `--json FILE` keeps it.
+Without a video, one is made from the sample's portrait. Reference and program take turns in one process, without a
+window, on the same frames. Ratios are comparable between machines; times are not. The rows on labels show the dev faces
+of FER2013 (`--data`) as still faces.
 """
 
-import csv
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from enum import StrEnum, auto
 from itertools import pairwise
 from pathlib import Path
@@ -22,29 +22,29 @@ from typing import Annotated, Any
 import cv2
 import numpy as np
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from common.command_line import DataRoot, dataset_folder, run
+from benchmarks.common import SEED, JsonFile, Row, Videos, finish, ratio_row, read_frames, spread, write_portrait_video
+from common.command_line import DataRoot, run
 from common.errors import InputError
 from common.logging import quiet_start
 from configuration import FACES, PATHS, ROOT
-from evaluation.report.writer import write_json
 from inference.emotion_classifier import EmotionClassifier
 from inference.face_detector import FaceDetector
+from preprocessing.tables import read_table, usable
 from realtime.recognition import SEARCH_THREADS, recognize, watch
 from realtime.sinks.drawing import Drawer
 from realtime.smoothing import TemporalSmoother
 from realtime.sources import Frame, open_source
 from realtime.tracking import Tracker, overlap
 
-Row = dict[str, Any]
-SEED = 7
-SUPPORTED = 0.5  # intersection over union from which on two boxes are one face
+ROUNDS = 3  # of each comparison; the rows are medians over them
+FRAMES, REFERENCE_FRAMES = 75, 8  # of each video and round
+FACES_SHOWN = 30  # still faces
+MIN_OVERLAP = 0.5  # intersection over union of two boxes of one face
 RATE = 30.0  # frames per second of the paced source and of the still faces
-STILL_SECONDS = 4.0  # seconds for which each still face is shown
-SENSOR = 4.0  # gray levels of 255: standard deviation of the noise on still faces
-SWAY = 0.25  # pixels and tenths of a degree per frame: how far a still head wanders
+STILL_SECONDS = 4.0  # for which each still face is shown
+NOISE = 4.0  # gray levels of 255: standard deviation of the noise on still faces
+SWAY = 0.25  # pixels, and tenths of a degree, per frame: random movement of a still head
 
 # Run by the interpreter of --with-fer, whose environment has neither this project nor its requirements.
 FER = """
@@ -64,15 +64,16 @@ print(*(sum(part) / len(times) for part in zip(*times)))
 """
 FIRST_FRAME = """
 import sys
-import realtime.webcam  # what the program imports
+import realtime.webcam  # imports the whole program
 from realtime.sinks.drawing import Drawer
 from realtime.recognition import watch
 Drawer().draw(next(watch(sys.argv[1])))
 """
+Seconds = tuple[float, float]  # wall and processor seconds per frame
 
 
 class Part(StrEnum):
-    """What the benchmark consists of."""
+    """Part of the benchmark."""
 
     START = auto()
     PROGRAM = auto()
@@ -82,52 +83,44 @@ class Part(StrEnum):
 
 
 def main(
-    video: Annotated[list[Path] | None, typer.Option(help="Video; repeat for several.")] = None,
-    frames: Annotated[int, typer.Option(min=10, help="Frames of each video that ours recognizes per round.")] = 75,
-    stock_frames: Annotated[int, typer.Option(min=1, help="Frames of each video that stock gets per round.")] = 8,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each comparison; medians over them are told.")] = 3,
-    faces: Annotated[int, typer.Option(min=2, help="Still faces of the data set.")] = 30,
+    video: Videos = None,
     data: DataRoot = PATHS.data,
-    dataset: Annotated[str, typer.Option(help="Data set whose dev faces are shown as still faces.")] = "fer2013",
-    with_fer: Annotated[Path | None, typer.Option(help="Python of an environment that has fer 25.10.")] = None,
-    only: Annotated[
-        list[Part] | None, typer.Option(help="Part to measure; repeat for several. Left out: all of them.")
-    ] = None,
-    output: Annotated[Path | None, typer.Option("--json", help="File that keeps the figures.")] = None,
+    with_fer: Annotated[Path | None, typer.Option(help="Python interpreter of an environment with fer 25.10.")] = None,
+    only: Annotated[list[Part] | None, typer.Option(help="Part to measure; repeat for several. [default: all]")] = None,
+    output: JsonFile = None,
 ) -> None:
-    """Compare the realtime program with what one would write otherwise, and measure its tracking and its labels."""
-    parts = set(only or Part)
+    """Compare the realtime program with common alternatives; measure tracking and labels."""
     classifier = EmotionClassifier.load_litert(PATHS.pretrained)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as temporary:
-        videos = video or [write_portrait_video(Path(temporary) / "portrait.avi", frames)]
+        videos = video or [write_portrait_video(Path(temporary) / "portrait.avi", FRAMES)]
         for file in videos:
-            open_source(str(file)).close()  # a mistake is told before minutes of measuring
-        if Part.START in parts:
-            rows.append(compare_start(videos[0], rounds))
-        stock = Stock() if Part.PROGRAM in parts else None
-        for file in videos:
-            if stock:
-                rows.append(compare_program(file, frames, stock_frames, rounds, classifier, stock))
-                if with_fer:
-                    rows.append(compare_fer(file, frames, stock_frames, rounds, classifier, with_fer))
-            if Part.LATENCY in parts:
-                rows.append(measure_latency(file, frames, rounds, classifier))
-        if Part.TRACKING in parts:
-            rows += measure_tracking(videos)
-    folder = dataset_folder(data, dataset)
-    if Part.LABELS in parts and (folder / "split.csv").is_file():
-        rows += measure_labels(read_faces(folder, faces), classifier)
-    elif Part.LABELS in parts:
-        print(f"no {folder / 'split.csv'}: the rows on labels are left out (--data, --dataset)", file=sys.stderr)
-    print_table(rows)
-    if output:
-        write_json(output, rows)
-        print(f"wrote {output}")
+            open_source(str(file)).close()  # reports an error before minutes of measuring
+        for part in only or Part:
+            rows += measure(part, videos, classifier, with_fer, data / "fer2013")
+    finish(rows, output)
 
 
-class Stock:
-    """What one writes after reading the two packages' front pages: mtcnn's faces, cut out, through `model.predict`."""
+def measure(part: Part, videos: list[Path], classifier: EmotionClassifier, fer: Path | None, faces: Path) -> list[Row]:
+    """Return the rows of one part of the benchmark."""
+    if part == Part.START:
+        return [compare_start(videos[0])]
+    if part == Part.PROGRAM:
+        reference = Reference()
+        rows = [compare_program(file, classifier, reference) for file in videos]
+        return rows + [compare_fer(file, classifier, fer) for file in videos if fer]
+    if part == Part.LATENCY:
+        return [measure_latency(file, classifier) for file in videos]
+    if part == Part.TRACKING:
+        return measure_tracking(videos)
+    if not (faces / "split.csv").is_file():
+        print(f"no {faces / 'split.csv'}: the rows on labels are left out (--data)", file=sys.stderr)
+        return []
+    return measure_labels(read_faces(faces, FACES_SHOWN), classifier)
+
+
+class Reference:
+    """The obvious program: faces of mtcnn, cropped, and classified by `model.predict`."""
 
     def __init__(self):
         with quiet_start():
@@ -149,105 +142,62 @@ class Stock:
                 self._model.predict(cv2.resize(crop, (48, 48))[None, :, :, None], verbose=0)
 
 
-def write_portrait_video(file: Path, count: int) -> Path:
-    """Write a video in which the sample's portrait wanders slowly over a gray ground."""
-    import matplotlib
-
-    portrait_bgr = cv2.imread(str(Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"))
-    assert portrait_bgr is not None
-    small_bgr = cv2.resize(portrait_bgr, (256, 300), interpolation=cv2.INTER_AREA)
-    writer = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*"MJPG"), RATE, (640, 480))
-    for index in range(count):
-        frame_bgr = np.full((480, 640, 3), 110, np.uint8)
-        left, top = round(190 + 120 * np.sin(index / 25)), round(90 + 50 * np.cos(index / 40))
-        frame_bgr[top : top + 300, left : left + 256] = small_bgr
-        writer.write(frame_bgr)
-    writer.release()
-    return file
+def time_ours(file: Path, classifier: EmotionClassifier) -> Seconds:
+    """Time the whole program without drawing, decoding included."""
+    with closing(open_source(str(file))) as source:
+        results = watch(source, classifier, FaceDetector(FACES))
+        next(results)  # the first frame warms up the detector
+        start, used, count = time.perf_counter(), time.process_time(), 0
+        for count, _ in enumerate(results, 1):
+            if count == FRAMES - 1:
+                break
+        return (time.perf_counter() - start) / count, (time.process_time() - used) / count
 
 
-def read_frames(file: Path, count: int | None = None) -> tuple[list[np.ndarray], float]:
-    """Return a video's first frames, BGR, and its frames per second."""
-    source = open_source(str(file))
-    images_bgr = []
-    for frame in source:
-        images_bgr.append(frame.image_bgr)
-        if len(images_bgr) == count:
-            break
-    source.close()
-    return images_bgr, source.fps
-
-
-def ours(file: Path, frames: int, classifier: EmotionClassifier) -> tuple[float, float]:
-    """Return the seconds and the processor's seconds, per frame, of the whole program without drawing."""
-    detector = FaceDetector(FACES)
-    source = open_source(str(file))
-    results = watch(source, classifier, detector)
-    next(results)  # the first frame warms up the detector
-    start, used, count = time.perf_counter(), time.process_time(), 0
-    for _ in results:
-        count += 1
-        if count == frames - 1:
-            break
-    seconds = (time.perf_counter() - start) / count, (time.process_time() - used) / count
-    source.close()
-    return seconds
-
-
-def compare_program(
-    file: Path, frames: int, stock_frames: int, rounds: int, classifier: EmotionClassifier, stock: Stock
-) -> Row:
-    """Compare the whole program without drawing, decoding included, with stock on every frame of the same video."""
-    images_bgr, _ = read_frames(file, frames)
-    chosen = [images_bgr[index] for index in np.linspace(0, len(images_bgr) - 1, stock_frames).astype(int)]
-    stock(chosen[0])
+def compare_program(file: Path, classifier: EmotionClassifier, reference: Reference) -> Row:
+    """Compare the whole program with the reference on the same video."""
+    images_bgr, _ = read_frames(file, FRAMES)
+    chosen = spread(images_bgr, REFERENCE_FRAMES)
+    reference(chosen[0])
     slow, fast = [], []
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         start, used = time.perf_counter(), time.process_time()
         for image_bgr in chosen:
-            stock(image_bgr)
-        slow.append(((time.perf_counter() - start) / stock_frames, (time.process_time() - used) / stock_frames))
-        fast.append(ours(file, frames, classifier))
+            reference(image_bgr)
+        slow.append(((time.perf_counter() - start) / len(chosen), (time.process_time() - used) / len(chosen)))
+        fast.append(time_ours(file, classifier))
     height, width = images_bgr[0].shape[:2]
-    return _compared(f"{file.name} {width}x{height}, whole program, against stock mtcnn + model.predict", slow, fast)
+    return _program_row(f"{file.name} {width}x{height}, program against mtcnn + model.predict, per frame", slow, fast)
 
 
-def compare_fer(
-    file: Path, frames: int, stock_frames: int, rounds: int, classifier: EmotionClassifier, python: Path
-) -> Row:
-    """Compare with the package `fer`, run by another interpreter.
+def compare_fer(file: Path, classifier: EmotionClassifier, python: Path) -> Row:
+    """Compare the whole program with the package `fer`, run by another interpreter.
 
     Raises:
         InputError: that interpreter does not run it.
     """
     slow, fast = [], []
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         try:
-            command = [str(python), "-c", FER, str(file.resolve()), str(stock_frames)]
+            command = [str(python), "-c", FER, str(file.resolve()), str(REFERENCE_FRAMES)]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
         except (OSError, subprocess.CalledProcessError) as error:
-            told = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[-1]
-            raise InputError(f"--with-fer {python} does not run fer ({told}); give a Python that has it") from error
+            reason = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[-1]
+            raise InputError(f"--with-fer {python} does not run fer ({reason}); give a Python that has it") from error
         wall, used = map(float, done.stdout.split()[-2:])
         slow.append((wall, used))
-        fast.append(ours(file, frames, classifier))
-    return _compared(f"{file.name}, whole program, against fer with mtcnn", slow, fast)
+        fast.append(time_ours(file, classifier))
+    return _program_row(f"{file.name}, program against fer with mtcnn, per frame", slow, fast)
 
 
-def _compared(work: str, slow: list[tuple[float, float]], fast: list[tuple[float, float]]) -> Row:
-    walls, used = ([1000 * median(pair[i] for pair in pairs) for pairs in (slow, fast)] for i in (0, 1))
-    return {
-        "work": work,
-        "other_ms": walls[0],
-        "ours_ms": walls[1],
-        "ratio": median(a[0] / b[0] for a, b in zip(slow, fast, strict=True)),
-        "other_cpu_ms": used[0],
-        "ours_cpu_ms": used[1],
-    }
+def _program_row(work: str, slow: list[Seconds], fast: list[Seconds]) -> Row:
+    processor = [1000 * median(used for _, used in seconds) for seconds in (slow, fast)]
+    walls = [(reference[0], ours[0]) for reference, ours in zip(slow, fast, strict=True)]
+    return ratio_row(work, walls, reference_processor_ms=processor[0], processor_ms=processor[1])
 
 
 def paced(images_bgr: list[np.ndarray]) -> Iterator[Frame]:
-    """Yield frames as a camera does, 30 a second: the newest one there is, and its time of capture."""
+    """Yield frames as a camera does: the newest one, `RATE` per second, with its time of capture."""
     start, index = time.monotonic(), 0
     while index < len(images_bgr):
         due = start + index / RATE
@@ -256,41 +206,33 @@ def paced(images_bgr: list[np.ndarray]) -> Iterator[Frame]:
         index = max(index + 1, int((time.monotonic() - start) * RATE))
 
 
-def measure_latency(file: Path, frames: int, rounds: int, classifier: EmotionClassifier) -> Row:
-    """Measure the time from a frame's capture to its drawn result, where frames come 30 a second.
+def measure_latency(file: Path, classifier: EmotionClassifier) -> Row:
+    """Measure the time from a frame's capture to its drawn result, at `RATE` frames per second.
 
-    A search beside the following, as live sources have it, is compared with one that is waited for, in turns.
+    The reference waits for each full detection. The program runs slow ones on a thread, as it does for live sources.
     """
-    images_bgr, _ = read_frames(file, frames)
-    detector, beside = FaceDetector(FACES), FaceDetector(FACES, SEARCH_THREADS)
-    waited, live = [], []
-    for _ in range(rounds + 1):
-        waited.append(_delays(images_bgr, detector, None, classifier))
-        live.append(_delays(images_bgr, detector, beside, classifier))
-    p95, middle, missed, seen = (median(delays[i] for delays in live[1:]) for i in range(4))  # the first ones warm up
-    return {
-        "work": f"{file.name}, capture to drawn result at 30 frames/s, search beside against waited for",
-        "other_p95_ms": median(delays[0] for delays in waited[1:]),
-        "p95_ms": p95,
-        "ratio": median(before[0] / after[0] for before, after in zip(waited[1:], live[1:], strict=True)),
-        "median_ms": middle,
-        "frames_missed": missed,
-        "faces_per_frame": round(seen, 2),
-        "faces_per_frame_waited": round(median(delays[3] for delays in waited[1:]), 2),
-    }
+    images_bgr, _ = read_frames(file, FRAMES)
+    detector, background = FaceDetector(FACES), FaceDetector(FACES, SEARCH_THREADS)
+    rounds = [
+        [_delays(images_bgr, detector, each, classifier) for each in (None, background)] for _ in range(ROUNDS + 1)
+    ]
+    pairs = [(waiting[0], threaded[0]) for waiting, threaded in rounds[1:]]  # the first round warms up
+    middle, missed, faces = (median(threaded[place] for _, threaded in rounds[1:]) for place in (1, 2, 3))
+    work = f"{file.name}, capture to drawn result, 95th percentile, against waiting for each detection"
+    return ratio_row(work, pairs, median_ms=1000 * middle, frames_missed=missed, faces_per_frame=faces)
 
 
 def _delays(
-    images_bgr: list[np.ndarray], detector: FaceDetector, beside: FaceDetector | None, classifier: EmotionClassifier
+    images_bgr: list[np.ndarray], detector: FaceDetector, background: FaceDetector | None, classifier: EmotionClassifier
 ) -> tuple[float, float, int, float]:
-    """Return the delay's 95th percentile and median in milliseconds, the frames missed, and the faces per frame."""
-    late, faces, drawer = [], 0, Drawer()
-    for result in recognize(paced(images_bgr), detector, classifier, beside=beside):
+    """Return the 95th percentile and median of the delay in seconds, the frames missed, and the faces per frame."""
+    delays, faces, drawer = [], 0, Drawer()
+    for result in recognize(paced(images_bgr), detector, classifier, beside=background):
         drawer.draw(result)
-        late.append(1000 * (time.monotonic() - result.frame.captured))
+        delays.append(time.monotonic() - result.frame.captured)
         faces += len(result.recognitions)
-    missed, late = len(images_bgr) - len(late), late[1:]
-    return float(np.percentile(late, 95)), median(late), missed, faces / len(late)
+    missed, delays = len(images_bgr) - len(delays), delays[1:]
+    return float(np.percentile(delays, 95)), median(delays), missed, faces / len(delays)
 
 
 def measure_tracking(videos: list[Path]) -> list[Row]:
@@ -298,101 +240,101 @@ def measure_tracking(videos: list[Path]) -> list[Row]:
     rows = []
     for file in videos:
         images_bgr, fps = read_frames(file)
-        detector = FaceDetector(FACES)
-        tracker = Tracker(FaceDetector(FACES))
-        row: Row = {"work": f"{file.name}, tracking against full detection", "faces": 0, "kept": 0, "boxes": 0}
-        row["unsupported"] = 0
+        detector, tracker = FaceDetector(FACES), Tracker(FaceDetector(FACES))
+        counts = np.zeros(4, int)
         for index, image_bgr in enumerate(images_bgr):
             image_rgb = cv2.cvtColor(image_bgr, cv2.COLOR_BGR2RGB)
             full = detector.detect(image_rgb)
             tracked = [each.face for each in tracker.update(image_rgb, index / fps)]
-            row["faces"] += len(full)
-            row["boxes"] += len(tracked)
-            row["kept"] += sum(any(overlap(face, other) >= SUPPORTED for other in tracked) for face in full)
-            row["unsupported"] += sum(all(overlap(face, other) < SUPPORTED for other in full) for face in tracked)
-        rows.append(row)
-    counts = ("faces", "kept", "boxes", "unsupported")
-    rows.append({"work": "all videos, tracking", **{key: sum(row[key] for row in rows) for key in counts}})
-    return rows
+            found = sum(any(overlap(face, other) >= MIN_OVERLAP for other in tracked) for face in full)
+            supported = sum(any(overlap(face, other) >= MIN_OVERLAP for other in full) for face in tracked)
+            counts += (len(full), found, len(tracked), len(tracked) - supported)
+        rows.append((f"{file.name}, tracking against full detection", counts))
+    rows.append(("all videos, tracking against full detection", sum(counts for _, counts in rows)))
+    return [
+        {"work": work, **dict(zip(("faces", "found", "boxes", "unsupported"), map(int, counts), strict=True))}
+        for work, counts in rows
+    ]
 
 
-def read_faces(folder: Path, count: int) -> list[tuple[np.ndarray, str]]:
-    """Return some dev faces of a prepared data set: gray pictures and their labels."""
-    with (folder / "split.csv").open(newline="", encoding="utf-8") as stream:
-        rows = [row for row in csv.DictReader(stream) if row["split"] == "dev" and row["face_path"] and row["emotion"]]
-    chosen = np.random.default_rng(SEED).permutation(len(rows))[:count]
-    read = [(cv2.imread(str(folder / rows[i]["face_path"]), cv2.IMREAD_GRAYSCALE), rows[i]["emotion"]) for i in chosen]
-    return [(gray, emotion) for gray, emotion in read if gray is not None]
+def read_faces(folder: Path, count: int) -> list[np.ndarray]:
+    """Return some dev faces of a prepared data set, uint8 gray."""
+    rows = usable(read_table(folder, "split.csv"))
+    files = [str(folder / path) for path in rows.loc[rows["split"] == "dev", "face_path"]]
+    chosen = np.random.default_rng(SEED).permutation(len(files))[:count]
+    images = (cv2.imread(files[index], cv2.IMREAD_GRAYSCALE) for index in chosen)
+    return [image for image in images if image is not None]
 
 
 def still_frames(faces_gray: list[np.ndarray], seconds: float, seed: int) -> Iterator[Frame]:
-    """Yield frames of faces that hold still, one after another in one place, as a noisy camera sees them."""
+    """Yield frames of still faces, one after another in one place, with camera noise."""
     random, sway, index = np.random.default_rng(seed), np.zeros(3), 0
     for face_gray in faces_gray:
-        ground = np.full((320, 320), 110, np.uint8)
-        ground[80:240, 80:240] = cv2.resize(face_gray, (160, 160), interpolation=cv2.INTER_CUBIC)
+        background = np.full((320, 320), 110, np.uint8)
+        background[80:240, 80:240] = cv2.resize(face_gray, (160, 160), interpolation=cv2.INTER_CUBIC)
         for _ in range(round(seconds * RATE)):
             sway = 0.97 * sway + SWAY * random.normal(size=3)
             matrix = cv2.getRotationMatrix2D((160, 160), float(sway[2]) / 10, 1.0)
             matrix[:, 2] += sway[:2]
-            moved = cv2.warpAffine(ground, matrix, (320, 320), borderMode=cv2.BORDER_REPLICATE)
-            noisy = (moved + random.normal(0, SENSOR, (320, 320))).clip(0, 255).astype(np.uint8)
+            moved = cv2.warpAffine(background, matrix, (320, 320), borderMode=cv2.BORDER_REPLICATE)
+            noisy = (moved + random.normal(0, NOISE, (320, 320))).clip(0, 255).astype(np.uint8)
             yield Frame(cv2.cvtColor(noisy, cv2.COLOR_GRAY2BGR), index, index / RATE, "still faces")
             index += 1
 
 
-def labels_over_time(frames: Iterator[Frame], classifier: EmotionClassifier) -> dict[int, list[tuple[float, str, str]]]:
-    """Return, for each tracked face, its times and its raw and calm label, both of the same probabilities."""
+def labels_over_time(frames: Iterator[Frame], classifier: EmotionClassifier) -> list[list[tuple[float, str, str]]]:
+    """Return, for each track, its times and its raw and smoothed labels, both of the same probabilities."""
     smoother = TemporalSmoother(classifier.abstention_threshold)
-    told: dict[int, list[tuple[float, str, str]]] = {}
+    tracks: dict[int, list[tuple[float, str, str]]] = {}
     for result in recognize(frames, FaceDetector(FACES), classifier, raw=True):
         confirmed = [each for each in result.recognitions if not each.tentative]
-        rows = np.array([list(each.probabilities.values()) for each in confirmed])
-        numbers = [each.track_id for each in confirmed]
-        verdicts = smoother.update(numbers, rows, result.frame.time) if confirmed else []
-        for each, verdict in zip(confirmed, verdicts, strict=True):
-            calm = "unsure" if verdict.unsure else classifier.labels[verdict.index]
-            told.setdefault(each.track_id, []).append((result.frame.time, each.label, calm))
-    return told
-
-
-def measure_labels(faces: list[tuple[np.ndarray, str]], classifier: EmotionClassifier) -> list[Row]:
-    """Measure how often labels change on still faces, and how soon a cut from one expression to another shows.
-
-    Cuts are made between faces whose raw label never changed, since only there it is known what has to show: ambiguous
-    faces count among the changes alone.
-    """
-    minutes, changes, flickering = 0.0, np.zeros(2, int), 0
-    raw_label = []
-    for seed, (face_gray, _) in enumerate(faces):
-        raw_label.append("")
-        for told in labels_over_time(still_frames([face_gray], STILL_SECONDS, seed), classifier).values():
-            minutes += len(told) / RATE / 60
-            here = np.array([sum(a[i] != b[i] for a, b in pairwise(told)) for i in (1, 2)])
-            changes, flickering = changes + here, flickering + int(here[0] > 0)
-            if here[0] == 0 and len(told) > 0.9 * STILL_SECONDS * RATE:
-                raw_label[-1] = told[0][1]
-    still: Row = {"work": "label changes per face and minute, still faces", "faces": len(faces)}
-    still |= {"other_per_minute": changes[0] / minutes, "ours_per_minute": changes[1] / minutes}
-    still |= {"ratio": changes[0] / max(changes[1], 1), "raw_changes": int(changes[0]), "calm_changes": int(changes[1])}
-    still["faces_with_raw_changes"] = flickering
-    steady = [(gray, label) for (gray, _), label in zip(faces, raw_label, strict=True) if label]
-    waits, unseen = [], 0
-    for seed, ((before_gray, before), (after_gray, after)) in enumerate(pairwise(steady)):
-        if before == after:
+        if not confirmed:
             continue
-        told = labels_over_time(still_frames([before_gray, after_gray], 2.0, seed), classifier)
-        shown = [moment - 2.0 for each in told.values() for moment, _, calm in each if moment >= 2 and calm == after]
-        waits += [min(shown)] if shown else []
-        unseen += not shown
-    cut: Row = {"work": "a cut from one expression to another shows after", "cuts": len(waits) + unseen}
-    if waits:
-        cut |= {"median_ms": 1000 * median(waits), "p95_ms": 1000 * float(np.percentile(waits, 95)), "unseen": unseen}
+        rows = np.array([list(each.probabilities.values()) for each in confirmed])
+        smoothed = smoother.update([each.track_id for each in confirmed], rows, result.frame.time)
+        for each, prediction in zip(confirmed, smoothed, strict=True):
+            label = "unsure" if prediction.unsure else classifier.labels[prediction.index]
+            tracks.setdefault(each.track_id, []).append((result.frame.time, each.label, label))
+    return list(tracks.values())
+
+
+def measure_labels(faces: list[np.ndarray], classifier: EmotionClassifier) -> list[Row]:
+    """Measure how often labels change on still faces, and the delay after a cut from one expression to another.
+
+    Only faces whose raw label never changes are used for the cuts, because their expected label is known.
+    """
+    minutes, raw, smoothed, changing = 0.0, 0, 0, 0
+    stable: list[tuple[np.ndarray, str]] = []
+    for seed, face_gray in enumerate(faces):
+        for track in labels_over_time(still_frames([face_gray], STILL_SECONDS, seed), classifier):
+            minutes += len(track) / RATE / 60
+            changes = [sum(a[place] != b[place] for a, b in pairwise(track)) for place in (1, 2)]
+            raw, smoothed, changing = raw + changes[0], smoothed + changes[1], changing + bool(changes[0])
+            if not changes[0] and len(track) > 0.9 * STILL_SECONDS * RATE:
+                stable.append((face_gray, track[0][1]))
+    delays: list[float | None] = []
+    for seed, ((before_gray, before), (after_gray, after)) in enumerate(pairwise(stable)):
+        if before != after:
+            tracks = labels_over_time(still_frames([before_gray, after_gray], 2.0, seed), classifier)
+            delays.append(
+                min((now - 2 for each in tracks for now, _, label in each if now >= 2 and label == after), default=None)
+            )
+    seen = [delay for delay in delays if delay is not None]
+    still = {"work": "label changes per face and minute, raw against smoothed, still faces"}
+    still |= {"raw": raw / minutes, "smoothed": smoothed / minutes, "ratio": raw / max(smoothed, 1)}
+    still |= {"faces": len(faces), "faces_with_changes": changing}
+    cut: Row = {
+        "work": "delay after a cut to another expression",
+        "cuts": len(delays),
+        "not_shown": len(delays) - len(seen),
+    }
+    if seen:
+        cut |= {"median_s": median(seen), "95th_percentile_s": float(np.percentile(seen, 95))}
     return [still, cut]
 
 
-def compare_start(file: Path, rounds: int) -> Row:
-    """Compare the time from the command to the first drawn frame with that of importing TensorFlow."""
+def compare_start(file: Path) -> Row:
+    """Compare the time from the command to the first drawn frame with importing TensorFlow."""
 
     def seconds(*command: str) -> float:
         start = time.perf_counter()
@@ -400,36 +342,9 @@ def compare_start(file: Path, rounds: int) -> Row:
         return time.perf_counter() - start
 
     first_frame = (FIRST_FRAME, str(file.resolve()))
-    seconds(*first_frame)  # converts the networks where they are not converted yet
-    pairs = [(seconds("import tensorflow"), seconds(*first_frame)) for _ in range(rounds)]
-    slow, fast = (1000 * median(pair[i] for pair in pairs) for i in (0, 1))
-    ratio = median(a / b for a, b in pairs)
-    work = "from command to first drawn frame, against import tensorflow"
-    return {"work": work, "other_ms": slow, "ours_ms": fast, "ratio": ratio}
-
-
-def print_table(rows: list[Row]) -> None:
-    """Print the figures as a table."""
-    table = Table("work", "other", "ours", "ratio", "CPU ms, other", "CPU ms, ours", "more")
-    for row in rows:
-        cells = dict.fromkeys(("other", "ours", "more"), "")
-        if "ours_ms" in row:
-            cells |= {"other": f"{row['other_ms']:.1f} ms", "ours": f"{row['ours_ms']:.2f} ms"}
-        elif "ours_per_minute" in row:
-            cells |= {"other": f"{row['other_per_minute']:.1f}", "ours": f"{row['ours_per_minute']:.2f}"}
-            cells["more"] = f"{row['faces_with_raw_changes']} of {row['faces']} faces change at all"
-        elif "kept" in row:
-            kept, extra = row["kept"] / max(row["faces"], 1), row["unsupported"] / max(row["boxes"], 1)
-            cells |= {"ours": f"{kept:.1%}", "more": f"{row['faces']} faces; {extra:.1%} of boxes unsupported"}
-        elif "p95_ms" in row:
-            cells |= {"ours": f"{row['p95_ms']:.0f} ms", "more": f"95th percentile; median {row['median_ms']:.0f} ms"}
-            told = ("frames_missed", "faces_per_frame", "faces_per_frame_waited", "cuts", "unseen")
-            cells["more"] += "".join(f", {key} {row[key]}" for key in told if key in row)
-            if "other_p95_ms" in row:
-                cells["other"] = f"{row['other_p95_ms']:.0f} ms"
-        numbers = [f"{row[key]:.1f}" if key in row else "" for key in ("ratio", "other_cpu_ms", "ours_cpu_ms")]
-        table.add_row(row["work"], cells["other"], cells["ours"], *numbers, cells["more"])
-    Console(width=170).print(table)
+    seconds(*first_frame)  # converts the networks where that has not been done
+    pairs = [(seconds("import tensorflow"), seconds(*first_frame)) for _ in range(ROUNDS)]
+    return ratio_row("command to first drawn frame, against import tensorflow", pairs)
 
 
 if __name__ == "__main__":

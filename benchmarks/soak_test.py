@@ -1,11 +1,10 @@
-"""Let the realtime program run for an hour's worth of frames: does memory stay flat, and is every count right?
+"""Run the realtime program for an hour's worth of frames; check that memory stays flat and all counts agree.
 
-    python -m benchmarks.soak_test --video talk_640x480.mkv --frames 108000
+    python -m benchmarks.soak_test --video talk_640x480.mkv
 
-The video is played in a loop, as one source whose time goes on; all of the program runs but the window: faces,
-expressions, drawing, recording, log, spans and summary, written to a folder that goes at the end (`--keep` keeps it;
-an hour of 640x480 takes about a gigabyte). Prints the memory that the process holds as it goes, then what was read,
-recognized, recorded and logged, each counted by its own means. Ends with status 1 where the counts differ.
+The video is repeated as one long source. Everything but the window runs: recognition, drawing, recording, log, segments
+and summary, written to a temporary folder (about a gigabyte for an hour of 640x480). The reference is the memory after
+the first tenth of the run. Ends with status 1 where the counts differ.
 """
 
 import csv
@@ -13,7 +12,6 @@ import os
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -27,149 +25,126 @@ from configuration import FACES, PATHS
 from inference.emotion_classifier import EmotionClassifier
 from inference.face_detector import FaceDetector
 from inference.faces import Detector
+from realtime.program import run_program
 from realtime.recognition import Classifier
-from realtime.sinks.outputs import OutputOptions
+from realtime.sinks.options import OutputOptions
 from realtime.sources import Frame, open_source
-from realtime.webcam import show
 
-HOUR = 108_000  # frames: an hour of 30 a second
+HOUR = 108_000  # frames: an hour at 30 frames per second
+REPORTS = 20  # how often the memory is measured
 
 
 @dataclass(frozen=True)
-class Endurance:
-    """What became of a long run.
+class SoakResult:
+    """Result of a long run.
 
     Attributes:
-        read: Frames that the source gave.
-        counted: Frames that the program says it recognized.
-        recorded: Frames that the recording gives back.
-        faces: Faces that the program says it found.
-        logged: Rows of the log, without those of tentative faces.
-        frames_logged: Different frames that these rows tell of, at most `read`.
-        megabytes: By the number of frames read: memory that the process held.
-        seconds: What the run took.
+        frames: Counts of frames that must be equal: read, recognized, recorded.
+        faces: Counts of faces that must be equal: found, logged (without tentative ones).
+        megabytes: Resident memory, by the number of frames read.
+        seconds: Duration of the run.
     """
 
-    read: int
-    counted: int
-    recorded: int
-    faces: int
-    logged: int
-    frames_logged: int
+    frames: tuple[int, int, int]
+    faces: tuple[int, int]
     megabytes: dict[int, float]
     seconds: float
 
     @property
     def agrees(self) -> bool:
-        """Every count is right."""
-        same = self.read == self.counted == self.recorded and self.faces == self.logged
-        return same and self.frames_logged <= self.read
+        """Whether all counts agree."""
+        return len(set(self.frames)) == len(set(self.faces)) == 1
 
 
 class Loop:
-    """A video that begins anew when it ends, until so many frames were given. Attributes as of `sources.Video`.
+    """A video that restarts until a number of frames was read. Attributes as of `sources.Video`.
 
     Args:
         file: The video.
-        frames: How many frames to give.
-        at: Called with the number of frames given so far, before each one.
+        frames: Number of frames.
+        on_frame: Called with the number of frames read so far, before each one.
     """
 
     still = live = False
 
-    def __init__(self, file: Path, frames: int, at: Callable[[int], None]):
+    def __init__(self, file: Path, frames: int, on_frame: Callable[[int], None]):
         with closing(open_source(str(file))) as source:
             self.name, self.fps, self.size, self.warning = source.name, source.fps, source.size, ""
-        self.count, self.given, self._file, self._at = frames, 0, file, at
+        self.count, self.read, self._file, self._on_frame = frames, 0, file, on_frame
 
     def __iter__(self) -> Iterator[Frame]:
         while True:
-            with closing(open_source(str(self._file))) as turn:
-                for frame in turn:
-                    self._at(self.given)
-                    if self.given == self.count:
+            with closing(open_source(str(self._file))) as source:
+                for frame in source:
+                    self._on_frame(self.read)
+                    if self.read == self.count:
                         return
-                    yield replace(frame, index=self.given, time=self.given / self.fps)
-                    self.given += 1
+                    yield replace(frame, index=self.read, time=self.read / self.fps)
+                    self.read += 1
 
     def close(self) -> None:
-        """Do nothing: each turn is closed when it ends."""
+        """Do nothing: each pass closes its source."""
 
 
-def endure(
-    file: Path,
-    frames: int,
-    folder: Path,
-    detector: Detector,
-    classifier: Classifier,
-    say: Callable[[str], object] = print,
-    reports: int = 20,
-) -> Endurance:
-    """Run the whole program, without a window, on a video in a loop.
+def soak(file: Path, frames: int, folder: Path, detector: Detector, classifier: Classifier) -> SoakResult:
+    """Run the whole program, without a window, on a repeated video.
 
     Args:
         file: The video.
-        frames: How many frames of it are given in all.
-        folder: Where the recording, the log, the spans and the summary are written.
-        detector: What finds the faces.
-        classifier: What names the expressions.
-        say: Takes a line for a person to read, now and then.
-        reports: How often the memory is looked at.
+        frames: Number of frames in all.
+        folder: Folder for recording, log, segments and summary.
+        detector: Face detector.
+        classifier: Emotion classifier.
 
     Raises:
-        InputError: the video cannot be read, or a file not be written.
+        InputError: the video cannot be read, or a file cannot be written.
     """
     megabytes: dict[int, float] = {}
     start = time.monotonic()
 
-    def look(given: int) -> None:
-        if given % max(frames // reports, 1) == 0:
-            megabytes[given] = resident_megabytes()
-            say(f"{given:7d} frames  {megabytes[given]:7.1f} MB  {time.monotonic() - start:6.0f} s")
+    def report(read: int) -> None:
+        if read % max(frames // REPORTS, 1) == 0:
+            megabytes[read] = resident_megabytes()
+            print(f"{read:7d} frames  {megabytes[read]:7.1f} MB  {time.monotonic() - start:6.0f} s")
 
-    source: Any = Loop(file, frames, look)
-    record, log, segments, page = (folder / name for name in ("out.mkv", "out.csv", "spans.csv", "summary.html"))
-    wanted = OutputOptions(record, log, segments, page, overwrite=True)
-    tally, warning = show(source, detector, classifier, wanted)
+    source: Any = Loop(file, frames, report)
+    record, log, segments, page = (folder / name for name in ("out.mkv", "out.csv", "segments.csv", "summary.html"))
+    counts = run_program(source, detector, classifier, OutputOptions(record, log, segments, page, overwrite=True))
     seconds = time.monotonic() - start
-    if warning:
-        say(warning)
-    with (folder / "out.csv").open(newline="", encoding="utf-8") as stream:
-        logged = Counter(int(row["frame"]) for row in csv.DictReader(stream) if row["tentative"] == "0")
-    with closing(open_source(str(folder / "out.mkv"))) as recording:
+    if counts.warning:
+        print(counts.warning)
+    with log.open(newline="", encoding="utf-8") as stream:
+        logged = sum(row["tentative"] == "0" for row in csv.DictReader(stream))
+    with closing(open_source(str(record))) as recording:
         recorded = sum(1 for _ in recording)
-    return Endurance(source.given, tally.frames, recorded, tally.faces, logged.total(), len(logged), megabytes, seconds)
+    return SoakResult((source.read, counts.frames, recorded), (counts.faces, logged), megabytes, seconds)
 
 
 def resident_megabytes() -> float:
-    """Return the memory that this process holds now; where the system does not tell, the most that it ever held."""
-    if (told := Path("/proc/self/statm")).exists():
-        return int(told.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    """Return the memory that this process holds; where the system does not report it, its peak."""
+    if (statistics := Path("/proc/self/statm")).exists():
+        return int(statistics.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
     from resource import RUSAGE_SELF, getrusage  # not on Windows
 
     return getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**20
 
 
 def main(
-    video: Annotated[Path, typer.Option(help="Video to play in a loop.")],
-    frames: Annotated[int, typer.Option(min=100, help="Frames in all; 108000 are an hour.")] = HOUR,
-    keep: Annotated[Path | None, typer.Option(help="Folder that keeps what is written; left out, none does.")] = None,
+    video: Annotated[Path, typer.Option(help="Video to repeat.")],
+    frames: Annotated[int, typer.Option(min=100, help="Number of frames; 108000 are an hour.")] = HOUR,
 ) -> None:
-    """Let the realtime program run for long, and tell whether memory stays flat and every count is right."""
+    """Run the realtime program for long; check memory and counts."""
     classifier = EmotionClassifier.load_litert(PATHS.pretrained)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = keep or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        ended = endure(video, frames, folder, FaceDetector(FACES), classifier)
-        size = sum(file.stat().st_size for file in folder.iterdir()) / 2**20
-    print(f"frames: {ended.read} read, {ended.counted} recognized, {ended.recorded} recorded")
-    print(f"faces: {ended.faces} found, {ended.logged} rows logged, of {ended.frames_logged} frames")
-    after = [megabytes for given, megabytes in ended.megabytes.items() if given >= frames / 10]
+    with tempfile.TemporaryDirectory() as folder:
+        result = soak(video, frames, Path(folder), FaceDetector(FACES), classifier)
+    print("frames: {} read, {} recognized, {} recorded".format(*result.frames))
+    print("faces: {} found, {} logged".format(*result.faces))
+    later = [megabytes for read, megabytes in result.megabytes.items() if read >= frames / 10]
     print(
-        f"memory after the first tenth: {min(after):.1f} to {max(after):.1f} MB, at the end {after[-1]:.1f} MB; "
-        f"{1000 * ended.seconds / ended.read:.1f} ms per frame; {size:.0f} MB written"
+        f"memory after the first tenth {later[0]:.1f} MB, then at most {max(later):.1f} MB "
+        f"(ratio {max(later) / later[0]:.3f}); {1000 * result.seconds / frames:.1f} ms per frame"
     )
-    if not ended.agrees:
+    if not result.agrees:
         print("the counts differ", file=sys.stderr)
         sys.exit(1)
 

@@ -1,4 +1,4 @@
-"""The window that shows the drawn frames and takes the keys."""
+"""Window that shows the drawn frames and reads the keys."""
 
 import math
 import os
@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 
 _TITLE = "Expressions - h helps, q quits"
-_LARGEST = (1280, 720)  # pixels: a larger picture opens in a window of this size, which can be dragged larger
-_LOOK = 50  # milliseconds between looks at the keyboard and at the window's close button
+_LARGEST = (1280, 720)  # pixels: largest size in which a window opens
+_POLL = 50  # milliseconds between two checks of the keyboard and the close button
 ACTIONS = {
     **dict.fromkeys("q\x1b", "quit"),  # \x1b: Esc
     **dict.fromkeys(["n", "right"], "next"),
@@ -23,35 +23,34 @@ ACTIONS = {
     "r": "record",
     "b": "bars",
     "h": "help",
-    **dict(zip("0123456789", "0123456789", strict=True)),  # a face's number; 0: all of them
+    **dict(zip("0123456789", "0123456789", strict=True)),  # a track ID; 0: all faces
 }
 
-
 # Codes of `cv2.waitKeyEx` for keys without a character. X and Wayland (Qt, GTK): keysyms. Windows: virtual keys << 16.
-# macOS: characters of its private range. The page keys do what the arrows do, also those of the keypad.
-_NAMES = {
+# macOS: characters of its private range. The page keys do the same as the arrow keys, also on the keypad.
+_KEY_NAMES = {
     **dict.fromkeys([0xFF51, 0xFF55, 0xFF96, 0xFF9A, 0x250000, 0x210000, 0xF702, 0xF72C], "left"),
     **dict.fromkeys([0xFF53, 0xFF56, 0xFF98, 0xFF9B, 0x270000, 0x220000, 0xF703, 0xF72D], "right"),
     **dict.fromkeys([0xFF0D, 0xFF8D], "\r"),
     **dict.fromkeys([0xFF80], " "),
-    **dict.fromkeys([0xFF08, 0x7F], "\b"),  # a Mac's backspace is 0x7F
+    **dict.fromkeys([0xFF08, 0x7F], "\b"),  # backspace of a Mac: 0x7F
     **dict.fromkeys([0xFF1B], "\x1b"),
-    **{0xFFB0 + digit: str(digit) for digit in range(10)},  # the keypad's
+    **{0xFFB0 + digit: str(digit) for digit in range(10)},  # keypad
 }
-_NO_KEYSYM = 0x10000000 | 0x01000000  # bits of a media key, and of a character beyond the keysyms
+_NO_KEYSYM = 0x10000000 | 0x01000000  # bits of media keys, and of characters beyond the keysyms
 
 
 def key_name(code: int) -> str:
-    """Return which key a code of `cv2.waitKeyEx` means, whatever draws the window.
+    """Return the key that a code of `cv2.waitKeyEx` means on every platform.
 
-    The low byte alone, as `cv2.waitKey` gives it, takes the left arrow (0xFF51) for `Q`.
+    The low byte alone, which `cv2.waitKey` returns, would confuse the left arrow (0xFF51) with `Q`.
 
     Args:
         code: The code; -1: no key.
 
     Returns:
-        Its character, a letter in lower case; `left` or `right`, also for the page keys; empty for all other keys,
-        such as Shift, Caps Lock, dead keys, F1 or a media key.
+        Its character, letters in lower case; `left` or `right`, also for the page keys; empty for all other keys,
+        such as Shift, dead keys, F1 or media keys.
     """
     if -128 <= code < -1:  # Qt gives characters from 128 on as negative numbers
         code &= 0xFF
@@ -59,8 +58,8 @@ def key_name(code: int) -> str:
         return ""
     if code & 0xFFFF and not code & _NO_KEYSYM:
         code &= 0xFFFF  # GTK puts Shift, Caps Lock and Num Lock in the upper half
-    if code in _NAMES:
-        return _NAMES[code]
+    if code in _KEY_NAMES:
+        return _KEY_NAMES[code]
     character = chr(code & 0xFF) if not code & 0xFF00 and code & 0xFF else ""
     return character.lower() if character.isprintable() or character in "\b\r\n\x1b" else ""
 
@@ -68,24 +67,24 @@ def key_name(code: int) -> str:
 def has_display() -> bool:
     """Return whether a window can be shown.
 
-    On Linux OpenCV's windows need X, which Wayland desktops offer too; where a display is named but does not answer,
-    Qt would end the whole program, so it is asked first. A build of OpenCV without windows has no display either.
+    On Linux OpenCV's windows need X. Qt would abort the program where the X server does not respond, so the connection
+    is tried first.
     """
     if has_windows() and sys.platform.startswith("linux"):
-        return _answers(os.environ.get("DISPLAY", ""))
+        return _accepts_connections(os.environ.get("DISPLAY", ""))
     return has_windows()
 
 
 def has_windows() -> bool:
-    """Return whether this build of OpenCV can open windows; the headless one cannot."""
+    """Return whether this build of OpenCV can open windows; the headless build cannot."""
     return bool(cv2.currentUIFramework())
 
 
-def _answers(display: str) -> bool:
-    """Tell whether an X server, such as `:0` or `localhost:10.0`, takes connections."""
+def _accepts_connections(display: str) -> bool:
+    """Return whether an X server, such as `:0` or `localhost:10.0`, accepts connections."""
     match = re.fullmatch(r"(?:unix/?)?(?P<host>[^:]*):(?P<number>\d+)(\.\d+)?", display)
     if not match:
-        return bool(display) and not display.startswith(":")  # a socket's path, such as macOS gives: nothing to ask
+        return bool(display) and not display.startswith(":")  # path of a socket, as on macOS: cannot be tried
     host, number = match["host"], match["number"]
     addresses = [(socket.AF_INET, (host, 6000 + int(number)))] if host else []
     addresses = addresses or [(socket.AF_UNIX, f"{null}/tmp/.X11-unix/X{number}") for null in ("\0", "")]
@@ -101,43 +100,43 @@ def _answers(display: str) -> bool:
 
 
 class Window:
-    """Shows frames no sooner than their time, and tells what a person types meanwhile.
+    """Show frames no earlier than their time, and read the keys meanwhile.
 
     Args:
         size: Width and height of the frames, pixels.
-        live: Frames are shown as they come: one that came late must not delay those that follow.
+        live: Show frames at once. A late frame then does not delay the next ones.
     """
 
     def __init__(self, size: tuple[int, int], live: bool = False):
         self._live = live
-        self._start = -math.inf  # seconds: when the first frame was shown, later by all delays since
+        self._start = -math.inf  # seconds: when the first frame was shown, plus all delays since
         scale = min(1.0, _LARGEST[0] / size[0], _LARGEST[1] / size[1])
         cv2.namedWindow(_TITLE, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
         cv2.resizeWindow(_TITLE, max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
 
     def show(self, image_bgr: np.ndarray) -> None:
-        """Show a frame, or the same one drawn in another way."""
+        """Show a frame, uint8 (h, w, 3)."""
         cv2.imshow(_TITLE, image_bgr)
 
     def wait(self, frame_time: float, paused: bool = False, still: bool = False) -> str:
-        """Wait until a shown frame's time is over or a key is pressed.
+        """Wait until the time of a shown frame is over or a key is pressed.
 
         Args:
-            frame_time: Seconds since the source's first frame.
+            frame_time: Seconds since the first frame of the source.
             paused: Wait for a key only.
-            still: The frame is a picture: it stays until a key is pressed, and space, Enter and the characters that
-                have no meaning go on.
+            still: The frame is an image: it stays until a key is pressed. Space, Enter and characters without an
+                action continue.
 
         Returns:
-            What the key asks for (a value of `ACTIONS`; closing the window is `quit`); empty to go on.
+            Action of the key (a value of `ACTIONS`); `quit` where the window is closed; empty to continue.
         """
         now = time.monotonic()
-        self._start = max(self._start, now - frame_time)  # what came late, or a pause, delays what follows
+        self._start = max(self._start, now - frame_time)  # a late frame or a pause delays the next frames
         due = now if self._live else self._start + frame_time
         if paused or still:
             due = math.inf
         while True:
-            remaining = min(_LOOK, 1000 * (due - time.monotonic()))
+            remaining = min(_POLL, 1000 * (due - time.monotonic()))
             key = key_name(cv2.waitKeyEx(max(1, round(remaining))))
             if not _is_visible():
                 return "quit"
@@ -148,7 +147,7 @@ class Window:
                 return action
 
     def close(self) -> None:
-        """Take the window away."""
+        """Close the window."""
         cv2.destroyAllWindows()
 
 
