@@ -258,26 +258,11 @@ class WebcamConfig:
     source: str = "0"  # a camera number, a video, an image, a folder or a stream address
     detector: str = "mtcnn"  # `mtcnn`, or `haar`: OpenCV's frontal cascade
     fallback_fps: float = 25.0  # frames per second, where the source does not tell
-    bars_face: float = 0.075  # share of the picture's shorter side: smaller faces are drawn without bars
-    bars_crowd: float = (
-        4.0  # faces: where there are more, only larger faces have bars, twice as large for twice as many
-    )
-    status_step: float = 0.25  # seconds between two values of the status line
-    past_seconds: float = 10.0  # what a face showed this long is drawn below its bars
-    past_step: float = 0.05  # seconds between two values of it
-    past_gap: float = 1.0  # seconds: a face that shows nothing new for longer was not seen
     probe_seconds: float = 10.0  # --doctor waits this long for a camera's answer
-    note_seconds: float = 4.0  # a note in the window, such as where a snapshot lies, stays this long
     hidden_before: float = 0.5  # seconds: --anonymous also hides the place where a face is found this much later
     hidden_after: float = 1.0  # seconds: and where one was lost this long ago
     hidden_margin: float = 0.3  # share of a face's box that is hidden around it on every side
     hidden_frames: int = 90  # frames at most that are held back to look ahead
-    span_gap: float = 0.5  # seconds: an expression goes on although its face is not found for as long
-    summary_faces: int = 40  # faces at most that a summary shows, those seen longest
-    animation_width: int = 400  # pixels at most of a recording as .webp or .gif
-    animation_fps: float = 8.0  # frames per second of it
-    animation_seconds: float = 30.0  # longest: it is kept in memory until it ends
-    animation_quality: int = 60  # 1-100, .webp only
     wait: float = 30.0  # seconds for which a camera or stream that disappeared is waited for
     stall: float = 3.0  # seconds without a frame after which a camera or stream is said to stall
 

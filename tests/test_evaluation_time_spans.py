@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import cohen_kappa_score, confusion_matrix
 
-from realtime.sinks.summary import SPAN_COLUMNS, SpanTable
+from realtime.sinks.segments import SEGMENT_COLUMNS, SegmentTable
 
 # face, start, end, label: two faces with unsure time, gaps, an early, a late and a missing change; a third, unlabelled.
 SPANS = [
@@ -43,7 +43,7 @@ def write(file, columns, rows):
 def compare(run_step, tmp_path):
     def run(segments=SPANS, labels=LABELS, columns=("track_id", "start", "end", "emotion")):
         told = [(*row, 0.9, 1) for row in segments]
-        files = write(tmp_path / "spans.csv", SPAN_COLUMNS, told), write(tmp_path / "labels.csv", columns, labels)
+        files = write(tmp_path / "spans.csv", SEGMENT_COLUMNS, told), write(tmp_path / "labels.csv", columns, labels)
         places = ("--segments", files[0], "--truth", files[1], "--report", tmp_path / "out")
         return run_step("evaluation.segments", *places)
 
@@ -127,7 +127,7 @@ def test_the_picture_shows_both_time_lines_in_the_webcams_colours(compare, tmp_p
 
 
 def test_it_reads_what_the_webcam_writes(run_step, tmp_path):
-    table = SpanTable(tmp_path / "spans.csv")
+    table = SegmentTable(tmp_path / "spans.csv")
     for index in range(40):
         shown = "unsure" if index >= 30 else "happiness"
         face = SimpleNamespace(track_id=1, label="happiness", shown=shown, probability=0.8, unsure=index >= 30)

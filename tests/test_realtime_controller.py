@@ -115,7 +115,7 @@ def test_record_key_stops_the_recording_and_starts_another(tmp_path, monkeypatch
     assert controller.written == [tmp_path / "out.mp4", other]
     # Each key shows its frame once more: the second key comes at frame 9, the third one at frame 13.
     recordings = [read_video(file) for file in controller.written]
-    assert [(len(images), fps) for images, fps in recordings] == [(3, 10), (6, 10)]
+    assert [(len(images), fps) for images, fps in recordings] == [(3, 10), (5, 10)]
 
 
 def test_recording_that_cannot_be_finished_does_not_end_the_run(tmp_path, monkeypatch, shown, capsys):

@@ -3,7 +3,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
-from realtime_fakes import FACE, recognition, result
+from realtime_fakes import recognition, result
 
 from common.emotions import COLORS, EMOTIONS
 from inference.faces import Face
@@ -148,7 +148,9 @@ def test_history_shows_the_last_ten_seconds_of_a_track():
     for index in range(200):  # twenty seconds: ten of anger, five of happiness, five of neutral
         label = "anger" if index < 100 else "happiness" if index < 150 else "neutral"
         drawn_bgr, _ = bars(recognition(LARGE, label, 0.8, track_id=3), drawer=drawer, time=index / 10)
-    columns = {label: in_color(drawn_bgr[172:202, 305:], label).any(axis=0) for label in ("anger", "happiness", "neutral")}
+    columns = {
+        label: in_color(drawn_bgr[172:202, 305:], label).any(axis=0) for label in ("anger", "happiness", "neutral")
+    }
     below = {label: in_color(drawn_bgr[172:202, 305:], label).sum() for label in columns}
     assert below["happiness"] == pytest.approx(below["neutral"], rel=0.15), "half of the time each"
     assert below["happiness"] > 500 and below["anger"] < 50, "older values are dropped"

@@ -256,4 +256,6 @@ def test_full_disk_keeps_all_that_was_written(tmp_path):
     assert (ended.returncode, ended.stderr, len(lines)) == (0, "", 6)
     assert all("cannot be written (File too large)" in line for line in lines)
     written = [int(line.split()[0]) for line in lines]
-    assert counts[:2] == written[:2] and all(count >= index - 15 > 0 for count, index in zip(counts, written, strict=True))
+    assert counts[:2] == written[:2] and all(
+        count >= index - 15 > 0 for count, index in zip(counts, written, strict=True)
+    )

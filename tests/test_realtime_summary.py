@@ -102,7 +102,7 @@ def bars_of(page):
     """Return the text labels and the bars of each chart."""
     charts = [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL)]
     return [
-        (chart.get("aria-label"), [each.text for each in chart.iter("text")],
+        (chart.get("aria-label", ""), [each.text for each in chart.iter("text")],
          [{**each.attrib, "title": each[0].text} for each in chart.iter("rect") if each.get("class") == "bar"])
         for chart in charts
     ]  # fmt: skip
@@ -118,7 +118,9 @@ def test_page_has_timeline_shares_and_changes_of_each_face(tmp_path):
         assert re.search(rf"{label}\s+[\d.]+ s\s+{share}", text)
     (_, _, overview), (description, rows, bars) = bars_of(page)
     assert rows[:4] == [*LABELS, "unsure"] and "mostly anger, 60% of the time" in description
-    assert [rows[int(float(bar["y"]) // 18)] for bar in bars] == ["anger", "neutral", "unsure"], "readable without colour"
+    assert [rows[int(float(bar["y"]) // 18)] for bar in bars] == ["anger", "neutral", "unsure"], (
+        "readable without colour"
+    )
     widths = [float(bar["width"]) for bar in bars]
     assert widths[0] / widths[1] == pytest.approx(2, rel=0.01)
     assert bars[0]["fill"] == "#{:02x}{:02x}{:02x}".format(*COLORS["anger"])
