@@ -106,8 +106,11 @@ def compare_detection(
 
     def detect_reference(image_rgb: np.ndarray) -> list[Face]:
         found = reference.detect_faces(image_rgb, **(reference_options or {}))
-        confident = [(*map(float, face["box"]), face["confidence"]) for face in found]
-        return [Face(*values) for values in confident if values[-1] >= MIN_CONFIDENCE]
+        faces = []
+        for face in found:
+            left, top, width, height = map(float, face["box"])
+            faces.append(Face(left, top, width, height, face["confidence"]))
+        return [face for face in faces if face.confidence >= MIN_CONFIDENCE]
 
     faces = recovered = extra = 0
     for image_rgb in clip:
@@ -127,7 +130,7 @@ def compare_propagation(work: str, clip: list[np.ndarray], reference: Any) -> li
     known = [(image_rgb, faces) for image_rgb, faces in known if faces]
     if not known:
         return []
-    return [compare(work, lambda item: reference.detect_faces(item[0]), lambda item: detector.follow(*item), known)]
+    return [compare(work, lambda item: reference.detect_faces(item[0]), lambda item: detector.propagate(*item), known)]
 
 
 @contextmanager
