@@ -326,7 +326,7 @@ def test_arrow_keys_step_through_pictures(tmp_path, monkeypatch, grays, keys, se
     assert len(read_video(video)[0]) == len(names)
 
 
-def test_deleted_picture_is_shown_as_black(tmp_path, monkeypatch):
+def test_deleted_picture_is_skipped_with_a_note(tmp_path, monkeypatch):
     source = picture_folder(tmp_path / "folder", 20, 120, 220)
     screen = FakeScreen(monkeypatch, RIGHT, RIGHT, LEFT, LEFT, Q)
 
@@ -337,7 +337,7 @@ def test_deleted_picture_is_shown_as_black(tmp_path, monkeypatch):
             yield each
 
     run(OutputOptions(window=True), results(), source)
-    assert screen.grays == [20, 120, 220, 0, 20]
+    assert screen.grays == [20, 120, 220, 220, 20]
 
 
 def test_covered_face_stays_covered_when_its_picture_is_shown_again(tmp_path, monkeypatch, shown):

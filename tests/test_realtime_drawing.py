@@ -164,7 +164,7 @@ def test_status_line_is_drawn_on_videos_only():
     drawer = Drawer()
     drawer.draw(frame)
     dark = drawer.draw(frame).max(axis=2) < 80
-    assert dark[-20:, :200].mean() > 0.6 and not dark[:440].any()
+    assert dark[-20:, :60].mean() > 0.6 and not dark[:440].any()
     assert (draw(frame) == 255).all()
 
 

@@ -57,7 +57,11 @@ class OutputController:
         self._view, self._note, self._note_end = View(followed=options.follow), "", 0.0
         self._video: str | None = None  # name of the current video; empty for images
         self._restart(source.still)
-        self._shown: tuple[Result, np.ndarray] | None = None  # content of the window, and how it was drawn
+        black_bgr = np.zeros((source.size[1], source.size[0], 3), np.uint8)  # until the first frame comes
+        self._shown = (
+            Result(Frame(black_bgr, 0, 0.0, source.name), []),
+            black_bgr,
+        )  # result in the window, and its drawing
         self._pictures: list[Result] = []  # images shown so far, without pixels
         self._position = 0  # index of the image shown
         self._has_stepped = False  # the user stepped with an arrow key, which does not end the run
@@ -107,10 +111,8 @@ class OutputController:
         if not (self._window or self._recorder.is_running):
             return
         video = "" if self._is_still(result.frame) else result.frame.name
-        ready: list[Result] = []
         if self._video is not None and video != self._video:
-            ready = self._delayed()
-            if not self._show_all(ready):
+            if not self._show_all(self._delayed()):
                 return
             self._restart(not video)
             self._view.followed = 0  # track IDs restart with each file
@@ -187,12 +189,6 @@ class OutputController:
         """Show the newest frame, or an earlier image, and obey the keys, until the next frame is due."""
         view = self._view
         while self._window:
-            if not self._shown:  # the anonymizer still holds all frames
-                view.note = state
-                width, height = self._source.size
-                self._window.show(draw_notes(np.zeros((height, width, 3), np.uint8), view))
-                self.closed = self._window.wait(0.0) == "quit"
-                return
             result, drawn_bgr = self._shown
             is_still = self._is_still(result.frame)
             note = self._note if time.monotonic() < self._note_end else self._lost_note(result)
@@ -227,8 +223,7 @@ class OutputController:
             image_bgr = self._source.picture(result.frame.position[0])
         except InputError:
             self._notify("this picture can no longer be read")
-            width, height = self._source.size
-            result, image_bgr = replace(result, recognitions=[]), np.zeros((height, width, 3), np.uint8)
+            return
         result = replace(result, frame=replace(result.frame, image_bgr=image_bgr))
         if self._anonymizer:
             (result,) = self._anonymizer.add(result, self._visible)
@@ -250,12 +245,8 @@ class OutputController:
 
     def _obey(self, action: str, result: Result, drawn_bgr: np.ndarray) -> None:
         view = self._view
-        if action == "pause":
-            view.paused = not view.paused
-        elif action == "bars":
-            view.bars = not view.bars
-        elif action == "help":
-            view.help = not view.help
+        if action in ("paused", "bars", "help"):
+            setattr(view, action, not getattr(view, action))
         elif action == "snapshot":
             self._report(self._recorder.snapshot(drawn_bgr))
         elif action == "record":

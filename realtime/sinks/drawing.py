@@ -27,7 +27,7 @@ KEYS = {
     "h": "this help",
 }
 _STATUS_STEP = 0.25  # seconds between two updates of the status line
-_NEWEST_WEIGHT = 0.1  # weight of the newest frame in the status line's averages
+_NEWEST_WEIGHT = 0.1  # weight of the newest frame in the frame rate
 _BARS_FACE = 0.075  # share of the frame's shorter side: smaller faces have no bars
 _BARS_CROWD = 4  # faces: with more of them, only larger faces have bars
 
@@ -64,7 +64,7 @@ class Drawer:
         self._still = still
         self._history = History()
         self._sides: dict[int, int] = {}  # by track ID: side of the bars, kept while there is room
-        self._means: dict[str, float] = {}  # seconds, by stage
+        self._interval = 0.0  # seconds between two frames, averaged
         self._drawn = 0.0  # seconds: start of the last drawing
         self._status, self._status_drawn = "", -np.inf
 
@@ -76,18 +76,12 @@ class Drawer:
         """
         start = time.perf_counter()
         if self._drawn:
-            self._average("interval", start - self._drawn)
-        self._average("detection", result.timing.detection)
-        self._average("network", result.timing.network)
+            interval = start - self._drawn
+            self._interval += _NEWEST_WEIGHT * (interval - self._interval) if self._interval else interval
         self._history.add(result)
         drawn_bgr = self.redraw(result, view)
         self._drawn = start
-        self._average("drawing", time.perf_counter() - start)
         return drawn_bgr
-
-    def _average(self, stage: str, seconds: float) -> None:
-        before = self._means.get(stage) or seconds
-        self._means[stage] = before + _NEWEST_WEIGHT * (seconds - before)
 
     def redraw(self, result: Result, view: View | None = None) -> np.ndarray:
         """Draw the newest result again after the view has changed."""
@@ -99,22 +93,15 @@ class Drawer:
         space = FreeSpace(image_bgr, boxes)
         for recognition, box in reversed(list(zip(recognitions, boxes, strict=True))):
             _draw_box(image_bgr, recognition, box, _is_dimmed(recognition, view))
-        status = "" if self._still else self._status_text()
-        if status:
-            space.take(canvas.write_line(image_bgr, status, at_top=False))
+        if self._interval and not self._still:
+            if self._drawn - self._status_drawn >= _STATUS_STEP:
+                self._status, self._status_drawn = f"{1 / self._interval:.1f} frames/s", self._drawn
+            space.take(canvas.write_line(image_bgr, self._status, at_top=False))
         for index, (recognition, box) in enumerate(zip(recognitions, boxes, strict=True)):
             _draw_tag(image_bgr, recognition, box, _is_dimmed(recognition, view), space, index)
         if view.bars:
             self._draw_panels(image_bgr, recognitions, view, space, result.frame.time)
         return image_bgr
-
-    def _status_text(self) -> str:
-        if not self._status or self._drawn - self._status_drawn >= _STATUS_STEP:
-            means = {stage: mean for stage, mean in self._means.items() if mean > 0}
-            rate = [f"{1 / means.pop('interval'):.1f} frames/s"] if "interval" in means else []
-            stages = [f"{stage} {1000 * mean:.1f} ms" for stage, mean in means.items()]
-            self._status, self._status_drawn = "   ".join([*rate, *stages]), self._drawn
-        return self._status
 
     def _draw_panels(
         self, image_bgr: np.ndarray, recognitions: list[Recognition], view: View, space: FreeSpace, now: float

@@ -60,9 +60,8 @@ class VideoRecording:
     The frame rate is variable. An `.avi` has a constant frame rate, so its frames are repeated or left out. Time starts
     with the first frame. Frames of another size are fitted into the size of the first one, with black borders.
 
-    The codec is H.264 where PyAV has x264, else MPEG-4 Part 2. An `.mp4` or `.mov` is fragmented while it is written
-    and becomes a plain file when it is closed. A killed program leaves a playable video that
-    lacks at most its last second.
+    The codec is H.264. An `.mp4` or `.mov` is fragmented while it is written and becomes a plain file when it is
+    closed. A killed program leaves a playable video that lacks at most its last second.
 
     Args:
         file: Video to write; an existing one is replaced.
@@ -87,13 +86,12 @@ class VideoRecording:
         suffix = file.suffix.lower()
         self._tick = 1 / rate if suffix == ".avi" else _TICK
         self._frame_ticks = max(1, round(1 / rate / self._tick))
-        is_x264 = "libx264" in av.codecs_available
-        options = {"preset": "ultrafast", "tune": "zerolatency", "crf": "23"} if is_x264 else {"qscale": "4"}
         try:
             # The path is absolute because FFmpeg reads a protocol before a colon.
             container = _CONTAINER_OPTIONS[suffix] | {"flush_packets": "1"}
             self._container = av.open(str(file.absolute()), "w", options=container)
-            self._stream = self._container.add_stream("libx264" if is_x264 else "mpeg4", rate=rate, options=options)
+            options = {"preset": "ultrafast", "tune": "zerolatency", "crf": "23"}
+            self._stream = self._container.add_stream("libx264", rate=rate, options=options)
             self._stream.width, self._stream.height = (side + side % 2 for side in size)
             self._stream.pix_fmt = "yuv420p"
             codec = self._stream.codec_context

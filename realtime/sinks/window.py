@@ -18,7 +18,7 @@ ACTIONS = {
     **dict.fromkeys("q\x1b", "quit"),  # \x1b: Esc
     **dict.fromkeys(["n", "right"], "next"),
     **dict.fromkeys(["p", "\b", "left"], "previous"),
-    " ": "pause",
+    " ": "paused",
     "s": "snapshot",
     "r": "record",
     "b": "bars",
@@ -84,10 +84,10 @@ def _accepts_connections(display: str) -> bool:
     """Return whether an X server, such as `:0` or `localhost:10.0`, accepts connections."""
     match = re.fullmatch(r"(?:unix/?)?(?P<host>[^:]*):(?P<number>\d+)(\.\d+)?", display)
     if not match:
-        return bool(display) and not display.startswith(":")  # path of a socket, as on macOS: cannot be tried
+        return False
     host, number = match["host"], match["number"]
-    addresses = [(socket.AF_INET, (host, 6000 + int(number)))] if host else []
-    addresses = addresses or [(socket.AF_UNIX, f"{null}/tmp/.X11-unix/X{number}") for null in ("\0", "")]
+    addresses = [(socket.AF_UNIX, f"{prefix}/tmp/.X11-unix/X{number}") for prefix in ("\0", "")]
+    addresses = [(socket.AF_INET, (host, 6000 + int(number)))] if host else addresses
     for family, address in addresses:
         with closing(socket.socket(family, socket.SOCK_STREAM)) as connection:
             connection.settimeout(2.0)
@@ -141,7 +141,7 @@ class Window:
             if not _is_visible():
                 return "quit"
             action = ACTIONS.get(key, "")
-            if still and (action == "pause" or (key and not action)):
+            if still and (action == "paused" or (key and not action)):
                 return ""
             if action or time.monotonic() >= due:
                 return action
