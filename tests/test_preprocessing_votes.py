@@ -18,28 +18,28 @@ from preprocessing.datasets.votes import (
     voted_emotions,
 )
 
-ANSWERS = [f"votes_{name}" for name in (*EMOTIONS, "unknown", "nf")]
+CHOICES = [f"votes_{name}" for name in (*EMOTIONS, "unknown", "nf")]
 
 
-def votes(**by_answer: int) -> dict[str, int]:
-    return dict.fromkeys(ANSWERS, 0) | {f"votes_{name}": count for name, count in by_answer.items()}
+def votes(**by_choice: int) -> dict[str, int]:
+    return dict.fromkeys(CHOICES, 0) | {f"votes_{name}": count for name, count in by_choice.items()}
 
 
 @pytest.mark.parametrize(
     ("row", "clear", "shares"),
     [
         (votes(happiness=10), "happiness", {"happiness": 1.0}),
-        (votes(anger=6, sadness=3, neutral=1), "anger", {"anger": 6 / 9, "sadness": 3 / 9}),  # one person slipped
+        (votes(anger=6, sadness=3, neutral=1), "anger", {"anger": 6 / 9, "sadness": 3 / 9}),  # a single vote is dropped
         (votes(anger=5, sadness=5), "", {"anger": 0.5, "sadness": 0.5}),  # half is not more than half
         (votes(anger=3, sadness=2, fear=2, unknown=3), "", {"anger": 3 / 7, "sadness": 2 / 7, "fear": 2 / 7}),
-        (votes(nf=8, neutral=2), "", {}),  # not a face
+        (votes(nf=8, neutral=2), "", {}),  # no face
         (votes(unknown=6, anger=4), "", {}),
         (votes(unknown=5, anger=5), "", {"anger": 1.0}),
-        (votes(**dict.fromkeys(EMOTIONS, 1), unknown=1, nf=1), "", {}),  # everybody sees something else
+        (votes(**dict.fromkeys(EMOTIONS, 1), unknown=1, nf=1), "", {}),  # single votes only
         (votes(), "", {}),
     ],
 )
-def test_single_votes_are_slips_and_a_majority_is_more_than_half(row, clear, shares):
+def test_single_votes_are_dropped_and_a_majority_is_more_than_half(row, clear, shares):
     table = pd.DataFrame([row])
     assert majority(table).tolist() == [clear]
     expected = [shares.get(emotion, 0.0) for emotion in EMOTIONS]
@@ -50,37 +50,37 @@ def test_single_votes_are_slips_and_a_majority_is_more_than_half(row, clear, sha
     ("votes", "winner"),
     [
         ([6, 4, 0, 0, 0], 0),
-        ([5, 5, 0, 0, 0], -1),  # no more than half
+        ([5, 5, 0, 0, 0], -1),  # exactly half
         ([5, 3, 1, 1, 0], 0),  # single votes are not counted: 5 of 8
         ([0, 3, 2, 5, 0], -1),
-        ([0, 1, 1, 8, 0], -1),  # the majority cannot tell
-        ([0, 0, 2, 0, 8], -1),  # not a face
+        ([0, 1, 1, 8, 0], -1),  # unknown
+        ([0, 0, 2, 0, 8], -1),  # no face
         ([1, 1, 1, 1, 1], -1),
         ([0, 0, 0, 0, 0], -1),
     ],
 )
-def test_arrays_of_votes_follow_the_same_rule(votes, winner):
+def test_majority_index_follows_the_same_rule(votes, winner):
     assert majority_index(np.array([votes]), ["anger", "happiness", "neutral", "unknown", "nf"]).tolist() == [winner]
 
 
-def test_votes_are_read_in_class_order_and_blanks_are_none():
+def test_vote_counts_are_in_class_order_and_blanks_are_zero():
     table = pd.DataFrame({"votes_nf": [1.0, np.nan], "votes_neutral": [2, 3], "votes_anger": [4, 5], "path": ["", ""]})
     assert vote_choices(table) == ["anger", "neutral", "nf"]
     assert vote_counts(table, vote_choices(table)).tolist() == [[4, 2, 1], [5, 3, 0]]
 
 
-def test_columns_are_the_emotions_that_could_be_chosen_and_rows_keep_their_index():
+def test_vote_shares_keep_columns_and_index():
     table = pd.DataFrame([votes(fear=9), votes(anger=9)], index=[7, 3]).drop(columns="votes_contempt")
     assert voted_emotions(table) == list(vote_shares(table).columns) == list(EMOTIONS[:7])
     assert vote_shares(table).index.tolist() == majority(table).index.tolist() == [7, 3]
 
 
-def test_a_table_without_votes_says_where_they_come_from():
-    with pytest.raises(InputError, match=r"no crowd votes.*--votes fer2013new\.csv"):
+def test_table_without_votes_names_the_option_that_adds_them():
+    with pytest.raises(InputError, match=r"no annotator votes.*--votes fer2013new\.csv"):
         vote_shares(pd.DataFrame({"path": ["a"]}))
 
 
-def test_the_real_votes_have_as_many_majorities_as_a_count_by_hand(shared_data, tmp_path):
+def test_majorities_of_ferplus_agree_with_counting_by_hand(shared_data, tmp_path):
     subprocess.run([sys.executable, shared_data / "fer2013" / "write_csv.py", tmp_path], check=True)
     with (tmp_path / "fer2013new.csv").open(newline="") as lines:
         _, *rows = csv.reader(lines)

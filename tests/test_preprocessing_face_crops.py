@@ -1,0 +1,413 @@
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+from raw_data import random_gray, write_image
+
+from common.errors import InputError
+from configuration import FACES
+from inference import face_detector
+from inference.crops import network_input, read_image_rgb
+from inference.face_detector import FaceDetector
+from inference.faces import choose_face
+from preprocessing import face_crops
+from preprocessing.datasets.sample import SAMPLE, write_raw
+from preprocessing.face_crops import face_paths, write_face_crops
+from preprocessing.tables import INVENTORY_COLUMNS, LANDMARK_COLUMNS, read_table, write_table
+
+STEP2 = "preprocessing.step2_face_crops"
+
+
+def write_inventory(folder: Path, paths: list[str], **columns) -> Path:
+    rows = pd.DataFrame({column: [""] * len(paths) for column in INVENTORY_COLUMNS}).assign(path=paths, status="ok")
+    write_table(rows.assign(**columns), folder / "inventory.csv")
+    return folder
+
+
+@pytest.fixture
+def crops_folder(tmp_path) -> Path:
+    """A data set of five 48 x 48 gray images, as FER2013's."""
+    folder = tmp_path / "data" / "small"
+    paths = [f"images/Training/{number}.png" for number in range(5)]
+    for number, path in enumerate(paths):
+        write_image(folder / path, random_gray(number))
+    return write_inventory(folder, paths, emotion="fear", votes_fear="7", gender="?")
+
+
+@pytest.fixture(scope="module")
+def faces_folder(tmp_path_factory) -> Path:
+    """A data set with faces: three frames of the sample, and an image without a face."""
+    folder = tmp_path_factory.mktemp("data") / "faces"
+    raw = folder / "images" / "raw"
+    write_raw(raw, replace(SAMPLE, subjects=1, frames=2, unlabelled=0))
+    write_image(folder / "images" / "empty.png", random_gray(0, 240))
+    frames = sorted(file.relative_to(folder).as_posix() for file in raw.rglob("*.png"))[:3]
+    return write_inventory(folder, [*frames, "images/empty.png"], emotion="fear")
+
+
+@pytest.fixture
+def many_folder(tmp_path, faces_folder) -> Path:
+    """A data set of 120 images: face, face, face, no face, face crop, unreadable, and again."""
+    folder = tmp_path / "data" / "many"
+    kinds = [faces_folder / path for path in read_table(faces_folder, "inventory.csv")["path"]]
+    write_image(folder / "small.png", random_gray(0))
+    (folder / "broken.png").write_bytes(b"no image")
+    kinds += [folder / "small.png", folder / "broken.png"]
+    paths = [f"images/{number:03}.png" for number in range(120)]
+    (folder / "images").mkdir()
+    for number, path in enumerate(paths):
+        os.link(kinds[number % len(kinds)], folder / path)
+    return write_inventory(folder, paths)
+
+
+@pytest.fixture
+def cropped_here(monkeypatch) -> list[str]:
+    """The paths of the images that are cropped in this process, on a machine with two cores."""
+    paths = []
+    crop_face = face_crops.crop_face
+
+    def crop_and_note(folder, path, *arguments):
+        paths.append(path)
+        return crop_face(folder, path, *arguments)
+
+    monkeypatch.setattr(face_crops, "crop_face", crop_and_note)
+    monkeypatch.setattr(face_crops, "available_cores", lambda: 2)
+    return paths
+
+
+def started(folder: Path, rows: int, **options: Any) -> subprocess.Popen:
+    """Start step 2, and return its process when it has finished more than some rows."""
+    command = [sys.executable, "-m", STEP2, "--dataset", folder.name, "--data", str(folder.parent)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, cwd=ROOT, text=True, **pipes, **options)
+    journal = folder / "faces.part.jsonl"
+    while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > rows):
+        time.sleep(0.005)
+    return process
+
+
+def times_below(folder: Path) -> dict[Path, int]:
+    return {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
+
+
+def read_gray(file: Path) -> np.ndarray:
+    image = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
+    assert image is not None
+    return image
+
+
+# ---- what is cropped
+
+
+def test_small_images_are_used_whole_with_equal_pixels(crops_folder):
+    before = read_table(crops_folder, "inventory.csv")
+    table = write_face_crops(crops_folder)
+    pd.testing.assert_frame_equal(table[before.columns], before)
+    pd.testing.assert_frame_equal(read_table(crops_folder, "faces.csv"), table)
+    assert list(table["face_status"]) == ["whole_image"] * 5
+    assert list(table["face_path"]) == [f"faces/Training/{number}.png" for number in range(5)]
+    for path, face_path in zip(table["path"], table["face_path"], strict=True):
+        np.testing.assert_array_equal(read_gray(crops_folder / face_path), read_gray(crops_folder / path))
+    assert set(table["face_count"]) == {""} and table["box_left"].isna().all()
+
+
+def test_whole_images_load_no_network(crops_folder):
+    program = (
+        "import sys; from pathlib import Path; from preprocessing.face_crops import write_face_crops;"
+        f"write_face_crops(Path({str(crops_folder)!r})); assert 'tensorflow' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
+def test_larger_images_are_cropped_like_the_webcam(faces_folder):
+    table = write_face_crops(faces_folder)
+    assert list(table["face_status"]) == ["found"] * 3 + ["not_found"]
+    assert list(table["face_count"]) == ["1", "1", "1", "0"]
+    assert table["face_path"][3] == "" and not (faces_folder / "faces" / "empty.png").exists()
+    detector = FaceDetector()
+    for row in table[:3].to_dict("records"):
+        image_rgb = read_image_rgb(faces_folder / row["path"])
+        face = choose_face(detector.detect(image_rgb), image_rgb.shape)
+        assert face is not None and face.landmarks is not None
+        crop = read_gray(faces_folder / row["face_path"])
+        np.testing.assert_array_equal(crop, network_input(image_rgb, face)[:, :, 0])
+        assert row["box_left"] == pytest.approx(face.left, abs=0.01)
+        assert row["face_confidence"] == pytest.approx(face.confidence, abs=1e-4)
+        np.testing.assert_allclose([row[column] for column in LANDMARK_COLUMNS], face.landmarks.ravel(), atol=0.01)
+
+
+def test_no_detect_uses_every_image_whole(faces_folder):
+    options = replace(FACES, detect=False, size=32, channels=3)
+    table = write_face_crops(faces_folder, options)
+    assert set(table["face_status"]) == {"whole_image"}
+    expected = network_input(read_image_rgb(faces_folder / "images" / "empty.png"), None, options)
+    crop = read_gray(faces_folder / "faces" / "empty.png")
+    np.testing.assert_array_equal(crop, cv2.cvtColor(expected, cv2.COLOR_RGB2BGR))
+
+
+def test_detect_aligns_face_crops_or_uses_them_whole(tmp_path, faces_folder):
+    write_face_crops(faces_folder)
+    face_path = read_table(faces_folder, "faces.csv")["face_path"][0]
+    write_image(tmp_path / "images" / "face.png", np.roll(read_gray(faces_folder / face_path), 4, axis=1))
+    write_image(tmp_path / "images" / "noise.png", random_gray(1))
+    write_inventory(tmp_path, ["images/face.png", "images/noise.png"])
+    table = write_face_crops(tmp_path, replace(FACES, detect=True))
+    assert table[["face_status", "face_count"]].to_numpy().tolist() == [["found", "1"], ["whole_image", "0"]]
+    assert 0 <= table["left_eye_x"][0] < table["right_eye_x"][0] < 48  # pixels of the original, not of its copy
+    np.testing.assert_array_equal(read_gray(tmp_path / "faces" / "noise.png"), random_gray(1))
+    aligned = read_gray(tmp_path / "faces" / "face.png").astype(float)
+    shifted, straight = read_gray(tmp_path / "images" / "face.png"), read_gray(faces_folder / face_path)
+    assert np.abs(aligned - straight).mean() < 0.7 * np.abs(aligned - shifted).mean()
+
+
+def test_unreadable_and_missing_images_keep_their_rows(crops_folder, run_step):
+    paths = list(read_table(crops_folder, "inventory.csv")["path"])
+    write_inventory(crops_folder, paths, status=["ok", "ok", "unreadable", "constant", "ok"])
+    (crops_folder / paths[1]).write_bytes(b"no image")
+    (crops_folder / paths[4]).unlink()
+    run = run_step(STEP2, "--dataset", "small", "--data", crops_folder.parent)
+    assert run.returncode == 0, run.stderr
+    assert "5 images: 0 with a face found, 2 used whole, 0 without a face, 3 unreadable" in run.stdout
+    assert "images/Training/1.png, images/Training/2.png, images/Training/4.png" in run.stdout
+    table = read_table(crops_folder, "faces.csv")
+    assert list(table["face_status"] == "not_found") == [False, True, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("paths", "expected"),
+    [
+        (["images/a/1.jpg", "images/2.png"], ["faces/a/1.png", "faces/2.png"]),
+        (["images/1.jpg", "images/1.png"], ["faces/1.jpg.png", "faces/1.png.png"]),
+        (["elsewhere/1.v2.jpg", "images/none"], ["faces/elsewhere/1.v2.png", "faces/none.png"]),
+    ],
+)
+def test_no_two_images_share_a_crop(paths, expected):
+    assert face_paths(pd.Series(paths)) == expected
+
+
+# ---- running again, being killed
+
+
+def test_unchanged_input_is_not_cropped_again(crops_folder, capsys):
+    first = write_face_crops(crops_folder)
+    before = times_below(crops_folder)
+    pd.testing.assert_frame_equal(write_face_crops(crops_folder), first)
+    assert "nothing to do" in capsys.readouterr().out and times_below(crops_folder) == before
+
+
+REASONS = {
+    "crop": "crop_version was 1, is 2",
+    "detector": "detector_version was 1, is 2",
+    "library": f"opencv was {cv2.__version__}, is 4.99",
+    "size": "size was 48, is 32",
+    "inventory": "inventory.csv has changed",
+    "old": "an earlier version of this program made them",
+    "missing": "a crop or the table is missing or damaged",
+    "table": "a crop or the table is missing or damaged",
+    "damaged": "their provenance record is damaged",
+}
+
+
+@pytest.mark.parametrize("change", REASONS)
+def test_crops_are_made_again_with_the_reason(crops_folder, monkeypatch, capsys, change):
+    record = crops_folder / "faces.json"
+    write_face_crops(crops_folder)
+    (crops_folder / "split.csv").write_text("of the earlier crops")
+    options = replace(FACES, size=32) if change == "size" else FACES
+    if change in ("crop", "detector"):
+        monkeypatch.setattr(face_detector, f"{change.upper()}_VERSION", 2)
+    elif change == "library":
+        monkeypatch.setattr(cv2, "__version__", "4.99")
+    elif change == "inventory":
+        write_inventory(crops_folder, list(read_table(crops_folder, "inventory.csv")["path"])[:4])
+    elif change == "old":
+        record.write_text(json.dumps({"inventory": "0", "code": "0123456789abcdef", "options": {"size": 48}}))
+    elif change == "missing":
+        (crops_folder / "faces" / "Training" / "2.png").unlink()
+    elif change == "table":
+        (crops_folder / "faces.csv").write_text("path,emotion\n1.png,grumpy\n")
+    elif change == "damaged":
+        record.write_text("[1]")
+    capsys.readouterr()
+    table = write_face_crops(crops_folder, options)
+    assert capsys.readouterr().out == f"all crops are made again: {REASONS[change]}\n"
+    crops = sorted((crops_folder / "faces").rglob("*.png"))
+    assert len(crops) == len(table) == (4 if change == "inventory" else 5)
+    assert {read_gray(file).shape for file in crops} == {(options.size, options.size)}
+    assert not (crops_folder / "split.csv").exists()
+    write_face_crops(crops_folder, options)
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_whole_images_do_not_depend_on_the_detector(crops_folder, monkeypatch, capsys):
+    options = replace(FACES, detect=False)
+    write_face_crops(crops_folder, options)
+    monkeypatch.setattr(face_detector, "DETECTOR_VERSION", 2)
+    write_face_crops(crops_folder, options)
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_interrupted_run_is_resumed(crops_folder, monkeypatch, capsys):
+    expected = write_face_crops(crops_folder)
+    (crops_folder / "faces.json").unlink()
+    cropped = []
+    crop_face = face_crops.crop_face
+
+    def crop_two_then_die(folder, path, *arguments):
+        if len(cropped) == 2:
+            raise KeyboardInterrupt
+        cropped.append(path)
+        return crop_face(folder, path, *arguments)
+
+    monkeypatch.setattr(face_crops, "crop_face", crop_two_then_die)
+    with pytest.raises(KeyboardInterrupt):
+        write_face_crops(crops_folder)
+    assert not (crops_folder / "faces.csv").exists()  # no table beside a mixture of old and new crops
+    with (crops_folder / "faces.part.jsonl").open("a") as journal:
+        journal.write('{"face_status": "who')  # a line that a kill cut
+
+    def crop_and_note(folder, path, *arguments):
+        cropped.append(path)
+        return crop_face(folder, path, *arguments)
+
+    monkeypatch.setattr(face_crops, "crop_face", crop_and_note)
+    table = write_face_crops(crops_folder)
+    assert cropped == list(table["path"])  # each once
+    assert "continuing after 2 of 5" in capsys.readouterr().out
+    pd.testing.assert_frame_equal(table, expected)
+    assert not (crops_folder / "faces.part.jsonl").exists()
+
+
+def test_run_interrupted_under_other_options_starts_again(crops_folder, monkeypatch):
+    crop_face = face_crops.crop_face
+
+    def die_at_the_third(folder, path, *arguments):
+        if path.endswith("2.png"):
+            raise KeyboardInterrupt
+        return crop_face(folder, path, *arguments)
+
+    monkeypatch.setattr(face_crops, "crop_face", die_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        write_face_crops(crops_folder)
+    monkeypatch.undo()
+    write_face_crops(crops_folder, replace(FACES, size=24))
+    assert {read_gray(file).shape for file in (crops_folder / "faces").rglob("*.png")} == {(24, 24)}
+
+
+# ---- worker processes
+
+
+def test_workers_make_the_same_rows_and_crops_in_the_same_order(many_folder, cropped_here, monkeypatch):
+    by_workers = write_face_crops(many_folder)
+    assert cropped_here == ["images/000.png"]  # the first search is made here, the others by workers
+    crops = {file: file.read_bytes() for file in (many_folder / "faces").iterdir()}
+    (many_folder / "faces.json").unlink()
+    monkeypatch.setattr(face_crops, "available_cores", lambda: 1)
+    alone = write_face_crops(many_folder)
+    assert cropped_here[1:] == list(alone["path"])
+    pd.testing.assert_frame_equal(by_workers, alone)
+    assert crops == {file: file.read_bytes() for file in (many_folder / "faces").iterdir()}
+    assert list(alone["face_status"]) == [*["found"] * 3, "not_found", "whole_image", "not_found"] * 20
+    assert list(alone["face_count"]) == ["1", "1", "1", "0", "", ""] * 20
+
+
+def test_few_searches_and_whole_images_need_no_workers(many_folder, cropped_here):
+    paths = list(read_table(many_folder, "inventory.csv")["path"])
+    write_face_crops(many_folder, replace(FACES, detect=False))
+    assert cropped_here == paths
+    cropped_here.clear()
+    write_inventory(many_folder, paths[:30])
+    write_face_crops(many_folder)
+    assert cropped_here == paths[:30]
+
+
+def test_killed_run_leaves_no_workers_and_is_resumed(many_folder, run_step):
+    process = started(many_folder, 20)
+    process.kill()
+    process.communicate(timeout=60)  # workers hold its standard output, too: this ends when they have
+    assert process.returncode != 0, "it ended before it could be killed"
+    finished = (many_folder / "faces.part.jsonl").read_bytes().count(b"\n") - 1
+    before = {file: file.stat().st_mtime_ns for file in sorted((many_folder / "faces").iterdir())[: finished // 2]}
+    run = run_step(STEP2, "--dataset", "many", "--data", many_folder.parent)
+    assert run.returncode == 0 and f"continuing after {finished} of 120" in run.stdout
+    assert before == {file: file.stat().st_mtime_ns for file in before}
+    assert list(read_table(many_folder, "faces.csv")["face_status"] == "found") == ([True] * 3 + [False] * 3) * 20
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no process groups to interrupt")
+def test_ctrl_c_ends_a_run_with_workers_in_one_line(many_folder):
+    process = started(many_folder, 20, start_new_session=True)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.endswith("interrupted\n") and "Traceback" not in errors
+
+
+def test_broken_pool_is_reported_and_kills_no_child_of_the_caller(many_folder, monkeypatch):
+    def start(*_: Any, **__: Any) -> None:
+        raise OSError("handle is closed")  # of Python's pool, where a worker ends while the next one starts
+
+    monkeypatch.setattr(face_crops, "available_cores", lambda: 2)
+    monkeypatch.setattr(ProcessPoolExecutor, "map", start)
+    child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    child.start()
+    try:
+        with pytest.raises(InputError, match="run the same command again"):
+            write_face_crops(many_folder)
+        child.join(0.2)
+        assert child.is_alive()
+    finally:
+        child.kill()
+        child.join()
+
+
+def test_killed_worker_ends_the_run_in_one_line_and_the_next_run_resumes(many_folder, monkeypatch, capsys):
+    monkeypatch.setattr(face_crops, "available_cores", lambda: 2)
+
+    def kill_a_worker():
+        while not (workers := multiprocessing.active_children()):
+            time.sleep(0.005)
+        workers[0].kill()
+
+    killer = threading.Thread(target=kill_a_worker)
+    killer.start()
+    with pytest.raises(InputError, match="run the same command again"):
+        write_face_crops(many_folder)
+    killer.join()
+    assert not multiprocessing.active_children()
+    assert len(write_face_crops(many_folder)) == 120
+    assert "continuing after" in capsys.readouterr().out
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize("options", [("--size", 0), ("--channels", 2), ("--align", "nose")])
+def test_invalid_options_are_refused_in_one_line(crops_folder, run_step, options):
+    before = times_below(crops_folder)
+    run = run_step(STEP2, "--dataset", "small", "--data", crops_folder.parent, *options)
+    assert run.returncode == 2
+    assert run.stderr.startswith("error: ") and run.stderr.count("\n") == 1 and str(options[1]) in run.stderr
+    assert times_below(crops_folder) == before
+
+
+def test_missing_inventory_and_paths_outside_the_folder_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"python -m preprocessing\.step1_inventory --dataset nothing"):
+        write_face_crops(tmp_path / "nothing")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(InputError, match="leaves the data folder"):
+        write_face_crops(write_inventory(tmp_path / "x", ["../secret.png"]))

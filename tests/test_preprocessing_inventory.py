@@ -1,0 +1,707 @@
+"""Step 1: downloads of every kind become an inventory; refusals, resuming, the audit."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+from raw_data import (
+    CKPLUS,
+    all_files,
+    encoded,
+    fer2013_rows,
+    names_in,
+    pixels,
+    random_gray,
+    write_ckplus,
+    write_csv,
+    write_fer2013,
+    write_image,
+    write_images,
+    write_kaggle_folders,
+    zip_folder,
+)  # fmt: skip
+
+from common.errors import InputError
+from configuration import SAMPLE_NAME
+from inference.crops import read_image_rgb
+from preprocessing.audit import audit, count_images
+from preprocessing.datasets.sample import SAMPLE
+from preprocessing.inventory import write_inventory
+from preprocessing.tables import read_table, usable
+
+STEP1, STEP2, STEP3 = (f"preprocessing.{step}" for step in ("step1_inventory", "step2_face_crops", "step3_split"))
+
+
+def inventory(folder: Path, source: Path, **options) -> pd.DataFrame:
+    assert write_inventory(folder, source, **options) is not None
+    return read_table(folder, "inventory.csv")
+
+
+def refused(done, *expected: str) -> None:
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert all(text in done.stderr for text in expected), done.stderr
+
+
+def sparse_file(file: Path, start: bytes = b"") -> Path:
+    """Write a file of six gigabytes that takes no space on the disk."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("wb") as stream:
+        stream.write(start)
+        stream.truncate(6_000_000_000)
+    return file
+
+
+# ---- FER2013
+
+
+def test_fer2013_csv_becomes_one_png_and_one_row_per_row(tmp_path, monkeypatch):
+    monkeypatch.setattr("preprocessing.datasets.fer2013._CHUNK", 4)  # longer than one chunk
+    table = inventory(tmp_path / "fer", write_fer2013(tmp_path))
+    assert table["emotion"].tolist() == ["anger", "happiness", "sadness", "neutral", "neutral", "surprise"]
+    assert table["usage"].tolist() == ["Training"] * 4 + ["PublicTest", "PrivateTest"]
+    assert table["path"][4] == "images/PublicTest/00004.png"
+    assert table["status"].tolist() == ["ok", "ok", "ok", "constant", "ok", "ok"]
+    assert set(table["label_source"]) == {"dataset"} and set(table["subject"]) == {""}
+    for path, (_, text, _) in zip(table["path"], fer2013_rows(), strict=True):
+        image = cv2.imread(str(tmp_path / "fer" / path), cv2.IMREAD_UNCHANGED)
+        assert image is not None and pixels(image) == text
+
+
+def test_other_column_orders_and_missing_columns_are_accepted(tmp_path):
+    plain = inventory(tmp_path / "a", write_fer2013(tmp_path))
+    rows = [(emotion, f" {usage}", f" {text}") for emotion, text, usage in fer2013_rows()]
+    icml = write_csv(tmp_path / "icml_face_data.csv", rows, "emotion, Usage, pixels")
+    pd.testing.assert_frame_equal(inventory(tmp_path / "b", icml), plain)
+    table = inventory(tmp_path / "c", write_csv(tmp_path / "test.csv", [(pixels(random_gray(0)),)], "pixels"))
+    assert table[["path", "emotion", "label_source", "usage"]].to_numpy().tolist() == [["images/00000.png", "", "", ""]]
+
+
+VOTES_HEADER = "Usage,Image name,neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF"
+
+
+def votes_rows() -> list[tuple]:
+    """The votes of `fer2013_rows`: ten each, image 3 without a name."""
+    return [
+        (usage, "" if row == 3 else f"fer{row:07d}.png", row, 10 - row, *[0] * 8)
+        for row, (_, _, usage) in enumerate(fer2013_rows())
+    ]
+
+
+def test_ferplus_votes_are_joined_by_row(tmp_path):
+    votes = write_csv(tmp_path / "fer2013new.csv", votes_rows(), VOTES_HEADER)
+    table = inventory(tmp_path / "fer", write_fer2013(tmp_path), votes=votes)
+    assert table["votes_neutral"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert table["votes_happiness"].tolist() == [10, 9, 8, 7, 6, 5]
+    assert table[["votes_contempt", "votes_unknown", "votes_nf"]].sum().sum() == 0
+    assert table["ferplus_name"].eq("").tolist() == [False, False, False, True, False, False]
+    with pytest.raises(InputError, match="--votes applies to FER2013 only"):
+        write_inventory(tmp_path / "x", write_kaggle_folders(tmp_path / "tree"), votes=votes)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda rows: rows[:-1], "5 rows"),
+        (lambda rows: [rows[-1], *rows[1:]], "row 0"),
+        (lambda rows: [(*row[:2], "many", *row[3:]) for row in rows], "not a whole number"),
+    ],
+)
+def test_votes_that_do_not_match_are_refused(tmp_path, change, expected):
+    votes = write_csv(tmp_path / "fer2013new.csv", change(votes_rows()), VOTES_HEADER)
+    with pytest.raises(InputError, match=expected):
+        write_inventory(tmp_path / "fer", write_fer2013(tmp_path), votes=votes)
+    assert not (tmp_path / "fer").exists()
+
+
+# ---- folders named by emotion
+
+
+def test_folders_give_emotion_and_usage(tmp_path):
+    table = inventory(tmp_path / "x", write_kaggle_folders(tmp_path / "kaggle"))
+    assert table[["path", "emotion", "usage"]].to_numpy().tolist() == [
+        ["images/test/Surprised/d.png", "surprise", "test"],
+        ["images/test/angry/c.png", "anger", "test"],
+        ["images/train/angry/a.png", "anger", "train"],
+        ["images/train/happy/b.png", "happiness", "train"],
+    ]
+
+
+def test_file_names_give_usage_subject_and_sequence(tmp_path):
+    names = ["test/fear/PrivateTest_88305.png", "test/fear/PublicTest_95.png", "train/fear/Training_7.png"]
+    table = inventory(tmp_path / "kaggle", write_images(tmp_path / "a", *names))
+    assert table["usage"].tolist() == ["PrivateTest", "PublicTest", "Training"]
+    table = inventory(tmp_path / "ck48", write_images(tmp_path / "b", "happy/S010_004_00000017.png"))
+    columns = ["emotion", "subject", "sequence", "frame"]
+    assert table[columns].to_numpy().tolist() == [["happiness", "S010", "S010/004", "17"]]
+
+
+def test_system_files_are_ignored_and_links_to_folders_followed_once(tmp_path, capsys):
+    tree = write_images(tmp_path / "tree", *(f"0_Happy/1.{suffix}" for suffix in ("png", "jpg", "JPEG", "bmp", "tif")))
+    write_images(tmp_path / "elsewhere", "2.png")
+    (tree / "sad").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tree / "0_Happy" / "loop").symlink_to(tree, target_is_directory=True)
+    for name in (".DS_Store", "Thumbs.db", "0_Happy/._1.png", "a.heic", "b.HEIC", "about.txt"):
+        (tree / name).write_bytes(b"x")
+    zip_folder(tree / "sad", tree / "more.zip")
+    table = inventory(tmp_path / "x", tree)
+    assert len(table) == 6 and set(table["status"]) == {"ok"} and "images/sad/2.png" in set(table["path"])
+    assert capsys.readouterr().out == "not used: 3 of the source's files (2 .heic, 1 .zip)\n"
+
+
+@pytest.mark.parametrize("folder", ["calm", "04_Calm", "unhappy"])
+def test_folder_without_a_known_emotion_needs_a_mapping(tmp_path, run_step, folder):
+    source = write_images(tmp_path / "tree", "neutral/1.png", f"{folder}/2.png", "zeal/3.png")
+    arguments = ["--dataset", "x", "--source", source, "--data", tmp_path / "data"]
+    refused(run_step(STEP1, *arguments), f"folder {folder!r} is no emotion (as are 'zeal')", f"--map {folder}=none")
+    assert not (tmp_path / "data" / "x").exists()
+    assert run_step(STEP1, *arguments, "--map", f"{folder}=none", "--map", "zeal=happy").returncode == 0
+    table = read_table(tmp_path / "data" / "x", "inventory.csv").set_index("path")
+    expected = {f"images/{folder}/2.png": "", "images/neutral/1.png": "neutral", "images/zeal/3.png": "happiness"}
+    assert table["emotion"].to_dict() == expected
+    done = run_step(STEP1, *arguments, "--map", f"{folder.upper()}=neutral", "--map", "zeal=none")
+    assert done.returncode == 0 and "-> neutral; zeal (1) -> no label" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("mapping", "expected"),
+    [
+        (["calm"], "'calm' is not FOLDER=EMOTION"),
+        (["=neutral"], "is not FOLDER=EMOTION"),
+        (["calm=grumpy"], "unknown emotion 'grumpy'"),
+        (["clam=neutral"], "no image is in a folder of that name; the folders are calm, happy"),
+        (["calm=neutral", "Calm=none"], "two emotions"),
+    ],
+)
+def test_invalid_mapping_is_refused(tmp_path, run_step, mapping, expected):
+    source = write_images(tmp_path / "tree", "happy/1.png", "calm/2.png")
+    options = [part for text in mapping for part in ("--map", text)]
+    refused(run_step(STEP1, "--dataset", "x", "--source", source, "--data", tmp_path / "data", *options), expected)
+
+
+SPLIT_FOLDERS = [
+    *("PUBLICTEST", "Private_Test", "fold_1", "set1", "part-3", "train_set", "TestImages", "valset", "my test"),
+    *("trainset2", "holdout", "split0", "cropped faces", "images", "evaluation", "Validation Data", "5folds"),
+]
+
+
+def test_folder_above_the_emotion_is_the_subject_unless_it_names_a_split(tmp_path):
+    people = ["ann", "Bob K", "S001", "007", "dev_patel", "train/eve", "eve/Test", "李", "train x/cy"]
+    names = [f"{folder}/happy/{number}.png" for number, folder in enumerate([*people, *SPLIT_FOLDERS])]
+    table = inventory(tmp_path / "x", write_images(tmp_path / "tree", *names))
+    folders = [path.removeprefix("images/").split("/happy/")[0] for path in table["path"]]
+    subjects = dict(zip(folders, table["subject"], strict=True))
+    nested = {"train/eve": "eve", "eve/Test": "eve", "train x/cy": "cy"}
+    assert {folder: who for folder, who in subjects.items() if who} == {name: name for name in people} | nested
+    usages = dict(zip(folders, table["usage"], strict=True))
+    assert (usages["train/eve"], usages["eve/Test"], usages["PUBLICTEST"]) == ("train", "Test", "PUBLICTEST")
+    table = inventory(tmp_path / "one", write_images(tmp_path / "b", "kaggle/train/sad/1.png", "kaggle/test/sad/2.png"))
+    assert set(table["subject"]) == {""} and table["usage"].tolist() == ["test", "train"]
+
+
+# ---- the files
+
+
+def test_edit_to_an_image_reaches_the_data_set_neither_way(tmp_path):
+    source = write_images(tmp_path / "mine", "happy/1.png", "sad/2.png")
+    images = tmp_path / "x" / "images"
+    inventory(tmp_path / "x", source)
+    for edited, other in [(source, images), (images, source)]:
+        before = (other / "happy/1.png").read_bytes()
+        with (edited / "happy/1.png").open("r+b") as file:
+            file.write(b"edited in place")
+        assert (other / "happy/1.png").read_bytes() == before
+
+
+@pytest.mark.parametrize("short", [0, 1000])
+def test_files_are_copied_whole_where_the_system_call_stops_early(tmp_path, monkeypatch, short):
+    def stop(source: int, target: int, _: int) -> int:
+        return os.write(target, os.read(source, short)) if short and os.lseek(source, 0, os.SEEK_CUR) == 0 else 0
+
+    monkeypatch.setattr(os, "copy_file_range", stop, raising=False)
+    write_image(tmp_path / "mine" / "happy" / "1.png", random_gray(0, 99))
+    inventory(tmp_path / "x", tmp_path / "mine")
+    assert (tmp_path / "x/images/happy/1.png").read_bytes() == (tmp_path / "mine/happy/1.png").read_bytes()
+
+
+def images_of_every_kind(root: Path) -> dict[str, bool]:
+    """Write images of unusual kinds, and return whether each can be read."""
+    gray, color = random_gray(0, 20), np.random.default_rng(0).integers(0, 256, (20, 20, 3)).astype(np.uint8)
+    kinds = {
+        "float32.tif": (gray.astype(np.float32), False),
+        "float64.tif": (gray / 255, False),
+        "int32.tif": (gray.astype(np.int32), False),
+        "uint16.tif": (gray.astype(np.uint16) * 257, True),
+        "uint16.png": (color.astype(np.uint16) * 257, True),
+        "transparent.png": (np.dstack([color, gray]), True),
+        "plain.png": (gray, True),
+    }
+    for name, (image, _) in kinds.items():
+        write_image(root / name, image)
+    assert cv2.imwritemulti(str(root / "pages.tif"), [color, color[::-1].copy()])
+    from PIL import Image  # comes with matplotlib
+
+    picture = Image.fromarray(color)
+    for mode, name in (("CMYK", "cmyk.jpg"), ("P", "palette.png"), ("1", "bits.tif")):
+        picture.convert(mode).save(root / name)
+    (root / "empty.png").write_bytes(b"")
+    (root / "half.png").write_bytes(encoded(gray)[:200])
+    (root / "text.jpg").write_bytes(b"no image")
+    readable = {name: is_readable for name, (_, is_readable) in kinds.items()}
+    readable |= dict.fromkeys(["pages.tif", "cmyk.jpg", "palette.png", "bits.tif"], True)
+    return readable | dict.fromkeys(["empty.png", "half.png", "text.jpg"], False)
+
+
+def test_steps_1_and_2_agree_which_images_are_readable(tmp_path, run_step):
+    readable = images_of_every_kind(tmp_path / "tree" / "happy")
+    arguments = ["--dataset", "x", "--data", tmp_path / "data"]
+    done = run_step(STEP1, *arguments, "--source", tmp_path / "tree")
+    assert done.returncode == 0 and "accepted are 8-bit and 16-bit images" in done.stdout
+    assert run_step(STEP2, *arguments).returncode == 0
+    table = read_table(tmp_path / "data" / "x", "faces.csv")
+    names = [Path(path).name for path in table["path"]]
+    assert dict(zip(names, table["status"] == "ok", strict=True)) == readable
+    assert dict(zip(names, table["face_status"] == "whole_image", strict=True)) == readable
+    assert set(table.loc[table["status"] == "unreadable", "pixel_hash"]) == {""}
+
+
+def test_pixel_hash_depends_on_the_pixels_only(tmp_path):
+    gray, root = random_gray(0, 20), tmp_path / "tree" / "happy"
+    same = {"8.png": gray, "16.png": gray.astype(np.uint16) * 256, "three.bmp": cv2.merge([gray] * 3)}
+    for name, image in {**same, "turned.png": gray.T}.items():
+        write_image(root / name, image)
+    hashes = inventory(tmp_path / "x", tmp_path / "tree").set_index("path")["pixel_hash"]
+    assert hashes.drop("images/happy/turned.png").nunique() == 1 and hashes.nunique() == 2
+    for name in same:
+        np.testing.assert_array_equal(read_image_rgb(root / name)[..., 0], gray)
+
+
+def test_huge_image_is_unreadable_and_costs_neither_memory_nor_disk(tmp_path, run_step):
+    source = write_images(tmp_path / "tree", "happy/1.png", "sad/2.png")
+    sparse_file(source / "happy" / "big.png", encoded(np.eye(9, dtype=np.uint8)))
+    arguments = ["--dataset", "x", "--data", tmp_path / "data"]
+    done = run_step(STEP1, *arguments, "--source", source)
+    assert done.returncode == 0 and "unreadable: images/happy/big.png; accepted are" in done.stdout
+    assert run_step(STEP2, *arguments).returncode == 0
+    table = read_table(tmp_path / "data" / "x", "faces.csv")
+    assert table[["status", "face_status"]].to_numpy().tolist() == [
+        ["ok", "whole_image"], ["unreadable", "not_found"], ["ok", "whole_image"],
+    ]  # fmt: skip
+    assert not (tmp_path / "data/x/images/happy/big.png").exists()
+
+
+@pytest.mark.parametrize("start", ["", "emotion,pixels,Usage\n", 'emotion,pixels,Usage\n3,"\n'])
+def test_huge_table_is_refused_in_one_line(tmp_path, run_step, start):
+    source = sparse_file(tmp_path / "fer2013.csv", start.encode())
+    refused(run_step(STEP1, "--dataset", "x", "--source", source, "--data", tmp_path / "data"), "fer2013.csv")
+
+
+def test_huge_votes_labels_and_emotion_files_are_refused_in_one_line(tmp_path, run_step):
+    big = sparse_file(tmp_path / "big.csv", b"path,emotion\n")
+    arguments = ["--dataset", "x", "--data", tmp_path / "data", "--source"]
+    for option in ("--votes", "--labels"):
+        refused(run_step(STEP1, *arguments, write_fer2013(tmp_path), option, big), "big.csv")
+    root = write_images(tmp_path / "ck", "cohn-kanade-images/S005/001/S005_001_00000001.png")
+    sparse_file(root / "Emotion/S005/001/S005_001_00000001_emotion.txt", b"3.0")
+    refused(run_step(STEP1, *arguments, root), "S005_001_00000001_emotion.txt")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows accepts no such file names")
+def test_file_names_like_formulas_pass_all_steps_unchanged(tmp_path, run_step):
+    names = ["=1+1", "+cmd", "-2", "@sum", "a;=1", "a\t-1", "'=q", "plain"]
+    people = ["=HYPERLINK(1)", "@bob", "cy", "-di"]
+    files = [f"{who}/{emotion}/{name}.png" for who in people for emotion in ("happy", "sad") for name in names]
+    source = write_images(tmp_path / "tree", *files)
+    arguments = ["--dataset", "x", "--data", tmp_path / "data"]
+    done = [run_step(STEP1, *arguments, "--source", source), run_step(STEP2, *arguments), run_step(STEP3, *arguments)]
+    assert [step.returncode for step in done] == [0, 0, 0] and "strategy: subject\n" in done[2].stdout
+    assert "subjects: 4, from the folders above the emotions" in done[0].stdout
+    folder = tmp_path / "data" / "x"
+    table = read_table(folder, "split.csv")
+    assert sorted(table["path"]) == sorted(f"images/{name}" for name in files) and set(table["subject"]) == set(people)
+    assert all((folder / path).is_file() for path in [*table["path"], *table["face_path"]])
+    for file in ("inventory.csv", "faces.csv", "split.csv"):
+        raw = pd.read_csv(folder / file, dtype=str, keep_default_na=False)
+        cells = [part for column in raw.columns for cell in raw[column] for part in cell.replace("\t", ";").split(";")]
+        assert not [cell for cell in cells if cell[:1] in ("=", "+", "-", "@") and cell]
+    assert "unchanged" in run_step(STEP1, *arguments, "--source", source).stdout
+
+
+# ---- CK+
+
+
+def test_ckplus_gives_the_peak_of_every_sequence(tmp_path):
+    table = inventory(tmp_path / "x", write_ckplus(tmp_path / "ck"))
+    rows = table[["sequence", "subject", "frame", "emotion", "label_source"]].apply(tuple, axis=1).tolist()
+    assert rows == [
+        ("S005/001", "S005", "4", "disgust", "dataset"),
+        ("S005/002", "S005", "3", "", ""),
+        ("S010/001", "S010", "1", "surprise", "dataset"),
+        ("S010/002", "S010", "5", "neutral", "dataset"),
+        ("S999/003", "S999", "3", "contempt", "dataset"),
+    ]
+    assert table["path"][0] == "images/S005/001/S005_001_00000004.png"
+    assert len(list((tmp_path / "x" / "images").rglob("*.png"))) == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "kept", "labelled"),
+    [
+        ({"frames": "last:2"}, 9, 7),
+        ({"frames": "last:9"}, 16, 13),
+        ({"frames": "all"}, 16, 4),
+        ({"neutral_first": True}, 8, 7),
+    ],
+)
+def test_more_frames_of_each_sequence(tmp_path, options, kept, labelled):
+    table = inventory(tmp_path / "x", write_ckplus(tmp_path / "ck"), **options)
+    assert (len(table), (table["emotion"] != "").sum()) == (kept, labelled)
+    assert table.groupby("sequence")["frame"].last().to_dict() == {name: str(n) for name, (n, _) in CKPLUS.items()}
+    first = table[table["label_source"] == "first_frame"]
+    assert first["sequence"].tolist() == (["S005/001", "S010/002", "S999/003"] if "neutral_first" in options else [])
+    assert set(first["emotion"]) <= {"neutral"}
+
+
+def test_zips_and_partly_unpacked_downloads_give_the_same_table(tmp_path):
+    root = write_ckplus(tmp_path / "ck")
+    plain = inventory(tmp_path / "plain", root)
+    zips = tmp_path / "zips"
+    zips.mkdir()
+    zip_folder(root / "cohn-kanade-images", zips / "extended-cohn-kanade-images.zip", "cohn-kanade-images/")
+    zip_folder(root / "Emotion", zips / "Emotion_labels.zip", "Emotion/")
+    pd.testing.assert_frame_equal(inventory(tmp_path / "a", zips), plain)
+    (root / "cohn-kanade-images").rename(zips / "cohn-kanade-images")
+    pd.testing.assert_frame_equal(inventory(tmp_path / "b", zips), plain)
+
+
+@pytest.mark.parametrize("content", ["happy", "", "8.0000000e+00", "-1", "3.5", "nan", "3 4"])
+def test_emotion_file_without_a_code_is_refused_by_name(tmp_path, content):
+    root = write_ckplus(tmp_path / "ck")
+    (root / "Emotion/S005/001/S005_001_00000004_emotion.txt").write_text(content)
+    with pytest.raises(InputError, match=r"S005_001_00000004_emotion\.txt"):
+        write_inventory(tmp_path / "x", root)
+
+
+def test_missing_frames_are_reported_and_the_rest_is_kept(tmp_path, capsys):
+    root = write_ckplus(tmp_path / "ck")
+    table = inventory(tmp_path / "whole", root, frames="all")
+    assert "missing" not in capsys.readouterr().out
+    for sequence, frame in [("S010/002", 2), ("S010/002", 3), ("S005/001", 4), ("S005/002", 1)]:
+        (root / "cohn-kanade-images" / sequence / f"{sequence.replace('/', '_')}_{frame:08d}.png").unlink()
+    without = inventory(tmp_path / "x", root, frames="all")
+    one, ends = capsys.readouterr().out.splitlines()[:2]
+    assert len(without) == len(table) - 4 and one == "missing: 4 frames of 3 sequences (S005/001 lacks 4)"
+    assert "2 of these lack their first or labelled last frame (S005/001, S005/002)" in ends
+    assert without[without["sequence"] == "S005/001"]["emotion"].tolist() == ["", "", "disgust"]
+    (root / "cohn-kanade-images/S010/001/S010_001_00000001.png").unlink()
+    with pytest.raises(InputError, match="S010/001 has an emotion file but no images"):
+        write_inventory(tmp_path / "x", root)
+
+
+# ---- annotators' labels
+
+
+def test_labels_fill_unlabelled_sequences_and_name_the_annotators(tmp_path):
+    rows = [("S005/002", "Happy", "ann"), ("S005/002", "joy", "bob"), ("S005/001", "disgust", "ann")]
+    labels = write_csv(tmp_path / "labels.csv", rows, "sequence,emotion,annotator")
+    root = write_ckplus(tmp_path / "ck")
+    table = inventory(tmp_path / "x", root, labels=labels, neutral_first=True).set_index("path")
+    peak = table.loc["images/S005/002/S005_002_00000003.png"]
+    assert (peak["emotion"], peak["label_source"]) == ("happiness", "manual:ann+bob")
+    assert table.loc["images/S005/002/S005_002_00000001.png", "emotion"] == "neutral"
+    assert table.loc["images/S005/001/S005_001_00000004.png", "label_source"] == "dataset"
+
+
+def test_labels_by_path(tmp_path):
+    source = write_csv(tmp_path / "test.csv", [(pixels(random_gray(0)),), (pixels(random_gray(1)),)], "pixels")
+    labels = write_csv(tmp_path / "labels.csv", [("images/00001.png", "fear")], "path,emotion")
+    table = inventory(tmp_path / "x", source, labels=labels)
+    assert table[["emotion", "label_source"]].to_numpy().tolist() == [["", ""], ["fear", "manual"]]
+    root = write_ckplus(tmp_path / "ck", {"S005/002": (3, None)})
+    labels = write_csv(tmp_path / "labels.csv", [("images/S005/002/S005_002_00000002.png", "fear")], "path,emotion")
+    assert inventory(tmp_path / "all", root, labels=labels, frames="all")["emotion"].tolist() == ["", "fear", ""]
+    with pytest.raises(InputError, match="--frames leaves it out"):
+        write_inventory(tmp_path / "peak", root, labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "expected"),
+    [
+        ("sequence,emotion", ("S777/001", "fear"), "'S777/001' is not in the data set"),
+        ("sequence,emotion", ("", "fear"), "not in the data set"),
+        ("sequence,emotion", ("S005/001", "fear"), "has the label disgust in the data set, not fear"),
+        ("sequence,emotion", ("S005/002", "grumpy"), r"labels\.csv: unknown emotion 'grumpy'"),
+        ("sequence,label", ("S005/002", "fear"), "needed are emotion"),
+        ("sequence,emotion", ("S005/002", "fear\nS005/002,anger"), "two labels"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(tmp_path, header, row, expected):
+    root = write_ckplus(tmp_path / "ck")
+    with pytest.raises(InputError, match=expected):
+        write_inventory(tmp_path / "x", root, labels=write_csv(tmp_path / "labels.csv", [row], header))
+    assert not (tmp_path / "x").exists()
+
+
+# ---- refusals
+
+
+def fer2013_with(*row, header: str = "emotion,pixels,Usage"):
+    return lambda folder: write_csv(folder / "fer2013.csv", [*fer2013_rows()[:1], row], header)
+
+
+def written(name: str, content: bytes):
+    def make(folder: Path) -> Path:
+        (folder / name).write_bytes(content)
+        return folder / name
+
+    return make
+
+
+def tree_with_file_name(name: bytes):
+    def make(folder: Path) -> Path:
+        tree = write_kaggle_folders(folder / "tree")
+        try:
+            next(tree.rglob("*.png")).rename(os.fsdecode(os.fsencode(tree) + b"/" + name))
+        except OSError:
+            pytest.skip("this file system accepts no such name")
+        return tree
+
+    return make
+
+
+SQUARE = pixels(random_gray(9))
+REST = SQUARE[SQUARE.index(" ") :]
+REFUSED = {
+    "missing source": (lambda folder: folder / "nowhere.csv", "nowhere.csv does not exist"),
+    "no pixels": (lambda folder: write_csv(folder / "fer2013.csv", [(0, 1)], "emotion,Usage"), "'pixels'"),
+    "no rows": (lambda folder: write_csv(folder / "fer2013.csv", []), "no rows"),
+    "2303 pixels": (fer2013_with(0, REST[1:], "Training"), "row 1 (line 3) has 2,303 pixels"),
+    "value 256": (fer2013_with(0, "256" + REST, "Training"), "row 1 (line 3) has the pixel 256"),
+    "value -1": (fer2013_with(0, "-1" + REST, "Training"), "the pixel -1"),
+    "no number": (fer2013_with(0, "1x" + REST, "Training"), "the pixel '1x'"),
+    "long pixel": (fer2013_with(0, "x" * 9999, "Training"), "the pixel '" + 40 * "x" + "'"),
+    "code 7": (fer2013_with(7, SQUARE, "Training"), "emotion '7'"),
+    "unknown Usage": (fer2013_with(1, SQUARE, "Practice"), "'Practice'"),
+    "blank Usage": (fer2013_with(1, SQUARE, " "), "row 1 (line 3) has no Usage"),
+    "missing Usage": (fer2013_with(1, SQUARE), "row 1 (line 3) has no Usage"),
+    "no table": (written("fer2013.csv", bytes(range(256))), "not a readable CSV"),
+    "no archive": (written("a.zip", b"<html>"), "a.zip is damaged"),
+    "Latin-1 file name": (tree_with_file_name(b"train/\xe9.png"), "rename the file"),
+    "carriage return": (tree_with_file_name(b"train/a\rb.png"), "rename the file"),
+    "image in no folder": (lambda folder: write_images(folder / "tree", "1.png"), "1.png"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_invalid_source_is_refused_in_one_line_and_leaves_nothing(tmp_path, run_step, case):
+    make, expected = REFUSED[case]
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "data").mkdir()
+    done = run_step(STEP1, "--dataset", "x", "--source", make(tmp_path / "raw"), "--data", tmp_path / "data")
+    refused(done, expected)
+    assert all_files(tmp_path / "data") == set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--dataset", "fer2013"], "needs --source"),
+        (["--dataset", "../x", "--source", "SOURCE"], "not a plain name"),
+        (["--dataset", "x", "--source", "SOURCE", "--frames", "last:0"], "last:0"),
+        (["--dataset", "x", "--source", "SOURCE", "--frames", "last:2"], "--frames applies to CK+ sequences only"),
+        (["--dataset", "x", "--source", "SOURCE", "--neutral-first"], "--neutral-first applies to CK+"),
+        (["--dataset", "x", "--source", "SOURCE", "--map", "calm=none"], "--map applies to folders"),
+        (["--dataset", "x", "--source", "SOURCE", "--votes", "none.csv"], "none.csv does not exist"),
+        (["--dataset", "x", "--source", "SOURCE", "--labels", "none.csv"], "none.csv does not exist"),
+        (["--dataset", "x", "--source", "DATA"], "keep the download elsewhere"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(tmp_path, run_step, arguments, expected):
+    (tmp_path / "data").mkdir()
+    places = {"SOURCE": write_fer2013(tmp_path), "DATA": tmp_path / "data"}
+    done = run_step(STEP1, *(places.get(argument, argument) for argument in arguments), "--data", tmp_path / "data")
+    refused(done, expected)
+    assert all_files(tmp_path / "data") == set()
+
+
+# ---- running again, being killed
+
+
+def times_below(folder: Path) -> dict[Path, int]:
+    return {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
+
+
+def test_refused_source_leaves_an_earlier_inventory_unchanged(tmp_path):
+    inventory(tmp_path / "data" / "x", write_fer2013(tmp_path / "first"))
+    before = times_below(tmp_path / "data")
+    with pytest.raises(InputError):
+        write_inventory(tmp_path / "data" / "x", fer2013_with(0, "256" + REST, "Training")(tmp_path))
+    assert times_below(tmp_path / "data") == before
+
+
+def test_changed_input_and_options_replace_images_and_table(tmp_path):
+    folder, root = tmp_path / "x", write_ckplus(tmp_path / "ck")
+    assert len(inventory(folder, root, frames="all")) == 16
+    assert len(inventory(folder, root)) == len(list(folder.rglob("*.png"))) == 5
+    (root / "cohn-kanade-images/S005/001/S005_001_00000004.png").unlink()
+    table = inventory(folder, root)
+    assert table["frame"][0] == "3" and write_inventory(folder, root) is None
+    for name, content in (("inventory.csv", "path,emotion\n1.png,grumpy\n"), ("inventory.json", "{")):
+        (folder / name).write_text(content)
+        pd.testing.assert_frame_equal(inventory(folder, root), table)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import {module} as module
+
+calls, original = 0, getattr(module, "{name}")
+
+def dying(*arguments):
+    global calls
+    calls += 1
+    if calls > {after}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*arguments)
+
+module.{name} = dying
+from preprocessing.inventory import write_inventory
+write_inventory(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="SIGKILL is POSIX's")
+@pytest.mark.parametrize(
+    ("module", "name", "after"),
+    [("preprocessing.datasets.fer2013", "write_png", 4), ("preprocessing.inventory", "write_provenance", 0)],
+)
+def test_killed_run_is_repeated_cleanly(tmp_path, module, name, after):
+    folder, source = tmp_path / "data" / "x", write_fer2013(tmp_path)
+    earlier = inventory(folder, write_kaggle_folders(tmp_path / "tree"))
+    code = KILLED.format(module=module, name=name, after=after)
+    killed = subprocess.run([sys.executable, "-c", code, folder, source], cwd=ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    if name == "write_png":  # the earlier inventory is complete
+        pd.testing.assert_frame_equal(read_table(folder, "inventory.csv"), earlier)
+        assert all((folder / path).is_file() for path in earlier["path"])
+    table = inventory(folder, source)
+    assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png")) == sorted(table["path"])
+    assert names_in(tmp_path / "data") == ["x"]
+    pd.testing.assert_frame_equal(table, inventory(tmp_path / "never_killed", source))
+
+
+# ---- the audit, the sample, Keras
+
+
+def audit_by_hand(table: pd.DataFrame) -> dict:
+    """Count with plain loops."""
+    rows = table.to_dict("records")
+    duplicates = defaultdict(list)
+    for row in rows:
+        if row["pixel_hash"]:
+            duplicates[row["pixel_hash"]].append(row)
+    crossing = [group for group in duplicates.values() if len({row["usage"] for row in group}) > 1]
+    crossing_rows: dict[str, int] = defaultdict(int)
+    for row in (row for group in crossing for row in group):
+        crossing_rows[row["usage"]] += 1
+    return {
+        "rows": len(table),
+        "unlabelled": [*table["emotion"]].count(""),
+        "constant": [*table["status"]].count("constant"),
+        "unreadable": [*table["status"]].count("unreadable"),
+        "distinct": len(duplicates),
+        "duplicates": sum(len(group) - 1 for group in duplicates.values()),
+        "cross_split_groups": len(crossing),
+        "cross_split_rows": dict(crossing_rows),
+        "conflicting_groups": sum(len({row["emotion"] for row in group} - {""}) > 1 for group in duplicates.values()),
+        "subjects": len({row["subject"] for row in rows if row["subject"]}),
+        "sequences": len({row["sequence"] for row in rows if row["sequence"]}),
+        "labelled_sequences": len({row["sequence"] for row in rows if row["sequence"] and row["emotion"]}),
+        "unnamed": [*table["ferplus_name"]].count(""),
+    }
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_audit_agrees_with_counting_by_hand(seed):
+    choose = np.random.default_rng(seed).choice
+    table = pd.DataFrame(
+        {
+            "emotion": choose(["anger", "fear", "neutral", ""], 200),
+            "usage": choose(["Training", "PublicTest", "PrivateTest"], 200),
+            "pixel_hash": choose([f"{number:x}" for number in range(120)], 200),
+            "status": choose(["ok", "constant", "unreadable"], 200),
+            "subject": choose(["", "S001", "S002"], 200),
+            "sequence": choose(["", *(f"S001/{number:03d}" for number in range(90))], 200),
+            "ferplus_name": choose(["fer.png", ""], 200),
+        }
+    )
+    table.loc[table["status"] == "unreadable", "pixel_hash"] = ""
+    assert audit(table) == audit_by_hand(table)
+    counts = count_images(table, "usage")
+    assert counts.index.tolist() == ["anger", "fear", "neutral", "(unlabelled)", "all"]
+    assert counts.loc["all", "all"] == 200
+    assert counts.loc["fear", "Training"] == sum(table["emotion"].eq("fear") & table["usage"].eq("Training"))
+
+
+def test_command_prints_the_audit_and_repeats_nothing(tmp_path, run_step):
+    arguments = ["--dataset", "x", "--source", write_fer2013(tmp_path), "--data", tmp_path / "data"]
+    lines = [" ".join(line.split()) for line in run_step(STEP1, *arguments).stdout.splitlines()]
+    for line in (
+        "Training PublicTest PrivateTest all",
+        "neutral 1 1 0 2",
+        "duplicates 1 (5 distinct images)",
+        "groups of duplicates across the data set's own splits 1 (images: 1 of Training, 1 of PublicTest)",
+        "groups of duplicates with conflicting labels 1",
+        "constant images 1",
+    ):
+        assert line in lines
+    before = times_below(tmp_path / "data")
+    assert run_step(STEP1, *arguments).stdout.startswith("unchanged: ")
+    assert times_below(tmp_path / "data") == before
+
+
+def test_audit_of_the_real_fer2013(tmp_path, shared_data):
+    writer = shared_data / "fer2013" / "write_csv.py"
+    subprocess.run([sys.executable, writer, tmp_path], check=True, stdout=subprocess.DEVNULL)
+    counts = audit(inventory(tmp_path / "fer", tmp_path / "fer2013.csv", votes=tmp_path / "fer2013new.csv"))
+    assert counts.pop("cross_split_rows")["PublicTest"] == 280
+    assert counts == {
+        "rows": 32_298, "unlabelled": 0, "constant": 12, "unreadable": 0, "distinct": 30_766, "duplicates": 1_532,
+        "cross_split_groups": 270, "conflicting_groups": 47, "subjects": 0, "sequences": 0, "labelled_sequences": 0,
+        "unnamed": 158,
+    }  # fmt: skip
+
+
+def test_sample_is_made_once_and_read_as_ckplus(tmp_path, run_step):
+    assert "recognised: CK+ sequences" in run_step(STEP1, "--data", tmp_path / "data").stdout
+    table = read_table(tmp_path / "data" / SAMPLE_NAME, "inventory.csv")
+    assert table["subject"].nunique() == SAMPLE.subjects and table["sequence"].is_unique
+    assert sum(table["emotion"] == "") == SAMPLE.unlabelled and set(table["frame"]) == {str(SAMPLE.frames)}
+    before = times_below(tmp_path / "data")
+    assert "unchanged" in run_step(STEP1, "--data", tmp_path / "data").stdout
+    assert times_below(tmp_path / "data") == before
+    write_image(tmp_path / "other" / SAMPLE_NAME / "raw" / "mine.png", random_gray(0))
+    refused(run_step(STEP1, "--data", tmp_path / "other"), "contains something else")
+
+
+def test_usable_rows_feed_the_generator_of_keras(tmp_path):
+    import tensorflow as tf
+
+    rows = usable(inventory(tmp_path / "fer", write_fer2013(tmp_path)))
+    batches = tf.keras.preprocessing.image.ImageDataGenerator().flow_from_dataframe(
+        rows, directory=tmp_path / "fer", x_col="path", y_col="emotion", target_size=(48, 48),
+        color_mode="grayscale", shuffle=False, batch_size=8,
+    )  # fmt: skip
+    images, one_hot = next(batches)
+    assert len(images) == len(rows) == 5 and sorted(batches.class_indices) == sorted(set(rows["emotion"]))
+    np.testing.assert_array_equal(images[1, :, :, 0], random_gray(1))
+    assert one_hot[1].argmax() == batches.class_indices["happiness"]
