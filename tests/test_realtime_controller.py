@@ -1,5 +1,3 @@
-import csv
-import json
 import re
 import shutil
 from dataclasses import replace
@@ -222,25 +220,6 @@ def test_frames_of_another_size_are_shown_and_recorded(tmp_path, monkeypatch, sh
     assert [each.shape for each in read_video(tmp_path / "out.mp4")[0]] == [(120, 160, 3)] * 12
 
 
-def test_outputs_agree(tmp_path):
-    log, lines, segments = tmp_path / "out.csv", tmp_path / "out.jsonl", tmp_path / "segments.csv"
-    seen = [recognition(PLACE, "anger", 0.8, 3), recognition(PLACE, "happiness", 0.4, 5, unsure=True)]
-    run(OutputOptions(log=log, segments=segments), frames(5, 200, SIZE, *seen))
-    run(OutputOptions(log=lines), frames(5, 200, SIZE, *seen))
-    with log.open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    objects = [json.loads(line) for line in lines.read_text().splitlines()]
-    assert len(rows) == len(objects) == 10
-    for row, each in zip(rows, objects, strict=True):
-        assert list(row) == list(each)
-        for name, value in each.items():
-            assert row[name] == value if isinstance(value, str) else float(row[name]) == float(value)
-    shown = [(row["track_id"], row["label"]) for row in rows[:2]]
-    with segments.open(newline="") as stream:
-        assert [(row["track_id"], row["label"]) for row in csv.DictReader(stream)] == shown
-    assert shown == [("3", "anger"), ("5", "unsure")] and [each["unsure"] for each in objects[:2]] == [False, True]
-
-
 @pytest.mark.parametrize(
     ("options", "changes", "message"),
     [
@@ -285,12 +264,6 @@ def test_existing_files_are_replaced_only_with_overwrite(tmp_path, taken):
     assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [(taken, "earlier")]
     run(replace(options, overwrite=True), frames(3), a_source(is_picture, 1))
     assert not any(b"earlier" in each.read_bytes() for each in tmp_path.iterdir())
-
-
-def test_nothing_is_drawn_without_window_or_recording(tmp_path, monkeypatch):
-    monkeypatch.setattr("realtime.sinks.drawing.Drawer.draw", lambda *_: 1 / 0)
-    run(OutputOptions(log=tmp_path / "out.csv", anonymous=True))
-    assert len((tmp_path / "out.csv").read_text().splitlines()) == 21
 
 
 def picture_folder(folder, *grays):

@@ -1,6 +1,5 @@
 import csv
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -118,13 +117,6 @@ def test_existing_file_is_refused_without_overwrite(tmp_path):
     check_target("--log", file, "0", overwrite=True)
     assert claim("--log", file, overwrite=True) is False
     assert claim("--log", tmp_path / "new.csv") is True and (tmp_path / "new.csv").read_bytes() == b""
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes")
-def test_named_pipe_is_accepted(tmp_path):
-    os.mkfifo(tmp_path / "faces.jsonl")
-    check_target("--log", tmp_path / "faces.jsonl", "0")
-    assert claim("--log", tmp_path / "faces.jsonl") is False
 
 
 def test_size_that_no_codec_accepts_is_refused(tmp_path):

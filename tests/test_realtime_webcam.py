@@ -16,7 +16,6 @@ from common.command_line import run
 from realtime import program, webcam
 from realtime.program import exit_on_signals, run_program
 from realtime.recognition import watch
-from realtime.sinks.log import FaceLog
 from realtime.sinks.options import OutputOptions
 from realtime.sources import Live, open_source
 
@@ -243,13 +242,6 @@ def test_second_signal_does_not_interrupt_the_closing():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def test_counts_are_printed_even_where_a_file_cannot_be_finished(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(FaceLog, "close", lambda _: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        run_on(write_video(tmp_path / "clip.mp4", frames=3), OutputOptions(log=tmp_path / "out.csv"), FACE)
-    assert capsys.readouterr().out.startswith("clip.mp4: frames: 3, faces: 2, ")
 
 
 @pytest.mark.parametrize(
