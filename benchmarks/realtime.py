@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from enum import StrEnum, auto
 from itertools import pairwise
@@ -158,16 +158,17 @@ def compare_program(file: Path, classifier: EmotionClassifier, reference: Refere
     """Compare the whole program with the reference on the same video."""
     images_bgr, _ = read_frames(file, FRAMES)
     chosen = spread(images_bgr, REFERENCE_FRAMES)
-    reference(chosen[0])
-    slow, fast = [], []
-    for _ in range(ROUNDS):
+
+    def time_reference() -> Seconds:
         start, used = time.perf_counter(), time.process_time()
         for image_bgr in chosen:
             reference(image_bgr)
-        slow.append(((time.perf_counter() - start) / len(chosen), (time.process_time() - used) / len(chosen)))
-        fast.append(time_ours(file, classifier))
+        return (time.perf_counter() - start) / len(chosen), (time.process_time() - used) / len(chosen)
+
+    reference(chosen[0])  # warms up
     height, width = images_bgr[0].shape[:2]
-    return _program_row(f"{file.name} {width}x{height}, program against mtcnn + model.predict, per frame", slow, fast)
+    work = f"{file.name} {width}x{height}, program against mtcnn + model.predict, per frame"
+    return _compare_programs(work, time_reference, file, classifier)
 
 
 def compare_fer(file: Path, classifier: EmotionClassifier, python: Path) -> Row:
@@ -176,8 +177,8 @@ def compare_fer(file: Path, classifier: EmotionClassifier, python: Path) -> Row:
     Raises:
         InputError: that interpreter does not run it.
     """
-    slow, fast = [], []
-    for _ in range(ROUNDS):
+
+    def time_fer() -> Seconds:
         try:
             command = [str(python), "-c", FER, str(file.resolve()), str(REFERENCE_FRAMES)]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -185,14 +186,17 @@ def compare_fer(file: Path, classifier: EmotionClassifier, python: Path) -> Row:
             reason = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[-1]
             raise InputError(f"--with-fer {python} does not run fer ({reason}); give a Python that has it") from error
         wall, used = map(float, done.stdout.split()[-2:])
-        slow.append((wall, used))
-        fast.append(time_ours(file, classifier))
-    return _program_row(f"{file.name}, program against fer with mtcnn, per frame", slow, fast)
+        return wall, used
+
+    return _compare_programs(f"{file.name}, program against fer with mtcnn, per frame", time_fer, file, classifier)
 
 
-def _program_row(work: str, slow: list[Seconds], fast: list[Seconds]) -> Row:
-    processor = [1000 * median(used for _, used in seconds) for seconds in (slow, fast)]
-    walls = [(reference[0], ours[0]) for reference, ours in zip(slow, fast, strict=True)]
+def _compare_programs(
+    work: str, time_reference: Callable[[], Seconds], file: Path, classifier: EmotionClassifier
+) -> Row:
+    rounds = [(time_reference(), time_ours(file, classifier)) for _ in range(ROUNDS)]
+    walls = [(reference[0], ours[0]) for reference, ours in rounds]
+    processor = [1000 * median(seconds[side][1] for seconds in rounds) for side in (0, 1)]
     return ratio_row(work, walls, reference_processor_ms=processor[0], processor_ms=processor[1])
 
 
@@ -214,25 +218,24 @@ def measure_latency(file: Path, classifier: EmotionClassifier) -> Row:
     images_bgr, _ = read_frames(file, FRAMES)
     detector, background = FaceDetector(FACES), FaceDetector(FACES, SEARCH_THREADS)
     rounds = [
-        [_delays(images_bgr, detector, each, classifier) for each in (None, background)] for _ in range(ROUNDS + 1)
-    ]
-    pairs = [(waiting[0], threaded[0]) for waiting, threaded in rounds[1:]]  # the first round warms up
-    middle, missed, faces = (median(threaded[place] for _, threaded in rounds[1:]) for place in (1, 2, 3))
+        (_delays(images_bgr, detector, None, classifier), _delays(images_bgr, detector, background, classifier))
+        for _ in range(ROUNDS + 1)
+    ][1:]  # the first round warms up
+    pairs = [(float(np.percentile(waiting, 95)), float(np.percentile(threaded, 95))) for waiting, threaded in rounds]
+    missed = median(len(images_bgr) - len(threaded) for _, threaded in rounds)
     work = f"{file.name}, capture to drawn result, 95th percentile, against waiting for each detection"
-    return ratio_row(work, pairs, median_ms=1000 * middle, frames_missed=missed, faces_per_frame=faces)
+    return ratio_row(work, pairs, frames_missed=missed)
 
 
 def _delays(
     images_bgr: list[np.ndarray], detector: FaceDetector, background: FaceDetector | None, classifier: EmotionClassifier
-) -> tuple[float, float, int, float]:
-    """Return the 95th percentile and median of the delay in seconds, the frames missed, and the faces per frame."""
-    delays, faces, drawer = [], 0, Drawer()
+) -> list[float]:
+    """Return the seconds from capture to drawn result of each frame that was not missed."""
+    delays, drawer = [], Drawer()
     for result in recognize(paced(images_bgr), detector, classifier, beside=background):
         drawer.draw(result)
         delays.append(time.monotonic() - result.frame.captured)
-        faces += len(result.recognitions)
-    missed, delays = len(images_bgr) - len(delays), delays[1:]
-    return float(np.percentile(delays, 95)), median(delays), missed, faces / len(delays)
+    return delays
 
 
 def measure_tracking(videos: list[Path]) -> list[Row]:
