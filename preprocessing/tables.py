@@ -145,11 +145,12 @@ def crop_options(folder: Path) -> dict[str, Any]:
         InputError: `faces.json`, which step 2 writes, is missing, damaged or from an earlier version.
     """
     try:
-        options = read_provenance(folder, "faces.csv").get("options")
+        options = read_provenance(folder, "faces.csv").get("options", {})
     except InputError:
-        options = None
+        options = {}
+    options = options if isinstance(options, dict) else {}
     types = {"size": int, "channels": int, "align": str}
-    is_valid = isinstance(options, dict) and all(isinstance(options.get(name), types[name]) for name in types)
+    is_valid = all(isinstance(options.get(name), types[name]) for name in types)
     if not is_valid or "smallest_face" in options:
         raise InputError(
             f"{folder / 'faces.json'}, the record of the crop options, is "

@@ -1,4 +1,4 @@
-"""A generated tree of exactly CK+'s shape: its folders, numbers, file names and formats, without its faces."""
+"""A generated tree of CK+'s shape: folders, numbers, file names and formats, without faces."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ COLOUR_SUBJECTS = 3
 
 @dataclass(frozen=True)
 class Take:
-    """One sequence: whose it is, how long, and its emotion; empty where it has no label."""
+    """One sequence: subject, number, frames, and emotion (empty without a label)."""
 
     subject: str
     number: int
@@ -34,7 +34,7 @@ class Take:
 
 
 def plan() -> list[Take]:
-    """Return all sequences; the last subject has a single one, and a few have no labelled one."""
+    """Return all sequences; the last subject has one, and a few subjects have no labelled one."""
     rng = np.random.default_rng(4)
     others = len(SUBJECTS) - 1
     more = rng.choice(np.repeat(np.arange(others), 9), SEQUENCES - 1 - 2 * others, replace=False)
@@ -51,7 +51,7 @@ def plan() -> list[Take]:
 
 
 def tiny_pictures(height: int) -> list[np.ndarray]:
-    """Return noisy pictures a tenth of the true size, uint8 (height, 64): too small to be searched for a face."""
+    """Return noisy pictures a tenth of the true size, uint8 (height, 64): used whole by step 2."""
     return [np.random.default_rng(seed).integers(0, 200, (height, 64)).astype(np.uint8) for seed in range(24)]
 
 
@@ -62,8 +62,8 @@ def write_ckplus_tree(
 
     Args:
         root: The download's folder.
-        subjects: Write only the first of them.
-        pictures: The frames to go through, gray uint8 pictures of 490 and of 480 lines (or 49 and 48); no two files
+        subjects: Number of subjects to write.
+        pictures: The frames to repeat, gray uint8 pictures of 490 and of 480 lines (or 49 and 48); no two files
             have the same pixels.
     """
     pictures = pictures or (tiny_pictures(49), tiny_pictures(48))

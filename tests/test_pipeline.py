@@ -1,4 +1,4 @@
-"""Every step in a row, by its command line, as a user types them."""
+"""Every step in a row, by its command line."""
 
 import csv
 import json
@@ -36,7 +36,7 @@ def run_all(run_step, tmp_path):
     return run
 
 
-def test_a_ckplus_tree_runs_through_every_step_and_nobody_is_in_two_splits(run_all, run_step, tmp_path):
+def test_ckplus_tree_passes_every_step_with_each_subject_in_one_split(run_all, run_step, tmp_path):
     write_raw(tmp_path / "raw", replace(SAMPLE, subjects=4, unlabelled=3, frames=3))
     root = run_all("people", tmp_path / "raw", "--neutral-first")
     table = read_table(root / "data" / "people", "split.csv")
@@ -64,7 +64,7 @@ def test_a_ckplus_tree_runs_through_every_step_and_nobody_is_in_two_splits(run_a
     assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 3
 
 
-def test_a_fer2013_table_runs_through_every_step(run_all, tmp_path):
+def test_fer2013_table_passes_every_step(run_all, tmp_path):
     random = np.random.default_rng(0)
     source = tmp_path / "fer2013.csv"
     with source.open("w", newline="") as file:

@@ -4,6 +4,7 @@ import stat
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,8 +43,8 @@ def zip_of(file: Path, *members: tuple[str, bytes]) -> Path:
 
 def tar_of(file: Path, *members: tuple) -> Path:
     """Write a tar file of (name, content) and (name, b"", link type, target)."""
-    mode = {".gz": "w:gz", ".xz": "w:xz"}.get(file.suffix, "w")
-    with tarfile.open(file, mode, format=tarfile.USTAR_FORMAT) as packed:  # pyright: ignore[reportCallIssue]
+    mode: Any = {".gz": "w:gz", ".xz": "w:xz"}.get(file.suffix, "w")
+    with tarfile.open(file, mode, format=tarfile.USTAR_FORMAT) as packed:
         for name, content, *link in members:
             member = tarfile.TarInfo(name)
             member.size = len(content)

@@ -1,4 +1,4 @@
-"""A tree of exactly CK+'s shape goes through steps 1 to 3, and every number agrees with the plan that made it."""
+"""Steps 1 to 3 on a tree of CK+'s shape: every number agrees with the plan of the tree."""
 
 from collections import Counter
 
@@ -35,14 +35,14 @@ def prepare(run_step, tree, tmp_path):
 
 
 def places(rows, column, fold):
-    """Return, by a plain loop, in how many folds each value of a column lies."""
+    """Return, by a plain loop, in how many folds each value of a column is."""
     found = {}
     for row in rows.to_dict("records"):
         found.setdefault(row[column], set()).add(row[fold])
     return {value: len(folds) for value, folds in found.items()}
 
 
-def test_the_tree_has_the_shape_of_ckplus(tree):
+def test_tree_has_the_shape_of_ckplus(tree):
     root, sequences = tree
     assert len(sequences) == SEQUENCES == 593 and len({s.subject for s in sequences}) == len(SUBJECTS) == 123
     assert len(list((root / "cohn-kanade-images").rglob("*.png"))) == FRAMES == 10_708
@@ -58,7 +58,7 @@ def test_the_tree_has_the_shape_of_ckplus(tree):
         (["--frames", "last:3", "--neutral-first"], 3, LABELLED),
     ],
 )
-def test_folds_hold_every_label_once_and_nobody_twice(prepare, frames, per_sequence, neutral):
+def test_folds_hold_every_label_once_and_every_subject_in_one_fold(prepare, frames, per_sequence, neutral):
     table, printed = prepare(*frames)
     assert len(table) == SEQUENCES * per_sequence + neutral
     rows = usable(table)
@@ -73,15 +73,15 @@ def test_folds_hold_every_label_once_and_nobody_twice(prepare, frames, per_seque
             assert abs(share - count / 10).max() <= (4 if fold == "fold" else 1) * max(per_sequence, 1), label
     people = places(rows, "subject", "fold")
     assert set(people.values()) == {1} and len(people) == 118
-    on_both_sides = sum(count > 1 for count in places(rows, "subject", "subject_dependent_fold").values())
-    assert on_both_sides > 50 and f"{on_both_sides} of 118 people are in several" in printed
+    in_several = sum(count > 1 for count in places(rows, "subject", "subject_dependent_fold").values())
+    assert in_several > 50 and f"{in_several} of 118 subjects are in several" in printed
     for number in range(10):
         split = split_by_fold(table, number)
         assert set(split.loc[split["fold"] == str(number), "split"]) == {"test"}
         assert set(split.loc[split["split"] == "train", "emotion"]) == set(expected)
 
 
-def test_of_all_frames_the_peaks_alone_are_labelled_and_split(prepare):
+def test_only_peak_frames_are_labelled_and_split(prepare):
     table, printed = prepare("--frames", "all")
     assert len(table) == FRAMES
     rows = table[table["fold"] != ""]
@@ -90,7 +90,7 @@ def test_of_all_frames_the_peaks_alone_are_labelled_and_split(prepare):
     assert f"left out: {FRAMES - LABELLED:,} images" in printed
 
 
-def test_the_protocols_with_seven_emotions(prepare):
+def test_contempt_or_neutral_can_be_left_out(prepare):
     for emotion, left_out in (("contempt", 18), ("neutral", LABELLED)):
         table, printed = prepare("--neutral-first", split=["--without", emotion])
         inside = table[table["split"] != ""]

@@ -1,15 +1,15 @@
-"""Damaged notes beside the tables, and disks that accept no more data."""
+"""Damaged provenance records, kills, and disks that accept no more data."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
+from raw_data import random_gray, write_image
 
 from common.errors import InputError
 from common.files import atomic_file, named_errors
@@ -17,12 +17,10 @@ from preprocessing.face_crops import write_face_crops
 from preprocessing.inventory import write_inventory
 from preprocessing.tables import FACE_COLUMNS, INVENTORY_COLUMNS, crop_options, write_table
 
-JUNK = {
+DAMAGE = {
     "empty": b"",
     "cut": b'{"inventory": "12',
     "list": b"[1, 2]",
-    "pairs": b'["ab", "cd"]',
-    "text": b'"text"',
     "null": b"null",
     "binary": b"\xff\xfe\x00\x80",
     "deep": b"[" * 100_000,
@@ -31,15 +29,12 @@ OPTIONS = [b"{}", b'{"options": 5}', b'{"options": {"size": "48", "channels": 1,
 
 
 def dataset(data: Path) -> Path:
-    """Write a data set of six pictures, whose tables were made by hand."""
+    """Write a data set of six images with hand-made tables."""
     folder = data / "x"
-    (folder / "images").mkdir(parents=True)
-    random = np.random.default_rng(0)
     rows = []
     for number in range(6):
         path = f"images/{number}.png"
-        png = cv2.imencode(".png", random.integers(0, 256, (48, 48)).astype(np.uint8))[1]
-        (folder / path).write_bytes(png.tobytes())
+        write_image(folder / path, random_gray(number))
         row = dict.fromkeys([*INVENTORY_COLUMNS, *FACE_COLUMNS], "")
         row |= {"path": path, "emotion": ["anger", "fear"][number % 2], "pixel_hash": path, "status": "ok"}
         rows.append({**row, "face_path": path, "face_status": "whole_image"})
@@ -48,53 +43,44 @@ def dataset(data: Path) -> Path:
     return folder
 
 
-def damage(file: Path, junk: str) -> None:
-    if junk == "folder":
-        file.mkdir()
-    else:
-        file.write_bytes(JUNK[junk])
-
-
-@pytest.mark.parametrize("junk", [*JUNK, "folder"])
-def test_a_damaged_note_ends_a_step_in_one_line_or_is_written_again(tmp_path, run_step, junk):
+@pytest.mark.parametrize("damage", [*DAMAGE, "folder"])
+def test_damaged_record_ends_a_step_in_one_line_or_is_written_again(tmp_path, run_step, damage):
     folder = dataset(tmp_path)
-    for note in ("faces.json", "split.json", "inventory.json"):
-        damage(folder / note, junk)
+    for record in ("faces.json", "split.json", "inventory.json"):
+        (folder / record).mkdir() if damage == "folder" else (folder / record).write_bytes(DAMAGE[damage])
 
     split = run_step("preprocessing.step3_split", "--dataset", "x", "--data", tmp_path, "--strategy", "random")
     assert split.returncode == 2 and split.stderr.startswith(f"error: {folder / 'faces.json'} is damaged")
     assert split.stderr.count("\n") == 1 and "step2_face_crops" in split.stderr
     with pytest.raises(InputError, match=r"faces\.json.*is missing or damaged; run first: .*step2_face_crops"):
         crop_options(folder)
-    page = run_step("preprocessing.label_peaks", "--name", "ann", "--dataset", "x", "--data", tmp_path)
+    page = run_step("preprocessing.label_peaks", "--annotator", "ann", "--dataset", "x", "--data", tmp_path)
     assert page.returncode == 2 and page.stderr.count("\n") == 1 and "inventory.json is damaged" in page.stderr
 
     crops = run_step("preprocessing.step2_face_crops", "--dataset", "x", "--data", tmp_path)
-    assert crops.stderr.count("\n") == (junk == "folder")
-    assert (crops.returncode, (folder / "faces.csv").exists()) == (2 if junk == "folder" else 0, True)
-    if junk != "folder":
+    assert crops.stderr.count("\n") == (damage == "folder")
+    assert (crops.returncode, (folder / "faces.csv").exists()) == (2 if damage == "folder" else 0, True)
+    if damage != "folder":
         assert json.loads((folder / "faces.json").read_text())["options"]["size"] == 48
 
 
 @pytest.mark.parametrize("content", OPTIONS)
-def test_a_note_with_other_entries_than_step_2_writes_is_refused(tmp_path, content):
+def test_record_with_other_entries_is_refused(tmp_path, content):
     (tmp_path / "faces.json").write_bytes(content)
     with pytest.raises(InputError, match=r"faces\.json.*run first: python -m preprocessing\.step2_face_crops"):
         crop_options(tmp_path)
 
 
-def test_a_damaged_journal_starts_step_2_again(tmp_path, run_step):
+def test_damaged_journal_starts_step_2_again(tmp_path, run_step):
     folder = dataset(tmp_path)
     (folder / "faces.part.jsonl").write_bytes(b"\xff\xfe{\n5\n")
     run = run_step("preprocessing.step2_face_crops", "--dataset", "x", "--data", tmp_path)
-    assert run.returncode == 0 and "6 taken whole" in run.stdout
+    assert run.returncode == 0 and "6 used whole" in run.stdout
 
 
-def test_an_interrupted_step_1_leaves_no_table_beside_the_images_of_another_one(tmp_path, monkeypatch):
+def test_interrupted_step_1_leaves_no_table_beside_the_images_of_another_one(tmp_path, monkeypatch):
     folder = dataset(tmp_path / "data")
-    source = tmp_path / "source" / "angry"
-    source.mkdir(parents=True)
-    (source / "9.png").write_bytes((folder / "images" / "0.png").read_bytes())
+    write_image(tmp_path / "source" / "angry" / "9.png", random_gray(9))
     rename = Path.rename
 
     def interrupt_after(file: Path, target: Path) -> None:
@@ -110,14 +96,14 @@ def test_an_interrupted_step_1_leaves_no_table_beside_the_images_of_another_one(
     assert write_inventory(folder, tmp_path / "source") and len(write_face_crops(folder)) == 1
 
 
-# ---------------------------------------------------------------- full disks
+# ---- full disks
 
-needs_full_device = pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is full")
+needs_full_device = pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
 
 
 @needs_full_device
 @pytest.mark.parametrize("kind", ["text", "table", "array"])
-def test_a_write_that_fails_names_its_file(tmp_path, kind):
+def test_failed_write_names_its_file(tmp_path, kind):
     file = tmp_path / "table.csv"
     (tmp_path / ".table.part.csv").symlink_to("/dev/full")
     with pytest.raises(OSError) as error:
@@ -127,12 +113,24 @@ def test_a_write_that_fails_names_its_file(tmp_path, kind):
             with atomic_file(file) as temporary, temporary.open("wb") as stream:
                 np.save(stream, np.zeros(100_000)) if kind == "array" else stream.write(b"x")
     assert error.value.filename == str(file) and error.value.errno is not None
-
-
-def test_an_error_that_names_its_file_keeps_the_name(tmp_path):
     with pytest.raises(FileNotFoundError) as error, named_errors(tmp_path):
         (tmp_path / "absent").read_bytes()
     assert error.value.filename == str(tmp_path / "absent")
+
+
+def test_failed_write_leaves_the_earlier_file_and_a_kill_no_rest(tmp_path):
+    file = tmp_path / "new" / "inventory.csv"
+    with atomic_file(file) as temporary:
+        temporary.write_text("before")
+    with pytest.raises(ZeroDivisionError), atomic_file(file) as temporary:
+        temporary.write_text("half")
+        raise ZeroDivisionError
+    assert file.read_text() == "before" and [path.name for path in file.parent.iterdir()] == ["inventory.csv"]
+    temporary.write_text("of a killed run, which is longer than the new content")
+    with atomic_file(file) as again:
+        assert again == temporary
+        again.write_text("whole")
+    assert file.read_text() == "whole" and not temporary.exists()
 
 
 @pytest.fixture
@@ -152,15 +150,12 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.parametrize("step", ["step1_inventory", "step1_inventory of a table", "step2_face_crops", "step3_split"])
-def test_a_full_disk_ends_a_step_in_one_line_that_names_the_place(tmp_path, small_disk, run_step, step):
+def test_full_disk_ends_a_step_in_one_line_that_names_the_place(tmp_path, small_disk, run_step, step):
     folder = dataset(small_disk)
     arguments = ["--dataset", "x", "--data", small_disk]
     if step == "step1_inventory":
-        source = tmp_path / "source" / "angry"
-        source.mkdir(parents=True)
         for number in range(30):
-            noise = np.random.default_rng(number).integers(0, 256, (250, 250)).astype(np.uint8)
-            (source / f"{number}.png").write_bytes(cv2.imencode(".png", noise)[1].tobytes())
+            write_image(tmp_path / "source" / "angry" / f"{number}.png", random_gray(number, 250))
         arguments += ["--source", tmp_path / "source"]
     if step == "step1_inventory of a table":
         row = "0," + " ".join(str(pixel % 256) for pixel in range(0, 48 * 48 * 37, 37))
@@ -182,7 +177,7 @@ def test_a_full_disk_ends_a_step_in_one_line_that_names_the_place(tmp_path, smal
 
 
 @needs_full_device
-def test_a_full_standard_output_is_named(tmp_path):
+def test_full_standard_output_is_named(tmp_path):
     code = "import sys\nfrom common.command_line import run\nsys.argv = ['x']\nrun(lambda: print('x'))"
     with Path("/dev/full").open("w") as full:
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)

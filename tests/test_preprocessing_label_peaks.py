@@ -1,4 +1,4 @@
-"""The labelling program as a user starts it: its refusals, and the page in headless Chromium."""
+"""The labelling program: refusals, the served page, and the page in headless Chromium."""
 
 import contextlib
 import http.client
@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from conftest import ROOT
-from test_preprocessing_label_page import SEQUENCES, write_ckplus
+from test_preprocessing_labelling_page import SEQUENCES, write_ckplus
 
 from preprocessing.inventory import write_inventory
 
@@ -24,16 +24,16 @@ UNLABELLED = [name for name, (_, code) in SEQUENCES.items() if code is None]
 
 @pytest.fixture
 def data(tmp_path) -> Path:
-    """A data root with the data set `ck`, of peaks alone; the download lies in CK+."""
+    """A data root with the data set `ck`, of peaks only; its download is CK+."""
     write_inventory(tmp_path / "data" / "ck", write_ckplus(tmp_path / "CK+"))
     return tmp_path / "data"
 
 
 @contextlib.contextmanager
 def started(data: Path, *options: object, name: str = "ann") -> Iterator[tuple[subprocess.Popen, str, str]]:
-    """Start the program; gives its process, what it printed before the address, and the address."""
+    """Start the program; give its process, what it printed before the address, and the address."""
     command: list[str] = [sys.executable, "-m", "preprocessing.label_peaks", "--dataset", "ck", "--data", str(data)]
-    command += ["--name", name, *(str(option) for option in options)]
+    command += ["--annotator", name, *(str(option) for option in options)]
     program = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert program.stdout is not None
     printed = ""
@@ -51,103 +51,78 @@ def started(data: Path, *options: object, name: str = "ann") -> Iterator[tuple[s
         program.stdout.close()
 
 
-# ---- refusals
-
-
-def step(run_step, data: Path, *options: object):
-    return run_step("preprocessing.label_peaks", "--dataset", "ck", "--data", data, "--name", "ann", *options)
-
-
-def refused(done, said: str) -> None:
-    assert done.returncode == 2 and said in done.stderr
+def refused(run_step, data: Path, expected: str, *options: object) -> None:
+    done = run_step("preprocessing.label_peaks", "--dataset", "ck", "--data", data, "--annotator", "ann", *options)
+    assert done.returncode == 2 and expected in done.stderr
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
-def test_without_an_inventory_or_a_name_it_says_what_to_do(run_step, tmp_path):
-    refused(step(run_step, tmp_path), "run first: python -m preprocessing.step1_inventory --dataset ck")
-    refused(run_step("preprocessing.label_peaks", "--dataset", "ck", "--data", tmp_path), "--name")
-
-
-def test_a_download_that_has_moved_is_asked_for(run_step, data, tmp_path):
+def test_missing_inventory_and_moved_download_are_refused(run_step, data, tmp_path):
+    refused(run_step, tmp_path, "run first: python -m preprocessing.step1_inventory --dataset ck")
     (tmp_path / "CK+").rename(tmp_path / "moved")
-    refused(step(run_step, data), "give its place with --source")
-    refused(step(run_step, data, "--source", tmp_path / "nowhere"), "nowhere does not exist")
+    refused(run_step, data, "give its place with --source")
+    refused(run_step, data, "nowhere does not exist", "--source", tmp_path / "nowhere")
     (data / "ck" / "inventory.json").unlink()
-    refused(step(run_step, data), "give --source")
+    refused(run_step, data, "--source")
 
 
-def test_what_is_no_ckplus_is_refused(run_step, data, tmp_path):
-    (tmp_path / "happy").mkdir()
-    shutil.copy(next((tmp_path / "CK+").rglob("*.png")), tmp_path / "happy" / "1.png")
-    refused(step(run_step, data, "--source", tmp_path / "happy" / "1.png"), "1.png")
-    other = tmp_path / "other"
-    other.mkdir()
-    (tmp_path / "happy").rename(other / "happy")
-    refused(step(run_step, data, "--source", other), "the page is for CK+ sequences")
-
-
-def test_a_data_set_that_is_all_labelled_is_refused(run_step, tmp_path):
-    root = write_ckplus(tmp_path / "CK+")
+def test_download_without_unlabelled_sequences_is_refused(run_step, data, tmp_path):
+    (tmp_path / "other" / "happy").mkdir(parents=True)
+    shutil.copy(next((tmp_path / "CK+").rglob("*.png")), tmp_path / "other" / "happy" / "1.png")
+    refused(run_step, data, "the page is for CK+ sequences", "--source", tmp_path / "other")
     for name in UNLABELLED:
-        shutil.rmtree(root / "cohn-kanade-images" / name)
-    write_inventory(tmp_path / "data" / "ck", root)
-    refused(step(run_step, tmp_path / "data"), "nothing to label: all 1 sequences")
+        shutil.rmtree(tmp_path / "CK+" / "cohn-kanade-images" / name)
+    refused(run_step, data, "nothing to label: all 1 sequences")
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "expected"),
     [
         ("S777/001,fear,ann,2026-01-01T00:00:00Z", "sequence 'S777/001' is not in the data set"),
         ("S005/002,grumpy,ann,2026-01-01T00:00:00Z", "unknown emotion 'grumpy'"),
-        ("S005/002,fear,bob,2026-01-01T00:00:00Z", "holds labels by 'bob', not 'ann'"),
     ],
 )
-def test_labels_that_do_not_fit_are_refused_and_kept(run_step, data, row, said):
+def test_labels_that_do_not_fit_are_refused_and_kept(run_step, data, row, expected):
     file = data / "ck" / "labels" / "ann.csv"
     file.parent.mkdir()
     file.write_text(f"sequence,emotion,annotator,time\n{row}\n")
     before = file.read_bytes()
-    refused(step(run_step, data), said)
-    assert file.read_bytes() == before
-    assert [path.name for path in file.parent.iterdir()] == ["ann.csv"]
+    refused(run_step, data, expected)
+    assert file.read_bytes() == before and [path.name for path in file.parent.iterdir()] == ["ann.csv"]
 
 
-def test_a_port_in_use_is_refused(run_step, data):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        refused(step(run_step, data, "--port", taken.getsockname()[1]), "leave it out for a free one")
-
-
-# ---- the program running
-
-
-def get(address: str, path: str | None = None, host: str | None = None) -> tuple[int, bytes, dict[str, str]]:
+def get(address: str, path: str | None = None) -> tuple[int, bytes, dict[str, str]]:
     parts = urlsplit(address)
     connection = http.client.HTTPConnection("127.0.0.1", parts.port or 80, timeout=20)
-    connection.request("GET", parts.path if path is None else path, headers={"Host": host or parts.netloc})
-    answer = connection.getresponse()
-    return answer.status, answer.read(), dict(answer.getheaders())
+    connection.request("GET", parts.path if path is None else path)
+    response = connection.getresponse()
+    return response.status, response.read(), {name.lower(): value for name, value in response.getheaders()}
 
 
-def test_it_serves_this_machine_alone_and_says_what_lacks(data, tmp_path):
-    gone = tmp_path / "CK+" / "cohn-kanade-images" / "S010" / "001"
-    shutil.rmtree(gone)
+def test_program_serves_this_machine_only_and_reports_what_is_missing(run_step, data, tmp_path):
+    packed = shutil.make_archive(str(tmp_path / "CK+"), "zip", tmp_path / "CK+")
+    shutil.rmtree(tmp_path / "CK+" / "cohn-kanade-images" / "S010" / "001")
     with started(data) as (program, printed, address):
         assert "2 sequences to label" in printed
-        assert "frames are missing in 1 of them (S010/002)" in printed
-        assert "not shown: 1 unlabelled sequences of the inventory have no frames there (S010/001)" in printed
+        assert "1 of them have missing frames (S010/002)" in printed
+        assert "1 unlabelled sequences of the inventory have no frames there (S010/001)" in printed
         status, page, _ = get(address)
         assert status == 200 and b"S005/002" in page
         status, body, headers = get(address, path="/")
-        assert (status, body) == (404, b"")
-        assert "Python" not in headers["Server"] and "Werkzeug" not in headers["Server"]
-        assert get(address, host="evil.example")[0] == 404
+        assert (status, body) == (404, b"") and "server" not in headers
         with pytest.raises(OSError), socket.create_connection((_own_address(), urlsplit(address).port), timeout=5):
             pass
+        refused(run_step, data, "or give another --annotator")
+        with started(data, "--source", packed, name="bob") as (other, _, archive_address):
+            assert get(archive_address + "frame/0/0")[0] == 200
+            other.send_signal(signal.SIGINT)
+            other.wait(30)
         program.send_signal(signal.SIGINT)
         rest = program.stdout.read() if program.stdout else ""
     assert "ann has labelled 0 of 2 sequences" in rest
     assert "python -m preprocessing.step1_inventory --dataset ck --source" in rest
-    assert urlsplit(address).path not in rest  # no log of addresses
+    assert urlsplit(address).path not in rest  # no access log
+    assert sorted(path.name for path in (data / "ck" / "labels").iterdir()) == ["ann.csv", "bob.csv"]
 
 
 def _own_address() -> str:
@@ -158,23 +133,6 @@ def _own_address() -> str:
         except OSError:
             return "127.0.0.2"
         return probe.getsockname()[0]
-
-
-def test_a_second_run_under_one_name_is_refused_and_another_name_is_not(run_step, data):
-    with started(data):
-        refused(step(run_step, data), "two people need two names")
-        with started(data, name="bob"):
-            pass
-
-
-def test_zips_are_unpacked_for_the_time_of_labelling_alone(data, tmp_path):
-    packed = shutil.make_archive(str(tmp_path / "CK+"), "zip", tmp_path / "CK+")
-    with started(data, "--source", packed) as (program, _, address):
-        assert get(address + "frame/0/0")[0] == 200
-        assert (data / "ck" / "labels" / ".ann.part").exists()
-        program.send_signal(signal.SIGINT)
-        program.wait(30)
-        assert sorted(path.name for path in (data / "ck" / "labels").iterdir()) == ["ann.csv"]
 
 
 # ---- the page in a browser
@@ -198,7 +156,7 @@ def chromium() -> Iterator:
 
 
 class Page:
-    """A browser window with the labelling page, as its user sees it."""
+    """A browser window with the labelling page."""
 
     def __init__(self, browser, address: str):
         browser.switch_to.new_window("window")
@@ -209,14 +167,14 @@ class Page:
         self.browser.switch_to.window(self.handle)
         return self.browser.execute_script("return document.getElementById(arguments[0]).innerText", part)
 
-    def wait(self, part: str, said: str) -> None:
+    def wait(self, part: str, expected: str) -> None:
         from selenium.webdriver.support.ui import WebDriverWait
 
-        def is_said(_) -> bool:
+        def is_shown(_) -> bool:
             ready = self.browser.execute_script("return !document.querySelector('#emotions button').disabled")
-            return said in self.text(part) and (ready or part == "error")
+            return expected in self.text(part) and (ready or part == "error")
 
-        WebDriverWait(self.browser, 60).until(is_said, f"{part}: {self.text(part)!r}, not {said!r}")
+        WebDriverWait(self.browser, 60).until(is_shown, f"{part}: {self.text(part)!r}, not {expected!r}")
 
     def press(self, *keys: str) -> None:
         from selenium.webdriver.common.action_chains import ActionChains
@@ -235,14 +193,14 @@ def lines(data: Path, name: str = "ann") -> list[tuple[str, str]]:
 
 
 @pytest.mark.system
-def test_labelling_by_keyboard_alone(data, tmp_path, chromium):
-    guesses = tmp_path / "predictions.csv"
-    guesses.write_text("path,truth,prediction,p_surprise\nimages/S005/002/S005_002_00000003.png,,surprise,0.61\n")
-    with started(data, "--guesses", guesses) as (program, printed, address):
-        assert "guesses for 1 of them" in printed
+def test_labelling_by_keyboard(data, tmp_path, chromium):
+    suggestions = tmp_path / "predictions.csv"
+    suggestions.write_text("path,truth,prediction,p_surprise\nimages/S005/002/S005_002_00000003.png,,surprise,0.61\n")
+    with started(data, "--suggestions", suggestions) as (program, printed, address):
+        assert "suggestions for 1 of them" in printed
         page = Page(chromium, address)
         page.wait("title", "S005/002")
-        assert "surprise" not in page.run("return document.getElementById('said').innerText + JSON.stringify(state)")
+        assert "surprise" not in page.run("return document.getElementById('remarks').innerText + JSON.stringify(state)")
         page.wait("shown-caption", "frame 3 of 3: peak")
         page.press(ARROW_LEFT)
         page.wait("shown-caption", "frame 2 of 3")
@@ -253,7 +211,7 @@ def test_labelling_by_keyboard_alone(data, tmp_path, chromium):
         page.wait("shown-caption", "frame 3 of 3: peak")  # played to its end
         page.press("3")
         page.wait("title", "S010/001")
-        page.wait("status", "Saved: S005/002 fear. The model's guess: surprise (61 %), not your choice.")
+        page.wait("status", "Saved: S005/002 fear. The model suggests: surprise (61 %), not your choice.")
         assert lines(data) == [("S005/002", "fear")]
         assert "1 of 3" in page.text("done")
         page.press("0")
@@ -266,10 +224,10 @@ def test_labelling_by_keyboard_alone(data, tmp_path, chromium):
         assert lines(data)[1:] == [("S010/001", "unsure"), ("S010/001", "undo")]
         page.press("p")
         page.wait("title", "S005/002")
-        page.wait("said", "The model's guess: surprise")
+        page.wait("remarks", "The model suggests: surprise")
         pressed = "return [...document.querySelectorAll('[aria-pressed=true]')].map(one => one.dataset.emotion).join()"
         assert page.run(pressed) == "fear"
-        page.press("1")  # a changed choice stays in view
+        page.press("1")  # a changed label stays in view
         page.wait("status", "Saved: S005/002 anger")
         assert page.text("title").startswith("S005/002") and page.run(pressed) == "anger"
         page.run("location.reload()")
@@ -290,8 +248,8 @@ def test_labelling_by_keyboard_alone(data, tmp_path, chromium):
         assert "--labels" in page.text("finished")
         assert [name for name, _ in lines(data)][-2:] == ["S010/001", "S010/002"]
         program.send_signal(signal.SIGINT)
-    asked = str(chromium.get_log("performance"))
-    hosts = {part.split("/")[0] for part in asked.replace("\\", "").split('"url":"http://')[1:]}
+    requests = str(chromium.get_log("performance"))
+    hosts = {part.split("/")[0] for part in requests.replace("\\", "").split('"url":"http://')[1:]}
     assert hosts == {urlsplit(address).netloc}
     serious = [entry for entry in chromium.get_log("browser") if entry["level"] == "SEVERE"]
     assert serious == []
@@ -305,7 +263,7 @@ def test_two_windows_a_kill_and_a_restart(data, chromium):
         other.wait("title", "S005/002")
         one.press("3")
         one.wait("title", "S010/001")
-        other.run("state.sequences[0].choice = ''; state.last = null; draw()")  # as if it had not looked since
+        other.run("state.sequences[0].choice = ''; state.last = null; draw()")  # as if it had not been updated
         other.press("4")
         other.wait("error", "S005/002 was changed to fear in another window; look again")
         assert lines(data) == [("S005/002", "fear")]
@@ -314,10 +272,10 @@ def test_two_windows_a_kill_and_a_restart(data, chromium):
         program.kill()
         program.wait()
         one.press("5")
-        one.wait("error", "Not saved: the program does not answer.")
+        one.wait("error", "Not saved: the program does not respond.")
         assert "1 of 3" in one.text("done")
     with (data / "ck" / "labels" / "ann.csv").open("a") as log:
-        log.write("S010/001,sadn")  # what a kill in the middle of writing leaves
+        log.write("S010/001,sadn")  # a line that a kill cut
     with started(data) as (_, _, again):
         assert urlsplit(again).path != urlsplit(address).path
         page = Page(chromium, again)
@@ -333,7 +291,7 @@ def test_two_windows_a_kill_and_a_restart(data, chromium):
 
 
 @pytest.mark.system
-def test_two_annotators_settle_what_they_disagree_about(data, chromium):
+def test_two_annotators_settle_a_disagreement(data, chromium):
     with started(data) as (_, _, ann_at), started(data, name="bob") as (_, _, bob_at):
         ann, bob = Page(chromium, ann_at), Page(chromium, bob_at)
         for page, keys in ((ann, "345"), (bob, "344")):
@@ -344,7 +302,7 @@ def test_two_annotators_settle_what_they_disagree_about(data, chromium):
         assert "ann and bob" in bob.text("kappas")
         assert "S010/002: ann sadness, bob happiness" in bob.text("disputed")
         bob.run("document.querySelector('#disputed button').click()")
-        bob.wait("said", "ann says sadness.")
+        bob.wait("remarks", "ann says sadness.")
         bob.press("5")
         bob.wait("disputed-count", "Nothing to settle")
         assert "1.00 (n = 3)" in bob.text("kappas")

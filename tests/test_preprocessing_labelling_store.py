@@ -6,22 +6,22 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from conftest import ROOT
 
 from common.errors import InputError
 from preprocessing.labelling.store import (
     UNSURE,
-    ChangedElsewhereError,
+    ConflictError,
     agreements,
     disagreements,
     label_files,
     open_store,
     read_labels,
-)
+)  # fmt: skip
 
 needs_posix = pytest.mark.skipif(os.name != "posix", reason="signals and resource limits are POSIX's")
+LINES = [("S1/001", "anger"), ("S1/002", "happiness")]
 
 
 def write_log(folder: Path, annotator: str, *lines: tuple[str, str]) -> Path:
@@ -31,34 +31,33 @@ def write_log(folder: Path, annotator: str, *lines: tuple[str, str]) -> Path:
     return folder / f"{annotator}.csv"
 
 
-def standing(folder: Path, annotator: str) -> dict[str, str]:
-    """What a fresh reader makes of the folder."""
+def labels_of(folder: Path, annotator: str) -> dict[str, str]:
+    """Return what a new reader finds in the folder."""
     table = read_labels(label_files(folder).values())
     rows = table[table["annotator"] == annotator]
     return dict(zip(rows["name"], rows["emotion"], strict=True))
 
 
-def test_choices_are_changed_taken_back_and_found_again(tmp_path):
+def test_choices_are_changed_undone_and_read_again(tmp_path):
     with open_store(tmp_path, "ann") as store:
         store.choose("S1/001", "fear", "")
         store.choose("S1/002", UNSURE, "")
         store.choose("S1/001", "anger", "fear")
         store.choose("S1/003", "neutral", "")
         store.undo("S1/003", "neutral")
-        assert standing(tmp_path, "ann") == {"S1/001": "anger", "S1/002": UNSURE}
+        assert labels_of(tmp_path, "ann") == {"S1/001": "anger", "S1/002": UNSURE}
         store.undo("S1/001", "anger")
     with open_store(tmp_path, "ann") as store:
         assert store.choices() == [("S1/001", "fear"), ("S1/002", UNSURE)]
         store.undo("S1/002", UNSURE)
         store.undo("S1/001", "fear")
         assert store.choices() == []
-    lines = (tmp_path / "ann.csv").read_text().splitlines()
-    assert [line.split(",")[1] for line in lines[1:]] == [
-        "fear", "unsure", "anger", "neutral", "undo", "undo", "undo", "undo"
-    ]  # fmt: skip
+    emotions = [line.split(",")[1] for line in (tmp_path / "ann.csv").read_text().splitlines()[1:]]
+    assert emotions == ["fear", "unsure", "anger", "neutral", "undo", "undo", "undo", "undo"]
+    assert [file.name for file in tmp_path.iterdir()] == ["ann.csv"]
 
 
-def test_a_choice_made_on_stale_ground_writes_nothing(tmp_path):
+def test_choice_on_an_outdated_state_writes_nothing(tmp_path):
     with open_store(tmp_path, "ann") as store:
         store.choose("S1/001", "fear", "")
         before = store.file.read_bytes()
@@ -67,7 +66,7 @@ def test_a_choice_made_on_stale_ground_writes_nothing(tmp_path):
             lambda: store.choose("S1/002", "anger", "fear"),
             lambda: store.undo("S1/001", "anger"),
         ):
-            with pytest.raises(ChangedElsewhereError):
+            with pytest.raises(ConflictError):
                 action()
         with pytest.raises(InputError, match="grumpy"):
             store.choose("S1/002", "grumpy", "")
@@ -78,10 +77,10 @@ def test_a_choice_made_on_stale_ground_writes_nothing(tmp_path):
 
 
 def test_threads_lose_nothing(tmp_path):
-    names = [f"S{number:03d}/001" for number in range(200)]
+    names = [f"S{number:03d}/001" for number in range(100)]
     with open_store(tmp_path, "ann") as store, ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda name: store.choose(name, "fear", ""), names))
-    assert standing(tmp_path, "ann") == dict.fromkeys(names, "fear")
+    assert labels_of(tmp_path, "ann") == dict.fromkeys(names, "fear")
 
 
 WRITER = """
@@ -96,63 +95,54 @@ with open_store(Path(sys.argv[1]), "ann") as store:
 
 
 @needs_posix
-@pytest.mark.parametrize("confirmed", [1, 17, 60])
-def test_what_was_confirmed_before_a_kill_is_there(tmp_path, confirmed):
+def test_confirmed_choices_survive_a_kill(tmp_path):
     writer = subprocess.Popen([sys.executable, "-c", WRITER, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert writer.stdout is not None
-    told = [writer.stdout.readline().strip() for _ in range(confirmed)]
-    with pytest.raises(InputError, match="another run"), open_store(tmp_path, "ann"):
+    confirmed = [writer.stdout.readline().strip() for _ in range(17)]
+    with pytest.raises(InputError, match=r"in use by .* or give another --annotator"), open_store(tmp_path, "ann"):
         pass
     writer.kill()
-    told += [line.strip() for line in writer.stdout.read().splitlines(keepends=True) if line.endswith("\n")]
+    confirmed += [line.strip() for line in writer.stdout.read().splitlines(keepends=True) if line.endswith("\n")]
     assert writer.wait() == -signal.SIGKILL
     with open_store(tmp_path, "ann") as store:  # the kill has ended the lock
-        assert set(told) <= set(dict(store.choices()))
+        assert set(confirmed) <= set(dict(store.choices()))
         store.choose("S9/001", "anger", "")
-    assert standing(tmp_path, "ann")["S9/001"] == "anger"
+    assert labels_of(tmp_path, "ann")["S9/001"] == "anger"
 
 
-LINES = [("S1/001", "anger"), ("S1/002", "happiness")]
-
-
-def test_a_line_cut_anywhere_is_left_out_and_the_next_one_is_whole(tmp_path):
+def test_line_cut_anywhere_is_left_out_and_the_next_one_is_whole(tmp_path):
     whole = write_log(tmp_path, "ann", *LINES).read_bytes()
     last = whole.splitlines(keepends=True)[-1]
     for kept in range(len(last)):
-        file = tmp_path / "ann.csv"
-        file.write_bytes(whole[: len(whole) - len(last) + kept])
-        is_whole = kept == len(last) - 1  # only the end of the line lacks
+        (tmp_path / "ann.csv").write_bytes(whole[: len(whole) - len(last) + kept])
+        is_whole = kept == len(last) - 1  # only the line end is missing
         expected = dict(LINES if is_whole else LINES[:1])
-        assert standing(tmp_path, "ann") == expected
+        assert labels_of(tmp_path, "ann") == expected
         with open_store(tmp_path, "ann") as store:
             assert dict(store.choices()) == expected
             store.choose("S1/003", "fear", "")
-        assert standing(tmp_path, "ann") == {**expected, "S1/003": "fear"}
+        assert labels_of(tmp_path, "ann") == {**expected, "S1/003": "fear"}
 
 
-@pytest.mark.parametrize("kept", [0, 1, 12, 31])
-def test_a_header_cut_anywhere_is_completed(tmp_path, kept):
-    (tmp_path / "ann.csv").write_bytes(b"sequence,emotion,annotator,time\n"[:kept])
-    assert standing(tmp_path, "ann") == {}
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", []),
+        (b"sequence,emo", []),
+        (b"sequence,emotion,annotator,time", []),
+        (b"LINES" + bytes(40), LINES),  # zeros after a power cut
+        (b"\xef\xbb\xbfCRLF", LINES),  # saved by a spreadsheet
+    ],
+)
+def test_cut_headers_and_changed_line_ends_are_repaired(tmp_path, content, expected):
+    whole = write_log(tmp_path, "ann", *LINES).read_bytes()
+    content = content.replace(b"LINES", whole).replace(b"CRLF", whole.replace(b"\n", b"\r\n"))
+    (tmp_path / "ann.csv").write_bytes(content)
+    assert labels_of(tmp_path, "ann") == dict(expected)
     with open_store(tmp_path, "ann") as store:
-        store.choose("S1/001", "fear", "")
-    assert standing(tmp_path, "ann") == {"S1/001": "fear"}
-
-
-def test_zeros_that_a_power_cut_left_are_no_line(tmp_path):
-    file = write_log(tmp_path, "ann", *LINES)
-    file.write_bytes(file.read_bytes() + bytes(40))
-    assert standing(tmp_path, "ann") == dict(LINES)
-    with open_store(tmp_path, "ann") as store:
-        assert store.choices() == LINES
-
-
-def test_a_log_that_a_spreadsheet_saved_goes_on(tmp_path):
-    file = write_log(tmp_path, "ann", *LINES)
-    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
-    with open_store(tmp_path, "ann") as store:
+        assert store.choices() == expected
         store.choose("S1/003", "fear", "")
-    assert standing(tmp_path, "ann") == {**dict(LINES), "S1/003": "fear"}
+    assert labels_of(tmp_path, "ann") == {**dict(expected), "S1/003": "fear"}
 
 
 FULL = """
@@ -174,18 +164,18 @@ with open_store(Path(sys.argv[1]), "ann") as store:
 
 
 @needs_posix
-def test_a_full_disk_leaves_the_file_as_it_was(tmp_path):
+def test_full_disk_leaves_the_file_unchanged(tmp_path):
     done = subprocess.run([sys.executable, "-c", FULL, tmp_path], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "File too large [('S1/001', 'fear')] 0",
         "No space left on device [('S1/001', 'fear')] 0",
     ]
-    assert standing(tmp_path, "ann") == {"S1/001": "fear", "S1/003": "anger"}
+    assert labels_of(tmp_path, "ann") == {"S1/001": "fear", "S1/003": "anger"}
 
 
 @needs_posix
-def test_a_file_that_someone_else_changes_meanwhile_takes_no_choice(tmp_path):
+def test_file_changed_by_another_program_accepts_no_choice(tmp_path):
     with open_store(tmp_path, "ann") as store:
         with store.file.open("a") as other:
             other.write("S1/009,fear,ann,2026-01-01T00:00:00Z\n")
@@ -197,49 +187,43 @@ def test_a_file_that_someone_else_changes_meanwhile_takes_no_choice(tmp_path):
     assert "S1/009" in (tmp_path / "away.csv").read_text()
 
 
-@pytest.mark.parametrize("name", ["", "../ann", "a/b", "a+b", "a:b", ".ann", "x" * 41, "a,b", "a\nb"])
-def test_names_that_can_be_no_file_are_refused(tmp_path, name):
+@pytest.mark.parametrize("name", ["", "../ann", "a+b", ".ann", "x" * 41, "a,b", "a\nb"])
+def test_name_that_cannot_be_a_file_name_is_refused(tmp_path, name):
     with pytest.raises(InputError, match="not a plain name"), open_store(tmp_path / "labels", name):
         pass
     assert not (tmp_path / "labels").exists()
 
 
-def test_two_people_need_two_names(tmp_path):
+def test_files_of_other_annotators_and_other_origin_are_refused_and_kept(tmp_path):
     file = write_log(tmp_path, "ann", *LINES)
     before = file.read_bytes()
-    with pytest.raises(InputError, match="another person"), open_store(tmp_path, "Ann"):
+    with pytest.raises(InputError, match="exists already"), open_store(tmp_path, "Ann"):
         pass
     file.rename(tmp_path / "bob.csv")
-    with pytest.raises(InputError, match="holds labels by 'ann', not 'bob'"), open_store(tmp_path, "bob"):
+    with pytest.raises(InputError, match="contains labels by 'ann', not 'bob'"), open_store(tmp_path, "bob"):
         pass
     assert (tmp_path / "bob.csv").read_bytes() == before
     write_log(tmp_path, "ann", ("S1/001", "fear"))
-    with pytest.raises(InputError, match=r"ann\.csv and .*bob\.csv both hold labels by annotator 'ann'"):
+    with pytest.raises(InputError, match=r"ann\.csv and .*bob\.csv both contain labels by annotator 'ann'"):
         read_labels(label_files(tmp_path).values())
-
-
-def test_a_file_of_ones_own_is_not_written_to(tmp_path):
-    (tmp_path / "ann.csv").write_text("sequence,emotion\nS1/001,fear")
-    with pytest.raises(InputError, match="not written by the labelling page"), open_store(tmp_path, "ann"):
+    (tmp_path / "cy.csv").write_text("sequence,emotion\nS1/001,fear")
+    with pytest.raises(InputError, match="not written by the labelling page"), open_store(tmp_path, "cy"):
         pass
-    assert (tmp_path / "ann.csv").read_text() == "sequence,emotion\nS1/001,fear"
-
-
-def test_text_that_is_no_emotion_is_refused_by_name(tmp_path):
-    write_log(tmp_path, "ann", ("S1/001", "grumpy"))
-    with pytest.raises(InputError, match=r"ann\.csv: unknown emotion 'grumpy'"), open_store(tmp_path, "ann"):
+    assert (tmp_path / "cy.csv").read_text() == "sequence,emotion\nS1/001,fear"
+    write_log(tmp_path, "di", ("S1/001", "grumpy"))
+    with pytest.raises(InputError, match=r"di\.csv: unknown emotion 'grumpy'"), open_store(tmp_path, "di"):
         pass
 
 
-def kappa_by_hand(one: list[str], other: list[str]) -> float:
+def kappa_by_hand(pairs: list[tuple[str, str]]) -> float:
     """Cohen 1960: (observed - expected agreement) / (1 - expected), counted in plain loops."""
-    n = len(one)
-    observed = sum(a == b for a, b in zip(one, other, strict=True)) / n
-    expected = sum(one.count(name) / n * other.count(name) / n for name in {*one, *other})
+    one, other = map(list, zip(*pairs, strict=True))
+    observed = sum(a == b for a, b in pairs) / len(pairs)
+    expected = sum(one.count(name) * other.count(name) for name in {*one, *other}) / len(pairs) ** 2
     return (observed - expected) / (1 - expected)
 
 
-def test_kappa_agrees_with_counting_by_hand_first_and_now(tmp_path):
+def test_kappa_agrees_with_counting_by_hand(tmp_path):
     random = np.random.default_rng(1)
     names = [f"S{number:03d}/001" for number in range(60)]
     first = {who: random.choice(["fear", "anger", "neutral", UNSURE], 60).tolist() for who in ("ann", "bob")}
@@ -250,25 +234,16 @@ def test_kappa_agrees_with_counting_by_hand_first_and_now(tmp_path):
     (found,) = agreements(table)
     both = [(a, b) for a, b in zip(first["ann"], first["bob"], strict=True) if UNSURE not in (a, b)]
     now = [(a, a if index < 20 else b) for index, (a, b) in enumerate(both)]
-    assert found.annotators == ("ann", "bob")
-    assert found.count == found.first_count == len(both)
-    assert found.first_kappa == pytest.approx(kappa_by_hand(*map(list, zip(*both, strict=True))))
-    assert found.kappa == pytest.approx(kappa_by_hand(*map(list, zip(*now, strict=True))))
+    assert found.annotators == ("ann", "bob") and found.count == found.first_count == len(both)
+    assert found.first_kappa == pytest.approx(kappa_by_hand(both))
+    assert found.kappa == pytest.approx(kappa_by_hand(now))
     left = [(name, pair) for (name, _), pair in zip(settled, now, strict=True) if pair[0] != pair[1]]
     assert disagreements(table) == {name: {"ann": a, "bob": b} for name, (a, b) in left}
 
 
-def test_kappa_of_one_emotion_alone_is_not_defined(tmp_path):
+def test_kappa_of_a_single_emotion_is_undefined(tmp_path):
     write_log(tmp_path, "ann", ("S1/001", "fear"), ("S1/002", UNSURE))
     write_log(tmp_path, "bob", ("S1/001", "fear"), ("S1/002", "anger"))
     table = read_labels(label_files(tmp_path).values())
     assert [(found.count, found.kappa) for found in agreements(table)] == [(1, None)]
     assert disagreements(table) == {}  # unsure does not contradict
-
-
-def test_no_label_file_is_told(tmp_path):
-    with pytest.raises(InputError, match=r"holds no \.csv file"):
-        label_files(tmp_path)
-    with pytest.raises(InputError, match="does not exist"):
-        label_files(tmp_path / "none")
-    assert isinstance(read_labels([]), pd.DataFrame) and agreements(read_labels([])) == []

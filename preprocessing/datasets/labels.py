@@ -47,10 +47,10 @@ def add_labels(table: pd.DataFrame, labels: pd.DataFrame, key: Literal["sequence
         .groupby("name")
         .agg(emotion=("emotion", "first"), labels=("emotion", "nunique"), source=("annotator", _label_source))
     )
-    disputed = new.index[new["labels"] > 1]
+    disputed = [str(name) for name in new.index[new["labels"] > 1]]
     new = new.drop(index=disputed)
     unsure = set(labels["name"]) - set(sure["name"])
-    names = f" ({shortened(disputed)})" if len(disputed) else ""
+    names = f" ({shortened(disputed)})" if disputed else ""
     print(f"annotators' labels ({key}): {len(new):,} added, {len(disputed):,} disputed{names}, {len(unsure):,} unsure")
     added = table[key].isin(new.index)
     table = table.copy()
