@@ -91,7 +91,8 @@ class FreeSpace:
     def __init__(self, image_bgr: np.ndarray, boxes: Iterable[Rect]):
         self._height, self._width = image_bgr.shape[:2]
         self._gap = 2 * line_width(image_bgr) + 1
-        self._boxes = np.array([*boxes], np.int32).reshape(-1, 4)
+        self._faces = [*boxes]
+        self._boxes = np.array(self._faces, np.int32).reshape(-1, 4)
         self._taken = np.empty((0, 4), np.int32)
 
     def take(self, rect: Rect) -> None:
@@ -122,7 +123,7 @@ class FreeSpace:
             width: Width of the area, pixels.
             height: Height of the area, pixels.
         """
-        box_left, box_top, box_right, box_bottom = (int(value) for value in self._boxes[own])
+        box_left, box_top, box_right, box_bottom = self._faces[own]
         left = box_left - self._gap - width if side else box_right + self._gap
         for top in (box_top, box_bottom - height):
             top = max(0, min(top, self._height - 1 - height))

@@ -1,6 +1,5 @@
 """Panel beside a face: a bar for the probability of each emotion, and the history of the label below them."""
 
-from collections import deque
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -29,17 +28,20 @@ class History:
     """Probabilities and colours of the labels shown in the last seconds, by track ID."""
 
     def __init__(self) -> None:
-        self._tracks: dict[int, deque[tuple[float, float, Color]]] = {}
+        self._tracks: dict[int, np.ndarray] = {}  # rows of time, probability and colour, the newest last
 
     def add(self, result: Result) -> None:
         """Add a frame. Tracks that ended are forgotten, and all of them where the time restarts."""
         now = result.frame.time
-        self._tracks = {key: values for key, values in self._tracks.items() if 0 <= now - values[-1][0] <= _SECONDS}
+        self._tracks = {key: values for key, values in self._tracks.items() if 0 <= now - values[-1, 0] <= _SECONDS}
         for recognition in result.recognitions:
             if recognition.track_id:
-                values = self._tracks.setdefault(recognition.track_id, deque(maxlen=round(_SECONDS / _STEP) + 2))
-                if not values or now - values[-1][0] >= _STEP:
-                    values.append((now, recognition.probability, label_color(recognition)))
+                if recognition.track_id not in self._tracks:
+                    self._tracks[recognition.track_id] = np.full((round(_SECONDS / _STEP) + 2, 5), -np.inf)
+                values = self._tracks[recognition.track_id]
+                if now - values[-1, 0] >= _STEP:
+                    values[:-1] = values[1:]
+                    values[-1] = now, recognition.probability, *label_color(recognition)
 
     def columns(self, track_id: int, now: float, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the last seconds in equal steps, the newest last.
@@ -47,11 +49,11 @@ class History:
         Returns:
             Probabilities, float (count,), 0 where the face was not detected; and colours, uint8 (count, 3).
         """
-        times, probabilities, colors = (np.array(values) for values in zip(*self._tracks[track_id], strict=True))
+        values = self._tracks[track_id]
         moments = now - _SECONDS * np.arange(count - 1, -1, -1) / count
-        newest = np.searchsorted(times, moments, side="right") - 1
-        is_seen = (newest >= 0) & (moments - times[newest] <= _MAX_GAP)
-        return np.where(is_seen, probabilities[newest], 0.0), colors[newest].astype(np.uint8)
+        newest = values[np.searchsorted(values[:, 0], moments, side="right") - 1]
+        newest[moments - newest[:, 0] > _MAX_GAP] = 0
+        return newest[:, 1], newest[:, 2:].astype(np.uint8)
 
 
 @dataclass(frozen=True)
