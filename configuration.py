@@ -182,44 +182,20 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class RobustnessConfig:
-    """How faces are covered in the evaluation, and how often. Lengths are pixels of a crop of 48."""
+    """Robustness to occlusion and corruption."""
 
-    images: int = 500  # of the split, drawn with the seed
+    images: int = 500  # maximum number of images of the split, subsampled with the seed
     quick_images: int = 60  # the same with --quick
-    small_erasing_count: tuple[int, ...] = (2, 4, 8, 16)  # black boxes of 6 x 2 pixels
-    boxes: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)  # share of the area
-    blur: tuple[float, ...] = (0.5, 1.0, 1.5, 2.5)  # pixels: standard deviation
-    noise: tuple[float, ...] = (10, 20, 40)  # gray levels: standard deviation
-    darkness: tuple[float, ...] = (0.5, 0.8, 0.9, 0.95)  # share of the light that is lost
-    jpeg: tuple[int, ...] = (50, 20, 10, 5)  # quality, 1-100
-    resolution: tuple[int, ...] = (24, 16, 12)  # pixels: side to which the face is shrunk
-    resamples: int = EvaluationConfig.resamples  # bootstrap resamples behind each interval
-    level: float = EvaluationConfig.level  # of each interval
-    seed: int = EvaluationConfig.seed
 
 
 @dataclass(frozen=True)
 class FairnessConfig:
-    """The comparison of groups of people in the evaluation."""
+    """Fairness: the comparison of groups."""
 
-    smallest: int = 30  # images: a group of fewer is named, not scored
-    smallest_emotion: int = 10  # images of an emotion: with fewer in a group, its rates are not compared
-    most: int = 40  # groups: a column with more than these is refused
-    resamples: int = EvaluationConfig.resamples  # bootstrap resamples behind each interval
-    level: float = EvaluationConfig.level  # of each interval
-    permutations: int = 4000  # shuffles for every p-value
-    alarm: float = 0.05  # adjusted p-value below which a difference is reported as one
-    seed: int = EvaluationConfig.seed
-
-
-@dataclass(frozen=True)
-class EndToEndConfig:
-    """The evaluation of detector and classifier together, on whole pictures."""
-
-    failures: int = 12  # pictures shown, missed faces first
-    resamples: int = EvaluationConfig.resamples  # bootstrap resamples behind each interval
-    level: float = EvaluationConfig.level  # of each interval
-    seed: int = EvaluationConfig.seed
+    min_images: int = 30  # smaller groups are named, but not scored
+    min_emotion_images: int = 10  # with fewer images of an emotion in a group, its rates are not compared
+    permutations: int = 4000  # for each p-value
+    significance: float = 0.05  # adjusted p-value, 0-1, below which a difference is reported
 
 
 @dataclass(frozen=True)
@@ -318,7 +294,6 @@ SEQUENCES = SequenceConfig()
 EVALUATION = EvaluationConfig()
 ROBUSTNESS = RobustnessConfig()
 FAIRNESS = FairnessConfig()
-END_TO_END = EndToEndConfig()
 WEBCAM = WebcamConfig()
 SERVING = ServingConfig()
 TRACKING = TrackingConfig()

@@ -38,17 +38,13 @@ from common.emotions import relate
 from common.errors import InputError
 from common.files import file_hash, fingerprint
 from configuration import (
-    END_TO_END,
     EVALUATION,
     FACES,
     FAIRNESS,
     PATHS,
     ROBUSTNESS,
     SAMPLE_NAME,
-    EndToEndConfig,
     EvaluationConfig,
-    FairnessConfig,
-    RobustnessConfig,
 )
 from inference.emotion_classifier import EmotionClassifier
 from inference.face_detector import build_detector
@@ -91,27 +87,6 @@ class Task:
     grouped_by: list[str]
     pictures: Path | None
     flip: bool
-
-    @property
-    def _intervals(self) -> dict[str, Any]:
-        """How every interval is computed."""
-        return {name: getattr(self.options, name) for name in ("resamples", "level", "seed")}
-
-    @property
-    def covers(self) -> RobustnessConfig:
-        """How faces are covered."""
-        images = ROBUSTNESS.quick_images if self.quick else ROBUSTNESS.images
-        return replace(ROBUSTNESS, images=images, **self._intervals)
-
-    @property
-    def groups(self) -> FairnessConfig:
-        """How groups are compared."""
-        return replace(FAIRNESS, **self._intervals)
-
-    @property
-    def wild(self) -> EndToEndConfig:
-        """How whole pictures are scored."""
-        return replace(END_TO_END, **self._intervals)
 
 
 def main(
@@ -185,9 +160,7 @@ def main(
     if truth == "majority":
         table = with_majority_labels(table)
     if group_table:
-        from evaluation.sections.fairness import (
-            join_group_table,  # imports matplotlib and fairlearn, as all the parts do
-        )
+        from evaluation.sections.fairness import join_group_table  # imports matplotlib and fairlearn
 
         table = join_group_table(table, group_table)
     if folds:
@@ -298,9 +271,9 @@ def check_pictures(pictures: Path, cards: list[ModelCard]) -> None:
     Raises:
         InputError: no folder of labelled pictures, or no rule relates their labels to a model's.
     """
-    from evaluation.sections.end_to_end import labelled_pictures
+    from evaluation.sections.end_to_end import labelled_images
 
-    labels = labels_of(labelled_pictures(pictures)[0])
+    labels = labels_of(labelled_images(pictures)[0])
     for card in cards:
         relate(card.labels, labels)
 
@@ -520,9 +493,9 @@ def parts_of_report(
     from evaluation.sections.annotators import annotator_section
     from evaluation.sections.calibration import calibration_section
     from evaluation.sections.cross_dataset import cross_dataset_section
-    from evaluation.sections.end_to_end import in_the_wild
+    from evaluation.sections.end_to_end import end_to_end_section
     from evaluation.sections.error_analysis import error_analysis_section
-    from evaluation.sections.fairness import audit_groups
+    from evaluation.sections.fairness import fairness_section
     from evaluation.sections.performance import performance_section
     from evaluation.sections.provenance import provenance_section
     from evaluation.sections.tta import tta_section
@@ -543,45 +516,49 @@ def parts_of_report(
         parts.append(
             lambda: error_analysis_section(predictions, report, options, gallery=task.show_faces and not task.quick)
         )
-        parts.append(lambda: covered(task, [predictions], report))
+        parts.append(lambda: measure_robustness(task, [predictions], report))
     if task.grouped_by:
         parts.append(
-            lambda: audit_groups(
+            lambda: fairness_section(
                 predictions.rows,
                 prediction,
                 predictions.labels,
                 task.grouped_by,
                 report,
-                task.groups,
+                FAIRNESS,
+                options,
                 predictions.heading,
             )
         )
     if task.pictures:
         pictures, classifier = task.pictures, EmotionClassifier.load(predictions.model_file)  # float32, as all the rest
         detector, hashes = build_detector("mtcnn", classifier.faces), read_hashes(predictions.model_file)
-        parts.append(lambda: in_the_wild(classifier, detector, pictures, report, task.wild, hashes))
+        parts.append(lambda: end_to_end_section(classifier, detector, pictures, report, options, hashes))
     return parts
 
 
-def covered(task: Task, models: list[Any], report: Path) -> Any:
-    """Return how accuracy falls as faces are covered, for models that have their labels in common."""
+def measure_robustness(task: Task, models: list[Any], report: Path) -> Any:
+    """Return the section on occlusion and corruption, for models that share their labels."""
     from evaluation.metrics.scores import apply_rule
     from evaluation.sections.comparison import check_aligned
-    from evaluation.sections.robustness import Candidate, covered_faces
+    from evaluation.sections.robustness import robustness_section
 
-    def candidate(predictions: Any) -> Candidate:
+    def predict(predictions: Any) -> Callable[[Any], Any]:
         classifier = EmotionClassifier.load(predictions.model_file)
-        return Candidate(
-            lambda images: apply_rule(classifier.predict(images), predictions.rule), predictions.card.to_json()
-        )
+        return lambda images: apply_rule(classifier.predict(images), predictions.rule)
 
     check_aligned(models)
     first = models[0]
-    crops = replace(FACES, **{name: crop_options(task.folder)[name] for name in ("size", "channels", "align")})
-    titles = [predictions.heading for predictions in models]  # each says so where a model was trained on the split
-    candidates = {predictions.name: candidate(predictions) for predictions in models}
-    return covered_faces(
-        candidates, first.rows, first.images, first.labels, crops, report, task.covers, "\n".join(titles)
+    return robustness_section(
+        {predictions.name: predict(predictions) for predictions in models},
+        first.rows,
+        first.images,
+        first.labels,
+        replace(FACES, **{name: crop_options(task.folder)[name] for name in ("size", "channels", "align")}),
+        report,
+        ROBUSTNESS.quick_images if task.quick else ROBUSTNESS.images,
+        task.options,
+        "\n".join(predictions.heading for predictions in models),  # each names a model that was trained on the split
     )
 
 
@@ -630,7 +607,7 @@ def compare_models(task: Task, named: dict[str, Path], report: Path) -> None:
             section = comparison_section(models, folder, task.options)
             sections = [section]
             models = on_common_labels(models)
-            sections.append(covered(task, models, folder))
+            sections.append(measure_robustness(task, models, folder))
             if task.grouped_by:
                 sections += balances(task, models)
             page = Page(
@@ -653,20 +630,21 @@ def compare_models(task: Task, named: dict[str, Path], report: Path) -> None:
 def balances(task: Task, models: list[Any]) -> list[Any]:
     """Return, for each model after the first, what changed for the groups since the first."""
     from evaluation.sections.comparison import check_aligned
-    from evaluation.sections.mitigation import before_and_after
+    from evaluation.sections.mitigation import mitigation_section
 
     check_aligned(models)
     first, *others = models
     sections = []
     for other in others:
-        found = before_and_after(
+        found = mitigation_section(
             first.rows,
             first.prediction.tolist(),
             other.prediction.tolist(),
             (first.name, other.name),
             first.labels,
             task.grouped_by,
-            task.groups,
+            FAIRNESS,
+            task.options,
         )
         sections.append(replace(found, name=f"{found.name}_{other.name}"))
     return sections
@@ -758,18 +736,18 @@ def _inputs(task: Task, *model_files: Path) -> dict[str, Any]:
         "options": asdict(task.options),
         "quick": task.quick,
         "show_faces": task.show_faces,
-        "covers": asdict(task.covers),
-        "groups": [task.grouped_by, asdict(task.groups)],
+        "robustness": asdict(ROBUSTNESS),
+        "groups": [task.grouped_by, asdict(FAIRNESS)],
         "flip": task.flip,
-        "pictures": task.pictures and _pictures_inputs(task, task.pictures),
+        "pictures": task.pictures and _pictures_inputs(task.pictures),
         "code": _code_hash(),
     }
     return json.loads(json.dumps(inputs))  # tuples become the lists that a report's file gives back
 
 
-def _pictures_inputs(task: Task, folder: Path) -> list[Any]:
+def _pictures_inputs(folder: Path) -> list[Any]:
     files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-    return [str(folder), fingerprint({str(file): file for file in files}), asdict(task.wild)]
+    return [str(folder), fingerprint({str(file): file for file in files})]
 
 
 def _code_hash() -> str:

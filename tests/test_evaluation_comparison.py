@@ -10,13 +10,13 @@ from cards import model_card
 
 from common.emotions import LabelRule
 from common.errors import InputError
-from configuration import EVALUATION, FACES, ROBUSTNESS, EvaluationConfig
+from configuration import EVALUATION, FACES, EvaluationConfig
 from evaluation import model_evaluation, sequences
 from evaluation.predictions import Predictions
 from evaluation.sections.comparison import check_aligned, comparison_section
 from evaluation.sections.cross_validation import gap
-from evaluation.sections.mitigation import compare as compare_groups
-from evaluation.sections.robustness import Candidate, covered_faces
+from evaluation.sections.mitigation import compare_fairness
+from evaluation.sections.robustness import robustness_section
 from evaluation.sequences import SHARES, Seen
 from preprocessing.tables import FACE_COLUMNS, INVENTORY_COLUMNS, read_table, write_table
 from training.lineage import Exposure
@@ -63,13 +63,13 @@ def test_paired_comparisons_refuse_rows_that_do_not_align(tmp_path, change):
 
 def test_paired_robustness_and_groups_refuse_predictions_of_other_images(tmp_path):
     rows = pd.DataFrame([dict.fromkeys([*INVENTORY_COLUMNS, *FACE_COLUMNS], "")] * 6).assign(emotion="anger")
-    models = {"a": Candidate(lambda images: np.full((len(images), 2), 0.5)), "b": Candidate(lambda _: np.eye(2))}
+    models = {"a": lambda images: np.full((len(images), 2), 0.5), "b": lambda _: np.eye(2)}
     images = np.zeros((6, 48, 48, 1), np.uint8)
     with pytest.raises(ValueError, match="b gives 2 predictions for 6 images"):
-        covered_faces(models, rows, images, LABELS, FACES, tmp_path, replace(ROBUSTNESS, resamples=20))
+        robustness_section(models, rows, images, LABELS, FACES, tmp_path, options=QUICK)
     columns = pd.Series(["x", "y"] * 40), ["anger"] * 80, ["anger"] * 80
     with pytest.raises(ValueError, match="same images"):
-        compare_groups(*columns, ["anger"] * 79, LABELS, None)
+        compare_fairness(*columns, ["anger"] * 79, LABELS, None)
 
 
 def seen(name: str, random: np.random.Generator, names: list[str]) -> Seen:

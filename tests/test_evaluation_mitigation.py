@@ -9,14 +9,14 @@ import pytest
 from sklearn.metrics import accuracy_score
 
 from common.errors import InputError
-from configuration import FAIRNESS
-from evaluation.sections.fairness import audit_groups
-from evaluation.sections.mitigation import before_and_after, compare
+from configuration import EVALUATION, FAIRNESS
+from evaluation.sections.fairness import fairness_section
+from evaluation.sections.mitigation import compare_fairness, mitigation_section
 from training.balancing import sample_weights
 from training.data import FaceBatches
 
 LABELS = ("anger", "happiness")
-QUICK = replace(FAIRNESS, resamples=300, permutations=600)
+QUICK = replace(FAIRNESS, permutations=600), replace(EVALUATION, resamples=300)
 SIDE = 8
 
 
@@ -47,7 +47,7 @@ def predictions(network: keras.Model, images: np.ndarray) -> list[str]:
 
 @pytest.fixture(scope="module")
 def biased_and_balanced():
-    """Train on angry men and happy women, as they come and reweighed; answer on an even mix of others."""
+    """Train on angry men and happy women, with and without balancing; predict a balanced mix of others."""
     skewed = {("f", "anger"): 150, ("f", "happiness"): 1350, ("m", "anger"): 1350, ("m", "happiness"): 150}
     rows, images = faces(0, skewed)
     even = {(group, emotion): 400 for group in "fm" for emotion in LABELS}
@@ -57,28 +57,28 @@ def biased_and_balanced():
     return test_rows, plain, balanced
 
 
-def test_the_audit_finds_the_bias_and_reweighing_shrinks_it(biased_and_balanced, tmp_path):
+def test_bias_is_found_and_balancing_reduces_it(biased_and_balanced, tmp_path):
     rows, plain, balanced = biased_and_balanced
-    biased = audit_groups(rows, plain, LABELS, ["gender"], tmp_path, QUICK)
+    biased = fairness_section(rows, plain, LABELS, ["gender"], tmp_path, *QUICK)
     assert biased.values["gender"]["alarm"]
-    assert "happiness is recognised least in m" in " ".join(biased.sentences)
+    assert "the recall of happiness is lowest for m" in " ".join(biased.sentences)
 
-    section = before_and_after(rows, plain, balanced, ("plain", "balanced"), LABELS, ["gender"], QUICK)
+    section = mitigation_section(rows, plain, balanced, ("plain", "balanced"), LABELS, ["gender"], *QUICK)
     assert json.loads(json.dumps(section.values, allow_nan=False)) == section.values
     odds = {row["score"]: row for row in section.values["gender"]}["equalised odds, worst emotion"]
     assert odds["before"] > 0.3 and odds["after"] < odds["before"] / 2 and odds["p"] < 0.01
-    assert "balanced treats the groups more alike" in section.sentences[0]
+    assert "balanced has smaller gaps between the groups" in section.sentences[0]
 
 
-def test_the_table_recomputes_and_is_paired(biased_and_balanced):
+def test_changes_are_recomputed_and_paired(biased_and_balanced):
     rows, plain, balanced = biased_and_balanced
-    found = compare(rows["gender"], rows["emotion"], plain, balanced, LABELS, None, QUICK)
+    found = compare_fairness(rows["gender"], rows["emotion"], plain, balanced, LABELS, None, *QUICK)
     assert found is not None
-    for column, answer in (("before", plain), ("after", balanced)):
-        assert found.loc["accuracy", column] == pytest.approx(accuracy_score(rows["emotion"], answer))
-        right = (rows["emotion"] == answer).groupby(rows["gender"]).mean()
+    for column, predicted in (("before", plain), ("after", balanced)):
+        assert found.loc["accuracy", column] == pytest.approx(accuracy_score(rows["emotion"], predicted))
+        right = (rows["emotion"] == predicted).groupby(rows["gender"]).mean()
         assert found.loc["accuracy of the worst group", column] == pytest.approx(right.min())
-        recall = (rows["emotion"] == answer).groupby([rows["emotion"], rows["gender"]]).mean().unstack()
+        recall = (rows["emotion"] == predicted).groupby([rows["emotion"], rows["gender"]]).mean().unstack()
         # With two emotions, one's false positives are what the other misses.
         widest = (recall.max(axis=1) - recall.min(axis=1)).max()
         assert found.loc["equalised odds, worst emotion", column] == pytest.approx(widest)
@@ -87,16 +87,16 @@ def test_the_table_recomputes_and_is_paired(biased_and_balanced):
     low, high = found["low"]["accuracy"], found["high"]["accuracy"]
     assert (high - low) / 2 == pytest.approx(half, rel=0.2)
 
-    same = compare(rows["gender"], rows["emotion"], plain, plain, LABELS, None, QUICK)
+    same = compare_fairness(rows["gender"], rows["emotion"], plain, plain, LABELS, None, *QUICK)
     assert same is not None and not same[["change", "low", "high"]].fillna(0).to_numpy().any()
     assert (same["p"].dropna() == 1).all()
 
 
-def test_nothing_is_claimed_of_two_models_alike(biased_and_balanced):
+def test_equal_models_have_no_significant_change(biased_and_balanced):
     rows, plain, _ = biased_and_balanced
-    section = before_and_after(rows, plain, plain, ("a", "b"), LABELS, ["gender"], QUICK)
-    assert "not shown" in section.sentences[0]
-    few = before_and_after(rows.iloc[::40], plain[::40], plain[::40], ("a", "b"), LABELS, ["gender"], QUICK)
-    assert "not compared" in few.sentences[0] and not few.tables
-    with pytest.raises(InputError, match="no column to group people by"):
-        before_and_after(rows, plain, plain, ("a", "b"), LABELS, ["race"], QUICK)
+    section = mitigation_section(rows, plain, plain, ("a", "b"), LABELS, ["gender"], *QUICK)
+    assert "no significant change" in section.sentences[0]
+    few = mitigation_section(rows.iloc[::40], plain[::40], plain[::40], ("a", "b"), LABELS, ["gender"], *QUICK)
+    assert "not compared" in few.warnings[0] and not few.tables
+    with pytest.raises(InputError, match="is not a column of groups"):
+        mitigation_section(rows, plain, plain, ("a", "b"), LABELS, ["race"], *QUICK)

@@ -87,7 +87,7 @@ def test_interrupted_evaluation_leaves_the_earlier_report_intact(evaluate, monke
 
     _, folder, model, report = evaluate("--quick")
     before = {file.name: file.read_bytes() for file in report.iterdir()}
-    monkeypatch.setattr("evaluation.model_evaluation.covered", interrupt)  # the last part of the report
+    monkeypatch.setattr("evaluation.model_evaluation.measure_robustness", interrupt)  # the last part of the report
     stopped = evaluate("--quick", "--resamples", 30, folder=folder, model=model)[0]
     assert stopped.returncode == 130
     assert {file.name: file.read_bytes() for file in report.iterdir()} == before
@@ -235,12 +235,12 @@ def sections_of(report):
 def test_the_report_shows_each_figure_and_keeps_the_numbers_behind_it(evaluate):
     done, _, _, report = evaluate()
     assert done.returncode == 0, done.stderr
-    names = ["performance", "honesty", "confidence", "failures", "covered_faces"]
+    names = ["performance", "honesty", "confidence", "failures", "robustness"]
     assert list(sections_of(report)) == names
     images = (report / "report.html").read_text().count('<img src="data:image/png;base64,')
     pictures = sorted(file.stem for file in report.glob("*.png"))
     assert images == len(pictures) >= 6
-    numbers = [name for name in pictures if name != "covers"]  # the sheet of covered faces shows no numbers
+    numbers = [name for name in pictures if name != "perturbations"]  # the sheet of covered faces shows no numbers
     assert all((report / f"{name}.csv").stat().st_size > 20 for name in numbers)
     assert not list(report.glob(".*"))
     metrics = metrics_of(report)
@@ -379,12 +379,12 @@ def test_models_of_other_label_sets_are_compared_with_covered_faces_too(make_dat
     done = run_step("evaluation.model_evaluation", "--model", models[0], "--model", models[1], *options)
     assert done.returncode == 0, done.stderr
     metrics = metrics_of(tmp_path / "reports" / folder.name / "comparison-tiny-two" / "test-labels-quick")
-    plain = {row["model"]: row for row in metrics["covered_faces"]["covers"] if row["cover"] == "none"}
+    plain = {row["model"]: row for row in metrics["robustness"]["perturbations"] if row["perturbation"] == "none"}
     measured = metrics["comparison"]["measured"]
     assert {name: row["accuracy"] for name, row in plain.items()} == pytest.approx(
         {name: measured[f"{name}|accuracy"] for name in ("tiny", "two")}
     )
-    assert metrics["covered_faces"]["n"] == 8  # of the two emotions that both know
+    assert metrics["robustness"]["n"] == 8  # of the two emotions that both know
     assert any("two learnt from crowd votes" in note and "favours" in note for note in metrics["notes"])
 
 

@@ -1,5 +1,4 @@
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,8 +12,9 @@ from cards import model_card
 
 from common.errors import InputError
 from common.images import pixel_hash
-from configuration import END_TO_END, FACES
-from evaluation.sections.end_to_end import MISSED, in_the_wild, labelled_pictures, score
+from configuration import EVALUATION, FACES
+from evaluation.sections import end_to_end
+from evaluation.sections.end_to_end import MISSED, end_to_end_section, labelled_images, score
 from inference.crops import network_input, read_image_rgb
 from inference.emotion_classifier import EmotionClassifier
 from inference.face_detector import build_detector
@@ -24,19 +24,19 @@ from preprocessing.tables import FACE_COLUMNS, INVENTORY_COLUMNS, read_table, wr
 
 
 class Always:
-    """A classifier that gives every face the same answer, and keeps what it was shown."""
+    """A classifier that predicts the same for every face, and keeps the crops."""
 
     faces = FACES
 
-    def __init__(self, answer: str, labels: tuple[str, ...] = ("anger", "happiness", "neutral"), **card):
+    def __init__(self, label: str, labels: tuple[str, ...] = ("anger", "happiness", "neutral"), **card):
         self.labels = labels
         self.card = model_card(**{"labels": list(labels), "dataset": "elsewhere", "split_hash": "0"} | card)
-        self.answer = labels.index(answer)
+        self.predicted = labels.index(label)
         self.shown: list[np.ndarray] = []
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         self.shown += list(images)
-        return np.eye(len(self.labels), dtype=np.float32)[[self.answer] * len(images)]
+        return np.eye(len(self.labels), dtype=np.float32)[[self.predicted] * len(images)]
 
 
 @pytest.fixture(scope="module")
@@ -69,33 +69,33 @@ def pictures(tmp_path, portrait_bgr) -> Path:
 
 
 def run(classifier: Any, detector, source: Path, report: Path):
-    return in_the_wild(cast(EmotionClassifier, classifier), detector, source, report)
+    return end_to_end_section(cast(EmotionClassifier, classifier), detector, source, report)
 
 
-def test_a_missed_face_is_a_mistake_and_is_counted_beside(pictures, detector, tmp_path):
+def test_missed_face_counts_as_incorrect(pictures, detector, tmp_path):
     section = run(Always("happiness"), detector, pictures, tmp_path / "report")
     values = section.values
     assert json.loads(json.dumps(values, allow_nan=False)) == values
-    assert values["pictures"] == 4 and values["unreadable"] == 1
-    assert values["end_to_end"]["value"] == 2 / 4
+    assert values["images"] == 4 and values["unreadable"] == 1
+    assert values["accuracy"]["value"] == 2 / 4
     assert values["missed"]["value"] == 1 / 4
-    assert values["where_found"]["value"] == 2 / 3
-    table = pd.read_csv(tmp_path / "report" / "in_the_wild_pictures.csv", keep_default_na=False).set_index("path")
-    outcomes = {"happy/1.png": "right", "happy/2.jpg": "right", "happy/3.png": MISSED, "angry/1.png": "wrong"}
+    assert values["accuracy_where_found"]["value"] == 2 / 3
+    table = pd.read_csv(tmp_path / "report" / "end_to_end_images.csv", keep_default_na=False).set_index("path")
+    outcomes = {"happy/1.png": "correct", "happy/2.jpg": "correct", "happy/3.png": MISSED, "angry/1.png": "incorrect"}
     assert table["outcome"].to_dict() == outcomes | {"angry/broken.png": "unreadable"}
     assert table.loc["happy/3.png", "prediction"] == "" == table.loc["happy/3.png", "p_anger"]
     assert "50.0" in section.sentences[0] and "25.0" in section.sentences[0] and "66.7" in section.sentences[0]
     assert "angry/broken.png" in " ".join(section.sentences)
     happy = next(row for row in values["per_emotion"] if row["emotion"] == "happiness")
-    assert happy["pictures"] == 3 and happy["right"] == 2 / 3 and happy["missed"] == 1 / 3
+    assert happy["images"] == 3 and happy["correct"] == 2 / 3 and happy["missed"] == 1 / 3
     assert [figure.shows_faces for figure in section.figures] == [False, True]
     for figure in section.figures:
         assert matplotlib.image.imread(figure.file).shape[1] > 400
     counts = pd.read_csv(section.figures[0].file.with_suffix(".csv"), index_col=0)
-    assert counts.loc["happiness"].to_dict() == {"right": 2, "wrong": 0, MISSED: 1}
+    assert counts.loc["happiness"].to_dict() == {"correct": 2, "incorrect": 0, MISSED: 1}
 
 
-def test_the_network_sees_what_step_2_and_the_webcam_would_give_it(pictures, detector, tmp_path):
+def test_crops_are_those_of_step_2_and_the_webcam(pictures, detector, tmp_path):
     classifier = Always("happiness")
     run(classifier, detector, pictures, tmp_path)
     expected = []
@@ -105,7 +105,7 @@ def test_the_network_sees_what_step_2_and_the_webcam_would_give_it(pictures, det
     np.testing.assert_array_equal(np.stack(classifier.shown), np.stack(expected))
 
 
-def test_a_small_crop_is_searched_enlarged(tmp_path, detector, portrait_bgr):
+def test_face_crop_is_enlarged_for_the_detector(tmp_path, detector, portrait_bgr):
     small_bgr = cv2.resize(portrait_bgr[60:320, 130:390], (40, 40), interpolation=cv2.INTER_AREA)
     for name in ("happy", "angry"):
         (tmp_path / "pictures" / name).mkdir(parents=True)
@@ -119,69 +119,70 @@ def test_a_small_crop_is_searched_enlarged(tmp_path, detector, portrait_bgr):
 
     section = run(Always("happiness"), Spy(), tmp_path / "pictures", tmp_path / "report")
     assert searched == [(160, 160, 3)] * 2
-    assert section.values["missed"]["value"] == 0 and section.values["end_to_end"]["value"] == 0.5
+    assert section.values["missed"]["value"] == 0 and section.values["accuracy"]["value"] == 0.5
 
 
-def test_intervals_are_wilsons_or_by_subject():
-    scored = pd.DataFrame({"outcome": ["right"] * 30 + ["wrong"] * 8 + [MISSED] * 2})
+def test_intervals_are_wilson_or_by_subject():
+    scored = pd.DataFrame({"outcome": ["correct"] * 30 + ["incorrect"] * 8 + [MISSED] * 2})
     n, p, z = 40, 0.75, 1.959964
     centre, half = (p + z * z / (2 * n)), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    found = score(scored)["end_to_end"]
+    found = score(scored)["accuracy"]
     assert [found.low, found.high] == pytest.approx([(centre + s * half) / (1 + z * z / n) for s in (-1, 1)], abs=1e-4)
     assert score(scored)["missed"].low > 0  # two of forty: never quite none
-    by_subject = score(scored.assign(subject=[str(number // 10) for number in range(40)]))["end_to_end"]
+    by_subject = score(scored.assign(subject=[str(number // 10) for number in range(40)]))["accuracy"]
     assert by_subject.high - by_subject.low > 1.5 * (found.high - found.low)
-    assert "where_found" not in score(scored[scored["outcome"] == MISSED])
+    assert "accuracy where found" not in score(scored[scored["outcome"] == MISSED])
 
 
-def test_label_sets_are_related_by_a_printed_rule(pictures, detector, tmp_path):
+def test_label_sets_are_related_by_a_rule(pictures, detector, tmp_path):
     (pictures / "contempt").mkdir()
     (pictures / "contempt" / "1.png").write_bytes((pictures / "happy" / "1.png").read_bytes())
     section = run(Always("neutral"), detector, pictures, tmp_path)
     assert "the data has no neutral" in section.sentences[1]
-    assert "model has no contempt: those images are excluded (1 pictures)" in section.sentences[1]
-    assert section.values["left_out"] == 1 and section.values["pictures"] == 4
+    assert "model has no contempt: those images are excluded (1 images)" in section.sentences[1]
+    assert section.values["left_out"] == 1 and section.values["images"] == 4
     with pytest.raises(InputError, match="do not fit"):
         run(Always("neutral", ("neutral", "sadness")), detector, pictures, tmp_path)
 
 
-def test_an_inventory_gives_its_usable_pictures(pictures):
+def test_inventory_gives_its_usable_images(pictures):
     rows = [{**dict.fromkeys(INVENTORY_COLUMNS, ""), "path": f"happy/{n}", "status": "ok"} for n in ("1.png", "2.jpg")]
     rows[0] |= {"emotion": "sadness", "subject": "S1"}
     write_table(pd.DataFrame(rows), pictures / "inventory.csv")
-    found, folder = labelled_pictures(pictures)
+    found, folder = labelled_images(pictures)
     assert found[["path", "emotion", "subject"]].to_numpy().tolist() == [["happy/1.png", "sadness", "S1"]]
     assert folder == pictures
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("missing", "is no folder"), ("empty", "holds no labelled picture"), ("mixed", "names no emotion")],
+    [("missing", "is no folder"), ("empty", "holds no labelled image"), ("mixed", "names no emotion")],
 )
-def test_folders_without_labelled_pictures_are_refused(tmp_path, name, words):
+def test_folders_without_labelled_images_are_refused(tmp_path, name, words):
     (tmp_path / "empty").mkdir()
     (tmp_path / "mixed" / "holiday").mkdir(parents=True)
     (tmp_path / "mixed" / "holiday" / "1.png").write_bytes(b"")
     with pytest.raises(InputError, match=words):
-        labelled_pictures(tmp_path / name)
+        labelled_images(tmp_path / name)
 
 
-def test_no_readable_picture_at_all_is_told(tmp_path, detector):
+def test_folder_of_unreadable_images_is_refused(tmp_path, detector):
     for name in ("happy", "angry"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "1.png").write_bytes(b"no picture")
-    with pytest.raises(InputError, match="none of its 2 pictures can be read"):
+    with pytest.raises(InputError, match="none of its 2 images can be read"):
         run(Always("happiness"), detector, tmp_path, tmp_path / "report")
 
 
-def test_no_more_failures_are_shown_than_asked_for(pictures, detector, tmp_path):
+def test_number_of_failures_shown_is_limited(pictures, detector, tmp_path, monkeypatch):
     classifier = cast(EmotionClassifier, Always("anger"))
-    section = in_the_wild(classifier, detector, pictures, tmp_path, replace(END_TO_END, failures=2))
+    monkeypatch.setattr(end_to_end, "MAX_FAILURES", 2)
+    section = end_to_end_section(classifier, detector, pictures, tmp_path)
     assert section.figures[1].caption.startswith("2 of 3 failures")
 
 
 class Nothing:
-    """A detector that finds no face, in no time."""
+    """A detector that finds no face."""
 
     def detect(self, image_rgb: np.ndarray) -> list[Face]:
         return []
@@ -208,11 +209,11 @@ def data_set(tmp_path) -> Path:
 
 def scored_on(source: Path, hashes: ImageHashes):
     classifier = cast(EmotionClassifier, Always("anger"))
-    return in_the_wild(classifier, Nothing(), source, source.parent / "report", END_TO_END, hashes)
+    return end_to_end_section(classifier, Nothing(), source, source.parent / "report", EVALUATION, hashes)
 
 
 @pytest.mark.parametrize("source", ["the data set", "its pictures", "renamed", "copies in colour"])
-def test_training_and_selection_pictures_are_counted_and_named(data_set, tmp_path, source):
+def test_training_and_selection_images_are_counted_and_named(data_set, tmp_path, source):
     table = read_table(data_set, "split.csv")
     trained, selected = (table.loc[table["split"] == split, "pixel_hash"] for split in ("train", "dev"))
     hashes = ImageHashes.of(trained, selected)
@@ -230,25 +231,25 @@ def test_training_and_selection_pictures_are_counted_and_named(data_set, tmp_pat
             cv2.imwrite(str(folder / file.parent.name / f"copy_{file.name}"), image_bgr)
     section = scored_on(folder, hashes)
     values = section.values
-    assert (values["training_pictures"], values["selection_pictures"], values["pictures"]) == (4, 2, 8)
-    assert values["held_out"] is False and values["without_known"]["pictures"] == 2 and not values["not_checked"]
-    assert "NOT A HELD-OUT SCORE: 4 of the 8 whole pictures are training images" in section.warnings[0]
-    assert "2 of the 8 whole pictures chose the network" in section.warnings[1]
+    assert (values["training_images"], values["selection_images"], values["images"]) == (4, 2, 8)
+    assert values["held_out"] is False and values["without_known"]["images"] == 2
+    assert "NOT A HELD-OUT SCORE: 4 of the 8 full images are training images" in section.warnings[0]
+    assert "2 of the 8 full images were used to select" in section.warnings[1]
     assert "NOT A HELD-OUT SCORE" in section.figures[0].caption
-    known = pd.read_csv(tmp_path / ("data" if source != "copies in colour" else "") / "report/in_the_wild_pictures.csv")
+    known = pd.read_csv(tmp_path / ("data" if source != "copies in colour" else "") / "report/end_to_end_images.csv")
     names = known["path"].str.extract("(train|dev|test)")[0]
     expected = names.map({"train": "training", "dev": "selection", "test": ""})
     assert known["known"].fillna("").tolist() == expected.tolist()
 
 
-def test_new_pictures_are_held_out_only_where_the_training_images_are_known(data_set):
+def test_new_images_are_held_out_only_with_a_list_of_training_images(data_set):
     assert scored_on(data_set, ImageHashes.of()).values["held_out"] is True
     section = scored_on(data_set, UNKNOWN)
     assert section.values["held_out"] is None and not section.warnings
-    assert "has no complete list of these" in " ".join(section.sentences)
+    assert "has no complete list of them" in " ".join(section.sentences)
 
 
-def test_whole_pictures_are_answered_in_float32(make_dataset, tiny_model, run_step, tmp_path, portrait_bgr, detector):
+def test_full_images_are_classified_in_float32(make_dataset, tiny_model, run_step, tmp_path, portrait_bgr, detector):
     for name, image_bgr in {
         "happy": portrait_bgr,
         "angry": portrait_bgr[:, ::-1],
@@ -260,7 +261,7 @@ def test_whole_pictures_are_answered_in_float32(make_dataset, tiny_model, run_st
     roots = ["--data", folder.parent, "--reports", tmp_path / "reports", "--dataset", folder.name, "--quick"]
     done = run_step("evaluation.model_evaluation", *roots, "--model", model, "--pictures", tmp_path / "pictures")
     assert done.returncode == 0, done.stderr
-    (report,) = (tmp_path / "reports").rglob("in_the_wild_pictures.csv")
+    (report,) = (tmp_path / "reports").rglob("end_to_end_images.csv")
     assert report.parent.name == f"test-labels-pictures-{tmp_path.name}-pictures-quick"
     found = pd.read_csv(report).set_index("path")
     classifier = EmotionClassifier.load(model)

@@ -1,0 +1,342 @@
+import json
+import tracemalloc
+from dataclasses import replace
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pandas as pd
+import pytest
+from fairlearn.metrics import equalized_odds_difference
+from scipy.stats import fisher_exact, studentized_range
+from sklearn import metrics
+
+from common.errors import InputError
+from configuration import EVALUATION, FAIRNESS, EvaluationConfig, FairnessConfig
+from evaluation.metrics import fairness
+from evaluation.metrics.fairness import (
+    HALVES,
+    GroupComparison,
+    codes,
+    compare_groups,
+    contingency_tables,
+    gaps,
+    permuted_tables,
+    rates,
+    scores_by_group,
+    simultaneous_width,
+)
+from evaluation.metrics.paired import holm
+from evaluation.sections.fairness import check_columns, fairness_section, join_group_table
+
+LABELS = ("anger", "happiness", "neutral")
+QUICK, FEW = replace(EVALUATION, resamples=200), replace(FAIRNESS, permutations=600)
+
+
+@pytest.fixture(autouse=True)
+def few_tables_at_once(monkeypatch):
+    monkeypatch.setattr(fairness, "_CHUNK", 20_000)
+
+
+def people(
+    count: int, seed: int, accuracy: dict[str, float], mix: dict[str, list[float]] | None = None
+) -> pd.DataFrame:
+    """Return rows with a group, a true emotion (by group in the shares `mix`), and a prediction."""
+    random = np.random.default_rng(seed)
+    group = random.choice(list(accuracy), count)
+    even = [1 / len(LABELS)] * len(LABELS)
+    truth = np.array([random.choice(LABELS, p=(mix or {}).get(name, even)) for name in group])
+    wrong = np.array([random.choice([label for label in LABELS if label != shown]) for shown in truth])
+    correct = random.random(count) < np.array([accuracy[name] for name in group])
+    rows = pd.DataFrame({"emotion": truth, "prediction": np.where(correct, truth, wrong), "gender": group})
+    return rows.assign(path=[f"images/{number}.png" for number in range(count)], subject="")
+
+
+def section_of(rows: pd.DataFrame, columns: list[str], report):
+    return fairness_section(rows, rows["prediction"].tolist(), LABELS, columns, report, FEW, QUICK)
+
+
+def coded(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    groups = sorted(set(rows["gender"]))
+    group, truth, prediction = (
+        codes(rows[name].to_numpy(), of)
+        for name, of in (("gender", groups), ("emotion", LABELS), ("prediction", LABELS))
+    )
+    return group, truth, prediction
+
+
+def comparison_of(
+    rows: pd.DataFrame,
+    clusters: np.ndarray | None = None,
+    few: FairnessConfig = FEW,
+    options: EvaluationConfig = QUICK,
+) -> GroupComparison:
+    found = compare_groups(
+        rows["gender"], rows["emotion"].to_numpy(), rows["prediction"].to_numpy(), LABELS, clusters, few, options
+    )
+    assert found is not None
+    return found
+
+
+def alarms(found: GroupComparison) -> bool:
+    tested = found.gaps.loc[~found.gaps["score"].isin(HALVES), "p"]
+    return bool((holm(tested.to_numpy()) < FAIRNESS.significance).any())
+
+
+# ---------------------------------------------------------------- scores and gaps
+
+
+def test_scores_and_gaps_are_those_of_scikit_learn_and_fairlearn():
+    rows = people(400, 1, {"a": 0.8, "b": 0.6, "c": 0.5})
+    counts = contingency_tables(*coded(rows), 3, 3)
+    frame, found, spread = (
+        scores_by_group(counts, list("abc"), LABELS),
+        rates(counts),
+        gaps(counts, np.ones((3, 3), bool)),
+    )
+    for number, name in enumerate("abc"):
+        own = rows[rows["gender"] == name]
+        report: Any = metrics.classification_report(own["emotion"], own["prediction"], output_dict=True)
+        expected = {"accuracy": report["accuracy"], "macro F1": report["macro avg"]["f1-score"]}
+        assert {score: found[score][number] for score in expected} == pytest.approx(expected)
+        for column, label in enumerate(LABELS):
+            shown, named = own["emotion"] == label, own["prediction"] == label
+            own_rates = {"recall": report[label]["recall"], "false positive rate": named[~shown].mean()}
+            assert {score: found[score][number, column] for score in own_rates} == pytest.approx(own_rates)
+            expected |= {f"{score} {label}": value for score, value in own_rates.items()}
+        assert frame.by_group.loc[name].to_dict() == pytest.approx(expected)
+    difference = frame.difference(method="between_groups")
+    for score in ("accuracy", "macro F1"):
+        assert spread[score] == pytest.approx(difference[score])
+    for column, label in enumerate(LABELS):
+        shown, named = rows["emotion"] == label, rows["prediction"] == label
+        expected = equalized_odds_difference(shown, named, sensitive_features=rows["gender"])
+        assert spread["equalised odds"][column] == pytest.approx(expected)
+
+
+def test_emotion_with_few_images_in_a_group_is_not_compared():
+    counts = np.zeros((2, 3, 3), int)
+    counts[:, 1, 1] = counts[:, 2, 2] = 50
+    counts[0, 0, 0] = 40
+    counts[1, 0, 1] = 1  # one missed image of anger in the second group
+    found = gaps(counts, fairness.enough_images(counts, 10))
+    assert np.isnan(found["recall"][0]) and np.isnan(found["equalised odds"][0]) and found["recall"][1] == 0
+
+
+# ---------------------------------------------------------------- permutation test
+
+
+def test_permutation_test_agrees_with_fishers_exact_test():
+    # With one emotion, permuting the groups is what Fisher's test of a 2 x 2 table does.
+    hits = {"a": (70, 30), "b": (54, 40)}
+    rows = pd.concat(
+        pd.DataFrame({"gender": name, "prediction": ["anger"] * right + ["neutral"] * wrong})
+        for name, (right, wrong) in hits.items()
+    ).assign(emotion="anger")
+    found = comparison_of(rows, few=replace(FAIRNESS, permutations=20_000), options=replace(QUICK, resamples=50))
+    exact = fisher_exact([list(pair) for pair in hits.values()])[1]
+    assert found.gaps.set_index("score")["p"]["accuracy"] == pytest.approx(exact, abs=0.02)
+
+
+def by_subject(seed: int) -> pd.DataFrame:
+    """Return 40 people of two groups with other mixes of emotions, with ten images each; accuracy varies by person."""
+    random, rows = np.random.default_rng(seed), []
+    mixes = {"a": [0.2, 0.6, 0.2], "b": [0.6, 0.2, 0.2]}
+    accuracy = {"anger": 0.4, "happiness": 0.85, "neutral": 0.7}
+    for person in range(40):
+        name, skill = "ab"[person % 2], random.normal(0, 0.15)
+        for shown in random.choice(LABELS, 10, p=mixes[name]):
+            hit = random.random() < accuracy[shown] + skill
+            rows.append((person, name, shown, shown if hit else LABELS[(LABELS.index(shown) + 1) % 3]))
+    return pd.DataFrame(rows, columns=["person", "gender", "emotion", "prediction"])
+
+
+@pytest.mark.parametrize("clustered", [False, True])
+def test_permutations_keep_the_number_of_images_of_each_group_and_emotion(clustered):
+    rows = by_subject(3)
+    real = contingency_tables(*coded(rows), 2, 3)
+    clusters = rows["person"].to_numpy() if clustered else None
+    permuted = permuted_tables(*coded(rows), (2, 3), clusters, np.random.default_rng(0))
+    tables = np.concatenate([next(permuted) for _ in range(200 if clustered else 1)])
+    assert (tables.sum(axis=1) == real.sum(axis=0)).all() and (tables.sum(axis=3) == real.sum(axis=2)).all()
+    expected = real.sum(axis=2)[:, :, None] * real.sum(axis=0) / real.sum(axis=(0, 2))[:, None]
+    np.testing.assert_allclose(tables.mean(axis=0), expected, atol=3 if clustered else 0.5)
+
+
+def test_other_mix_of_emotions_of_subjects_is_no_bias_but_a_real_bias_is_found():
+    few, options = replace(FEW, permutations=300), replace(QUICK, resamples=20)
+    found = [
+        comparison_of(rows, rows["person"].to_numpy(), few, options)
+        for rows in (by_subject(200 + n) for n in range(12))
+    ]
+    assert sum(map(alarms, found)) <= 3  # permuting whole subjects would alarm in half of them
+    rows = by_subject(9)
+    hurt = (rows["gender"] == "b") & (np.random.default_rng(1).random(len(rows)) < 0.5)
+    rows.loc[hurt, "prediction"] = "neutral"
+    assert comparison_of(rows, rows["person"].to_numpy()).gaps.set_index("score")["p"]["accuracy"] < 0.02
+
+
+def test_unbiased_model_does_not_alarm():
+    options = replace(QUICK, resamples=20)
+    assert sum(alarms(comparison_of(people(500, 100 + seed, dict.fromkeys("abc", 0.7)), options=options))
+               for seed in range(20)) <= 1  # fmt: skip
+
+
+# ---------------------------------------------------------------- intervals
+
+
+def test_intervals_have_the_width_of_theory():
+    rows = people(900, 3, {"a": 0.8, "b": 0.79, "c": 0.8})
+    found = comparison_of(rows, options=EVALUATION)
+    own = found.scores.iloc[0]
+    half = 1.96 * np.sqrt(own["value"] * (1 - own["value"]) / own["images"])
+    assert [own["value"] - own["low"], own["high"] - own["value"]] == pytest.approx([half] * 2, rel=0.15)
+    row = found.gaps.iloc[0]  # Tukey's test of all pairs
+    parts = [rows.loc[rows["gender"] == row[f"{end} group"]] for end in ("worst", "best")]
+    shares = [(part["emotion"] == part["prediction"]).mean() for part in parts]
+    spread = np.sqrt(sum(p * (1 - p) / len(part) for p, part in zip(shares, parts, strict=True)))
+    half = studentized_range.ppf(0.95, 3, np.inf) / np.sqrt(2) * spread
+    gap = shares[1] - shares[0]
+    assert [row["low"], row["high"]] == pytest.approx([gap - half, gap + half], abs=0.012) and row["low"] < 0
+
+
+def test_interval_of_the_largest_gap_holds_that_gap():
+    random, held, held_by_its_own = np.random.default_rng(1), 0, 0
+    for _ in range(100):  # ten equal groups
+        values = random.binomial(60, 0.7, 10) / 60
+        drawn = random.binomial(60, values, (300, 10)) / 60
+        lowest, highest = int(values.argmin()), int(values.argmax())
+        width = simultaneous_width(drawn, values, (values, values), lowest, highest, 0.95)
+        held += values[highest] - values[lowest] <= width
+        held_by_its_own += np.quantile(drawn[:, highest] - drawn[:, lowest], 0.025) <= 0
+    assert held >= 88 and held_by_its_own < 50
+
+
+def test_rates_of_one_and_gaps_of_zero_have_intervals_of_some_width():
+    found = comparison_of(people(120, 1, {"a": 1.0, "b": 1.0}))
+    for _, row in pd.concat([found.scores, found.gaps]).iterrows():
+        assert row["score"] == "equalised odds" or row["high"] - row["low"] > 0.02, row
+
+
+def test_subjects_are_resampled_and_permuted_as_a_whole():
+    # All images of a person are correct, or none is.
+    random = np.random.default_rng(4)
+    correct = np.repeat(random.random(40) < 0.6, 10)
+    truth = random.choice(LABELS, 400)
+    wrong = np.array([LABELS[(LABELS.index(shown) + 1) % 3] for shown in truth])
+    group, clusters = np.repeat(np.where(np.arange(40) < 20, "a", "b"), 10), np.repeat(np.arange(40), 10)
+    rows = pd.DataFrame({"emotion": truth, "prediction": np.where(correct, truth, wrong), "gender": group})
+    subject, image = comparison_of(rows, clusters), comparison_of(rows)
+    widths = [(found.scores["high"] - found.scores["low"])[0] for found in (subject, image)]
+    assert widths[0] > 2.5 * widths[1] and subject.gaps["critical gap"][0] > 2 * image.gaps["critical gap"][0]
+    assert not subject.mixed_subjects
+    assert comparison_of(rows.assign(gender=random.permutation(group)), clusters).mixed_subjects
+
+
+def test_million_images_take_little_memory():
+    rows = pd.concat([people(20_000, 11, {"a": 0.7, "b": 0.72})] * 50, ignore_index=True)
+    tracemalloc.start()
+    found = comparison_of(rows, options=EVALUATION)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.images == 1_000_000 and peak < 400e6
+
+
+# ---------------------------------------------------------------- section
+
+
+def test_bias_is_found_and_named(tmp_path):
+    rows = people(900, 6, {"female": 0.85, "male": 0.6})
+    section = section_of(rows, ["gender"], tmp_path)
+    assert section.values["gender"]["alarm"]
+    assert json.loads(json.dumps(section.values, allow_nan=False)) == section.values
+    text = " ".join(section.sentences)
+    assert "Worst accuracy: male" in text and "best: female" in text and "differ significantly" in text
+    gap = pd.DataFrame(section.values["gender"]["gaps"]).iloc[0]
+    real = rows.groupby("gender").apply(lambda own: (own["emotion"] == own["prediction"]).mean())
+    assert gap["gap"] == pytest.approx(real["female"] - real["male"]) and gap["low"] < 0.25 < gap["high"]
+    (figure,) = section.figures
+    assert matplotlib.image.imread(figure.file).shape[1] > 500
+    assert set(pd.read_csv(figure.file.with_suffix(".csv"))["group"]) == {"female", "male"}
+
+
+def test_bias_against_one_emotion_of_an_intersection_is_found(tmp_path):
+    rows, random = people(2400, 7, {"female": 0.8, "male": 0.8}), np.random.default_rng(8)
+    rows["race"] = random.choice(["x", "y"], len(rows))
+    hurt = (rows["gender"] == "male") & (rows["race"] == "y") & (rows["emotion"] == "happiness")
+    rows.loc[hurt, "prediction"] = random.choice(["anger", "happiness"], int(hurt.sum()), p=[0.7, 0.3])
+    section = section_of(rows, ["gender", "race"], tmp_path)
+    assert set(section.values) == {"gender", "race", "gender x race"} and len(section.figures) == 3
+    assert "gender x race: the recall of happiness is lowest for male, y" in " ".join(section.sentences)
+
+
+def test_other_mix_of_emotions_alone_is_no_bias(tmp_path):
+    # The model often misses anger, and one group shows more of it.
+    rows = people(1500, 9, {"a": 1, "b": 1}, {"a": [0.2, 0.7, 0.1], "b": [0.7, 0.2, 0.1]})
+    missed = (rows["emotion"] == "anger") & (np.random.default_rng(9).random(len(rows)) < 0.6)
+    rows.loc[missed, "prediction"] = "neutral"
+    section = section_of(rows, ["gender"], tmp_path)
+    gap = pd.DataFrame(section.values["gender"]["gaps"]).iloc[0]
+    assert gap["gap"] > 0.2 and gap["by chance"] == pytest.approx(gap["gap"], abs=0.08)
+    assert not section.values["gender"]["alarm"] and "does not prove fairness" in section.sentences[-1]
+
+
+def test_small_groups_are_named_but_not_scored(tmp_path):
+    rows = people(300, 10, {"a": 0.7, "b": 0.7})
+    rows.loc[:11, "gender"] = "few"
+    rows.loc[12:16, "gender"] = ""
+    section = section_of(rows, ["gender"], tmp_path)
+    (warning,) = section.warnings
+    assert "groups not compared: gender, fewer than 30 images: few (12); gender, no value: 5 images" in warning
+    assert {row["group"] for row in section.values["gender"]["scores"]} == {"a", "b"}
+    alone = section_of(rows.iloc[:60].assign(gender=["a"] * 50 + ["b"] * 10), ["gender"], tmp_path)
+    assert "b (10)" in alone.warnings[0] and not alone.figures and not alone.values
+
+
+# ---------------------------------------------------------------- group columns
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "words"),
+    [
+        ("sex", ["f", "m"], "is not a column of groups; the table has gender; join"),
+        ("emotion", None, "is not a column of groups"),
+        ("gender", ["f", ""], "the one value 'f'"),
+        ("gender", ["", ""], "no value"),
+        ("gender", [str(number) for number in range(60)], "60 values"),
+    ],
+)
+def test_columns_that_do_not_define_groups_are_refused(column, values, words):
+    rows = people(120, 0, {"a": 0.5, "b": 0.5}).drop(columns=["prediction"])
+    if values:
+        rows["gender"] = np.resize(values, len(rows))
+    with pytest.raises(InputError, match=words):
+        check_columns(rows, [column])
+
+
+def test_group_table_is_joined_by_path(tmp_path):
+    rows = people(6, 0, {"a": 1}).drop(columns="gender").iloc[::-1]
+    file = tmp_path / "groups.csv"
+    file.write_text("path,gender\nimages/1.png,female\nimages/4.png,male\nimages/99.png,male\n", encoding="utf-8")
+    joined = join_group_table(rows, file)
+    assert joined["gender"].tolist() == ["", "male", "", "", "female", ""]
+    assert joined["path"].tolist() == rows["path"].tolist() and joined.index.equals(rows.index)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "does not exist"),
+        ("picture,gender\n1,f\n", "it needs path"),
+        ("path,gender\nimages/1.png,f\nimages/1.png,m\n", "'images/1.png' twice"),
+        ("path,emotion\nimages/1.png,anger\n", "has a column 'emotion' already"),
+        ("path,gender\nelse/1.png,f\n", "none of its paths"),
+        ("", "not a readable CSV"),
+    ],
+)
+def test_unusable_group_table_is_refused(tmp_path, content, words):
+    rows = people(6, 0, {"a": 1}).drop(columns="gender")
+    if content is not None:
+        (tmp_path / "groups.csv").write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=words):
+        join_group_table(rows, tmp_path / "groups.csv")
