@@ -156,7 +156,7 @@ def test_inventory_gives_its_usable_images(pictures):
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("missing", "is no folder"), ("empty", "holds no labelled image"), ("mixed", "names no emotion")],
+    [("missing", "is no folder"), ("empty", "holds no labelled image"), ("mixed", "is no emotion")],
 )
 def test_folders_without_labelled_images_are_refused(tmp_path, name, words):
     (tmp_path / "empty").mkdir()
