@@ -121,7 +121,7 @@ def webcam_clip(footage: Footage, rate: float, seed: int) -> Iterator[np.ndarray
     left, top, zoom, gain = (_path(random, times, *limits) for limits in ((0, 1), (0, 1), (0, 1.2), (0.3, 1.3)))
     for event in random.uniform(0, CLIP_SECONDS, 4):  # flashes, and lights that are switched
         gain[(times >= event) & (times < event + random.uniform(0.03, 0.1))] *= random.uniform(1.5, 4.0)
-        gain[times >= event] *= random.uniform(0.5, 1.5)
+        gain[(times >= event) & (times < event + random.uniform(1, 4))] *= random.uniform(0.3, 1.0)
     for index in range(len(times)):
         place = int(index * 30 / rate) % max(1, 2 * len(frames) - 2)
         world_bgr = frames[min(place, 2 * len(frames) - 2 - place)] if len(frames) > 1 else frames[0]
@@ -134,8 +134,8 @@ def webcam_clip(footage: Footage, rate: float, seed: int) -> Iterator[np.ndarray
 
 
 def _path(random: np.random.Generator, times: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Return a value between two bounds at each time; it moves to another one about every second."""
-    knots = np.sort(random.uniform(0, CLIP_SECONDS, round(CLIP_SECONDS)))
+    """Return a value between two bounds at each time; it moves to another one every second."""
+    knots = np.arange(CLIP_SECONDS + 1)
     return np.interp(times, knots, random.uniform(low, high, len(knots)))
 
 

@@ -3,15 +3,12 @@
 import json
 import subprocess
 import sys
-from itertools import pairwise
 
 import numpy as np
-import pytest
 from conftest import ROOT
 from realtime_fakes import FACE, FakeClassifier, write_video
 
 from benchmarks import realtime, soak_test
-from common.errors import InputError
 from inference.faces import Face
 from realtime.tracking import TrackedFace
 
@@ -34,22 +31,6 @@ def test_tracking_is_compared_with_full_detection(tmp_path, monkeypatch):
     monkeypatch.setattr(realtime, "Tracker", Fake)
     rows = realtime.measure_tracking([write_video(tmp_path / f"{name}.mp4", frames=6) for name in "ab"])
     assert [list(row.values())[1:] for row in rows] == [[12, 6, 12, 6], [12, 6, 12, 6], [24, 12, 24, 12]]
-
-
-def test_paced_source_skips_frames_that_a_slow_reader_missed():
-    images_bgr = [np.full((4, 4, 3), index, np.uint8) for index in range(12)]
-    taken = []
-    for frame in realtime.paced(images_bgr):
-        assert frame.image_bgr[0, 0, 0] == frame.index
-        assert realtime.time.monotonic() >= frame.captured
-        taken.append(frame.index)
-        realtime.time.sleep(0.1)  # three frames
-    assert taken[0] == 0 and len(taken) <= 5 and all(b - a >= 2 for a, b in pairwise(taken))
-
-
-def test_interpreter_without_fer_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"--with-fer .* does not run fer"):
-        realtime.compare_fer(tmp_path / "x.mp4", None, tmp_path / "python")  # pyright: ignore[reportArgumentType]
 
 
 def test_timed_program_draws_its_first_frame(tmp_path):
