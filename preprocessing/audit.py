@@ -79,19 +79,20 @@ def format_audit(counts: dict[str, Any]) -> str:
     """Return an audit as aligned text, one line per count."""
     per_split = ", ".join(f"{count:,} of {usage or '-'}" for usage, count in counts["cross_split_rows"].items())
     lines = {
-        "images": f"{counts['rows']:,}",
-        "without a label": f"{counts['unlabelled']:,}",
+        "images": counts["rows"],
+        "without a label": counts["unlabelled"],
         "duplicates": f"{counts['duplicates']:,} ({counts['distinct']:,} distinct images)",
         "groups of duplicates across the data set's own splits": f"{counts['cross_split_groups']:,}"
         + (f" (images: {per_split})" if per_split else ""),
-        "groups of duplicates with conflicting labels": f"{counts['conflicting_groups']:,}",
-        "constant images": f"{counts['constant']:,}",
-        "unreadable files": f"{counts['unreadable']:,}",
+        "groups of duplicates with conflicting labels": counts["conflicting_groups"],
+        "constant images": counts["constant"],
+        "unreadable files": counts["unreadable"],
     }
     if counts["sequences"]:
         labelled = f"{counts['labelled_sequences']:,} with a label"
         lines["sequences"] = f"{counts['sequences']:,} ({labelled}) of {counts['subjects']:,} subjects"
     if counts["unnamed"] is not None:
-        lines["images without a name in FER+ (no face)"] = f"{counts['unnamed']:,}"
+        lines["images without a name in FER+ (no face)"] = counts["unnamed"]
     width = max(map(len, lines))
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())
+    texts = {name: value if isinstance(value, str) else f"{value:,}" for name, value in lines.items()}
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in texts.items())

@@ -43,7 +43,7 @@ class Picture(NamedTuple):
 
     path: str
     face_path: str
-    readable: bool
+    is_readable: bool
 
 
 def write_face_crops(folder: Path, options: FaceConfig = FACES) -> pd.DataFrame:
@@ -134,7 +134,7 @@ def _worker_detector(options: FaceConfig, networks: tuple[Path, Path, Path]) -> 
 
 
 def _crop(folder: Path, picture: Picture, options: FaceConfig, detector: Callable[[], faces.Detector]) -> Row:
-    if not picture.readable:
+    if not picture.is_readable:
         return {"face_status": "not_found"}
     return crop_face(folder, picture.path, picture.face_path, options, detector)
 
@@ -247,18 +247,16 @@ def _read_journal(file: Path, provenance: str) -> list[Row] | None:
 
 def _reason_to_restart(folder: Path, provenance: str) -> str:
     """Return why earlier crops cannot be kept; empty where there are none."""
+    journal = _journal(folder)
     try:
-        earlier = read_provenance(folder, "faces.csv")
-        if not earlier and _journal(folder).is_file():  # of an interrupted run
-            earlier = json.loads(_journal(folder).read_text(encoding="utf-8").partition("\n")[0])
-        before, now = ({**facts, **facts["options"]} for facts in (earlier or {"options": {}}, json.loads(provenance)))
-    except (InputError, OSError, ValueError, KeyError, TypeError):
+        before = read_provenance(folder, "faces.csv")
+        if not before and journal.is_file():  # of an interrupted run
+            before = json.loads(journal.read_text(encoding="utf-8").partition("\n")[0])
+        now = json.loads(provenance)
+        before, now = ({**record, **record.get("options", {})} for record in (before, now))
+    except (InputError, OSError, ValueError, TypeError, AttributeError):
         return "their provenance record is damaged"
-    if not before or "crop_version" not in before:
-        return "an earlier version of this program made them" if earlier else ""
-    changes = [
-        "inventory.csv has changed" if name == "inventory" else f"{name} was {before.get(name)}, is {now.get(name)}"
-        for name in {**before, **now}
-        if name != "options" and before.get(name) != now.get(name)
-    ]
-    return ", ".join(changes) or "a crop or the table is missing or damaged"
+    if not before:
+        return ""
+    changed = [name for name in now if name != "options" and before.get(name) != now[name]]
+    return f"changed: {', '.join(changed)}" if changed else "a crop or the table is missing or damaged"

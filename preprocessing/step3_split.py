@@ -18,6 +18,7 @@ both to compare.
 from collections.abc import Sequence
 from typing import Annotated
 
+import numpy as np
 import pandas as pd
 import typer
 
@@ -43,60 +44,45 @@ def describe(table: pd.DataFrame, strategy: Strategy, without: Sequence[str] = (
         strategy: As given by the user.
         without: The emotions that were left out.
     """
-    inside = table["split"] != ""
+    rows = table[table["split"] != ""]
     chosen = choose_strategy(table) if strategy is Strategy.AUTO else strategy
     crossing, people = subjects_across_splits(table)
-    lines = [format_counts(count_images(table[inside], "split")), f"strategy: {chosen}"]
+    leak = f"{crossing:,} of {people:,} subjects are in several of the data set's own splits"
+    lines = [format_counts(count_images(rows, "split")), f"strategy: {chosen}", _describe_unused(table, without)]
     if crossing and strategy is Strategy.AUTO:
-        lines[-1] += (
-            f", because {crossing:,} of {people:,} subjects are in several of the data set's own splits (--strategy "
-            "official uses them)"
-        )
-    lines.append(_describe_unused(table, without))
+        lines[1] += f", because {leak} (--strategy official uses them)"
+    if crossing and chosen is Strategy.OFFICIAL:
+        lines.append(f"warning: {leak}, so dev and test scores are too high for unknown people (--strategy subject)")
     if chosen is Strategy.OFFICIAL:
-        if "dev" not in set(table.loc[inside, "usage"].str.lower().map(OFFICIAL_SPLITS)):
+        if "dev" not in set(rows["usage"].str.lower().map(OFFICIAL_SPLITS)):
             lines.append("the data set has no dev split: dev images were taken from its training images")
         duplicates = int((table["cross_split_duplicate"] == "true").sum())
         lines.append(f"images with a duplicate in another split: {duplicates:,} (column cross_split_duplicate)")
-        if crossing:
-            lines.append(
-                f"warning: {crossing:,} of {people:,} subjects are in several splits, so dev and test scores are too "
-                "high for unknown people (use --strategy subject)"
-            )
     if chosen is Strategy.FOLDS:
-        lines += _describe_folds(table[inside])
+        by_subject = "subject_dependent_fold" in rows.columns
+        kind = "subject" if by_subject else "duplicates and sequences, because not every image has a subject"
+        lines.append(f"folds by {kind}; column split: fold 0 is test, fold 1 dev, the others train")
+        if by_subject:
+            in_folds = rows.groupby("subject")["subject_dependent_fold"].nunique()
+            several = f"{(in_folds > 1).sum():,} of {len(in_folds):,} subjects are in several"
+            lines.append(f"column subject_dependent_fold: folds that ignore subjects; {several}")
     return "\n".join(lines)
 
 
 def _describe_unused(table: pd.DataFrame, without: Sequence[str]) -> str:
     """Return how many images have no split, by the first reason that applies."""
-    unused = table["split"] == ""
     reasons = {
         "unreadable": table["status"] == "unreadable",
         "constant": table["status"] == "constant",
         "without a label": table["emotion"] == "",
         "without a face": table["face_status"] == "not_found",
         **{f"of {emotion} (--without)": table["emotion"] == emotion for emotion in without},
-        "duplicates of dev or test images": is_usable(table) & unused,
+        "duplicates of dev or test images": is_usable(table),
     }
-    counts, unexplained = [], unused.copy()
-    for name, reason in reasons.items():
-        if (unexplained & reason).any():
-            counts.append(f"{(unexplained & reason).sum():,} {name}")
-        unexplained &= ~reason
-    return f"left out: {unused.sum():,} images" + (f" ({', '.join(counts)})" if counts else "")
-
-
-def _describe_folds(rows: pd.DataFrame) -> list[str]:
-    if "subject_dependent_fold" not in rows.columns:
-        kind = "duplicates and sequences, because not every image has a subject"
-        return [f"folds by {kind}; column split: fold 0 is test, fold 1 dev, the others train"]
-    people = rows.groupby("subject")["subject_dependent_fold"].nunique()
-    return [
-        "folds by subject; column split: fold 0 is test, fold 1 dev, the others train",
-        "column subject_dependent_fold: folds that ignore subjects, as in most published scores; "
-        f"{(people > 1).sum():,} of {len(people):,} subjects are in several",
-    ]
+    unused = table["split"] == ""
+    reason = np.select(list(reasons.values()), list(reasons), "")[unused]
+    counts = ", ".join(f"{(reason == name).sum():,} {name}" for name in reasons if name in reason)
+    return f"left out: {unused.sum():,} images" + (f" ({counts})" if counts else "")
 
 
 def main(

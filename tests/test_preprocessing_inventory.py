@@ -63,8 +63,7 @@ def sparse_file(file: Path, start: bytes = b"") -> Path:
 # ---- FER2013
 
 
-def test_fer2013_csv_becomes_one_png_and_one_row_per_row(tmp_path, monkeypatch):
-    monkeypatch.setattr("preprocessing.datasets.fer2013._CHUNK", 4)  # longer than one chunk
+def test_fer2013_csv_becomes_one_png_and_one_row_per_row(tmp_path):
     table = inventory(tmp_path / "fer", write_fer2013(tmp_path))
     assert table["emotion"].tolist() == ["anger", "happiness", "sadness", "neutral", "neutral", "surprise"]
     assert table["usage"].tolist() == ["Training"] * 4 + ["PublicTest", "PrivateTest"]
@@ -397,9 +396,10 @@ def test_missing_frames_are_reported_and_the_rest_is_kept(tmp_path, capsys):
     for sequence, frame in [("S010/002", 2), ("S010/002", 3), ("S005/001", 4), ("S005/002", 1)]:
         (root / "cohn-kanade-images" / sequence / f"{sequence.replace('/', '_')}_{frame:08d}.png").unlink()
     without = inventory(tmp_path / "x", root, frames="all")
-    one, ends = capsys.readouterr().out.splitlines()[:2]
-    assert len(without) == len(table) - 4 and one == "missing: 4 frames of 3 sequences (S005/001 lacks 4)"
-    assert "2 of these lack their first or labelled last frame (S005/001, S005/002)" in ends
+    one, peak = capsys.readouterr().out.splitlines()[:2]
+    assert len(without) == len(table) - 4
+    assert one == "missing: 4 frames of 3 sequences (S005/001, S005/002, S010/002)"
+    assert peak == "missing: the labelled peak of S005/001; the frame before it is used"
     assert without[without["sequence"] == "S005/001"]["emotion"].tolist() == ["", "", "disgust"]
     (root / "cohn-kanade-images/S010/001/S010_001_00000001.png").unlink()
     with pytest.raises(InputError, match="S010/001 has an emotion file but no images"):

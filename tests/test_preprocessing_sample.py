@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from common.emotions import CKPLUS_CODES, EMOTIONS
-from common.errors import InputError
 from inference.crops import read_image_rgb, similarity
 from inference.face_detector import FaceDetector
 from inference.faces import choose_face
@@ -111,25 +110,3 @@ def test_files_depend_on_the_seed_and_differ_from_each_other(raw, tmp_path):
 
     assert content(tmp_path / "again") == content(raw)
     assert content(tmp_path / "other") != content(raw)
-
-
-def test_second_call_writes_nothing_and_other_options_replace_the_sample(tmp_path):
-    tiny = replace(SMALL, subjects=1, frames=2, unlabelled=0)
-    write_raw(tmp_path / "raw", tiny)
-    times = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
-    write_raw(tmp_path / "raw", tiny)
-    assert times == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
-    write_raw(tmp_path / "raw", replace(tiny, frames=3))
-    assert len(list(tmp_path.rglob("*.png"))) == 3 * 7
-
-
-def test_other_folders_and_options_out_of_range_are_refused(tmp_path):
-    for change in ({"subjects": 0}, {"frames": 1}, {"unlabelled": -1}, {"height": 20}):
-        with pytest.raises(InputError, match="cannot be made"):
-            write_raw(tmp_path / "raw", replace(SMALL, **change))
-    assert not list(tmp_path.iterdir())
-    (tmp_path / "raw").mkdir()
-    (tmp_path / "raw" / "README.txt").write_text("mine")
-    with pytest.raises(InputError, match="something other"):
-        write_raw(tmp_path / "raw", SMALL)
-    assert [file.name for file in tmp_path.rglob("*")] == ["raw", "README.txt"]

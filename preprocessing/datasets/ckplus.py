@@ -81,34 +81,25 @@ def _read_code(file: Path, name: str) -> str:
 
 
 def print_missing_frames(files: dict[str, Path], table: pd.DataFrame) -> None:
-    """Print which CK+ sequences lack frames, and which lack their first or labelled last frame.
-
-    A sequence's frames are numbered from 1 to the number in its emotion file or, without one, to its last image.
+    """Print which CK+ sequences lack frames, from 1 to the number in the emotion file or, without one, the last image.
 
     Args:
         files: The download's files.
         table: As `read_ckplus` returns it.
     """
-    labelled = {
-        f"{match['subject']}/{match['take']}": int(match["frame"])
-        for match in map(CKPLUS_EMOTION.fullmatch, files)
-        if match
-    }
-    missing, without_end = {}, []
+    matches = filter(None, map(CKPLUS_EMOTION.fullmatch, files))
+    labelled = {f"{match['subject']}/{match['take']}": int(match["frame"]) for match in matches}
+    missing: dict[str, set[int]] = {}
     for name, numbers in table["frame"].astype(int).groupby(table["sequence"]):
-        sequence, present = str(name), set(numbers)
-        last = labelled.get(sequence, max(present))
-        if absent := sorted(set(range(1, last + 1)) - present):
-            missing[sequence] = list(map(str, absent))
-            without_end += [sequence] if {1, last} - present else []
-    if missing:
-        first, count = next(iter(missing)), sum(map(len, missing.values()))
-        print(f"missing: {count:,} frames of {len(missing):,} sequences ({first} lacks {shortened(missing[first])})")
-    if without_end:
-        print(
-            f"  {len(without_end):,} of these lack their first or labelled last frame ({shortened(without_end)}): the "
-            "nearest frame is used, which shows a weaker expression; unpack the images again"
-        )
+        last = labelled.get(str(name), numbers.max())
+        missing[str(name)] = set(range(1, last + 1)) - set(numbers)
+    incomplete = [name for name, numbers in missing.items() if numbers]
+    without_peak = [name for name in incomplete if labelled.get(name) in missing[name]]
+    if incomplete:
+        count = sum(map(len, missing.values()))
+        print(f"missing: {count:,} frames of {len(incomplete):,} sequences ({shortened(incomplete)})")
+    if without_peak:
+        print(f"missing: the labelled peak of {shortened(without_peak)}; the frame before it is used")
 
 
 def parse_frames(frames: str) -> int | None:

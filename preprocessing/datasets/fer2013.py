@@ -1,11 +1,11 @@
 """Read FER2013's tables: `fer2013.csv` (or `icml_face_data.csv`), and FER+'s annotator votes."""
 
-import io
+import csv
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -19,8 +19,7 @@ from common.images import image_status, pixel_hash
 SIDE = 48  # pixels
 USAGES = ("Training", "PublicTest", "PrivateTest")
 FERPLUS_VOTES = (*EMOTIONS, "unknown", "nf")  # "nf": no face
-_CHUNK = 1000  # rows in memory at a time: 10 MB of text
-_MAX_CHUNK = 64_000_000  # bytes: a file without line ends would fill the memory
+MAX_LINE = 1_000_000  # characters read at once: a file without line ends would fill the memory
 MAX_VOTES_FILE = 100_000_000  # bytes; FER+'s own table has 2 MB
 
 
@@ -39,84 +38,55 @@ def write_images(csv_file: Path, images: Path) -> pd.DataFrame:
     Raises:
         InputError: A row is invalid; the message gives its number (from 0, without the header).
     """
-    parts, row = [], 0
-    with ThreadPoolExecutor() as pool, progress_bar() as progress:
-        task = progress.add_task("images", total=None)
-        for chunk in _read_chunks(csv_file):
-            parts.append(_write_chunk(chunk, csv_file, row, images, pool))
-            row += len(chunk)
-            progress.update(task, completed=row)
-    if row == 0:
-        raise InputError(f"{csv_file} contains no rows; download it again")
-    return pd.concat(parts, ignore_index=True)
+    rows: list[dict[str, str]] = []
 
+    def parsed() -> Iterator[tuple[Path, np.ndarray]]:
+        for number, cells in enumerate(_read_rows(csv_file)):
+            image = _image(cells["pixels"] or "", csv_file, number)
+            emotion = _emotion(cells.get("emotion") or "", csv_file, number)
+            usage = _usage(cells["usage"] or "", csv_file, number) if "usage" in cells else ""
+            name = f"{usage}/{number:05d}.png".lstrip("/")
+            rows.append(
+                {
+                    "path": f"images/{name}",
+                    "emotion": emotion,
+                    "label_source": "dataset" if emotion else "",
+                    **dict.fromkeys(["subject", "sequence", "frame"], ""),
+                    "usage": usage,
+                    "pixel_hash": pixel_hash(image),
+                    "status": image_status(image),
+                }
+            )
+            yield images / name, image
 
-class _Meter(io.FileIO):
-    """A file that refuses to read more than `_MAX_CHUNK` bytes after `start`."""
-
-    start = 0
-
-    def readinto(self, buffer: Any) -> int | None:
-        """Read as `io.FileIO` does.
-
-        Raises:
-            InputError: `_MAX_CHUNK` bytes contain fewer than `_CHUNK` rows.
-        """
-        if self.tell() - self.start > _MAX_CHUNK:
-            raise InputError(f"{self.name} has endless rows; accepted are fer2013.csv and icml_face_data.csv")
-        return super().readinto(buffer)
-
-
-def _read_chunks(csv_file: Path) -> Iterator[pd.DataFrame]:
-    try:
-        with (
-            _Meter(csv_file) as meter,
-            pd.read_csv(
-                io.BufferedReader(meter), dtype=str, keep_default_na=False, encoding="utf-8", chunksize=_CHUNK
-            ) as chunks,
-        ):
-            for chunk in chunks:
-                meter.start = meter.tell()
-                chunk = chunk.fillna("")  # a row may end early
-                chunk.columns = [str(name).strip().lower() for name in chunk.columns]
-                if "pixels" not in chunk.columns:
-                    raise InputError(
-                        f"{csv_file} has no column 'pixels' (its columns: {', '.join(chunk.columns)[:200]}); "
-                        "accepted are fer2013.csv and icml_face_data.csv"
-                    )
-                yield chunk
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise InputError(f"{csv_file} is not a readable CSV table ({error}); download it again") from error
-
-
-def _write_chunk(
-    chunk: pd.DataFrame, csv_file: Path, first_row: int, images: Path, pool: ThreadPoolExecutor
-) -> pd.DataFrame:
-    """Write the images of some rows and return their inventory rows."""
-    rows = range(first_row, first_row + len(chunk))
-    blank = [""] * len(chunk)
-    emotions = [_emotion(code, csv_file, row) for code, row in zip(chunk.get("emotion", blank), rows, strict=True)]
-    usages = blank
-    if "usage" in chunk.columns:
-        usages = [_usage(usage, csv_file, row) for usage, row in zip(chunk["usage"], rows, strict=True)]
-    images_gray = [_image(text, csv_file, row) for text, row in zip(chunk["pixels"], rows, strict=True)]
-    names = [f"{usage}/{row:05d}.png".lstrip("/") for usage, row in zip(usages, rows, strict=True)]
-    for usage in set(usages):
+    for usage in ("", *USAGES):
         (images / usage).mkdir(parents=True, exist_ok=True)
-    list(pool.map(write_png, [images / name for name in names], images_gray))
-    return pd.DataFrame(
-        {
-            "path": [f"images/{name}" for name in names],
-            "emotion": emotions,
-            "label_source": ["dataset" if emotion else "" for emotion in emotions],
-            "subject": "",
-            "sequence": "",
-            "frame": "",
-            "usage": usages,
-            "pixel_hash": [pixel_hash(image_gray) for image_gray in images_gray],
-            "status": [image_status(image_gray) for image_gray in images_gray],
-        }
-    )
+    with ThreadPoolExecutor() as pool, progress_bar() as progress:
+        written = pool.map(lambda item: write_png(*item), parsed())
+        for _ in progress.track(written, total=None, description="images"):
+            pass
+    for usage in set(USAGES) - {row["usage"] for row in rows}:
+        (images / usage).rmdir()
+    if not rows:
+        raise InputError(f"{csv_file} contains no rows; download it again")
+    return pd.DataFrame(rows)
+
+
+def _read_rows(csv_file: Path) -> Iterator[dict[str, str]]:
+    """Yield the rows of a table, by lower-case column names."""
+    try:
+        with csv_file.open(newline="", encoding="utf-8") as stream:
+            rows = csv.DictReader(iter(partial(stream.readline, MAX_LINE), ""))
+            columns = [name.strip().lower() for name in rows.fieldnames or []]
+            if "pixels" not in columns:
+                raise InputError(
+                    f"{csv_file} has no column 'pixels' (its columns: {', '.join(columns)[:200]}); "
+                    "accepted are fer2013.csv and icml_face_data.csv"
+                )
+            rows.fieldnames = columns
+            yield from rows
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{csv_file} is not a readable CSV table ({error}); download it again") from error
 
 
 def _place(csv_file: Path, row: int) -> str:
@@ -132,13 +102,11 @@ def _emotion(code: str, csv_file: Path, row: int) -> str:
 
 def _usage(usage: str, csv_file: Path, row: int) -> str:
     usage = usage.strip()
-    if not usage:
-        raise InputError(
-            f"{_place(csv_file, row)} has no Usage, as other rows have; accepted are {', '.join(USAGES)}: "
-            "download the table again, or remove the whole column to split it anew"
-        )
     if usage not in USAGES:
-        raise InputError(f"{_place(csv_file, row)} has Usage {usage[:40]!r}; accepted are {', '.join(USAGES)}")
+        has = f"Usage {usage[:40]!r}" if usage else "no Usage"
+        raise InputError(
+            f"{_place(csv_file, row)} has {has}; accepted are {', '.join(USAGES)} in every row, or no column Usage"
+        )
     return usage
 
 

@@ -5,7 +5,6 @@ light, tint, proportions, size, tilt and background. Their sequences run from ne
 which is drawn by warping mouth, brows and eyelids. The sample lets every step run. Scores on it are meaningless.
 """
 
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ import cv2
 import numpy as np
 
 from common.emotions import CKPLUS_CODES
-from common.errors import InputError
 from common.files import named_errors
 from common.images import read_image
 
@@ -121,35 +119,17 @@ def write_raw(folder: Path, sample: SampleConfig = SAMPLE) -> None:
     """Write the sample as a CK+-shaped tree; the same options give the same files.
 
     Every subject shows every emotion once. `sample.unlabelled` further sequences have no label: half of them have an
-    empty label folder, half have none, as in CK+. A folder that contains this sample already is not changed.
+    empty label folder, half have none, as in CK+.
 
     Args:
-        folder: The root to write, with `cohn-kanade-images/`, `Emotion/` and `README.txt`.
+        folder: The root to write, with `cohn-kanade-images/`, `Emotion/` and `README.txt`; absent or empty.
         sample: Size and content of the sample.
-
-    Raises:
-        InputError: `folder` contains something else, or the options are out of range.
     """
-    if sample.subjects < 1 or sample.frames < 2 or sample.unlabelled < 0 or min(sample.width, sample.height) < 100:
-        raise InputError(f"{sample} cannot be made: at least 1 subject, 2 frames and 100 x 100 pixels are needed")
-    text = README.format(sample)
-    readme = folder / "README.txt"
-    present = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
-    if present == text:
-        return
-    is_sample = present.startswith(README.partition("{")[0])
-    if folder.exists() and any(folder.iterdir()) and not is_sample:
-        raise InputError(f"{folder} contains something other than the sample; give another folder, or empty this one")
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    with named_errors(part), ThreadPoolExecutor() as pool:  # OpenCV draws outside Python's lock
-        subjects = range(1, sample.subjects + 1)
-        for _ in pool.map(lambda number: _write_subject(part, number, sample), subjects):
+    folder.mkdir(parents=True, exist_ok=True)
+    with named_errors(folder), ThreadPoolExecutor() as pool:  # OpenCV draws outside Python's lock
+        for _ in pool.map(lambda number: _write_subject(folder, number, sample), range(1, sample.subjects + 1)):
             pass  # raises a subject's error
-    (part / "README.txt").write_text(text, encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
+    (folder / "README.txt").write_text(README.format(sample), encoding="utf-8")
 
 
 def _write_subject(root: Path, subject: int, sample: SampleConfig) -> None:
