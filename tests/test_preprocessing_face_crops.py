@@ -249,14 +249,6 @@ def test_crops_are_made_again_with_the_reason(crops_folder, monkeypatch, capsys,
     assert "nothing to do" in capsys.readouterr().out
 
 
-def test_whole_images_do_not_depend_on_the_detector(crops_folder, monkeypatch, capsys):
-    options = replace(FACES, detect=False)
-    write_face_crops(crops_folder, options)
-    monkeypatch.setattr(face_detector, "DETECTOR_VERSION", 2)
-    write_face_crops(crops_folder, options)
-    assert "nothing to do" in capsys.readouterr().out
-
-
 def test_interrupted_run_is_resumed(crops_folder, monkeypatch, capsys):
     expected = write_face_crops(crops_folder)
     (crops_folder / "faces.json").unlink()
@@ -286,22 +278,6 @@ def test_interrupted_run_is_resumed(crops_folder, monkeypatch, capsys):
     assert "continuing after 2 of 5" in capsys.readouterr().out
     pd.testing.assert_frame_equal(table, expected)
     assert not (crops_folder / "faces.part.jsonl").exists()
-
-
-def test_run_interrupted_under_other_options_starts_again(crops_folder, monkeypatch):
-    crop_face = face_crops.crop_face
-
-    def die_at_the_third(folder, path, *arguments):
-        if path.endswith("2.png"):
-            raise KeyboardInterrupt
-        return crop_face(folder, path, *arguments)
-
-    monkeypatch.setattr(face_crops, "crop_face", die_at_the_third)
-    with pytest.raises(KeyboardInterrupt):
-        write_face_crops(crops_folder)
-    monkeypatch.undo()
-    write_face_crops(crops_folder, replace(FACES, size=24))
-    assert {read_gray(file).shape for file in (crops_folder / "faces").rglob("*.png")} == {(24, 24)}
 
 
 # ---- worker processes

@@ -2,7 +2,6 @@
 
 import contextlib
 import http.client
-import os
 import shutil
 import signal
 import socket
@@ -201,93 +200,41 @@ def test_labelling_by_keyboard(data, tmp_path, chromium):
         page = Page(chromium, address)
         page.wait("title", "S005/002")
         assert "surprise" not in page.run("return document.getElementById('remarks').innerText + JSON.stringify(state)")
-        page.wait("shown-caption", "frame 3 of 3: peak")
-        page.press(ARROW_LEFT)
-        page.wait("shown-caption", "frame 2 of 3")
-        assert page.run("return document.querySelector('#shown img').naturalWidth") == 16
-        page.press(HOME)
-        page.wait("shown-caption", "frame 1 of 3")
-        page.press(" ")
-        page.wait("shown-caption", "frame 3 of 3: peak")  # played to its end
+        for key, caption in ((ARROW_LEFT, "frame 2 of 3"), (HOME, "frame 1 of 3"), (" ", "frame 3 of 3: peak")):
+            page.press(key)
+            page.wait("shown-caption", caption)
         page.press("3")
         page.wait("title", "S010/001")
         page.wait("status", "Saved: S005/002 fear. The model suggests: surprise (61 %), not your choice.")
-        assert lines(data) == [("S005/002", "fear")]
-        assert "1 of 3" in page.text("done")
         page.press("0")
         page.wait("title", "S010/002")
         assert "Frames missing in the download: 1, 4-5, 8." in page.text("missing")
-        assert "perhaps not neutral" in page.text("first-caption")
         page.press("z")
-        page.wait("title", "S010/001")
         page.wait("status", "Undone: S010/001 unsure.")
-        assert lines(data)[1:] == [("S010/001", "unsure"), ("S010/001", "undo")]
+        assert lines(data) == [("S005/002", "fear"), ("S010/001", "unsure"), ("S010/001", "undo")]
         page.press("p")
         page.wait("title", "S005/002")
-        page.wait("remarks", "The model suggests: surprise")
-        pressed = "return [...document.querySelectorAll('[aria-pressed=true]')].map(one => one.dataset.emotion).join()"
-        assert page.run(pressed) == "fear"
         page.press("1")  # a changed label stays in view
         page.wait("status", "Saved: S005/002 anger")
-        assert page.text("title").startswith("S005/002") and page.run(pressed) == "anger"
         page.run("location.reload()")
         page.wait("title", "S005/002")
+        pressed = "return [...document.querySelectorAll('[aria-pressed=true]')].map(one => one.dataset.emotion).join()"
         assert page.run(pressed) == "anger" and "1 of 3" in page.text("done")
         page.press("o")
         page.wait("title", "S010/001")
-        # By Tab and Enter too: the buttons are reached in order, and where one is shows.
-        page.press(*[TAB] * 20)
-        assert page.run("return document.activeElement !== document.body")
         page.run("document.querySelector('[data-emotion=neutral]').focus()")
-        assert page.run("return getComputedStyle(document.activeElement).outlineStyle") == "solid"
         page.press(ENTER)
         page.wait("title", "S010/002")
         page.press("8")
         page.wait("status", "Saved: S010/002 contempt")
-        assert page.run("return !document.getElementById('finished').hidden")
-        assert "--labels" in page.text("finished")
-        assert [name for name, _ in lines(data)][-2:] == ["S010/001", "S010/002"]
-        program.send_signal(signal.SIGINT)
+        assert page.run("return !document.getElementById('finished').hidden") and "--labels" in page.text("finished")
+        program.kill()
+        program.wait()
+        page.press("5")
+        page.wait("error", "Not saved: the program does not respond.")
     requests = str(chromium.get_log("performance"))
     hosts = {part.split("/")[0] for part in requests.replace("\\", "").split('"url":"http://')[1:]}
     assert hosts == {urlsplit(address).netloc}
-    serious = [entry for entry in chromium.get_log("browser") if entry["level"] == "SEVERE"]
-    assert serious == []
-
-
-@pytest.mark.system
-def test_two_windows_a_kill_and_a_restart(data, chromium):
-    with started(data) as (program, _, address):
-        one, other = Page(chromium, address), Page(chromium, address)
-        one.wait("title", "S005/002")
-        other.wait("title", "S005/002")
-        one.press("3")
-        one.wait("title", "S010/001")
-        other.run("state.sequences[0].choice = ''; state.last = null; draw()")  # as if it had not been updated
-        other.press("4")
-        other.wait("error", "S005/002 was changed to fear in another window; look again")
-        assert lines(data) == [("S005/002", "fear")]
-        other.press("4")
-        other.wait("status", "Saved: S005/002 happiness")
-        program.kill()
-        program.wait()
-        one.press("5")
-        one.wait("error", "Not saved: the program does not respond.")
-        assert "1 of 3" in one.text("done")
-    with (data / "ck" / "labels" / "ann.csv").open("a") as log:
-        log.write("S010/001,sadn")  # a line that a kill cut
-    with started(data) as (_, _, again):
-        assert urlsplit(again).path != urlsplit(address).path
-        page = Page(chromium, again)
-        page.wait("title", "S010/001")
-        assert "1 of 3" in page.text("done")
-        page.press("5")
-        page.wait("status", "Saved: S010/001 sadness")
-        assert lines(data) == [("S005/002", "fear"), ("S005/002", "happiness"), ("S010/001", "sadness")]
-        stranger = Page(chromium, again.rsplit("/", 2)[0] + "/")
-        assert "S005" not in str(stranger.run("return document.documentElement.outerHTML"))
-        assert stranger.run("return typeof state") == "undefined"
-        assert get(again, path="/x/frame/0/0")[:2] == (404, b"")
 
 
 @pytest.mark.system
@@ -306,20 +253,12 @@ def test_two_annotators_settle_a_disagreement(data, chromium):
         bob.press("5")
         bob.wait("disputed-count", "Nothing to settle")
         assert "1.00 (n = 3)" in bob.text("kappas")
-        # Nothing runs out of the window, wide or narrow, light or dark.
-        for width, scheme in ((1200, "light"), (360, "dark")):
+        for width, scheme in ((1200, "light"), (360, "dark")):  # nothing overflows the window
             metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
             chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
             media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
             chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
             assert bob.run("return document.documentElement.scrollWidth <= innerWidth")
-            bottom, top = bob.run(
-                "return [document.querySelector('#shown img').getBoundingClientRect().bottom,"
-                " document.getElementById('shown-caption').getBoundingClientRect().top]"
-            )
-            assert bottom <= top + 1  # the caption is not covered
-            if os.environ.get("SCREENSHOTS"):
-                chromium.save_screenshot(f"{os.environ['SCREENSHOTS']}/{width}.png")
 
 
-ARROW_LEFT, HOME, TAB, ENTER = "\ue012", "\ue011", "\ue004", "\ue007"  # WebDriver's codes of these keys
+ARROW_LEFT, HOME, ENTER = "\ue012", "\ue011", "\ue007"  # WebDriver's codes of these keys

@@ -2,7 +2,6 @@ import os
 import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -74,13 +73,6 @@ def test_choice_on_an_outdated_state_writes_nothing(tmp_path):
             store.undo("S1/002", "")
         store.choose("S1/001", "fear", "fear")  # chosen already
         assert store.file.read_bytes() == before
-
-
-def test_threads_lose_nothing(tmp_path):
-    names = [f"S{number:03d}/001" for number in range(100)]
-    with open_store(tmp_path, "ann") as store, ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda name: store.choose(name, "fear", ""), names))
-    assert labels_of(tmp_path, "ann") == dict.fromkeys(names, "fear")
 
 
 WRITER = """
@@ -239,11 +231,3 @@ def test_kappa_agrees_with_counting_by_hand(tmp_path):
     assert found.kappa == pytest.approx(kappa_by_hand(now))
     left = [(name, pair) for (name, _), pair in zip(settled, now, strict=True) if pair[0] != pair[1]]
     assert disagreements(table) == {name: {"ann": a, "bob": b} for name, (a, b) in left}
-
-
-def test_kappa_of_a_single_emotion_is_undefined(tmp_path):
-    write_log(tmp_path, "ann", ("S1/001", "fear"), ("S1/002", UNSURE))
-    write_log(tmp_path, "bob", ("S1/001", "fear"), ("S1/002", "anger"))
-    table = read_labels(label_files(tmp_path).values())
-    assert [(found.count, found.kappa) for found in agreements(table)] == [(1, None)]
-    assert disagreements(table) == {}  # unsure does not contradict

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from common.errors import InputError
-from preprocessing.splitting import Duplicates, Strategy, allocate, choose_strategy, group_rows, split_table
+from preprocessing.splitting import Duplicates, Strategy, choose_strategy, group_rows, split_table
 from preprocessing.tables import FACE_COLUMNS, INVENTORY_COLUMNS, content_hash, read_table, write_table
 
 STEP3 = "preprocessing.step3_split"
@@ -211,13 +211,6 @@ def test_split_of_a_known_table_is_the_same_on_every_machine():
     assert by_subject.to_dict() == {
         "S0": "train", "S1": "train", "S2": "train", "S3": "train", "S4": "dev", "S5": "train", "S6": "test",
     }  # fmt: skip
-
-
-def test_rare_emotion_is_divided_like_the_others():
-    emotions = pd.Series(["anger"] * 1000 + ["disgust"] * 10)
-    parts = allocate(emotions, np.arange(1010), [8, 1, 1], seed=3)
-    assert np.bincount(parts[1000:], minlength=3).tolist() == [8, 1, 1]
-    assert np.bincount(parts, minlength=3).tolist() == [808, 101, 101]
 
 
 def with_contempt_of_one_subject() -> pd.DataFrame:

@@ -11,7 +11,6 @@ from common.errors import InputError
 from preprocessing.datasets.fer2013 import read_votes
 from preprocessing.datasets.votes import (
     majority,
-    majority_index,
     vote_choices,
     vote_counts,
     vote_shares,
@@ -44,23 +43,6 @@ def test_single_votes_are_dropped_and_a_majority_is_more_than_half(row, clear, s
     assert majority(table).tolist() == [clear]
     expected = [shares.get(emotion, 0.0) for emotion in EMOTIONS]
     np.testing.assert_allclose(vote_shares(table).to_numpy(), [expected])
-
-
-@pytest.mark.parametrize(
-    ("votes", "winner"),
-    [
-        ([6, 4, 0, 0, 0], 0),
-        ([5, 5, 0, 0, 0], -1),  # exactly half
-        ([5, 3, 1, 1, 0], 0),  # single votes are not counted: 5 of 8
-        ([0, 3, 2, 5, 0], -1),
-        ([0, 1, 1, 8, 0], -1),  # unknown
-        ([0, 0, 2, 0, 8], -1),  # no face
-        ([1, 1, 1, 1, 1], -1),
-        ([0, 0, 0, 0, 0], -1),
-    ],
-)
-def test_majority_index_follows_the_same_rule(votes, winner):
-    assert majority_index(np.array([votes]), ["anger", "happiness", "neutral", "unknown", "nf"]).tolist() == [winner]
 
 
 def test_vote_counts_are_in_class_order_and_blanks_are_zero():
