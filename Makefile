@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 .PHONY: demo test check lint test-system clean
 .DEFAULT_GOAL := demo
 
-# Each stamp file stands for an installation; it is renewed only when its list of requirements changes.
+# Each stamp file marks an installation. It is renewed when its list of requirements changes.
 .venv/runtime: requirements.txt constraints.txt pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
 		{ echo "error: $(PYTHON) is older than 3.11; give a newer one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
