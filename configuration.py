@@ -174,7 +174,6 @@ class EvaluationConfig:
     least_coverage: float = 0.5  # 0-1: share of the images that must still get an answer
     few_images: int = 100  # an emotion with fewer images gets a warning beside its figures
     few_subjects: int = 20  # with fewer people, intervals are too narrow and are said to be
-    few_segments: int = 20  # with fewer labelled spans of time, intervals are too narrow and are said to be
     gallery: int = 4  # examples of each kind of failure and emotion
     pairs: int = 6  # confused pairs of emotions told in words
     seed: int = 7
