@@ -232,49 +232,37 @@ class WebcamConfig:
 
     source: str = "0"  # a camera number, a video, an image, a folder or a stream address
     detector: str = "mtcnn"  # `mtcnn`, or `haar`: OpenCV's frontal cascade
-    fallback_fps: float = 25.0  # frames per second, where the source does not tell
-    probe_seconds: float = 10.0  # --doctor waits this long for a camera's answer
-    hidden_before: float = 0.5  # seconds: --anonymous also hides the place where a face is found this much later
-    hidden_after: float = 1.0  # seconds: and where one was lost this long ago
-    hidden_margin: float = 0.3  # share of a face's box that is hidden around it on every side
-    hidden_frames: int = 90  # frames at most that are held back to look ahead
-    wait: float = 30.0  # seconds for which a camera or stream that disappeared is waited for
-    stall: float = 3.0  # seconds without a frame after which a camera or stream is said to stall
+    hidden_before: float = 0.5  # seconds: --anonymous covers a face this long before its detection
+    hidden_after: float = 1.0  # seconds: and this long after its loss
+    reconnect_seconds: float = 30.0  # a lost camera or stream is given up after this
 
 
 @dataclass(frozen=True)
 class ServingConfig:
     """A classifier run by LiteRT, as the realtime program does."""
 
-    int8: bool = True  # weights in 8 bits: three times as fast for 0.1 point of accuracy (benchmarks.quantization)
+    int8: bool = True  # 8-bit weights: three times as fast, 0.1 points less accurate (benchmarks.quantization)
 
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """Which face is which, from frame to frame."""
+    """Multi-face tracking."""
 
-    detect_every: float = 0.13  # seconds: the whole picture is searched for faces; in between they are followed
-    wait_for: float = 0.02  # seconds: live, a search that takes longer runs beside the following, and shows later
-    look_every: float = 0.03  # seconds: a face that was lost is looked for around its last place
-    confirmed_by: int = 2  # searches that must find a face before it gets a number (`min_hits` in SORT)
-    confirm_after: float = 0.06  # seconds: the place of a face without a number is searched this long after the first
-    lost_below: float = 0.8  # confidence, 0-1, below which a followed face is lost
-    remember: float = 1.0  # seconds: a face hidden for no longer keeps its number
-    velocity_over: float = 0.15  # seconds: time constant of the average over a face's velocity
-    coast: float = 2.0  # seconds: time constant in which a face that is hidden while it moves is expected to slow down
+    detect_every: float = 0.13  # seconds between two full detections; faces are propagated in between
+    background_after: float = 0.02  # seconds: slower detections of live sources run in the background
+    min_hits: int = 2  # detections that confirm a track (`min_hits` of SORT)
+    max_hidden_seconds: float = 1.0  # a face hidden for no longer keeps its track ID
 
 
 @dataclass(frozen=True)
 class SmoothingConfig:
-    """How the labels of a face are steadied over time. `--raw` does without."""
+    """Temporal smoothing of the probabilities and labels of each track; off with --raw."""
 
-    smoothing: float = 0.3  # seconds: time constant by which a change of a face is noticed
-    slow: float = 2.0  # seconds: time constant of the average that is shown while a face does not change
-    change: float = 0.1  # a probability that differs by more is a change of the face
-    margin: float = 0.1  # another emotion must be this much more probable before the label changes
-    new_track_margin_factor: float = (
-        3.0  # times: the margin of a face just seen; it shrinks to normal within `smoothing`
-    )
+    fast_seconds: float = 0.3  # time constant of the average that notices changes
+    slow_seconds: float = 2.0  # time constant of the average that is shown
+    change_threshold: float = 0.1  # difference of both averages, 0-1, from which the fast one is shown
+    margin: float = 0.1  # lead in probability, 0-1, that another emotion needs to replace the label
+    new_track_margin_factor: float = 3.0  # times the margin on a new track; shrinks to 1 within `fast_seconds`
 
 
 PATHS = Paths()

@@ -31,7 +31,7 @@ from configuration import FACES, PATHS, ROOT
 from inference.emotion_classifier import EmotionClassifier
 from inference.face_detector import FaceDetector
 from preprocessing.tables import read_table, usable
-from realtime.recognition import SEARCH_THREADS, recognize, watch
+from realtime.recognition import BACKGROUND_THREADS, recognize, watch
 from realtime.sinks.drawing import Drawer
 from realtime.smoothing import TemporalSmoother
 from realtime.sources import Frame, open_source
@@ -216,7 +216,7 @@ def measure_latency(file: Path, classifier: EmotionClassifier) -> Row:
     The reference waits for each full detection. The program runs slow ones on a thread, as it does for live sources.
     """
     images_bgr, _ = read_frames(file, FRAMES)
-    detector, background = FaceDetector(FACES), FaceDetector(FACES, SEARCH_THREADS)
+    detector, background = FaceDetector(FACES), FaceDetector(FACES, BACKGROUND_THREADS)
     rounds = [
         (_delays(images_bgr, detector, None, classifier), _delays(images_bgr, detector, background, classifier))
         for _ in range(ROUNDS + 1)
@@ -232,7 +232,7 @@ def _delays(
 ) -> list[float]:
     """Return the seconds from capture to drawn result of each frame that was not missed."""
     delays, drawer = [], Drawer()
-    for result in recognize(paced(images_bgr), detector, classifier, beside=background):
+    for result in recognize(paced(images_bgr), detector, classifier, background=background):
         drawer.draw(result)
         delays.append(time.monotonic() - result.frame.captured)
     return delays

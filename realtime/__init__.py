@@ -1,1 +1,17 @@
+from typing import TYPE_CHECKING, Any
+
 import common  # noqa: F401  # first: from then on, Ctrl-C ends a command in one line
+
+if TYPE_CHECKING:
+    from realtime.recognition import analyze, watch
+
+__all__ = ["analyze", "watch"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public functions on first use, so that commands start fast."""
+    if name in __all__:
+        from realtime import recognition
+
+        return getattr(recognition, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

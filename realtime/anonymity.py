@@ -1,11 +1,11 @@
-"""Hiding faces, so that a recording can be shown or kept without showing whom it shows.
+"""Hide faces in recordings and in the window.
 
-A hidden face is covered by a solid fill of one fixed colour. The fill does not depend on the pixels below it, so no
-number of frames reveals the face; averages or blocks of its pixels would. Faces that the detector misses stay visible,
-and so do clothes, hair beyond the box, the place and the way of moving.
+Each face is covered by a solid fill, which does not depend on the pixels below it. So no number of frames reveals the
+face; a blur or mosaic would. Undetected faces, clothes, hair outside the box, place and gait stay visible.
 """
 
-from collections import deque
+from collections import defaultdict, deque
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -14,33 +14,35 @@ from configuration import WEBCAM
 from inference.faces import Face
 from realtime.recognition import Recognition, Result
 
+HIDDEN_MARGIN = 0.3  # share of a face's box that is covered around it on every side
+MAX_DELAYED = 90  # frames held back at most
 _FILL = (96, 96, 96)  # BGR
-_LEAST = 3  # frames after a face is lost in which its place stays hidden, however slow the source is
+_MIN_PASSED = 3  # frames after a lost face in which its place stays covered, however slow the source is
 
 
 class Anonymizer:
-    """Hides the faces of a run's frames, also shortly before they are found and after they are lost.
+    """Covers the faces of a run, also shortly before they are detected and after they are lost.
 
-    To know what will be found, it holds frames back for `WEBCAM.hidden_before` seconds.
+    It delays frames by `WEBCAM.hidden_before` seconds to know the detections that follow.
 
     Args:
-        still: The frames are single pictures, which have nothing to do with each other.
+        still: The frames are images, which are independent of each other.
     """
 
     def __init__(self, still: bool = False):
         self._still = still
         self._waiting: deque[Result] = deque()
-        self._passed: deque[Result] = deque()  # of the last seconds; their pictures are not kept
+        self._passed: deque[Result] = deque()  # without images
 
     def add(self, result: Result, known: int = 0) -> list[Result]:
-        """Take up a frame's result.
+        """Add a frame.
 
         Args:
-            result: The newest one.
-            known: Number of the face that stays to be seen; 0: none does.
+            result: The newest result.
+            known: Track ID of the face that stays visible; 0: none.
 
         Returns:
-            Those results that were held back long enough, in a frame that hides the faces.
+            The results that are ready, with covered faces.
         """
         if self._still:
             return [_hide(result, _areas(result, []), known)]
@@ -51,39 +53,43 @@ class Anonymizer:
         return ready
 
     def finish(self, known: int = 0) -> list[Result]:
-        """Return what is still held back."""
+        """Return the results that are still delayed."""
         return [self._next(known) for _ in range(len(self._waiting))]
 
     def _is_due(self, now: float) -> bool:
         return bool(self._waiting) and (
-            now - self._waiting[0].frame.time >= WEBCAM.hidden_before or len(self._waiting) > WEBCAM.hidden_frames
+            now - self._waiting[0].frame.time >= WEBCAM.hidden_before or len(self._waiting) > MAX_DELAYED
         )
 
     def _next(self, known: int) -> Result:
         result = self._waiting.popleft()
         time = result.frame.time
-        while len(self._passed) > _LEAST and not 0 <= time - self._passed[0].frame.time <= WEBCAM.hidden_after:
+        while len(self._passed) > _MIN_PASSED and not 0 <= time - self._passed[0].frame.time <= WEBCAM.hidden_after:
             self._passed.popleft()
-        near = [*self._passed, *self._waiting]  # by their times
-        hidden = _hide(result, _areas(result, near), known)
-        self._passed.append(replace(result, frame=replace(result.frame, image_bgr=np.empty((0, 0, 3), np.uint8))))
+        hidden = _hide(result, _areas(result, [*self._passed, *self._waiting]), known)
+        self._passed.append(_with_image(result, np.empty((0, 0, 3), np.uint8)))
         return hidden
 
 
-def _areas(result: Result, near: list[Result]) -> list[tuple[int, Face]]:
-    """Return the number and the place of every face of a frame, and of those that only its neighbours show."""
-    areas = [(each.track_id, _grown(each.face, WEBCAM.hidden_margin)) for each in result.recognitions]
-    here = {number for number, _ in areas if number}
-    missing: dict[int, list[tuple[float, Recognition]]] = {}
-    for other in near:
+def _areas(result: Result, neighbours: list[Result]) -> list[tuple[int, Face]]:
+    """Return track ID and area of each face of a frame, and of faces that only neighbouring frames show.
+
+    Args:
+        result: The frame.
+        neighbours: Frames before and after it, in the order of their times.
+    """
+    areas = [(each.track_id, _grown(each.face, HIDDEN_MARGIN)) for each in result.recognitions]
+    here = {track_id for track_id, _ in areas if track_id}
+    missing: defaultdict[int, list[tuple[float, Recognition]]] = defaultdict(list)
+    for other in neighbours:
         for each in other.recognitions:
             if each.track_id not in here:
-                missing.setdefault(each.track_id, []).append((other.frame.time - result.frame.time, each))
-    for number, seen in missing.items():
-        if number:  # the last place before, and the first one after
+                missing[each.track_id].append((other.frame.time - result.frame.time, each))
+    for track_id, seen in missing.items():
+        if track_id:  # the last place before, and the first one after
             seen = [*[each for each in seen if each[0] <= 0][-1:], *[each for each in seen if each[0] > 0][:1]]
-        places = [_grown(each.face, WEBCAM.hidden_margin * (1 + abs(distance))) for distance, each in seen]
-        areas += [(number, place) for place in (places if not number else [_joined(places)])]
+        places = [_grown(each.face, HIDDEN_MARGIN * (1 + abs(distance))) for distance, each in seen]
+        areas += [(track_id, place) for place in ([_joined(places)] if track_id else places)]
     return areas
 
 
@@ -101,22 +107,27 @@ def _joined(faces: list[Face]) -> Face:
 def _hide(result: Result, areas: list[tuple[int, Face]], known: int) -> Result:
     image_bgr = result.frame.image_bgr
     hidden_bgr = image_bgr.copy()
-    for number, area in areas:
-        if not known or number != known:
-            hidden_bgr[_part(image_bgr, area)] = _FILL
-    if known:  # seen here and now, whatever was hidden over it, but for the other faces of this frame
+    _fill(hidden_bgr, (area for track_id, area in areas if not known or track_id != known))
+    if known:  # uncover the known face in this frame, then cover the other faces of this frame again
         for each in result.recognitions:
             if each.track_id == known:
                 part = _part(image_bgr, each.face)
                 hidden_bgr[part] = image_bgr[part]
-        for each in result.recognitions:
-            if each.track_id != known:
-                hidden_bgr[_part(image_bgr, each.face)] = _FILL
-    return replace(result, frame=replace(result.frame, image_bgr=hidden_bgr))
+        _fill(hidden_bgr, (each.face for each in result.recognitions if each.track_id != known))
+    return _with_image(result, hidden_bgr)
+
+
+def _with_image(result: Result, image_bgr: np.ndarray) -> Result:
+    return replace(result, frame=replace(result.frame, image_bgr=image_bgr))
+
+
+def _fill(image_bgr: np.ndarray, areas: Iterable[Face]) -> None:
+    for area in areas:
+        image_bgr[_part(image_bgr, area)] = _FILL
 
 
 def _part(image_bgr: np.ndarray, area: Face) -> tuple[slice, slice]:
-    """Return the rows and columns of a picture that an area covers; none where it lies outside."""
+    """Return the rows and columns of an area within an image."""
     height, width = image_bgr.shape[:2]
     right, bottom = area.left + area.width, area.top + area.height
     return (

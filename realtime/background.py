@@ -1,4 +1,4 @@
-"""A search for faces beside everything else: on a thread, in its own time, one at a time."""
+"""Face detection on a thread, one image at a time."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -6,38 +6,38 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from inference.faces import Detector, Face
 
 
-class Searcher:
-    """Searches pictures on a thread of its own. The networks and OpenCV let other threads run meanwhile.
+class BackgroundDetector:
+    """Runs a detector on a thread of its own. The networks and OpenCV release the interpreter lock meanwhile.
 
     Args:
-        detector: What finds the faces; this thread's alone, as a detector serves one thread at a time.
+        detector: Used only by this thread, as a detector serves one thread at a time.
     """
 
     def __init__(self, detector: Detector):
         self._detector = detector
-        self._pool = ThreadPoolExecutor(1, "searcher")
-        self._search: Future[list[Face]] | None = None
+        self._pool = ThreadPoolExecutor(1, "detector")
+        self._pending: Future[list[Face]] | None = None
 
     @property
     def is_idle(self) -> bool:
-        """There is room for the next search: none is running, and the last one's faces were taken."""
-        return self._search is None
+        """Whether no detection runs and the last result was taken."""
+        return self._pending is None
 
-    def start(self, search: Callable[[Detector], list[Face]]) -> None:
-        """Begin a search, where `is_idle`.
+    def start(self, detect: Callable[[Detector], list[Face]]) -> None:
+        """Start a detection, where `is_idle`.
 
         Args:
-            search: Finds the faces, by the detector that it is given.
+            detect: Returns the faces, given the detector.
         """
-        self._search = self._pool.submit(search, self._detector)
+        self._pending = self._pool.submit(detect, self._detector)
 
     def take(self) -> list[Face] | None:
-        """Return the faces of the search that has ended, or None: none has. What went wrong in it is raised here."""
-        if self._search is None or not self._search.done():
+        """Return the faces of the finished detection, or None. Its exception is raised here."""
+        if self._pending is None or not self._pending.done():
             return None
-        search, self._search = self._search, None
-        return search.result()
+        pending, self._pending = self._pending, None
+        return pending.result()
 
     def close(self) -> None:
-        """End the thread, once the search that is running has ended."""
+        """Wait for the running detection and end the thread."""
         self._pool.shutdown(cancel_futures=True)

@@ -1,20 +1,18 @@
-"""From frames to named expressions: find the faces, cut them out, ask the classifier, steady what it says.
+"""From frames to expressions: detect and track faces, crop them, classify them, smooth the predictions.
 
-For programs that build on it, from the repository's root or with it on `PYTHONPATH`:
+from realtime import analyze, watch
 
-    from realtime.recognition import analyze, watch
-
-    for result in watch("talk.mp4"):
-        for face in result.recognitions:
-            print(result.frame.time, face.track_id, "unsure" if face.unsure else face.label, face.probabilities)
-    faces = analyze("photo.jpg")
+for result in watch("talk.mp4"):
+    for face in result.recognitions:
+        print(result.frame.time, face.track_id, face.shown, face.probabilities)
+faces = analyze("photo.jpg")
 """
 
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
-from itertools import chain, groupby
+from itertools import groupby
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -27,50 +25,50 @@ from inference.crops import network_input, read_image_rgb
 from inference.face_detector import FaceDetector, build_detector
 from inference.faces import Detector, Face
 from inference.sequence_classifier import SequenceClassifier
-from realtime.background import Searcher
-from realtime.sequence_smoothing import TemporalReader
+from realtime.background import BackgroundDetector
+from realtime.sequence_smoothing import SequenceSmoother
 from realtime.smoothing import SmoothedPrediction, TemporalSmoother
 from realtime.sources import Frame, Source, holds_pictures, open_source
-from realtime.tracking import TrackedFace, Tracker
+from realtime.tracking import Tracker
 
 NOT_SURE = "unsure"  # the label shown where no emotion reaches the abstention threshold
-SEARCH_THREADS = 1  # cores that a search beside the following takes; the others are for what each frame waits for
+BACKGROUND_THREADS = 1  # cores of a background detection; the others serve each frame
 
 
 class Classifier(Protocol):
-    """What names expressions; `inference.emotion_classifier.EmotionClassifier` is one."""
+    """A classifier of face crops, such as `inference.emotion_classifier.EmotionClassifier`."""
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names of its classes, in class order."""
+        """Class names, in class order."""
         ...
 
     @property
     def faces(self) -> FaceConfig:
-        """How its input is to be cropped."""
+        """Geometry of its input."""
         ...
 
     @property
     def abstention_threshold(self) -> float:
-        """Least probability, 0-1, at which a class is worth showing."""
+        """Minimum probability, 0-1, of a label."""
         ...
 
     def predict(self, images: np.ndarray) -> np.ndarray:
-        """Return probabilities, float32 (n, classes), for crops, uint8 (n, size, size, channels)."""
+        """Return probabilities, float32 (n, classes), of crops, uint8 (n, size, size, channels)."""
         ...
 
 
 @runtime_checkable
-class Describing(Classifier, Protocol):
-    """A classifier that also says what it sees, which a sequence network reads."""
+class FeatureClassifier(Classifier, Protocol):
+    """A classifier that also returns features, which a sequence network reads."""
 
     @property
     def features_of(self) -> str:
-        """SHA-256 of its network's file; empty where it does not give its features."""
+        """SHA-256 of its network's file; empty where it was loaded without features."""
         ...
 
     def features(self, images: np.ndarray) -> np.ndarray:
-        """Return features and probabilities, float32 (n, size), for crops, uint8 (n, side, side, channels)."""
+        """Return features and probabilities, float32 (n, size), of crops, uint8 (n, side, side, channels)."""
         ...
 
 
@@ -79,14 +77,13 @@ class Recognition:
     """One face and its expression.
 
     Attributes:
-        face: Where it is, in pixels of the frame.
-        probabilities: By emotion, in class order; they sum to one. Of a tracked face, the average over the last
-            moments, unless the labels are raw.
-        track_id: Which face it is, from 1, kept while it stays; 0 where faces are not tracked, and while `tentative`.
-        label: The emotion shown; left out, the most probable one.
-        unsure: The label's probability is below the abstention threshold, and so is every other emotion's.
-        tentative: Only one search has found the face, so it may be a false detection. The next search gives it a
-            number or drops it.
+        face: Its place, in pixels of the frame.
+        probabilities: Emotion -> probability, in class order; they sum to one. Smoothed over time for tracked faces.
+        track_id: From 1, the same while the face is tracked; 0 for images, and while `tentative`.
+        label: The most probable emotion, or for tracked faces the smoothed one.
+        unsure: No emotion reaches the abstention threshold.
+        tentative: Only one detection has found the face so far, possibly a false one. The next detection gives it a
+            track ID or drops it.
     """
 
     face: Face
@@ -102,18 +99,18 @@ class Recognition:
 
     @property
     def probability(self) -> float:
-        """The label's probability, 0-1."""
+        """Probability of the label, 0-1."""
         return self.probabilities[self.label]
 
     @property
     def shown(self) -> str:
-        """The label that the window, log, spans and summary show: an emotion, or `unsure`."""
+        """The label in all outputs: an emotion, or `unsure`."""
         return NOT_SURE if self.unsure else self.label
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What the work on a frame took, in seconds."""
+    """Processing time of a frame, in seconds."""
 
     detection: float = 0.0
     network: float = 0.0
@@ -121,7 +118,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Result:
-    """A frame and what was recognized in it."""
+    """A frame and its faces."""
 
     frame: Frame
     recognitions: list[Recognition]
@@ -139,37 +136,35 @@ def watch(
     temporal: str | Path | SequenceClassifier | None = None,
     synchronous: bool = False,
 ) -> Generator[Result, None, None]:
-    """Name the expression of every face in a camera's, video's, folder's or stream's frames, one frame after another.
+    """Recognize the expression of each face in a camera, video, folder or stream, frame by frame.
 
-    Nothing is opened before the first result is asked for. The source is closed with the generator: after its last
-    frame, when a loop over it is left and the generator is dropped, or by its `close()`. One that was handed over open
-    stays open. Several may be watched in turns; loops in threads of their own need a classifier and a detector each.
+    The source opens with the first result and closes with the generator. A source that was passed open stays open.
+    Loops in several threads need a classifier and a detector each.
 
     Args:
-        source: A camera number, a path or an address as `open_source` takes it, or an open source.
-        model: A `.keras` file with its card beside it, or a classifier.
+        source: A camera number, a path or an address (see `open_source`), or an open source.
+        model: A `.keras` file with its card, or a classifier.
         detector: `mtcnn` or `haar`, or a detector.
-        min_face_size: Pixels; smaller faces are not looked for. Not used with a detector that was handed over.
-        mirror: As `open_source` takes it. Not used with a source that was handed over.
-        raw: Give what the network says of each frame, not steadied over time and never unsure.
-        temporal: A sequence network, a `.keras` file of `training.step4_sequence_model` or one that was loaded, which
-            names what each followed face did, in place of the steadying. It reads the features of `model`, which must
-            be the one that it was trained with; hand that over loaded with `features=True`, or as a file.
+        min_face_size: Pixels; smaller faces are not detected. Ignored with a detector object.
+        mirror: Flip frames horizontally; None: only those of cameras. Ignored with an open source.
+        raw: Turn off smoothing and abstention.
+        temporal: A sequence network (a `.keras` file of `training.step4_sequence_model`, or a loaded one) in place of
+            the smoothing. It reads the features of `model`: the file it was trained with, or a classifier loaded with
+            `features=True`.
         synchronous: Wait for every detection, also where it is slow. Results of a camera or stream may come later.
 
     Yields:
-        A result for each frame. Faces of a video or camera keep their numbers until the next cut. Pictures are taken
-        each by itself. Each video of a folder has times and face numbers of its own. The same file gives the same
-        results each time. For a camera or stream, mtcnn searches a picture that takes it long (`TRACKING.wait_for`) on
-        a thread of its own, which ends with the generator.
+        A result for each frame. Track IDs of a video or camera are kept until the next cut; each video of a folder has
+        its own times and track IDs. Images are not tracked. Files give the same results each time. For cameras and
+        streams, detections slower than `TRACKING.background_after` run in the background.
 
     Raises:
-        InputError: the source, the model, the detector or the sequence network cannot be used, or do not fit.
+        InputError: the source, model, detector or sequence network cannot be used, or they do not fit together.
     """
     if isinstance(source, str | int | Path):
-        with closing(open_source(str(source), mirror)) as frames:
+        with closing(open_source(str(source), mirror)) as opened:
             yield from watch(
-                frames,
+                opened,
                 model,
                 detector,
                 min_face_size=min_face_size,
@@ -180,18 +175,14 @@ def watch(
         return
     if isinstance(temporal, str | Path):
         temporal = SequenceClassifier.load_litert(Path(temporal))
-    classifier, faces = _prepare(model, detector, min_face_size, features=temporal is not None)
-    beside = None
+    classifier, faces = _load(model, detector, min_face_size, features=temporal is not None)
+    background = None
     if source.live and not synchronous and isinstance(faces, FaceDetector):
-        beside = FaceDetector(faces.options, SEARCH_THREADS)
+        background = FaceDetector(faces.options, BACKGROUND_THREADS)
     if temporal:
         check_temporal(temporal, classifier, raw, holds_pictures(source))
-    # Each video of a folder has tracks of its own.
-    for _, frames in groupby(source, lambda frame: "" if frame.still else frame.name):
-        first = next(frames)
-        still = source.still or first.still
-        frames = chain([first], frames)
-        yield from recognize(frames, faces, classifier, raw=raw, still=still, beside=beside, temporal=temporal)
+    for video, frames in groupby(source, lambda frame: "" if frame.still else frame.name):
+        yield from recognize(frames, faces, classifier, raw, source.still or not video, background, temporal)
 
 
 def analyze(
@@ -201,30 +192,30 @@ def analyze(
     *,
     min_face_size: int = FACES.min_face_size,
 ) -> list[Recognition]:
-    """Name the expression of every face in one picture.
+    """Recognize the expression of each face in an image.
 
-    For many pictures, hand over a classifier (`EmotionClassifier.load_litert`) and a detector (`build_detector`), so
-    that they are made once.
+    For many images, pass a classifier (`EmotionClassifier.load_litert`) and a detector (`build_detector`), so that they
+    are loaded once.
 
     Args:
-        image: A picture file, or uint8 (h, w, 3) RGB or (h, w) gray.
-        model: As for `watch`.
-        detector: As for `watch`.
-        min_face_size: As for `watch`.
+        image: An image file, or uint8 (h, w, 3) RGB or (h, w) gray.
+        model: See `watch`.
+        detector: See `watch`.
+        min_face_size: See `watch`.
 
     Returns:
-        The faces, the most confident one first, with `track_id` 0; empty where there is none.
+        The faces, the most confident one first, with `track_id` 0.
 
     Raises:
         InputError: the file, the model or the detector cannot be used.
-        ValueError: the array is no such picture.
+        ValueError: the array has another shape or dtype.
     """
-    classifier, faces = _prepare(model, detector, min_face_size)
+    classifier, faces = _load(model, detector, min_face_size)
     image_rgb = image if isinstance(image, np.ndarray) else read_image_rgb(Path(image))
-    return _recognize_picture(image_rgb, faces, classifier)[0]
+    return _recognize_image(image_rgb, faces, classifier)[0]
 
 
-def _prepare(
+def _load(
     model: str | Path | Classifier, detector: str | Detector, min_face_size: int, features: bool = False
 ) -> tuple[Classifier, Detector]:
     if isinstance(model, str | Path):
@@ -243,100 +234,105 @@ def recognize(
     classifier: Classifier,
     raw: bool = False,
     still: bool = False,
-    beside: Detector | None = None,
+    background: Detector | None = None,
     temporal: SequenceClassifier | None = None,
 ) -> Generator[Result, None, None]:
-    """Name the expression of every face in every frame; all faces of a frame are classified in one batch.
+    """Recognize the expression of each face in each frame; all faces of a frame are one batch.
 
     Args:
-        frames: The frames, in the order of their times.
-        detector: What finds the faces.
-        classifier: What names the expressions.
-        raw: Give what the classifier says of each frame, not steadied over time and never unsure.
-        still: The frames are pictures that have nothing to do with each other.
-        beside: A second detector, which searches whole pictures on a thread of its own while `detector` follows, where
-            a search takes longer than `TRACKING.wait_for`: which frame shows what it found depends on the machine.
-            None: every search is waited for.
-        temporal: What names the expressions instead, from the classifier's features and what each face did before.
+        frames: The frames, in order of time.
+        detector: Detects the faces.
+        classifier: Classifies the crops.
+        raw: Turn off smoothing and abstention.
+        still: The frames are images, which are independent of each other.
+        background: A second detector for slow detections, which run on a thread. Their timing depends on the machine.
+            None: all detections are synchronous.
+        temporal: Predicts the expressions from the classifier's features over time.
 
     Raises:
-        InputError: the sequence network was not trained on the classifier's features, or there is nothing that it
-            could follow.
+        InputError: the sequence network does not fit the classifier or the source.
     """
-    smoother, reader, labels = TemporalSmoother(classifier.abstention_threshold), None, classifier.labels
     if temporal:
         check_temporal(temporal, classifier, raw, still)
-        reader, labels = TemporalReader(temporal, classifier.labels), temporal.labels
-    with closing(Searcher(beside)) if beside else nullcontext() as searcher:
-        tracker = Tracker(detector, searcher=searcher)
+    if still:
         for frame in frames:
             image_rgb = cv2.cvtColor(frame.image_bgr, cv2.COLOR_BGR2RGB)
-            if still:
-                yield Result(frame, *_recognize_picture(image_rgb, detector, classifier, raw))
-                continue
+            yield Result(frame, *_recognize_image(image_rgb, detector, classifier, raw))
+        return
+    predict, labels = _predictor(classifier, raw, temporal)
+    with closing(BackgroundDetector(background)) if background else nullcontext() as background_detector:
+        tracker = Tracker(detector, background=background_detector)
+        for frame in frames:
+            image_rgb = cv2.cvtColor(frame.image_bgr, cv2.COLOR_BGR2RGB)
             start = time.perf_counter()
             tracked = tracker.update(image_rgb, frame.time)
-            found = time.perf_counter()
+            detected = time.perf_counter()
             crops = _crops(image_rgb, [each.face for each in tracked], classifier.faces)
-            keys = [each.key for each in tracked]  # from a face's first frame on, before it has a number
-            if reader and isinstance(classifier, Describing):
-                verdicts = reader.update(keys, classifier.features(crops), frame.time) if tracked else []
-            elif raw:
-                verdicts = [SmoothedPrediction(row, int(row.argmax()), False) for row in classifier.predict(crops)]
-            else:
-                verdicts = smoother.update(keys, classifier.predict(crops), frame.time)
-            timing = Timing(found - start, time.perf_counter() - found)
-            yield Result(frame, _named(tracked, verdicts, labels), timing)
+            predictions = predict([each.key for each in tracked], crops, frame.time)
+            timing = Timing(detected - start, time.perf_counter() - detected)
+            recognitions = [
+                Recognition(
+                    each.face,
+                    _by_label(labels, prediction.probabilities),
+                    each.track_id,
+                    labels[prediction.index],
+                    prediction.unsure,
+                    tentative=not each.track_id,
+                )
+                for each, prediction in zip(tracked, predictions, strict=True)
+            ]
+            yield Result(frame, recognitions, timing)
+
+
+_Predict = Callable[[Sequence[int], np.ndarray, float], list[SmoothedPrediction]]
+
+
+def _predictor(
+    classifier: Classifier, raw: bool, temporal: SequenceClassifier | None
+) -> tuple[_Predict, tuple[str, ...]]:
+    """Return what predicts the crops of a frame, given their tracks and the time, and its class names."""
+    if temporal and isinstance(classifier, FeatureClassifier):
+        sequences = SequenceSmoother(temporal, classifier.labels)
+        return (
+            lambda keys, crops, now: sequences.update(keys, classifier.features(crops), now) if keys else []
+        ), temporal.labels
+    if raw:
+        return (
+            lambda keys, crops, now: [
+                SmoothedPrediction(row, int(row.argmax()), False) for row in classifier.predict(crops)
+            ]
+        ), classifier.labels
+    smoother = TemporalSmoother(classifier.abstention_threshold)
+    return (lambda keys, crops, now: smoother.update(keys, classifier.predict(crops), now)), classifier.labels
 
 
 def check_temporal(temporal: SequenceClassifier, classifier: Classifier, raw: bool, still: bool) -> None:
-    """Refuse what a sequence network cannot work with.
+    """Check that a sequence network fits the classifier and the source.
 
     Raises:
-        InputError: with the remedy.
+        InputError: it does not, with the remedy.
     """
     if still:
-        raise InputError("--temporal needs a video or a camera: a picture shows nothing over time")
+        raise InputError("--temporal needs a video or a camera: images are not tracked")
     if raw:
-        raise InputError("--raw shows single frames, --temporal what a face did over time; give one of the two")
-    temporal.check_features(classifier.features_of if isinstance(classifier, Describing) else "")
+        raise InputError("--temporal and --raw exclude each other; give one of the two")
+    temporal.check_features(classifier.features_of if isinstance(classifier, FeatureClassifier) else "")
 
 
-def _recognize_picture(
+def _recognize_image(
     image_rgb: np.ndarray, detector: Detector, classifier: Classifier, raw: bool = False
 ) -> tuple[list[Recognition], Timing]:
     start = time.perf_counter()
     faces = detector.detect(image_rgb)
-    found = time.perf_counter()
+    detected = time.perf_counter()
     probabilities = classifier.predict(_crops(image_rgb, faces, classifier.faces))
-    timing = Timing(found - start, time.perf_counter() - found)
+    timing = Timing(detected - start, time.perf_counter() - detected)
+    threshold = 0.0 if raw else classifier.abstention_threshold
     recognitions = [
-        Recognition(
-            face,
-            _by_label(classifier.labels, row),
-            unsure=not raw and float(row.max()) < classifier.abstention_threshold,
-        )
+        Recognition(face, _by_label(classifier.labels, row), unsure=float(row.max()) < threshold)
         for face, row in zip(faces, probabilities, strict=True)
     ]
     return recognitions, timing
-
-
-def _named(
-    tracked: list[TrackedFace],
-    verdicts: Sequence[SmoothedPrediction],
-    labels: Sequence[str],
-) -> list[Recognition]:
-    return [
-        Recognition(
-            each.face,
-            _by_label(labels, verdict.probabilities),
-            each.track_id,
-            labels[verdict.index],
-            verdict.unsure,
-            tentative=not each.track_id,
-        )
-        for each, verdict in zip(tracked, verdicts, strict=True)
-    ]
 
 
 def _by_label(labels: Sequence[str], row: np.ndarray) -> dict[str, float]:

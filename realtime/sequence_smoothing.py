@@ -1,7 +1,4 @@
-"""Labels from what a face did, not from a single frame: a sequence network on each followed face.
-
-It stands in the place of `TemporalSmoother`: what it says of a frame already takes the frames before into account.
-"""
+"""A sequence network in place of temporal smoothing: its predictions take earlier frames into account."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -13,17 +10,17 @@ from configuration import SMOOTHING, TRACKING
 from inference.sequence_classifier import SequenceClassifier
 from realtime.smoothing import SmoothedPrediction, choose_class
 
-_JITTER = 0.4  # steps: a frame that comes this much late still counts for its step
+_JITTER = 0.4  # steps: a frame up to this late still counts for its step
 
 
 @dataclass
 class _Past:
-    """What is known of a face: its last frames, and the one that the others are compared with.
+    """The last frames of a track and its reference frame.
 
     Attributes:
-        reference: float (size,): what the network of single faces saw in its most neutral frame so far.
-        neutral: That frame's probability of neutral, 0-1.
-        index: The class shown; none before the first answer.
+        reference: float (size,): features of the most neutral frame so far.
+        neutral: Probability of neutral in that frame, 0-1.
+        index: The class shown; None before the first prediction.
         times: Seconds, of each frame kept.
         frames: float (size,) each.
     """
@@ -35,54 +32,52 @@ class _Past:
     frames: deque[np.ndarray] = field(default_factory=deque)
 
 
-class TemporalReader:
-    """Asks a sequence network about each face of one source, frame by frame; it looks back, never ahead.
+class SequenceSmoother:
+    """Predicts each track of one source with a causal sequence network.
 
-    Of each face a bounded past is kept: the network's window. It is resampled to the frame rate that the network was
-    trained on, each step taking the last frame until then, so that a slow camera and a fast one show the same movement.
+    The past of each track, at most the network's window, is resampled to the frame rate of the training data. Each step
+    takes the last frame before it, so that predictions do not depend on the camera's frame rate.
 
-    The sequences of the training begin with a neutral face, and all frames are compared with it. A live face may begin
-    anyhow: its first frame stands for its neutral face until a frame comes in which the network of single faces finds
-    neutral more probable, which then takes its place. Where that network knows no neutral, the first frame stays.
+    Training sequences start neutral, and the network compares all frames with the first. Here the reference is the
+    frame with the highest probability of neutral so far. Without a class neutral it is the first frame.
 
     Args:
         network: The sequence network.
-        single_labels: Classes of the network of single faces whose features it reads, in class order.
+        frame_labels: Classes of the network whose features it reads, in class order.
     """
 
-    def __init__(self, network: SequenceClassifier, single_labels: Sequence[str]):
+    def __init__(self, network: SequenceClassifier, frame_labels: Sequence[str]):
         self._network = network
-        # A row of features ends with the probabilities of the single faces' classes.
-        self._neutral = single_labels.index("neutral") - len(single_labels) if "neutral" in single_labels else None
+        # Features end with the class probabilities of the frame.
+        self._neutral = frame_labels.index("neutral") - len(frame_labels) if "neutral" in frame_labels else None
         self._step = 1 / network.rate
         self._pasts: dict[int, _Past] = {}
 
-    def update(self, numbers: Sequence[int], features: np.ndarray, time: float) -> list[SmoothedPrediction]:
-        """Return what to show of the faces of a frame.
+    def update(self, keys: Sequence[int], features: np.ndarray, time: float) -> list[SmoothedPrediction]:
+        """Return the predictions for a frame.
 
         Args:
-            numbers: Which face it is, for each.
-            features: float (n, size), as `EmotionClassifier.features` gives them.
-            time: Seconds, on the source's own clock.
+            keys: Track of each face.
+            features: float (n, size), from `EmotionClassifier.features`.
+            time: Seconds, on the clock of the source.
         """
-        for number, row in zip(numbers, features, strict=True):
-            self._add(number, row, time)
-        # A face away for longer gets a new number from the tracker.
-        self._pasts = {n: past for n, past in self._pasts.items() if 0 <= time - past.times[-1] <= TRACKING.remember}
-        pasts = [self._pasts[number] for number in numbers]
+        for key, row in zip(keys, features, strict=True):
+            self._add(key, row, time)
+        longest = TRACKING.max_hidden_seconds  # a face hidden for longer gets a new track
+        self._pasts = {key: past for key, past in self._pasts.items() if 0 <= time - past.times[-1] <= longest}
+        pasts = [self._pasts[key] for key in keys]
         probabilities = self._network.predict([self._window(past, time) for past in pasts])
-        return [self._verdict(past, row) for past, row in zip(pasts, probabilities, strict=True)]
+        return [self._prediction(past, row) for past, row in zip(pasts, probabilities, strict=True)]
 
-    def _verdict(self, past: _Past, row: np.ndarray) -> SmoothedPrediction:
-        """Keep the label until another one is clearly more probable, as `TemporalSmoother` does."""
+    def _prediction(self, past: _Past, row: np.ndarray) -> SmoothedPrediction:
         past.index, unsure = choose_class(row, past.index, SMOOTHING.margin, self._network.abstention_threshold)
         return SmoothedPrediction(row, past.index, unsure)
 
-    def _add(self, number: int, row: np.ndarray, time: float) -> None:
+    def _add(self, key: int, row: np.ndarray, time: float) -> None:
         neutral = 0.0 if self._neutral is None else float(row[self._neutral])
-        past = self._pasts.get(number)
-        if past is None or time <= past.times[-1]:  # another source, or this one from its beginning
-            past = self._pasts[number] = _Past(row, neutral)
+        past = self._pasts.get(key)
+        if past is None or time <= past.times[-1]:  # a new track, or the source starts again
+            past = self._pasts[key] = _Past(row, neutral)
         elif neutral > past.neutral:
             past.reference, past.neutral = row, neutral
         past.times.append(time)
@@ -93,7 +88,7 @@ class TemporalReader:
             past.frames.popleft()
 
     def _window(self, past: _Past, now: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return the face's frames, one per step of the network until now, and its reference."""
+        """Return the resampled frames, one per step of the network, and the reference."""
         times = np.array(past.times)
         count = min(self._network.window, 1 + round((now - times[0]) / self._step))
         steps = now - self._step * np.arange(count - 1, -1, -1)

@@ -1,4 +1,4 @@
-"""Labels that do not flicker: probabilities averaged over time, and a label kept until another is clearly better."""
+"""Temporal smoothing: probabilities averaged over time, and labels with hysteresis."""
 
 import math
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from configuration import SMOOTHING, SmoothingConfig
 
 
 class SmoothedPrediction(NamedTuple):
-    """What is shown of a face.
+    """A prediction for one face in one frame.
 
     Attributes:
         probabilities: float, (classes,), in class order, averaged over time; they sum to one.
         index: The class shown.
-        unsure: No class is probable enough to be shown.
+        unsure: No class reaches the abstention threshold.
     """
 
     probabilities: np.ndarray
@@ -47,70 +47,70 @@ def choose_class(mean: np.ndarray, current: int | None, margin: float, threshold
 
 @dataclass
 class _State:
-    """A face's averages so far, and what is shown of it."""
+    """The averages of a track, and the class shown."""
 
-    mean: np.ndarray
-    quick: np.ndarray
+    slow: np.ndarray
+    fast: np.ndarray
     index: int
     unsure: bool
-    first: float  # seconds: when the face was seen first
-    last: float  # seconds: when it was seen last
+    first: float  # seconds: first frame of the track
+    last: float  # seconds: last frame of the track
     steps: int = 1
 
 
 class TemporalSmoother:
-    """Steadies what a network says of each face of one source.
+    """Smooths the predictions for each track of one source.
 
-    Two exponential averages run in seconds, not in frames, so that the frame rate does not matter. The slow one is
-    shown: it hardly follows noise. Where the quick one differs from it by more than `change`, the face has changed, and
-    the slow one continues from the quick one. Both begin as a plain average: the very first frame does not weigh more
-    than those after it. An average of few frames varies much: a new face needs a wider margin to change its label.
+    Each track has two exponential averages with time constants in seconds, so that the frame rate does not matter.
+    The slow one is shown. Where the fast one differs from it by more than `change_threshold`, the expression has
+    changed, and the slow average continues from the fast one. Both start as plain averages, so that the first frame
+    has no extra weight. New tracks need a wider margin to change their label, as an average of few frames varies.
 
     Args:
-        abstention_threshold: Abstention threshold, 0-1, of the smoothed probability; from the model's card.
-        options: Time constants, change and margin.
+        abstention_threshold: Minimum smoothed probability, 0-1, of a label; from the model's card.
+        options: Time constants, change threshold and margin.
     """
 
     def __init__(self, abstention_threshold: float = 0.0, options: SmoothingConfig = SMOOTHING):
         self._abstention_threshold, self._options = abstention_threshold, options
         self._states: dict[int, _State] = {}
 
-    def update(self, numbers: Sequence[int], probabilities: np.ndarray, time: float) -> list[SmoothedPrediction]:
-        """Return what to show of the faces of a frame.
+    def update(self, keys: Sequence[int], probabilities: np.ndarray, time: float) -> list[SmoothedPrediction]:
+        """Return the smoothed predictions for a frame.
 
         Args:
-            numbers: Which face it is, for each.
-            probabilities: (n, classes), what the network says of each in this frame.
-            time: Seconds, on the source's own clock.
+            keys: Track of each face.
+            probabilities: (n, classes), predictions for this frame.
+            time: Seconds, on the clock of the source.
         """
-        for number, row in zip(numbers, probabilities, strict=True):
-            state = self._states.get(number)
+        for key, row in zip(keys, probabilities, strict=True):
+            state = self._states.get(key)
             if state is None or time <= state.last:
-                self._states[number] = self._begin(row, time)
+                mean = row.astype(np.float64)
+                shown = choose_class(mean, None, 0.0, self._abstention_threshold)
+                self._states[key] = _State(mean, mean, *shown, time, time)
             else:
                 self._add(state, row, time)
-        forgotten = 10 * self._options.smoothing  # seconds: by then nothing is left of the quick average
-        self._states = {number: state for number, state in self._states.items() if abs(time - state.last) <= forgotten}
-        return [
-            SmoothedPrediction(state.mean, state.index, state.unsure)
-            for state in (self._states[number] for number in numbers)
-        ]
-
-    def _begin(self, row: np.ndarray, time: float) -> _State:
-        mean = row.astype(np.float64)
-        return _State(mean, mean, *choose_class(mean, None, 0.0, self._abstention_threshold), time, time)
-
-    def _widening(self, age: float) -> float:
-        new_track_margin_factor, smoothing = self._options.new_track_margin_factor, self._options.smoothing
-        return max(1.0, smoothing / age) if age * new_track_margin_factor > smoothing else new_track_margin_factor
+        expiry = 10 * self._options.fast_seconds  # by then the fast average holds nothing of the track
+        self._states = {key: state for key, state in self._states.items() if abs(time - state.last) <= expiry}
+        shown = [self._states[key] for key in keys]
+        return [SmoothedPrediction(state.slow, state.index, state.unsure) for state in shown]
 
     def _add(self, state: _State, row: np.ndarray, time: float) -> None:
         options = self._options
         state.steps += 1
         elapsed, state.last = time - state.last, time
-        weight, quick = (max(-math.expm1(-elapsed / s), 1 / state.steps) for s in (options.slow, options.smoothing))
-        state.mean, state.quick = state.mean + weight * (row - state.mean), state.quick + quick * (row - state.quick)
-        if np.abs(state.quick - state.mean).max() > options.change:
-            state.mean = state.quick
-        margin = options.margin * self._widening(time - state.first)
-        state.index, state.unsure = choose_class(state.mean, state.index, margin, self._abstention_threshold)
+        slow, fast = (
+            max(-math.expm1(-elapsed / seconds), 1 / state.steps)
+            for seconds in (options.slow_seconds, options.fast_seconds)
+        )
+        state.slow = state.slow + slow * (row - state.slow)
+        state.fast = state.fast + fast * (row - state.fast)
+        if np.abs(state.fast - state.slow).max() > options.change_threshold:
+            state.slow = state.fast
+        margin = options.margin * self._margin_factor(time - state.first)
+        state.index, state.unsure = choose_class(state.slow, state.index, margin, self._abstention_threshold)
+
+    def _margin_factor(self, age: float) -> float:
+        factor, seconds = self._options.new_track_margin_factor, self._options.fast_seconds
+        return max(1.0, seconds / age) if age * factor > seconds else factor

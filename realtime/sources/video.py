@@ -1,0 +1,102 @@
+"""Video files."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from time import monotonic
+
+import cv2
+import numpy as np
+
+from common.errors import InputError
+from realtime.sources.frames import POLL, Frame, frame_rate, next_frame, open_capture, oriented
+
+_MAX_STEP = 60.0  # seconds between two frames; a larger step is an error in the time stamps
+
+_Read = tuple[np.ndarray | None, float, float]  # image (None: damaged), seconds in the video, seconds when it was read
+
+
+class Video:
+    """A video file, every frame of it; the next frame is decoded in the background.
+
+    Frame times are the file's own, since phones and browsers record at a variable rate. Where these do not increase
+    (raw streams, joined files), frames follow each other at the frame rate.
+
+    Attributes:
+        on_wait: See `Live`; a video on a server may be slow.
+    """
+
+    still = live = False
+    on_wait: Callable[[bool], bool] | None = None
+
+    def __init__(self, capture: cv2.VideoCapture, name: str, first_bgr: np.ndarray, mirror: bool = False):
+        count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        self.name, self.warning, self.fps = name, "", frame_rate(capture)
+        self.count = int(count) if count > 0 else None
+        self.size = (first_bgr.shape[1], first_bgr.shape[0])
+        self._capture, self._first_bgr, self._mirror = capture, first_bgr, mirror
+        self._timestamp, self._time = _timestamp(capture), 0.0  # of the last frame: in the file, since the first frame
+        self._reader = ThreadPoolExecutor(1)
+
+    def __iter__(self) -> Iterator[Frame]:
+        ahead: Future[_Read | None] = self._reader.submit(
+            lambda: (oriented(self._first_bgr, self._mirror), 0.0, monotonic())
+        )
+        index = damaged = 0
+        while self._is_ready(ahead):
+            read = ahead.result()
+            if read is None:
+                self._set_warning(index, damaged)
+                return
+            ahead = self._reader.submit(self._read)
+            image_bgr, time, captured = read
+            if image_bgr is None:
+                damaged += 1
+            else:
+                yield Frame(image_bgr, index, time, self.name, captured)
+            index += 1
+
+    def _is_ready(self, ahead: Future[_Read | None]) -> bool:
+        """Wait for a frame and return True, or return False where `on_wait` stops the run."""
+        while not wait([ahead], POLL).done:
+            if self.on_wait and not self.on_wait(False):
+                return False
+        return True
+
+    def _set_warning(self, count: int, damaged: int) -> None:
+        if self.count and count < 0.9 * self.count - 1:  # containers announce a few frames more than they hold
+            self.warning = f"{self.name} ended after {count} of {self.count} frames; the file seems damaged"
+        elif damaged:
+            self.warning = f"{damaged} of {count} frames of {self.name} could not be decoded; the file seems damaged"
+
+    def _read(self) -> _Read | None:
+        more, image_bgr = next_frame(self._capture)
+        timestamp = _timestamp(self._capture)
+        step = timestamp - self._timestamp
+        self._timestamp, self._time = timestamp, self._time + (step if 0 < step <= _MAX_STEP else 1 / self.fps)
+        if not more:
+            return None
+        return None if image_bgr is None else oriented(image_bgr, self._mirror), self._time, monotonic()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._reader.shutdown()
+        self._capture.release()
+
+
+def open_video(file: Path, mirror: bool, name: str = "") -> Video:
+    """Open a video file.
+
+    Raises:
+        InputError: it has no readable frame.
+    """
+    opened = open_capture(lambda: cv2.VideoCapture(str(file)))
+    # FFmpeg reads text files as videos.
+    if opened is None or int(opened[0].get(cv2.CAP_PROP_FOURCC)) == cv2.VideoWriter.fourcc(*"ansi"):
+        raise InputError(f"--source {file} is no video that OpenCV can read (empty, damaged or another kind of file)")
+    return Video(opened[0], name or file.name, opened[1], mirror)
+
+
+def _timestamp(capture: cv2.VideoCapture) -> float:
+    """Return the time stamp of the last frame, in seconds."""
+    return capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
