@@ -15,7 +15,7 @@ from inference.lineage import read_hashes
 from inference.model_card import read_card
 from preprocessing.splitting import Strategy, split_table
 from preprocessing.tables import read_table, split_by_fold, split_hash, write_table
-from realtime.doctor import look_at_model
+from realtime.doctor import check_model
 from training.cross_validation import fold_file
 from training.data import read_image
 
@@ -172,7 +172,7 @@ def test_the_card_holds_the_mean_as_an_entry_of_its_own(evaluate, noisy_dataset,
     assert averaged["accuracy_interval"] == [round(told["averaged"][f"accuracy_{end}"], 4) for end in ("low", "high")]
     evaluate(folder, "--model", model, "--update-card")
     assert read_card(model).scores == [averaged, single]
-    finding, _ = look_at_model(model, EmotionClassifier.load)
+    finding, _ = check_model(model, EmotionClassifier.load)
     assert f"accuracy {single['accuracy']:.1%} on stripes test;" in finding.text  # a camera's faces are asked once
 
 

@@ -30,7 +30,7 @@ def frames():
     return [Frame(noise.integers(0, 256, (64, 96, 3), np.uint8), i, i / 10, "clip.mp4") for i in range(3)]
 
 
-def test_all_faces_of_a_frame_go_through_the_classifier_in_one_batch(frames):
+def test_faces_of_a_frame_are_one_batch(frames):
     faces = [FACE, replace(FACE, left=50.0)]
     classifier = FakeClassifier()
     results = list(recognize(frames, FakeDetector(*faces), classifier))
@@ -43,7 +43,7 @@ def test_all_faces_of_a_frame_go_through_the_classifier_in_one_batch(frames):
 
 
 @pytest.mark.parametrize(("size", "channels"), [(48, 1), (32, 3)])
-def test_the_classifier_gets_the_crops_that_it_was_trained_on(frames, size, channels):
+def test_classifier_gets_configured_crops(frames, size, channels):
     options = replace(FACES, size=size, channels=channels, align="box")
     detector, classifier = FakeDetector(FACE), FakeClassifier(options)
     next(recognize(frames, detector, classifier))
@@ -52,35 +52,9 @@ def test_the_classifier_gets_the_crops_that_it_was_trained_on(frames, size, chan
     np.testing.assert_array_equal(classifier.batches[0][0], network_input(image_rgb, FACE, options))
 
 
-def test_a_frame_without_a_face_gives_a_result_without_recognitions(frames):
-    classifier = FakeClassifier()
-    results = list(recognize(frames, FakeDetector(), classifier))
-    assert [result.recognitions for result in results] == [[], [], []]
-    assert classifier.batches[0].shape == (0, 48, 48, 1)
-
-
-def test_frames_are_taken_one_by_one(frames):
-    taken = []
-
-    def telling():
-        for frame in frames:
-            taken.append(frame.index)
-            yield frame
-
-    results = recognize(telling(), FakeDetector(FACE), FakeClassifier())
-    next(results)
-    assert taken == [0]
-
-
-def test_a_face_over_the_border_is_recognized(frames):
-    faces = [replace(FACE, left=-10.0, top=-8.0), replace(FACE, left=85.0, top=50.0)]
-    (first, *_) = recognize(frames, FakeDetector(*faces), FakeClassifier())
-    assert len(first.recognitions) == 2
-
-
 @pytest.mark.parametrize("name", ["haar", "mtcnn"])
 @pytest.mark.parametrize(("channels", "flags"), [(1, cv2.IMREAD_GRAYSCALE), (3, cv2.IMREAD_COLOR_RGB)])
-def test_the_webcam_gives_the_network_the_very_pixels_that_step_2_writes_for_training(tmp_path, name, channels, flags):
+def test_crops_equal_those_of_step_2(tmp_path, name, channels, flags):
     portrait = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
     (tmp_path / "portrait.jpg").write_bytes(portrait.read_bytes())
     options = replace(FACES, channels=channels)
@@ -93,7 +67,7 @@ def test_the_webcam_gives_the_network_the_very_pixels_that_step_2_writes_for_tra
     np.testing.assert_array_equal(classifier.batches[0][0], written)
 
 
-class Moody(FakeClassifier):
+class ChangingClassifier(FakeClassifier):
     """Calls a face happy for `seconds` at 30 frames per second, then angry; every fifth frame it says the opposite."""
 
     def __init__(self, frames: int, abstention_threshold: float = 0.0, sure: float = 0.8):
@@ -111,21 +85,21 @@ def clip(count):
     return [Frame(np.zeros((64, 96, 3), np.uint8), i, i / 30, "clip.mp4") for i in range(count)]
 
 
-def test_labels_are_calm_and_raw_shows_the_network_as_it_is():
-    calm = [r.recognitions[0].label for r in recognize(clip(60), FakeDetector(FACE), Moody(30))]
-    raw = [r.recognitions[0].label for r in recognize(clip(60), FakeDetector(FACE), Moody(30), raw=True)]
+def test_labels_are_smoothed_unless_raw():
+    calm = [r.recognitions[0].label for r in recognize(clip(60), FakeDetector(FACE), ChangingClassifier(30))]
+    raw = [r.recognitions[0].label for r in recognize(clip(60), FakeDetector(FACE), ChangingClassifier(30), raw=True)]
     changes = [sum(a != b for a, b in pairwise(labels)) for labels in (calm, raw)]
     assert changes == [1, 22]
     assert calm[29] == "happiness" and calm[30 + 21] == "anger"  # within 0.7 s
 
 
-def test_below_the_cards_threshold_a_face_is_unsure_and_raw_never_is():
+def test_unsure_below_card_threshold_unless_raw():
     for raw, unsure in ((False, {True}), (True, {False})):
-        results = list(recognize(clip(20), FakeDetector(FACE), Moody(99, abstention_threshold=0.9), raw=raw))
+        results = list(recognize(clip(20), FakeDetector(FACE), ChangingClassifier(99, 0.9), raw=raw))
         assert {result.recognitions[0].unsure for result in results} == unsure
 
 
-def test_faces_of_a_video_are_numbered_and_pictures_are_taken_each_by_itself(tmp_path):
+def test_only_videos_have_track_ids(tmp_path):
     seen = [r.recognitions[0] for r in recognize(clip(3), FakeDetector(FACE), FakeClassifier())]
     assert [(each.track_id, each.tentative) for each in seen] == [(0, True), (1, False), (1, False)]
     for name in "ab":
@@ -134,10 +108,10 @@ def test_faces_of_a_video_are_numbered_and_pictures_are_taken_each_by_itself(tmp
     assert [(r.recognitions[0].track_id, r.recognitions[0].tentative) for r in results] == [(0, False)] * 2
 
 
-def test_watch_gives_every_frame_of_a_video_and_closes_what_it_opened(tmp_path, monkeypatch):
+def test_watch_gives_every_frame_and_closes_source(tmp_path, monkeypatch):
     closed = []
     video = write_video(tmp_path / "clip.mp4", frames=12, fps=10)
-    monkeypatch.setattr("realtime.sources.Video.close", lambda source: closed.append(source.name))
+    monkeypatch.setattr("realtime.sources.video.Video.close", lambda source: closed.append(source.name))
     results = watch(video, FakeClassifier(), FakeDetector(FACE))
     assert [result.frame.index for result in results] == list(range(12))
     assert closed == ["clip.mp4"]
@@ -150,7 +124,7 @@ def test_watch_gives_every_frame_of_a_video_and_closes_what_it_opened(tmp_path, 
     assert len(closed) == 2
 
 
-def test_analyze_takes_a_file_or_an_array_and_gives_the_same(tmp_path):
+def test_analyze_accepts_file_and_array(tmp_path):
     image_rgb = np.random.default_rng(2).integers(0, 256, (64, 96, 3)).astype(np.uint8)
     cv2.imwrite(str(tmp_path / "me.png"), image_rgb[:, :, ::-1])
     predictions, batches = [], []
@@ -163,12 +137,12 @@ def test_analyze_takes_a_file_or_an_array_and_gives_the_same(tmp_path):
     np.testing.assert_array_equal(batches[0], batches[1])
 
 
-def test_the_interface_works_from_another_folder_without_tensorflow(tmp_path):
+def test_api_does_not_import_tensorflow(tmp_path):
     """Also holds the live path to its word: neither TensorFlow, Keras, pandas nor matplotlib is imported."""
     portrait = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
     code = f"""
 import sys
-from realtime.recognition import analyze, watch
+from realtime import analyze, watch
 (face,) = analyze({str(portrait)!r})
 ((result,),) = [list(watch({str(portrait)!r}))]
 assert result.recognitions[0].probabilities == face.probabilities
@@ -186,14 +160,14 @@ print(*{{"tensorflow", "keras", "pandas", "matplotlib", "scipy", "mtcnn"}} & set
     assert done.stdout.strip() == ""
 
 
-def test_frames_of_another_size_in_mid_stream_are_recognized():
+def test_frame_size_may_change():
     shapes = [(64, 96, 3)] * 3 + [(128, 192, 3)] * 3 + [(32, 48, 3)] * 3
     frames = [Frame(np.zeros(shape, np.uint8), i, i / 10, "camera 0") for i, shape in enumerate(shapes)]
     results = list(recognize(frames, FakeDetector(FACE), FakeClassifier()))
     assert [(r.frame.image_bgr.shape, len(r.recognitions)) for r in results] == [(shape, 1) for shape in shapes]
 
 
-def test_a_slow_search_of_a_live_source_runs_on_a_thread_which_ends_with_the_results_unless_one_is_patient():
+def test_slow_detection_of_live_source_runs_in_background():
     class Source:
         name, still, live, fps, size, count, warning = "camera 0", False, True, 30.0, (640, 480), None, ""
 
@@ -206,15 +180,15 @@ def test_a_slow_search_of_a_live_source_runs_on_a_thread_which_ends_with_the_res
         def close(self):
             pass
 
-    def searchers():
-        return [thread for thread in threading.enumerate() if thread.name.startswith("searcher")]
+    def threads():
+        return [thread for thread in threading.enumerate() if thread.name.startswith("detector")]
 
     portrait = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
     portrait_bgr = cv2.cvtColor(read_image_rgb(portrait), cv2.COLOR_RGB2BGR)[::2, ::2].copy()
 
     class SlowDetector(FaceDetector):
         def detect(self, image_rgb):
-            time.sleep(2 * TRACKING.wait_for)
+            time.sleep(2 * TRACKING.background_after)
             return super().detect(image_rgb)
 
     detector, counts = SlowDetector(FACES), []
@@ -224,17 +198,17 @@ def test_a_slow_search_of_a_live_source_runs_on_a_thread_which_ends_with_the_res
         for result in results:
             assert [each.track_id for each in result.recognitions] == [int(result.frame.index > 1)]
             if result.frame.index == 8:
-                counts.append(len(searchers()))
+                counts.append(len(threads()))
                 break
         results.close()
-        assert searchers() == []
+        assert threads() == []
     assert counts == [1, 0, 0]
 
 
-def test_smoothing_begins_with_the_first_frame_of_a_face_and_begins_anew_after_a_cut():
+def test_smoothing_restarts_after_cut():
     shown = [scene(0)] * 10 + [scene(1)] * 3
     frames = [Frame(image_bgr, i, i / 30, "clip.mp4") for i, image_bgr in enumerate(shown)]
-    results = list(recognize(frames, FakeDetector(FACE), Moody(10)))
+    results = list(recognize(frames, FakeDetector(FACE), ChangingClassifier(10)))
     happiness = [result.recognitions[0].probabilities["happiness"] for result in results]
     assert happiness[0] == pytest.approx(0.8)
     assert happiness[4] == pytest.approx((4 * 0.8 + 0.2) / 5)  # a plain average at first, the tentative frame included
@@ -242,8 +216,8 @@ def test_smoothing_begins_with_the_first_frame_of_a_face_and_begins_anew_after_a
     assert [result.recognitions[0].track_id for result in results] == [0] + [1] * 9 + [0] + [2] * 2
 
 
-def test_thousands_of_frames_leave_memory_flat_and_counters_right():
-    """A short form of an hour: faces come, stay a moment and go, and nothing of them is kept."""
+def test_memory_stays_flat_over_thousands_of_frames():
+    """Faces come and go; nothing of them is kept."""
     image_bgr = np.zeros((64, 96, 3), np.uint8)
 
     class Passing(FakeDetector):

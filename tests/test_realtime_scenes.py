@@ -1,7 +1,5 @@
 """What is a cut, and what is none; each on pictures with coarse structure, or on the data's videos where they are."""
 
-from itertools import islice
-
 import cv2
 import numpy as np
 import pytest
@@ -9,8 +7,7 @@ from conftest import ROOT
 from realtime_fakes import scene
 
 from benchmarks.realtime import read_frames
-from benchmarks.scene_cuts import Footage, count_cuts, joined_pieces, read_footage, webcam_clip
-from common.errors import InputError
+from benchmarks.scene_cuts import count_cuts, joined_pieces
 from realtime.scenes import CutDetector
 
 DATA = ROOT.parent / "shared" / "data"
@@ -40,12 +37,7 @@ def test_cut_is_detected_at_every_brightness(brightness):
     assert cuts(*frames) == [8, 16, 24]
 
 
-def test_cut_to_another_brightness_is_detected():
-    dark, bright = 0.2 * scene(0), 1.0 * scene(1)
-    assert cuts(*[noisy(image, i, 2.0) for i, image in enumerate([dark] * 5 + [bright] * 5 + [dark] * 5)]) == [5, 10]
-
-
-def test_cut_is_detected_in_a_narrow_video_between_black_bars():
+def test_cut_between_black_bars_is_detected():
     def barred(seed):
         image = np.zeros((240, 427, 3), np.uint8)
         image[:, 146:281] = scene(seed, (135, 240))
@@ -54,16 +46,7 @@ def test_cut_is_detected_in_a_narrow_video_between_black_bars():
     assert cuts(*[barred(index // 6) for index in range(18)]) == [6, 12]
 
 
-def test_every_picture_of_a_slideshow_is_a_cut():
-    assert cuts(*[scene(index // 25) for index in range(100)]) == [25, 50, 75]
-
-
-def test_repeated_frames_and_a_camera_that_was_frozen_are_no_cuts():
-    frames = [noisy(scene(0), index) for index in range(5)]
-    assert cuts(*frames, *[frames[-1]] * 40, noisy(scene(0), 50), noisy(scene(0), 51)) == []
-
-
-def test_frame_of_another_size_is_a_cut_whatever_it_shows():
+def test_frame_of_another_size_is_a_cut():
     assert cuts(scene(0), scene(0), scene(0, (160, 120)), scene(0, (160, 120)), scene(0)) == [2, 4]
     black = np.zeros((240, 320, 3), np.uint8)
     assert cuts(black, black, black[::2, ::2]) == [2]
@@ -76,19 +59,19 @@ def test_flash_is_no_cut(gain, frames):
     assert cuts(*[noisy(each * 0.7 * scene(0), index) for index, each in enumerate(gains)]) == []
 
 
-def test_light_that_is_switched_and_the_exposure_that_follows_are_no_cuts():
+def test_switched_light_is_no_cut():
     for light in (0.15, 0.4, 2.5):
         gains = [1.0] * 6 + [light ** (0.9**step) for step in range(30)]
         assert cuts(*[noisy(each * 0.8 * scene(0), index) for index, each in enumerate(gains)]) == []
 
 
-def test_black_frames_are_no_cut_by_themselves_but_another_scene_after_them_is():
+def test_black_frames_are_no_cut():
     black = [noisy(np.zeros((240, 320, 3)), index) for index in range(4)]
     assert cuts(*[scene(0)] * 5, *black, *[scene(0)] * 5) == []
     assert cuts(*[scene(0)] * 5, *black, *[scene(1)] * 5) == [9]
 
 
-def test_fade_through_black_is_one_cut_where_the_next_scene_can_be_seen():
+def test_fade_through_black_is_one_cut():
     gains = [*np.linspace(1, 0, 20), *np.linspace(0, 1, 20)]
     frames = [noisy(gain * scene(index // 20), index, 2.0) for index, gain in enumerate(gains)]
     (found,) = cuts(*frames)
@@ -97,18 +80,13 @@ def test_fade_through_black_is_one_cut_where_the_next_scene_can_be_seen():
 
 
 @pytest.mark.parametrize("step", [4, 12, 30])  # pixels of 320 in each frame
-def test_pan_is_no_cut_also_where_it_begins_at_once(step):
+def test_pan_is_no_cut(step):
     lefts = [100.0] * 6 + [100 + step * index for index in range(500 // step)]
     assert cuts(*[noisy(window(left), index) for index, left in enumerate(lefts)]) == []
 
 
-def test_zoom_is_no_cut():
-    zooms = [1.0] * 5 + [1.04**index for index in range(25)]
-    assert cuts(*[noisy(window(400, 300, zoom), index) for index, zoom in enumerate(zooms)]) == []
-
-
 @pytest.mark.parametrize("speed", [10, 25])  # pixels of 320 in each frame
-def test_person_who_walks_past_the_lens_is_no_cut(speed):
+def test_person_in_front_of_camera_is_no_cut(speed):
     frames = [noisy(scene(0), index) for index in range(6)]
     person = scene(1, (200, 240))
     for index, right in enumerate(range(0, 520, speed)):
@@ -119,27 +97,9 @@ def test_person_who_walks_past_the_lens_is_no_cut(speed):
     assert cuts(*frames, *[scene(0)] * 5) == []
 
 
-def test_cut_back_to_a_scene_is_a_cut():
-    assert cuts(*[scene(index // 5 % 2) for index in range(20)]) == [5, 10, 15]
-
-
-def test_benchmark_counts_missed_and_false_cuts():
-    class Wrong:
-        def is_cut(self, image):
-            return image[0, 0, 0] == 2
-
-    frames = [(np.full((4, 4, 3), value, np.uint8), is_cut) for value, is_cut in ((0, False), (1, True), (2, False))]
-    assert count_cuts(Wrong(), iter(frames)) == (1, 1, 1)  # pyright: ignore[reportArgumentType]
-
-
-def test_benchmark_refuses_a_folder_without_videos(tmp_path):
-    with pytest.raises(InputError, match="fewer than two videos"):
-        read_footage(tmp_path)
-
-
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} is not here")
 @pytest.mark.parametrize("brightness", [0.2, 1.0])
-def test_cuts_between_people_in_one_room_are_detected(brightness):
+def test_cuts_in_one_room_are_detected(brightness):
     """The hard part of `benchmarks.scene_cuts`."""
     videos = {}
     for name in ("again.mkv", "milk.mkv", "walk.mkv"):
@@ -147,10 +107,3 @@ def test_cuts_between_people_in_one_room_are_detected(brightness):
         videos[name] = [cv2.resize(frame, (320, 180), interpolation=cv2.INTER_AREA) for frame in frames]
     missed, wrong, count = count_cuts(CutDetector(), joined_pieces(videos, 10, brightness, 23))
     assert (missed, wrong, count) == (0, 0, 10)
-
-
-def test_generated_clips_are_the_same_for_a_seed_and_have_no_cut():
-    footage = Footage({name: [scene(seed, (640, 360))] * 3 for seed, name in enumerate("ab")}, [scene(3)])
-    clips = [list(islice(webcam_clip(footage, 30.0, 4), 60)) for _ in range(2)]
-    np.testing.assert_array_equal(clips[0], clips[1])
-    assert cuts(*clips[0]) == []

@@ -9,11 +9,11 @@ from realtime_fakes import FACE, FakeDetector, scene
 
 from configuration import TRACKING
 from inference.faces import Face
-from realtime.background import Searcher
+from realtime.background import BackgroundDetector
 from realtime.tracking import Tracker, overlap
 
 RATE = 30  # frames per second
-AT_ONCE = replace(TRACKING, confirmed_by=1)  # a face has its number from its first frame on
+AT_ONCE = replace(TRACKING, min_hits=1)  # a face has its number from its first frame on
 FRAME = scene(0)
 
 
@@ -51,14 +51,8 @@ def numbers(tracker: Tracker, frame: int) -> list[int]:
     return [number for number, _ in update(tracker, FRAME, frame / RATE)]
 
 
-def test_overlap_is_intersection_over_union():
-    assert overlap(at(0), at(0)) == 1
-    assert overlap(at(0), at(20)) == pytest.approx(20 * 50 / (2 * 40 * 50 - 20 * 50))
-    assert overlap(at(0), at(40)) == overlap(at(0), at(200)) == 0
-
-
 @pytest.mark.parametrize("kind", [FakeDetector, FollowingDetector])
-def test_a_face_that_moves_keeps_its_number_and_its_place_is_told(kind):
+def test_moving_face_keeps_track_id(kind):
     detector = kind(at(10), at(200))
     tracker = Tracker(detector, AT_ONCE)
     for frame in range(60):
@@ -67,7 +61,7 @@ def test_a_face_that_moves_keeps_its_number_and_its_place_is_told(kind):
         assert {number: face.left for number, face in update(tracker, FRAME, frame / RATE)} == places
 
 
-def test_known_faces_are_followed_and_the_picture_is_searched_every_so_often():
+def test_full_detection_runs_at_intervals():
     detector = FollowingDetector(at(10))
     tracker = Tracker(detector, replace(AT_ONCE, detect_every=0.5))
     for frame in range(61):
@@ -75,17 +69,9 @@ def test_known_faces_are_followed_and_the_picture_is_searched_every_so_often():
     assert detector.searched == 5  # at 0, 0.5, 1, 1.5 and 2 seconds
 
 
-def test_a_detector_that_cannot_follow_searches_every_frame():
-    detector = FakeDetector(at(10))
-    tracker = Tracker(detector, AT_ONCE)
-    for frame in range(7):
-        numbers(tracker, frame)
-    assert len(detector.seen) == 7
-
-
 @pytest.mark.parametrize("kind", [FakeDetector, FollowingDetector])
 @pytest.mark.parametrize(("seconds", "number"), [(0.6, 1), (1.5, 2)])
-def test_a_face_hidden_for_a_moment_keeps_its_number_and_one_that_was_away_gets_another(kind, seconds, number):
+def test_track_survives_short_gap_only(kind, seconds, number):
     detector = kind(at(10))
     tracker = Tracker(detector, AT_ONCE)
     for frame in range(10):
@@ -99,25 +85,7 @@ def test_a_face_hidden_for_a_moment_keeps_its_number_and_one_that_was_away_gets_
     assert {n for row in seen for n in row} == {number}
 
 
-def test_a_new_face_is_found_by_the_next_search_and_gets_the_next_number():
-    detector = FollowingDetector(at(10))
-    tracker = Tracker(detector, replace(AT_ONCE, detect_every=0.2))
-    assert numbers(tracker, 0) == [1]
-    detector.faces.append(at(200))
-    seen = [numbers(tracker, frame) for frame in range(1, 10)]
-    assert seen == [[1]] * 5 + [[1, 2]] * 4
-
-
-def test_a_face_that_only_following_sees_goes_with_the_next_search():
-    class Ghost(FollowingDetector):
-        def detect(self, image_rgb):
-            return super().detect(image_rgb) if self.searched == 0 else []
-
-    tracker = Tracker(Ghost(at(10)), replace(AT_ONCE, detect_every=0.2))
-    assert [numbers(tracker, frame) for frame in range(7)][5:] == [[1], []]
-
-
-def test_two_tracks_never_hold_one_face():
+def test_two_tracks_never_share_a_face():
     detector = FollowingDetector(at(10), at(30))
     tracker = Tracker(detector, replace(AT_ONCE, detect_every=10.0))
     assert numbers(tracker, 0) == [1, 2]
@@ -125,33 +93,17 @@ def test_two_tracks_never_hold_one_face():
     assert len(numbers(tracker, 1)) == 1
 
 
-def test_another_scene_is_searched_at_once():
-    detector = FollowingDetector(at(10))
-    tracker = Tracker(detector, replace(AT_ONCE, detect_every=10.0))
-    numbers(tracker, 0)
-    detector.faces = [at(200)]
-    assert numbers(tracker, 1) == []
-    tracked = update(tracker, scene(1), 2 / RATE)
-    assert [number for number, _ in tracked] == [2]
-
-
-def test_a_source_that_begins_anew_is_searched_and_its_faces_are_others():
-    detector = FollowingDetector(at(10))
-    tracker = Tracker(detector, AT_ONCE)
-    assert [numbers(tracker, frame) for frame in (0, 1, 2, 0, 1)] == [[1], [1], [1], [2], [2]]
-
-
 SEARCH = 4  # frames from one search of the whole picture to the next
 
 
-def test_track_is_tentative_until_a_second_search_finds_its_face():
+def test_track_is_tentative_until_second_detection():
     detector = FollowingDetector(at(10))
     tracker = Tracker(detector)
     assert [numbers(tracker, frame) for frame in range(SEARCH + 1)] == [[0]] * SEARCH + [[1]]
     assert detector.searched == 2
 
 
-def test_tentative_track_that_the_next_search_misses_ends_and_takes_no_number():
+def test_missed_tentative_track_takes_no_track_id():
     detector = FollowingDetector(at(10))
     tracker = Tracker(detector)
     for start in range(0, 5 * SEARCH, SEARCH):  # a false detection here and there, each for a moment
@@ -164,17 +116,7 @@ def test_tentative_track_that_the_next_search_misses_ends_and_takes_no_number():
     assert told[0] == [0] and told[-1] == [1]
 
 
-def test_confirmed_faces_are_numbered_without_gaps_in_the_order_of_their_first_frame():
-    detector = FollowingDetector(*[at(50.0 * column) for column in range(5)])
-    tracker = Tracker(detector)
-    assert numbers(tracker, 0) == [0] * 5
-    detector.faces = [*detector.faces[:4:2], at(200), at(100, 150)]
-    told = [numbers(tracker, frame) for frame in range(1, 3 * SEARCH)]
-    assert told[SEARCH - 1] == [1, 2, 3, 0]
-    assert told[-1] == [1, 2, 3, 4]
-
-
-def test_place_of_a_new_face_is_searched_again_soon_so_that_it_has_a_number_within_a_tenth_of_a_second():
+def test_new_face_is_confirmed_within_a_tenth_of_a_second():
     class Looking(FollowingDetector):
         def detect(self, image_rgb):
             if image_rgb.shape == FRAME.shape:
@@ -188,19 +130,14 @@ def test_place_of_a_new_face_is_searched_again_soon_so_that_it_has_a_number_with
     assert detector.searched == 1
 
 
-def test_detector_that_cannot_follow_confirms_a_face_in_its_second_frame():
-    tracker = Tracker(FakeDetector(at(10)))
-    assert [numbers(tracker, frame) for frame in range(3)] == [[0], [1], [1]]
-
-
-def test_key_of_a_track_stays_when_it_gets_its_number_and_is_never_used_again():
+def test_key_of_a_track_is_unique():
     tracker = Tracker(FakeDetector(at(10)))
     tracked = [tracker.update(FRAME, frame / RATE)[0] for frame in range(3)]
     tracked.append(tracker.update(scene(1), 3 / RATE)[0])
     assert [(each.key, each.track_id) for each in tracked] == [(1, 0), (1, 1), (1, 1), (2, 0)]
 
 
-def test_camera_of_less_than_a_frame_per_second_numbers_a_face_and_a_stalled_camera_gives_it_another():
+def test_slow_camera_keeps_tracks():
     tracker = Tracker(FakeDetector(at(10)))
     assert [numbers(tracker, 60 * frame) for frame in range(4)] == [[0], [1], [1], [1]]
     tracker = Tracker(FakeDetector(at(10)))
@@ -209,7 +146,7 @@ def test_camera_of_less_than_a_frame_per_second_numbers_a_face_and_a_stalled_cam
 
 @pytest.mark.parametrize("kind", [FakeDetector, FollowingDetector])
 @pytest.mark.parametrize("brightness", [0.2, 1.0])
-def test_cut_ends_all_tracks_also_where_the_next_scene_has_a_face_in_the_same_place(kind, brightness):
+def test_cut_ends_all_tracks(kind, brightness):
     detector = kind(at(10), at(200))
     tracker = Tracker(detector)
     before, after = ((brightness * scene(seed)).astype(np.uint8) for seed in (0, 1))
@@ -225,25 +162,7 @@ def test_cut_ends_all_tracks_also_where_the_next_scene_has_a_face_in_the_same_pl
     assert set.union(*seen) == {0, 3, 4}
 
 
-def test_flash_and_a_black_frame_are_no_cuts():
-    detector = FollowingDetector(at(10))
-    tracker = Tracker(detector)
-    shown = [FRAME] * 10 + [np.full_like(FRAME, 255)] + [FRAME] * 5 + [np.zeros_like(FRAME)] * 2 + [FRAME] * 5
-    told = [update(tracker, image_rgb, index / RATE)[0][0] for index, image_rgb in enumerate(shown)]
-    assert set(told[SEARCH:]) == {1}
-
-
-def test_thirty_faces_and_none():
-    detector = FakeDetector(
-        *[replace(FACE, left=10.0 * x, top=40.0 * y, width=9.0) for x in range(10) for y in range(3)]
-    )
-    tracker = Tracker(detector, AT_ONCE)
-    assert numbers(tracker, 0) == numbers(tracker, 1) == list(range(1, 31))
-    detector.faces = []
-    assert numbers(tracker, 2) == []
-
-
-def test_on_a_still_picture_boxes_come_to_rest():
+def test_boxes_settle_on_a_still_image():
     """O-Net by itself may go to and fro for ever: fed 10 pixels too far left, it answers as much too far right."""
 
     class Swinging(FollowingDetector):
@@ -259,7 +178,7 @@ def test_on_a_still_picture_boxes_come_to_rest():
 
 @pytest.mark.parametrize("kind", [FakeDetector, FollowingDetector])
 @pytest.mark.parametrize("speed", [120.0, -120.0, 0.0])
-def test_a_face_that_moves_behind_an_obstacle_for_a_moment_keeps_its_number(kind, speed):
+def test_face_behind_obstacle_keeps_track_id(kind, speed):
     detector = kind()
     tracker = Tracker(detector, AT_ONCE)
     hidden, ends = round(0.6 * RATE), 15
@@ -273,7 +192,7 @@ def test_a_face_that_moves_behind_an_obstacle_for_a_moment_keeps_its_number(kind
 
 @pytest.mark.parametrize("kind", [FakeDetector, FollowingDetector])
 @pytest.mark.parametrize("front", [1, 2])
-def test_two_faces_that_cross_keep_their_numbers(kind, front):
+def test_crossing_faces_keep_track_ids(kind, front):
     """While one covers a part of the other, only the one in front can be seen."""
     detector = kind()
     tracker = Tracker(detector, AT_ONCE)
@@ -288,7 +207,7 @@ def test_two_faces_that_cross_keep_their_numbers(kind, front):
 
 
 @pytest.mark.parametrize("kind", [FakeDetector, FollowingDetector])
-def test_a_face_that_goes_by_its_own_width_from_one_frame_to_the_next_keeps_its_number(kind):
+def test_fast_face_at_low_frame_rate_keeps_track_id(kind):
     """A slow machine, or a slow camera, sees one who walks so."""
     detector = kind()
     tracker = Tracker(detector, AT_ONCE)
@@ -297,7 +216,7 @@ def test_a_face_that_goes_by_its_own_width_from_one_frame_to_the_next_keeps_its_
         assert dict(update(tracker, FRAME, frame / 6)) == {1: detector.faces[0], 2: detector.faces[1]}
 
 
-def test_a_fast_face_is_followed_where_it_should_be_by_now():
+def test_fast_face_is_propagated_from_predicted_place():
     class Near(FollowingDetector):
         """Sees a face only where it is given a place near it."""
 
@@ -338,8 +257,12 @@ def beside():
     searching = Slow(at(10))
     following = FollowingDetector(at(10))
     following.faces = searching.faces
-    with closing(Searcher(searching)) as searcher:
-        yield Tracker(following, replace(AT_ONCE, detect_every=0.1, wait_for=0.0), searcher), following, searching
+    with closing(BackgroundDetector(searching)) as background:
+        yield (
+            Tracker(following, replace(AT_ONCE, detect_every=0.1, background_after=0.0), background),
+            following,
+            searching,
+        )
         searching.go.set()
 
 
@@ -350,7 +273,7 @@ def let_go(searching: Slow) -> None:
     searching.go.clear()
 
 
-def test_no_frame_waits_for_a_search_beside_it_and_its_faces_come_where_they_are_by_then(beside):
+def test_background_detection_does_not_delay_frames(beside):
     tracker, following, searching = beside
     assert numbers(tracker, 0) == [1]  # the first picture is waited for
     searching.go.clear()
@@ -364,7 +287,7 @@ def test_no_frame_waits_for_a_search_beside_it_and_its_faces_come_where_they_are
     assert [(number, face.left) for number, face in update(tracker, FRAME, 13 / RATE)] == [(1, 30), (2, 130)]
 
 
-def test_a_search_beside_drops_a_face_that_it_did_not_see_and_gives_no_face_two_numbers(beside):
+def test_background_detection_drops_missed_face(beside):
     tracker, following, searching = beside
     numbers(tracker, 0)
     searching.go.clear()
@@ -382,7 +305,7 @@ def test_a_search_beside_drops_a_face_that_it_did_not_see_and_gives_no_face_two_
     assert told == [1]
 
 
-def test_a_face_lost_while_it_was_searched_for_comes_back_with_its_number(beside):
+def test_face_lost_during_background_detection_keeps_track_id(beside):
     tracker, following, searching = beside
     numbers(tracker, 0)
     searching.go.clear()
@@ -396,10 +319,10 @@ def test_a_face_lost_while_it_was_searched_for_comes_back_with_its_number(beside
     assert numbers(tracker, 7) == [1]
 
 
-def test_a_quick_search_is_waited_for_also_where_it_could_run_beside():
+def test_fast_detection_is_synchronous():
     detector, other = FollowingDetector(at(10)), FollowingDetector(at(10))
-    with closing(Searcher(other)) as searcher:
-        tracker = Tracker(detector, replace(AT_ONCE, detect_every=0.1, wait_for=5.0), searcher)
+    with closing(BackgroundDetector(other)) as background:
+        tracker = Tracker(detector, replace(AT_ONCE, detect_every=0.1, background_after=5.0), background)
         for frame in range(3):
             numbers(tracker, frame)
         detector.faces = [at(13), at(200)]
@@ -407,7 +330,7 @@ def test_a_quick_search_is_waited_for_also_where_it_could_run_beside():
     assert (detector.searched, other.searched) == (2, 0)
 
 
-def test_a_frame_of_another_size_is_searched_at_once_and_what_the_last_size_showed_is_dropped(beside):
+def test_frame_of_another_size_discards_background_detection(beside):
     tracker, following, searching = beside
     numbers(tracker, 0)
     searching.go.clear()
@@ -422,41 +345,21 @@ def test_a_frame_of_another_size_is_searched_at_once_and_what_the_last_size_show
     assert update(tracker, small, 7 / RATE) == [(2, at(60))]
 
 
-def test_what_goes_wrong_in_a_search_beside_reaches_the_caller_and_closing_ends_the_thread():
+def test_background_exception_reaches_caller():
     class Broken(FakeDetector):
         def detect(self, image_rgb):
             raise ValueError("no memory")
 
-    with closing(Searcher(Broken())) as searcher:
-        tracker = Tracker(FollowingDetector(at(10)), replace(AT_ONCE, wait_for=0.0), searcher)
+    with closing(BackgroundDetector(Broken())) as background:
+        tracker = Tracker(FollowingDetector(at(10)), replace(AT_ONCE, background_after=0.0), background)
         with pytest.raises(ValueError, match="no memory"):
             for frame in range(100):
                 numbers(tracker, frame)
                 time.sleep(0.01)
-    assert not any(thread.name.startswith("searcher") for thread in threading.enumerate())
+    assert not any(thread.name.startswith("detector") for thread in threading.enumerate())
 
 
-def test_search_beside_confirms_a_new_face(beside):
-    tracker, following, searching = beside
-    tracker = Tracker(following, replace(TRACKING, detect_every=0.1, wait_for=0.0), tracker._searcher)
-    assert numbers(tracker, 0) == [0]
-    for frame in range(1, 8):
-        told = numbers(tracker, frame)
-        time.sleep(0.02)
-    assert told == [1]
-    searching.go.clear()
-    searching.faces.append(at(100))
-    for frame in range(8, 14):
-        assert numbers(tracker, frame) == [1]
-    let_go(searching)
-    assert numbers(tracker, 14) == [1, 0]
-    for frame in range(15, 22):
-        told = numbers(tracker, frame)
-        let_go(searching)
-    assert told == [1, 2]
-
-
-def test_a_new_scene_is_searched_at_once_also_where_searches_run_beside(beside):
+def test_cut_discards_background_detection(beside):
     tracker, following, searching = beside
     numbers(tracker, 0)
     searching.go.clear()

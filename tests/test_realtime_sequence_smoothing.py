@@ -7,7 +7,7 @@ from common.errors import InputError
 from configuration import SMOOTHING
 from inference.sequence_classifier import SequenceClassifier
 from realtime.recognition import recognize, watch
-from realtime.sequence_smoothing import TemporalReader
+from realtime.sequence_smoothing import SequenceSmoother
 from realtime.sources import Frame
 
 SINGLE = ("anger", "neutral")  # a row of features: the frame's number, then these two's probabilities
@@ -29,10 +29,10 @@ class Network(SequenceClassifier):
 
 
 def ask(network: Network, times: list[float], neutrals: list[float] | None = None) -> list[tuple[list[int], int]]:
-    reader = TemporalReader(network, SINGLE)
+    smoother = SequenceSmoother(network, SINGLE)
     for frame, time in enumerate(times):
         neutral = neutrals[frame] if neutrals else 0.5
-        reader.update([1], np.array([[frame, 1 - neutral, neutral]], np.float32), time)
+        smoother.update([1], np.array([[frame, 1 - neutral, neutral]], np.float32), time)
     return [predictions[0] for predictions in network.asked]
 
 
@@ -45,7 +45,7 @@ def ask(network: Network, times: list[float], neutrals: list[float] | None = Non
         (10.0, [28, 28, 28, 29, 29, 29]),
     ],
 )
-def test_a_face_is_seen_at_the_rate_of_the_training_in_a_bounded_window(fps, last):
+def test_frames_are_resampled_to_training_rate(fps, last):
     jitter = np.random.default_rng(1).uniform(-0.15, 0.15, 30) / fps
     asked = ask(Network(), [frame / fps + late for frame, late in enumerate(jitter)] if fps == 30 else
                 [frame / fps for frame in range(30)])  # fmt: skip
@@ -56,37 +56,29 @@ def test_a_face_is_seen_at_the_rate_of_the_training_in_a_bounded_window(fps, las
     assert all(frame <= now for now, (frames, _) in enumerate(asked) for frame in frames)  # never ahead
 
 
-def test_the_past_that_is_kept_is_bounded():
-    reader = TemporalReader(Network(), SINGLE)
-    for frame in range(500):
-        reader.update([1], np.array([[frame, 0.5, 0.5]], np.float32), frame / 120)
-    (past,) = reader._pasts.values()
-    assert len(past.frames) == len(past.times) <= 6 * 4 + 2
-
-
-def test_the_most_neutral_frame_so_far_is_what_the_others_are_compared_with():
+def test_reference_is_most_neutral_frame():
     asked = ask(Network(), [frame / 30 for frame in range(6)], [0.4, 0.3, 0.6, 0.5, 0.9, 0.9])
     assert [reference for _, reference in asked] == [0, 0, 2, 2, 4, 4]
 
 
-def test_faces_are_told_apart_and_a_new_source_begins_anew():
+def test_tracks_have_separate_pasts():
     network = Network()
-    reader = TemporalReader(network, SINGLE)
+    smoother = SequenceSmoother(network, SINGLE)
     row = np.array([[7, 0.5, 0.5], [8, 0.5, 0.5]], np.float32)
-    reader.update([1, 2], row, 0.0)
-    reader.update([2], row[:1], 1 / 30)
-    reader.update([1, 2], row, 2 / 30)
+    smoother.update([1, 2], row, 0.0)
+    smoother.update([2], row[:1], 1 / 30)
+    smoother.update([1, 2], row, 2 / 30)
     assert network.asked[1:] == [[([8, 7], 8)], [([7, 7, 7], 7), ([8, 7, 8], 8)]]
-    reader.update([2], row[:1], 0.0)
+    smoother.update([2], row[:1], 0.0)
     assert network.asked[-1] == [([7], 7)]
 
 
-def test_a_label_changes_only_when_another_one_is_clearly_more_probable():
+def test_sequence_label_changes_only_by_margin():
     half = SMOOTHING.margin / 2
     network = Network(predictions=(0.6, 0.5 - half / 2, 0.5 - half, 0.5 - 2 * half, 0.5, 0.5 + 2 * half))
-    reader = TemporalReader(network, SINGLE)
+    smoother = SequenceSmoother(network, SINGLE)
     row = np.array([[0, 0.5, 0.5]], np.float32)
-    shown = [reader.update([1], row, frame / 30)[0] for frame in range(6)]
+    shown = [smoother.update([1], row, frame / 30)[0] for frame in range(6)]
     assert [verdict.index for verdict in shown] == [0, 0, 0, 1, 1, 0]
     assert shown[2].probabilities[1] > shown[2].probabilities[0] and not any(verdict.unsure for verdict in shown)
 
@@ -98,7 +90,7 @@ class DescribingClassifier(FakeClassifier):
         return np.array([[index, 0.1, 0.7, 0.2] for index in range(len(images))], np.float32)
 
 
-def test_watch_names_faces_by_the_sequence_network(tmp_path):
+def test_watch_uses_sequence_network(tmp_path):
     clip, network = write_video(tmp_path / "clip.mp4", frames=8), Network()
     results = list(watch(clip, DescribingClassifier(), FakeDetector(FACE), temporal=network))
     assert [result.recognitions[0].label for result in results] == ["anger"] * 8
@@ -107,7 +99,7 @@ def test_watch_names_faces_by_the_sequence_network(tmp_path):
     assert len(list(watch(clip, DescribingClassifier(), FakeDetector(), temporal=Network()))) == 8  # nobody there
 
 
-def test_sequence_of_a_face_ends_at_a_cut():
+def test_past_ends_at_a_cut():
     network, shown = Network(), [scene(0)] * 8 + [scene(1)] * 2
     frames = [Frame(image_bgr, index, index / 30, "clip.mp4") for index, image_bgr in enumerate(shown)]
     list(recognize(frames, FakeDetector(FACE), DescribingClassifier(), temporal=network))
@@ -116,7 +108,7 @@ def test_sequence_of_a_face_ends_at_a_cut():
     assert counts[8] == 1, "nothing of the face that was in this place"
 
 
-def test_one_line_where_it_cannot_be_used(tmp_path):
+def test_unfit_sequence_network_is_refused(tmp_path):
     clip, network = write_video(tmp_path / "clip.mp4", frames=2), Network()
     other = DescribingClassifier()
     other.features_of = "cd"
@@ -127,9 +119,3 @@ def test_one_line_where_it_cannot_be_used(tmp_path):
         next(watch(clip, DescribingClassifier(), FakeDetector(FACE), temporal=network, raw=True))
     with pytest.raises(InputError, match="step4_sequence_model"):
         next(watch(clip, temporal=tmp_path / "none.keras"))
-
-
-def test_the_command_refuses_pictures_and_single_face_networks_in_one_line(tmp_path, run_step, tiny_model):
-    clip = write_video(tmp_path / "clip.mp4", frames=2)
-    done = run_step("realtime.webcam", "--source", clip, "--no-window", "--temporal", tiny_model())
-    assert done.returncode == 2 and "sees single faces, not sequences" in done.stderr and done.stderr.count("\n") == 1
