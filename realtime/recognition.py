@@ -14,7 +14,7 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, cast
 
 import cv2
 import numpy as np
@@ -30,6 +30,9 @@ from realtime.sequence_smoothing import SequenceSmoother
 from realtime.smoothing import SmoothedPrediction, TemporalSmoother
 from realtime.sources import Frame, Source, holds_pictures, open_source
 from realtime.tracking import Tracker
+
+if TYPE_CHECKING:
+    from inference.emotion_classifier import EmotionClassifier
 
 NOT_SURE = "unsure"  # the label shown where no emotion reaches the abstention threshold
 BACKGROUND_THREADS = 1  # cores of a background detection; the others serve each frame
@@ -55,20 +58,6 @@ class Classifier(Protocol):
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Return probabilities, float32 (n, classes), of crops, uint8 (n, size, size, channels)."""
-        ...
-
-
-@runtime_checkable
-class FeatureClassifier(Classifier, Protocol):
-    """A classifier that also returns features, which a sequence network reads."""
-
-    @property
-    def features_of(self) -> str:
-        """SHA-256 of its network's file; empty where it was loaded without features."""
-        ...
-
-    def features(self, images: np.ndarray) -> np.ndarray:
-        """Return features and probabilities, float32 (n, size), of crops, uint8 (n, side, side, channels)."""
         ...
 
 
@@ -259,7 +248,7 @@ def recognize(
             image_rgb = cv2.cvtColor(frame.image_bgr, cv2.COLOR_BGR2RGB)
             yield Result(frame, *_recognize_image(image_rgb, detector, classifier, raw))
         return
-    predict, labels = _predictor(classifier, raw, temporal)
+    predict, labels = _predictor(classifier, raw, temporal), (temporal or classifier).labels
     with closing(BackgroundDetector(background)) if background else nullcontext() as background_detector:
         tracker = Tracker(detector, background=background_detector)
         for frame in frames:
@@ -287,23 +276,18 @@ def recognize(
 _Predict = Callable[[Sequence[int], np.ndarray, float], list[SmoothedPrediction]]
 
 
-def _predictor(
-    classifier: Classifier, raw: bool, temporal: SequenceClassifier | None
-) -> tuple[_Predict, tuple[str, ...]]:
-    """Return what predicts the crops of a frame, given their tracks and the time, and its class names."""
-    if temporal and isinstance(classifier, FeatureClassifier):
-        sequences = SequenceSmoother(temporal, classifier.labels)
-        return (
-            lambda keys, crops, now: sequences.update(keys, classifier.features(crops), now) if keys else []
-        ), temporal.labels
+def _predictor(classifier: Classifier, raw: bool, temporal: SequenceClassifier | None) -> _Predict:
+    """Return what predicts the crops of a frame, given their tracks and the time."""
+    if temporal:
+        sequences, features = (
+            SequenceSmoother(temporal, classifier.labels),
+            cast("EmotionClassifier", classifier).features,
+        )
+        return lambda keys, crops, now: sequences.update(keys, features(crops), now) if keys else []
     if raw:
-        return (
-            lambda keys, crops, now: [
-                SmoothedPrediction(row, int(row.argmax()), False) for row in classifier.predict(crops)
-            ]
-        ), classifier.labels
+        return lambda _, crops, __: [SmoothedPrediction(p, int(p.argmax()), False) for p in classifier.predict(crops)]
     smoother = TemporalSmoother(classifier.abstention_threshold)
-    return (lambda keys, crops, now: smoother.update(keys, classifier.predict(crops), now)), classifier.labels
+    return lambda keys, crops, now: smoother.update(keys, classifier.predict(crops), now)
 
 
 def check_temporal(temporal: SequenceClassifier, classifier: Classifier, raw: bool, still: bool) -> None:
@@ -316,7 +300,7 @@ def check_temporal(temporal: SequenceClassifier, classifier: Classifier, raw: bo
         raise InputError("--temporal needs a video or a camera: images are not tracked")
     if raw:
         raise InputError("--temporal and --raw exclude each other; give one of the two")
-    temporal.check_features(classifier.features_of if isinstance(classifier, FeatureClassifier) else "")
+    temporal.check_features(getattr(classifier, "features_of", ""))
 
 
 def _recognize_image(

@@ -27,7 +27,7 @@ def open_camera(number: int, mirror: bool) -> Live:
     opened = open_capture(open_)
     if opened is None:
         remedy = "or give --source another number, a video, an image, a folder or a stream address"
-        raise InputError(f"camera {number} gives no picture{_reason(number)}, {remedy}")
+        raise InputError(f"camera {number} gives no picture: {camera_remedy(number)}, {remedy}")
     return Live(open_, opened[0], f"camera {number}", opened[1], mirror)
 
 
@@ -44,17 +44,17 @@ def camera_numbers() -> list[int]:
     return list(range(4))  # other systems keep no list
 
 
-def _reason(number: int) -> str:
-    """Return why a camera gives no image, as far as the system tells, and the remedy."""
+def camera_remedy(number: int) -> str:
+    """Return why a camera may give no image, as far as the system tells, and the remedy."""
     node = camera_node(number)
     if not sys.platform.startswith("linux"):
-        return "; plug one in, close other programs that use it, allow this program to use the camera"
+        return "plug one in, close other programs that use it, allow this program to use the camera"
     if not node.exists():
         others = ", ".join(map(str, camera_numbers()))
-        return f": there is no {node}{f', but there are the numbers {others}' if others else ''}; plug one in"
+        return f"there is no {node}{f', but there are the numbers {others}' if others else ''}; plug one in"
     if not os.access(node, os.R_OK | os.W_OK):
-        return f": this user may not read {node}; sudo usermod -aG video $USER and log in again"
+        return f"this user may not read {node}; sudo usermod -aG video $USER and log in again"
     return (
-        f" although {node} exists: another program may use it (fuser -v {node} names it) or it is a camera's second "
-        "number, without pictures (--doctor lists those with); close that program"
+        f"{node} exists: another program may use it (fuser -v {node} names it) or it is a camera's second number, "
+        "without pictures (--doctor lists those with); close that program"
     )
