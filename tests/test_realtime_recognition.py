@@ -3,7 +3,6 @@ import subprocess
 import sys
 import threading
 import time
-import tracemalloc
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +16,7 @@ from conftest import ROOT
 from realtime_fakes import FACE, FakeClassifier, FakeDetector, scene, write_video
 
 from configuration import FACES, TRACKING
-from inference.crops import network_input, read_image_rgb
+from inference.crops import read_image_rgb
 from inference.face_detector import FaceDetector, build_detector
 from preprocessing.face_crops import crop_face
 from realtime.recognition import analyze, recognize, watch
@@ -40,16 +39,6 @@ def test_faces_of_a_frame_are_one_batch(frames):
     assert [recognition.label for recognition in results[0].recognitions] == ["happiness", "anger"]
     assert [recognition.probability for recognition in results[0].recognitions] == pytest.approx([0.7, 0.6])
     assert results[0].recognitions[0].probabilities == pytest.approx({"anger": 0.1, "happiness": 0.7, "neutral": 0.2})
-
-
-@pytest.mark.parametrize(("size", "channels"), [(48, 1), (32, 3)])
-def test_classifier_gets_configured_crops(frames, size, channels):
-    options = replace(FACES, size=size, channels=channels, align="box")
-    detector, classifier = FakeDetector(FACE), FakeClassifier(options)
-    next(recognize(frames, detector, classifier))
-    image_rgb = frames[0].image_bgr[:, :, ::-1]
-    np.testing.assert_array_equal(detector.seen[0], image_rgb)
-    np.testing.assert_array_equal(classifier.batches[0][0], network_input(image_rgb, FACE, options))
 
 
 @pytest.mark.parametrize("name", ["haar", "mtcnn"])
@@ -160,13 +149,6 @@ print(*{{"tensorflow", "keras", "pandas", "matplotlib", "scipy", "mtcnn"}} & set
     assert done.stdout.strip() == ""
 
 
-def test_frame_size_may_change():
-    shapes = [(64, 96, 3)] * 3 + [(128, 192, 3)] * 3 + [(32, 48, 3)] * 3
-    frames = [Frame(np.zeros(shape, np.uint8), i, i / 10, "camera 0") for i, shape in enumerate(shapes)]
-    results = list(recognize(frames, FakeDetector(FACE), FakeClassifier()))
-    assert [(r.frame.image_bgr.shape, len(r.recognitions)) for r in results] == [(shape, 1) for shape in shapes]
-
-
 def test_slow_detection_of_live_source_runs_in_background():
     class Source:
         name, still, live, fps, size, count, warning = "camera 0", False, True, 30.0, (640, 480), None, ""
@@ -214,35 +196,3 @@ def test_smoothing_restarts_after_cut():
     assert happiness[4] == pytest.approx((4 * 0.8 + 0.2) / 5)  # a plain average at first, the tentative frame included
     assert happiness[10] == pytest.approx(0.2), "nothing is left of the face that was in this place"
     assert [result.recognitions[0].track_id for result in results] == [0] + [1] * 9 + [0] + [2] * 2
-
-
-def test_memory_stays_flat_over_thousands_of_frames():
-    """Faces come and go; nothing of them is kept."""
-    image_bgr = np.zeros((64, 96, 3), np.uint8)
-
-    class Passing(FakeDetector):
-        def detect(self, image_rgb):  # another face every 90 frames, at another place, and a pause between them
-            self.count = getattr(self, "count", -1) + 1
-            visit, step = divmod(self.count, 90)
-            return [replace(FACE, left=0.0 if visit % 2 else 60.0)] if step < 45 else []
-
-    frames = (Frame(image_bgr, i, i / 30, "clip.mp4") for i in range(9000))
-    sizes, seen, numbers = [], 0, set()
-
-    class Forgetful(FakeClassifier):
-        def predict(self, images):
-            answer = super().predict(images)
-            self.batches.clear()
-            return answer
-
-    tracemalloc.start()
-    try:
-        for result in recognize(frames, Passing(), Forgetful()):
-            seen += len(result.recognitions)
-            numbers |= {recognition.track_id for recognition in result.recognitions}
-            if result.frame.index in (2999, 8999):
-                sizes.append(tracemalloc.get_traced_memory()[0])
-    finally:
-        tracemalloc.stop()
-    assert (seen, numbers) == (100 * 45, set(range(101)))
-    assert sizes[1] - sizes[0] < 50_000

@@ -330,21 +330,6 @@ def test_fast_detection_is_synchronous():
     assert (detector.searched, other.searched) == (2, 0)
 
 
-def test_frame_of_another_size_discards_background_detection(beside):
-    tracker, following, searching = beside
-    numbers(tracker, 0)
-    searching.go.clear()
-    for frame in range(1, 6):
-        numbers(tracker, frame)
-    assert searching.begun == 1  # and it is under way
-    small = scene(0, (160, 120))
-    following.detect = lambda image_rgb: [at(60)] if image_rgb.shape == small.shape else []
-    following.faces = [at(60), at(10)]  # something where the face was
-    assert update(tracker, small, 6 / RATE) == [(2, at(60))]
-    let_go(searching)
-    assert update(tracker, small, 7 / RATE) == [(2, at(60))]
-
-
 def test_background_exception_reaches_caller():
     class Broken(FakeDetector):
         def detect(self, image_rgb):
