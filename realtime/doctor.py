@@ -32,7 +32,7 @@ from realtime.sinks.window import has_display, has_windows
 from realtime.sources.cameras import camera_numbers, camera_remedy
 from realtime.sources.frames import FALLBACK_FPS, Frame
 
-PROBE_SECONDS = 10.0  # at most, for a camera's answer
+PROBE_SECONDS = 10.0  # at most, for a camera to respond
 _RESOLUTIONS = ((1920, 1080), (1280, 720), (640, 480))  # pixels: requested from each camera
 _OPENCV = ("opencv-python", "opencv-python-headless")  # they share files: reinstalling needs both removed
 _ROUNDS = 15  # timed runs of each stage
@@ -124,7 +124,7 @@ def check_display() -> Finding:
     name = os.environ.get("DISPLAY", "")
     if has_display():
         return Finding("display", name or "there is one")
-    text = f"DISPLAY={name} does not answer" if name and has_windows() else "none"
+    text = f"DISPLAY={name} does not respond" if name and has_windows() else "none"
     return Finding("display", text, "log in at a desktop or by ssh -X, or write files: --record, --log, --summary")
 
 
@@ -161,7 +161,7 @@ def probe(number: int) -> tuple[list[tuple[int, int]], str]:
     try:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        return [], f"does not answer within {PROBE_SECONDS:.0f} seconds"
+        return [], f"does not respond within {PROBE_SECONDS:.0f} seconds"
     if ended.returncode:
         return [], "its driver crashes OpenCV"
     opens, sizes = json.loads(ended.stdout.splitlines()[-1])

@@ -1,8 +1,8 @@
-"""Cut detection: does a frame show another scene than the frames before it?
+"""Cut detection: find the frames that begin a new scene.
 
-A frame is compared with earlier frames block by block. A block that reappears near its old place, at any exposure, is
-explained by motion: pans, zooms and people who walk by. After a cut most blocks are new. As in PySceneDetect's adaptive
-detector, the share of new blocks is also compared with its rolling average, so that fast motion is no cut.
+Each frame is compared with earlier frames block by block. A block found near its old place, at any exposure, is
+explained by motion. After a cut most blocks are new. As in PySceneDetect's adaptive detector, the share of new blocks
+is also compared with its rolling average, so that fast motion is no cut.
 """
 
 from collections import deque
@@ -10,27 +10,27 @@ from collections import deque
 import cv2
 import numpy as np
 
-_SAMPLED = (192, 144)  # pixels: width and height of the sampled frame, which is averaged to a thumbnail
+_SAMPLED = (192, 144)  # pixels: width and height of the subsampled frame, before averaging to a thumbnail
 _SIZE = (64, 48)  # pixels: the thumbnail
-_BLUR = 0.7  # pixels: standard deviation of the blur that hides noise and fine stripes which flicker as they move
+_BLUR = 0.7  # pixels: standard deviation of the blur that suppresses noise and aliasing
 _BLOCK = 8  # pixels: side of a block
 _GRID = (6, 5)  # blocks: across and down
-_LEFT, _TOP = 8, 4  # pixels: border without blocks, as content can enter there
-_REACH = 8  # pixels: how far a block can move between two frames
-_NEW = 0.1  # least mean squared difference of a new block, where the frame's contrast (standard deviation) is 1
-_NEW_TONED = 0.11  # the same after the tones were matched, which a flash or a switched light needs
-_FLAT = 4.0  # gray levels: a thumbnail of less contrast is black or overexposed, and shows no scene
+_LEFT, _TOP = 8, 4  # pixels: border without blocks, where content enters
+_REACH = 8  # pixels: maximum motion of a block between two frames
+_NEW = 0.1  # minimum mean squared difference of a new block, at contrast (standard deviation) 1
+_NEW_TONED = 0.11  # the same after histogram matching, for flashes and switched lights
+_FLAT = 4.0  # gray levels: a thumbnail of less contrast is black or overexposed
 _CLIPPED = 250  # gray levels: an overexposed pixel
 _BLACK = 12  # gray levels: a black pixel
-_LEAST_EXPOSED = 8  # blocks: a frame with fewer that are not overexposed shows no scene
-_LEAST_BLOCKS = 6  # fewer blocks count as this many
-_SHARE = 0.28  # least share of new blocks after a cut
-_RATIO = 3.3  # least share of new blocks after a cut, relative to the rolling average
+_LEAST_EXPOSED = 8  # blocks: a frame with fewer well-exposed blocks shows no scene
+_LEAST_BLOCKS = 6  # minimum denominator of the share of new blocks
+_SHARE = 0.28  # minimum share of new blocks after a cut
+_RATIO = 3.3  # the same relative to the rolling average
 _WEIGHT = 0.3  # of the newest frame in the rolling average
 _WEIGHT_REPEATED = 0.1  # the same of a frame that repeats the one before
-_MOST_OF_CUT = 0.5  # share that a cut counts with at most, so that the next one is seen soon after it
+_MOST_OF_CUT = 0.5  # a cut's maximum share in the average, so that the next cut is detected
 _FIRST = 0.1  # rolling average before the first frame
-_BACK = (1, 4, 16)  # frames: how old the frames are that a new one is compared with; flashes and passers-by are shorter
+_BACK = (1, 4, 16)  # frames: age of the frames compared with; longer than flashes
 
 
 class CutDetector:
@@ -38,15 +38,14 @@ class CutDetector:
 
     def __init__(self) -> None:
         self._shape: tuple[int, ...] = ()
-        # Thumbnails of this scene, uint8, and the same normalized, float32; the newest one last.
+        # Thumbnails of this scene, uint8, and normalized, float32; the newest last.
         self._past: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=max(_BACK))
         self._average = _FIRST
 
     def is_cut(self, image: np.ndarray) -> bool:
-        """Return whether a frame begins another scene than the one before. A frame of another size does.
+        """Return whether a frame begins a new scene. A frame of another size does.
 
-        A frame that shows no scene, being black or overexposed, is no cut. The next frame that shows one is compared
-        with the last one that did.
+        A black or overexposed frame is no cut. The next frame is compared with the last one before it.
 
         Args:
             image: uint8 (h, w, 3), RGB or BGR, the same for all frames.
@@ -67,7 +66,7 @@ class CutDetector:
         if self._past:
             before, before_normalized = self._past[-1]
             new = _block_means((before_normalized - normalized) ** 2) > _NEW
-            if not new.any() and np.array_equal(thumbnail, before):  # says little of how much the scene moves
+            if not new.any() and np.array_equal(thumbnail, before):  # a repeated frame tells little about motion
                 self._average *= 1 - _WEIGHT_REPEATED
                 return False
             share = 0.0
@@ -75,12 +74,12 @@ class CutDetector:
                 exposed = _block_means(thumbnail >= _CLIPPED) < 0.5
                 if exposed.sum() < _LEAST_EXPOSED:
                     return False
-                # Blocks that stay black are the bars beside a narrow video, or a dark stage, and say nothing.
+                # Blocks that stay black, such as bars beside a narrow video, are ignored.
                 blocks = exposed & (_block_means(np.maximum(thumbnail, before) <= _BLACK) < 0.5)
                 needed = max(_SHARE, _RATIO * self._average)
                 share = self._new_share(thumbnail, normalized, blocks, needed)
                 is_cut = share > needed
-            # In a picture that moves too fast for any comparison one false cut is not followed by others.
+            # After a false cut in very fast motion, the average prevents more of them.
             self._average += _WEIGHT * (min(share, _MOST_OF_CUT if is_cut else 1.0) - self._average)
         if is_cut:
             self._past.clear()
@@ -88,13 +87,13 @@ class CutDetector:
         return is_cut
 
     def _new_share(self, thumbnail: np.ndarray, normalized: np.ndarray, blocks: np.ndarray, enough: float) -> float:
-        """Return the share, 0-1, of the blocks that no earlier thumbnail explains; not exact where at most `enough`.
+        """Return the share of new blocks, 0-1; only an upper bound where it is at most `enough`.
 
         Args:
             thumbnail: uint8, the new one.
             normalized: The same, normalized.
             blocks: bool, down and across: the blocks that count.
-            enough: Share from which down no further comparison is made.
+            enough: Share at which the comparisons stop.
         """
         count = max(blocks.sum(), _LEAST_BLOCKS)
         new, limit = blocks, enough * count
@@ -105,7 +104,7 @@ class CutDetector:
                 new = _unexplained(before, normalized, new, limit, _NEW)
             if new.sum() <= limit:
                 return new.sum() / count
-        for earlier, before in past:  # a flash or a light that was switched on overexposes one of the two
+        for earlier, before in past:  # a flash or a switched light overexposes one of them
             new = _unexplained(_normalized(_with_tones_of(thumbnail, earlier))[0], normalized, new, limit, _NEW_TONED)
             if new.sum() > limit:
                 new = _unexplained(before, _normalized(_with_tones_of(earlier, thumbnail))[0], new, limit, _NEW_TONED)
@@ -131,7 +130,7 @@ def _block_means(values: np.ndarray) -> np.ndarray:
 
 
 def _unexplained(before: np.ndarray, now: np.ndarray, blocks: np.ndarray, limit: float, least: float) -> np.ndarray:
-    """Return which blocks of `now` are not in `before` near their place; all others that count once `limit` is met."""
+    """Return the blocks of `now` without a match near them in `before`; stop once at most `limit` are left."""
     new = blocks.copy()
     count = blocks.sum()
     for row, column in np.argwhere(blocks):
@@ -147,11 +146,13 @@ def _unexplained(before: np.ndarray, now: np.ndarray, blocks: np.ndarray, limit:
 
 
 def _with_tones_of(reference: np.ndarray, thumbnail: np.ndarray) -> np.ndarray:
-    """Return a thumbnail with its tones mapped so that each channel has the histogram of the reference."""
+    """Return a thumbnail whose channels are mapped to the histograms of the reference."""
     mapped = np.empty_like(thumbnail)
     for channel in range(3):
-        counts, wanted = (np.bincount(each[..., channel].ravel(), minlength=256) for each in (thumbnail, reference))
+        counts, target_counts = (
+            np.bincount(each[..., channel].ravel(), minlength=256) for each in (thumbnail, reference)
+        )
         middle = counts.cumsum() - (counts + 1) // 2  # rank of the middle pixel of each tone
-        tones = np.searchsorted(wanted.cumsum(), middle, side="right").astype(np.uint8)
+        tones = np.searchsorted(target_counts.cumsum(), middle, side="right").astype(np.uint8)
         mapped[..., channel] = cv2.LUT(thumbnail[..., channel], tones)
     return mapped

@@ -1,4 +1,4 @@
-"""A detector and a classifier that answer at once, without a network, and videos to read."""
+"""Detector and classifier without networks, and test videos."""
 
 import os
 from pathlib import Path
@@ -77,8 +77,8 @@ def read_video(file: Path) -> tuple[list[np.ndarray], float]:
     """Return a video's frames and its frames per second."""
     capture, frames = cv2.VideoCapture(str(file)), []
     fps = capture.get(cv2.CAP_PROP_FPS)
-    while (answer := capture.read())[0]:
-        frames.append(answer[1])
+    while (read := capture.read())[0]:
+        frames.append(read[1])
     return frames, fps
 
 

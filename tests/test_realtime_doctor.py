@@ -12,7 +12,7 @@ from common.errors import InputError
 from realtime import doctor
 from realtime.doctor import check_cameras, check_model, check_opencv, examine, measure, portrait_frame, probe
 
-LINUX_ONLY = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux's device nodes")
+LINUX_ONLY = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs device files of Linux")
 
 
 class CardClassifier(FakeClassifier):
@@ -26,7 +26,7 @@ class CardClassifier(FakeClassifier):
 
 @pytest.fixture
 def healthy(monkeypatch):
-    """A machine on which everything works, in words and without networks."""
+    """A machine on which everything works, without networks."""
     monkeypatch.setattr(doctor, "build_detector", lambda _: FakeDetector(FACE))
     monkeypatch.setattr(doctor, "camera_numbers", lambda: [0])
     monkeypatch.setattr(doctor, "probe", lambda _: ([(1280, 720), (640, 480)], ""))
@@ -119,7 +119,7 @@ def test_model_remedies(monkeypatch):
 
 
 def test_opencv_remedy_removes_both_builds(monkeypatch):
-    """Both builds of OpenCV share their files: removing the headless one alone would break the other."""
+    """Both builds of OpenCV share files: removing one of them breaks the other."""
     monkeypatch.setattr(doctor, "has_windows", lambda: False)
     assert check_opencv().remedy == (
         "python -m pip uninstall -y opencv-python opencv-python-headless; python -m pip install -r requirements.txt"
@@ -141,7 +141,7 @@ def test_camera_finding_names_reason(monkeypatch, tmp_path, is_readable):
 def test_driver_crash_ends_only_the_probe(monkeypatch):
     monkeypatch.setattr(doctor, "_PROBE", "import time; time.sleep(60)")
     monkeypatch.setattr(doctor, "PROBE_SECONDS", 0.5)
-    assert probe(0) == ([], "does not answer within 0 seconds")
+    assert probe(0) == ([], "does not respond within 0 seconds")
     monkeypatch.setattr(doctor, "PROBE_SECONDS", 10.0)
     monkeypatch.setattr(doctor, "_PROBE", "import os; os.abort()")
     assert probe(0) == ([], "its driver crashes OpenCV")

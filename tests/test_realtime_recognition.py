@@ -57,7 +57,7 @@ def test_crops_equal_those_of_step_2(tmp_path, name, channels, flags):
 
 
 class ChangingClassifier(FakeClassifier):
-    """Calls a face happy for `seconds` at 30 frames per second, then angry; every fifth frame it says the opposite."""
+    """Predicts happiness for `frames` frames, then anger; every fifth frame the opposite."""
 
     def __init__(self, frames: int, abstention_threshold: float = 0.0, sure: float = 0.8):
         super().__init__()
@@ -75,11 +75,11 @@ def clip(count):
 
 
 def test_labels_are_smoothed_unless_raw():
-    calm = [r.recognitions[0].label for r in recognize(clip(60), FakeDetector(FACE), ChangingClassifier(30))]
+    smoothed = [r.recognitions[0].label for r in recognize(clip(60), FakeDetector(FACE), ChangingClassifier(30))]
     raw = [r.recognitions[0].label for r in recognize(clip(60), FakeDetector(FACE), ChangingClassifier(30), raw=True)]
-    changes = [sum(a != b for a, b in pairwise(labels)) for labels in (calm, raw)]
+    changes = [sum(a != b for a, b in pairwise(labels)) for labels in (smoothed, raw)]
     assert changes == [1, 22]
-    assert calm[29] == "happiness" and calm[30 + 21] == "anger"  # within 0.7 s
+    assert smoothed[29] == "happiness" and smoothed[30 + 21] == "anger"  # within 0.7 s
 
 
 def test_unsure_below_card_threshold_unless_raw():
@@ -194,5 +194,5 @@ def test_smoothing_restarts_after_cut():
     happiness = [result.recognitions[0].probabilities["happiness"] for result in results]
     assert happiness[0] == pytest.approx(0.8)
     assert happiness[4] == pytest.approx((4 * 0.8 + 0.2) / 5)  # a plain average at first, the tentative frame included
-    assert happiness[10] == pytest.approx(0.2), "nothing is left of the face that was in this place"
+    assert happiness[10] == pytest.approx(0.2), "nothing is left of the face before the cut"
     assert [result.recognitions[0].track_id for result in results] == [0] + [1] * 9 + [0] + [2] * 2

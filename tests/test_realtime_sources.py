@@ -249,7 +249,7 @@ def test_unreachable_stream_is_refused_without_password():
 
 
 class FakeCapture:
-    """A camera that follows a list: a frame's gray level, `damaged`, `gone`, an error, or seconds of a stall."""
+    """A camera with a script: gray level of a frame, `damaged`, `gone`, an exception, or seconds of a stall."""
 
     opened = 0
     scripts: ClassVar[list[list]] = []
@@ -290,7 +290,7 @@ class FakeCapture:
 
 @pytest.fixture
 def camera(monkeypatch):
-    """Let OpenCV's captures, one after the other, follow these scripts."""
+    """Give OpenCV's captures these scripts, one after the other."""
 
     def play(*scripts):
         monkeypatch.setattr(FakeCapture, "opened", 0)

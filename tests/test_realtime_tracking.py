@@ -13,21 +13,21 @@ from realtime.background import BackgroundDetector
 from realtime.tracking import Tracker, overlap
 
 RATE = 30  # frames per second
-AT_ONCE = replace(TRACKING, min_hits=1)  # a face has its number from its first frame on
+ONE_HIT = replace(TRACKING, min_hits=1)  # tracks are confirmed by their first detection
 FRAME = scene(0)
 
 
-class FollowingDetector(FakeDetector):
-    """Sees `faces` wherever they are; follows each face given to the nearest of them, and looks at whole frames."""
+class PropagatingDetector(FakeDetector):
+    """Detects `faces` in whole frames and propagates each given face to the nearest of them."""
 
     def __init__(self, *faces: Face):
         super().__init__(*faces)
-        self.searched = 0
+        self.detections = 0
 
     def detect(self, image_rgb: np.ndarray) -> list[Face]:
-        if image_rgb.shape != FRAME.shape:  # a region around a lost face
+        if image_rgb.shape != FRAME.shape:  # the region of a lost face
             return []
-        self.searched += 1
+        self.detections += 1
         return list(self.faces)
 
     def propagate(self, image_rgb: np.ndarray, faces) -> list[Face]:
@@ -47,87 +47,87 @@ def update(tracker: Tracker, image_rgb: np.ndarray, time: float) -> list[tuple[i
     return [(each.track_id, each.face) for each in tracker.update(image_rgb, time)]
 
 
-def numbers(tracker: Tracker, frame: int) -> list[int]:
-    return [number for number, _ in update(tracker, FRAME, frame / RATE)]
+def track_ids(tracker: Tracker, frame: int) -> list[int]:
+    return [track_id for track_id, _ in update(tracker, FRAME, frame / RATE)]
 
 
-@pytest.mark.parametrize("kind", [FakeDetector, FollowingDetector])
+@pytest.mark.parametrize("kind", [FakeDetector, PropagatingDetector])
 def test_moving_face_keeps_track_id(kind):
     detector = kind(at(10), at(200))
-    tracker = Tracker(detector, AT_ONCE)
+    tracker = Tracker(detector, ONE_HIT)
     for frame in range(60):
         places = {1: 10.0 + frame, 2: 200.0 - frame}
         detector.faces = [at(left) for left in sorted(places.values(), reverse=frame % 2 == 1)]
-        assert {number: face.left for number, face in update(tracker, FRAME, frame / RATE)} == places
+        assert {track_id: face.left for track_id, face in update(tracker, FRAME, frame / RATE)} == places
 
 
 def test_full_detection_runs_at_intervals():
-    detector = FollowingDetector(at(10))
-    tracker = Tracker(detector, replace(AT_ONCE, detect_every=0.5))
+    detector = PropagatingDetector(at(10))
+    tracker = Tracker(detector, replace(ONE_HIT, detect_every=0.5))
     for frame in range(61):
-        assert numbers(tracker, frame) == [1]
-    assert detector.searched == 5  # at 0, 0.5, 1, 1.5 and 2 seconds
+        assert track_ids(tracker, frame) == [1]
+    assert detector.detections == 5  # at 0, 0.5, 1, 1.5 and 2 seconds
 
 
-@pytest.mark.parametrize("kind", [FakeDetector, FollowingDetector])
-@pytest.mark.parametrize(("seconds", "number"), [(0.6, 1), (1.5, 2)])
-def test_track_survives_short_gap_only(kind, seconds, number):
+@pytest.mark.parametrize("kind", [FakeDetector, PropagatingDetector])
+@pytest.mark.parametrize(("seconds", "track_id"), [(0.6, 1), (1.5, 2)])
+def test_track_survives_short_gap_only(kind, seconds, track_id):
     detector = kind(at(10))
-    tracker = Tracker(detector, AT_ONCE)
+    tracker = Tracker(detector, ONE_HIT)
     for frame in range(10):
-        assert numbers(tracker, frame) == [1]
+        assert track_ids(tracker, frame) == [1]
     detector.faces, back = [], 10 + round(seconds * RATE)
     for frame in range(10, back):
-        assert numbers(tracker, frame) == []
+        assert track_ids(tracker, frame) == []
     detector.faces = [at(14)]
-    seen = [numbers(tracker, frame) for frame in range(back, back + RATE)]
-    assert seen[-1] == [number]
-    assert {n for row in seen for n in row} == {number}
+    seen = [track_ids(tracker, frame) for frame in range(back, back + RATE)]
+    assert seen[-1] == [track_id]
+    assert {n for row in seen for n in row} == {track_id}
 
 
 def test_two_tracks_never_share_a_face():
-    detector = FollowingDetector(at(10), at(30))
-    tracker = Tracker(detector, replace(AT_ONCE, detect_every=10.0))
-    assert numbers(tracker, 0) == [1, 2]
-    detector.faces = [at(20)]  # one of them went behind the other
-    assert len(numbers(tracker, 1)) == 1
+    detector = PropagatingDetector(at(10), at(30))
+    tracker = Tracker(detector, replace(ONE_HIT, detect_every=10.0))
+    assert track_ids(tracker, 0) == [1, 2]
+    detector.faces = [at(20)]  # one is hidden by the other
+    assert len(track_ids(tracker, 1)) == 1
 
 
-SEARCH = 4  # frames from one search of the whole picture to the next
+DETECT_FRAMES = 4  # frames from one full detection to the next
 
 
 def test_track_is_tentative_until_second_detection():
-    detector = FollowingDetector(at(10))
+    detector = PropagatingDetector(at(10))
     tracker = Tracker(detector)
-    assert [numbers(tracker, frame) for frame in range(SEARCH + 1)] == [[0]] * SEARCH + [[1]]
-    assert detector.searched == 2
+    assert [track_ids(tracker, frame) for frame in range(DETECT_FRAMES + 1)] == [[0]] * DETECT_FRAMES + [[1]]
+    assert detector.detections == 2
 
 
 def test_missed_tentative_track_takes_no_track_id():
-    detector = FollowingDetector(at(10))
+    detector = PropagatingDetector(at(10))
     tracker = Tracker(detector)
-    for start in range(0, 5 * SEARCH, SEARCH):  # a false detection here and there, each for a moment
+    for start in range(0, 5 * DETECT_FRAMES, DETECT_FRAMES):  # false detections in single frames
         detector.faces = [at(10 + 10 * start)]
-        assert numbers(tracker, start)[-1] == 0
+        assert track_ids(tracker, start)[-1] == 0
         detector.faces = []
-        assert all(numbers(tracker, start + frame) == [] for frame in range(1, SEARCH))
+        assert all(track_ids(tracker, start + frame) == [] for frame in range(1, DETECT_FRAMES))
     detector.faces = [at(100, 150)]
-    told = [numbers(tracker, frame) for frame in range(5 * SEARCH, 7 * SEARCH)]
-    assert told[0] == [0] and told[-1] == [1]
+    ids = [track_ids(tracker, frame) for frame in range(5 * DETECT_FRAMES, 7 * DETECT_FRAMES)]
+    assert ids[0] == [0] and ids[-1] == [1]
 
 
 def test_new_face_is_confirmed_within_a_tenth_of_a_second():
-    class Looking(FollowingDetector):
+    class RegionDetector(PropagatingDetector):
         def detect(self, image_rgb):
             if image_rgb.shape == FRAME.shape:
                 return super().detect(image_rgb)
             return [replace(FACE, left=30.0, top=25.0, width=40.0, height=50.0)]  # in the middle of the region
 
-    detector = Looking(at(100))
+    detector = RegionDetector(at(100))
     tracker = Tracker(detector)
-    told = [numbers(tracker, frame)[0] for frame in range(4)]
-    assert told == [0, 0, 1, 1]
-    assert detector.searched == 1
+    ids = [track_ids(tracker, frame)[0] for frame in range(4)]
+    assert ids == [0, 0, 1, 1]
+    assert detector.detections == 1
 
 
 def test_key_of_a_track_is_unique():
@@ -139,86 +139,86 @@ def test_key_of_a_track_is_unique():
 
 def test_slow_camera_keeps_tracks():
     tracker = Tracker(FakeDetector(at(10)))
-    assert [numbers(tracker, 60 * frame) for frame in range(4)] == [[0], [1], [1], [1]]
+    assert [track_ids(tracker, 60 * frame) for frame in range(4)] == [[0], [1], [1], [1]]
     tracker = Tracker(FakeDetector(at(10)))
-    assert [numbers(tracker, frame) for frame in (0, 1, 2, 62, 63)] == [[0], [1], [1], [0], [2]]
+    assert [track_ids(tracker, frame) for frame in (0, 1, 2, 62, 63)] == [[0], [1], [1], [0], [2]]
 
 
-@pytest.mark.parametrize("kind", [FakeDetector, FollowingDetector])
+@pytest.mark.parametrize("kind", [FakeDetector, PropagatingDetector])
 @pytest.mark.parametrize("brightness", [0.2, 1.0])
 def test_cut_ends_all_tracks(kind, brightness):
     detector = kind(at(10), at(200))
     tracker = Tracker(detector)
     before, after = ((brightness * scene(seed)).astype(np.uint8) for seed in (0, 1))
     for frame in range(15):
-        told = update(tracker, before, frame / RATE)
-    assert [number for number, _ in told] == [1, 2]
-    detector.faces = [at(10)]  # the other one is hidden, and would be remembered
+        ids = update(tracker, before, frame / RATE)
+    assert [track_id for track_id, _ in ids] == [1, 2]
+    detector.faces = [at(10)]  # the other one is hidden; its track is kept
     for frame in range(15, 18):
         update(tracker, before, frame / RATE)
     detector.faces = [at(12), at(202)]
-    seen = [{number for number, _ in update(tracker, after, frame / RATE)} for frame in range(18, 36)]
+    seen = [{track_id for track_id, _ in update(tracker, after, frame / RATE)} for frame in range(18, 36)]
     assert seen[0] == {0} and seen[-1] == {3, 4}
     assert set.union(*seen) == {0, 3, 4}
 
 
 def test_boxes_settle_on_a_still_image():
-    """O-Net by itself may go to and fro for ever: fed 10 pixels too far left, it answers as much too far right."""
+    """O-Net may oscillate: given a box 10 pixels too far left, it returns one 10 pixels too far right."""
 
-    class Swinging(FollowingDetector):
+    class OscillatingDetector(PropagatingDetector):
         def propagate(self, image_rgb, faces):
             return [replace(face, left=2 * 100.0 - face.left) for face in faces]
 
-    detector = Swinging(at(94))
-    tracker = Tracker(detector, replace(AT_ONCE, detect_every=0.2))
+    detector = OscillatingDetector(at(94))
+    tracker = Tracker(detector, replace(ONE_HIT, detect_every=0.2))
     lefts = [update(tracker, FRAME, frame / RATE)[0][1].left for frame in range(30)]
     assert np.abs(np.diff(lefts[2:])).max() < 0.1
     assert lefts[-1] == pytest.approx(100)
 
 
-@pytest.mark.parametrize("kind", [FakeDetector, FollowingDetector])
+@pytest.mark.parametrize("kind", [FakeDetector, PropagatingDetector])
 @pytest.mark.parametrize("speed", [120.0, -120.0, 0.0])
 def test_face_behind_obstacle_keeps_track_id(kind, speed):
     detector = kind()
-    tracker = Tracker(detector, AT_ONCE)
+    tracker = Tracker(detector, ONE_HIT)
     hidden, ends = round(0.6 * RATE), 15
     for frame in range(2 * ends + hidden):
         is_hidden = ends <= frame < ends + hidden
         detector.faces = [] if is_hidden else [at(140 + speed * (frame / RATE - 0.75))]
-        told = numbers(tracker, frame)
-        assert told == [] if is_hidden else set(told) <= {1}
-    assert told == [1]
+        ids = track_ids(tracker, frame)
+        assert ids == [] if is_hidden else set(ids) <= {1}
+    assert ids == [1]
 
 
-@pytest.mark.parametrize("kind", [FakeDetector, FollowingDetector])
+@pytest.mark.parametrize("kind", [FakeDetector, PropagatingDetector])
 @pytest.mark.parametrize("front", [1, 2])
 def test_crossing_faces_keep_track_ids(kind, front):
-    """While one covers a part of the other, only the one in front can be seen."""
+    """While they overlap, only the face in front is detected."""
     detector = kind()
-    tracker = Tracker(detector, AT_ONCE)
+    tracker = Tracker(detector, ONE_HIT)
     for frame in range(80):
         places = {1: at(20 + 2.5 * frame), 2: at(220 - 2.5 * frame, top=54)}
         covered = overlap(places[1], places[2]) > 0.2
         detector.faces = [places[front]] if covered else list(places.values())
-        told = dict(update(tracker, FRAME, frame / RATE))
+        ids = dict(update(tracker, FRAME, frame / RATE))
         if not covered:
-            assert all(told[number] == places[number] for number in told), frame
-    assert set(told) == {1, 2}
+            assert all(ids[track_id] == places[track_id] for track_id in ids), frame
+    assert set(ids) == {1, 2}
 
 
-@pytest.mark.parametrize("kind", [FakeDetector, FollowingDetector])
+@pytest.mark.parametrize("kind", [FakeDetector, PropagatingDetector])
 def test_fast_face_at_low_frame_rate_keeps_track_id(kind):
-    """A slow machine, or a slow camera, sees one who walks so."""
+    """A person who walks, at a low frame rate."""
     detector = kind()
-    tracker = Tracker(detector, AT_ONCE)
+    tracker = Tracker(detector, ONE_HIT)
     for frame in range(7):
         detector.faces = [at(10 + 40 * frame), at(5, top=150)]
         assert dict(update(tracker, FRAME, frame / 6)) == {1: detector.faces[0], 2: detector.faces[1]}
 
 
 def test_fast_face_is_propagated_from_predicted_place():
-    class Near(FollowingDetector):
-        """Sees a face only where it is given a place near it."""
+    class Near(PropagatingDetector):
+        """Propagates only boxes that overlap a face."""
 
         def propagate(self, image_rgb, faces):
             return [
@@ -229,105 +229,105 @@ def test_fast_face_is_propagated_from_predicted_place():
             ]
 
     detector = Near()
-    tracker = Tracker(detector, replace(AT_ONCE, detect_every=10.0))
+    tracker = Tracker(detector, replace(ONE_HIT, detect_every=10.0))
     for frame in range(36):
-        detector.faces = [at(10 + 0.2 * frame**2)]  # in the end it goes 14 pixels a frame, and is 40 wide
+        detector.faces = [at(10 + 0.2 * frame**2)]  # at the end 14 pixels per frame, at a width of 40
         assert update(tracker, FRAME, frame / RATE) == [(1, detector.faces[0])]
 
 
-class Slow(FollowingDetector):
-    """A search ends when it is let go, with what was there when it began; regions show nothing."""
+class Slow(PropagatingDetector):
+    """A full detection waits for `may_end`, and returns the faces of its start."""
 
     def __init__(self, *faces: Face):
         super().__init__(*faces)
-        self.go, self.begun = threading.Event(), 0
-        self.go.set()
+        self.may_end, self.started = threading.Event(), 0
+        self.may_end.set()
 
     def detect(self, image_rgb):
         faces = super().detect(image_rgb)
         if image_rgb.shape == FRAME.shape:
-            self.begun += 1
-            assert self.go.wait(10)
+            self.started += 1
+            assert self.may_end.wait(10)
         return faces
 
 
 @pytest.fixture
-def beside():
-    """A tracker with a searcher beside it, and the two's detectors; both see the same faces."""
-    searching = Slow(at(10))
-    following = FollowingDetector(at(10))
-    following.faces = searching.faces
-    with closing(BackgroundDetector(searching)) as background:
+def trackers():
+    """A tracker with a background detector, and both detectors, which detect the same faces."""
+    slow = Slow(at(10))
+    foreground = PropagatingDetector(at(10))
+    foreground.faces = slow.faces
+    with closing(BackgroundDetector(slow)) as background:
         yield (
-            Tracker(following, replace(AT_ONCE, detect_every=0.1, background_after=0.0), background),
-            following,
-            searching,
+            Tracker(foreground, replace(ONE_HIT, detect_every=0.1, background_after=0.0), background),
+            foreground,
+            slow,
         )
-        searching.go.set()
+        slow.may_end.set()
 
 
-def let_go(searching: Slow) -> None:
-    """Let the search that is under way end."""
-    searching.go.set()
+def finish(slow: Slow) -> None:
+    """Let the running detection end."""
+    slow.may_end.set()
     time.sleep(0.05)
-    searching.go.clear()
+    slow.may_end.clear()
 
 
-def test_background_detection_does_not_delay_frames(beside):
-    tracker, following, searching = beside
-    assert numbers(tracker, 0) == [1]  # the first picture is waited for
-    searching.go.clear()
-    searching.faces.append(at(100))
+def test_background_detection_does_not_delay_frames(trackers):
+    tracker, foreground, slow = trackers
+    assert track_ids(tracker, 0) == [1]  # the first detection is synchronous
+    slow.may_end.clear()
+    slow.faces.append(at(100))
     for frame in range(1, 13):
-        searching.faces[:] = [at(10 + frame), at(100 + 2 * frame)]
-        assert numbers(tracker, frame) == [1]
-    assert (following.searched, searching.begun) == (1, 1)
-    let_go(searching)
-    searching.faces[:] = [at(30), at(130)]
-    assert [(number, face.left) for number, face in update(tracker, FRAME, 13 / RATE)] == [(1, 30), (2, 130)]
+        slow.faces[:] = [at(10 + frame), at(100 + 2 * frame)]
+        assert track_ids(tracker, frame) == [1]
+    assert (foreground.detections, slow.started) == (1, 1)
+    finish(slow)
+    slow.faces[:] = [at(30), at(130)]
+    assert [(track_id, face.left) for track_id, face in update(tracker, FRAME, 13 / RATE)] == [(1, 30), (2, 130)]
 
 
-def test_background_detection_drops_missed_face(beside):
-    tracker, following, searching = beside
-    numbers(tracker, 0)
-    searching.go.clear()
-    following.faces = [at(10), at(150)]
-    searching.faces = []
+def test_background_detection_drops_missed_face(trackers):
+    tracker, foreground, slow = trackers
+    track_ids(tracker, 0)
+    slow.may_end.clear()
+    foreground.faces = [at(10), at(150)]
+    slow.faces = []
     for frame in range(1, 7):
-        assert numbers(tracker, frame) == [1]
-    let_go(searching)  # it saw nobody, where one is followed
-    assert numbers(tracker, 7) == []
-    searching.faces = [at(10)]
-    let_go(searching)
+        assert track_ids(tracker, frame) == [1]
+    finish(slow)  # it detects no face where a track is
+    assert track_ids(tracker, 7) == []
+    slow.faces = [at(10)]
+    finish(slow)
     for frame in range(8, 16):
-        told = numbers(tracker, frame)
-        let_go(searching)
-    assert told == [1]
+        ids = track_ids(tracker, frame)
+        finish(slow)
+    assert ids == [1]
 
 
-def test_face_lost_during_background_detection_keeps_track_id(beside):
-    tracker, following, searching = beside
-    numbers(tracker, 0)
-    searching.go.clear()
+def test_face_lost_during_background_detection_keeps_track_id(trackers):
+    tracker, foreground, slow = trackers
+    track_ids(tracker, 0)
+    slow.may_end.clear()
     for frame in range(1, 5):
-        assert numbers(tracker, frame) == [1]
-    assert searching.begun == 1
-    following.faces = []
-    assert numbers(tracker, 5) == numbers(tracker, 6) == []
-    following.faces = [at(12)]
-    let_go(searching)
-    assert numbers(tracker, 7) == [1]
+        assert track_ids(tracker, frame) == [1]
+    assert slow.started == 1
+    foreground.faces = []
+    assert track_ids(tracker, 5) == track_ids(tracker, 6) == []
+    foreground.faces = [at(12)]
+    finish(slow)
+    assert track_ids(tracker, 7) == [1]
 
 
 def test_fast_detection_is_synchronous():
-    detector, other = FollowingDetector(at(10)), FollowingDetector(at(10))
+    detector, other = PropagatingDetector(at(10)), PropagatingDetector(at(10))
     with closing(BackgroundDetector(other)) as background:
-        tracker = Tracker(detector, replace(AT_ONCE, detect_every=0.1, background_after=5.0), background)
+        tracker = Tracker(detector, replace(ONE_HIT, detect_every=0.1, background_after=5.0), background)
         for frame in range(3):
-            numbers(tracker, frame)
+            track_ids(tracker, frame)
         detector.faces = [at(13), at(200)]
-        assert [numbers(tracker, frame) for frame in (3, 4)] == [[1, 2], [1, 2]]
-    assert (detector.searched, other.searched) == (2, 0)
+        assert [track_ids(tracker, frame) for frame in (3, 4)] == [[1, 2], [1, 2]]
+    assert (detector.detections, other.detections) == (2, 0)
 
 
 def test_background_exception_reaches_caller():
@@ -336,21 +336,21 @@ def test_background_exception_reaches_caller():
             raise ValueError("no memory")
 
     with closing(BackgroundDetector(Broken())) as background:
-        tracker = Tracker(FollowingDetector(at(10)), replace(AT_ONCE, background_after=0.0), background)
+        tracker = Tracker(PropagatingDetector(at(10)), replace(ONE_HIT, background_after=0.0), background)
         with pytest.raises(ValueError, match="no memory"):
             for frame in range(100):
-                numbers(tracker, frame)
+                track_ids(tracker, frame)
                 time.sleep(0.01)
     assert not any(thread.name.startswith("detector") for thread in threading.enumerate())
 
 
-def test_cut_discards_background_detection(beside):
-    tracker, following, searching = beside
-    numbers(tracker, 0)
-    searching.go.clear()
+def test_cut_discards_background_detection(trackers):
+    tracker, foreground, slow = trackers
+    track_ids(tracker, 0)
+    slow.may_end.clear()
     for frame in range(1, 6):
-        numbers(tracker, frame)
-    following.faces = [at(200)]
-    assert [number for number, _ in update(tracker, scene(1), 6 / RATE)] == [2]
-    let_go(searching)  # what the old scene showed is not in the new one
-    assert [number for number, _ in update(tracker, scene(1), 7 / RATE)] == [2]
+        track_ids(tracker, frame)
+    foreground.faces = [at(200)]
+    assert [track_id for track_id, _ in update(tracker, scene(1), 6 / RATE)] == [2]
+    finish(slow)  # faces of the old scene are discarded
+    assert [track_id for track_id, _ in update(tracker, scene(1), 7 / RATE)] == [2]

@@ -45,7 +45,7 @@ def camera_numbers() -> list[int]:
 
 
 def camera_remedy(number: int) -> str:
-    """Return why a camera may give no image, as far as the system tells, and the remedy."""
+    """Return why a camera may give no image, if known, and the remedy."""
     node = camera_node(number)
     if not sys.platform.startswith("linux"):
         return "plug one in, close other programs that use it, allow this program to use the camera"

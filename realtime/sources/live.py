@@ -33,8 +33,8 @@ class Live:
         stall: Seconds without a frame after which a stall is reported.
 
     Attributes:
-        on_wait: Called every `POLL` seconds while no frame comes, in the waiting thread. Its argument tells whether the
-            source is lost or stalls. It returns whether to go on.
+        on_wait: Called every `POLL` seconds while no frame comes, in the waiting thread. Its argument is True while
+            the source is lost or stalls. It returns whether to go on.
     """
 
     still, live, count = False, True, None
