@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict
 from functools import cache, lru_cache, partial
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -36,14 +36,7 @@ from preprocessing.workers import MAX_WORKERS, map_in_workers
 FEW = 32  # images: for so few, starting workers takes longer than it saves
 
 Row = dict[str, Any]  # face columns of one image; absent ones are empty
-
-
-class Picture(NamedTuple):
-    """An image to crop: its path, its crop's path, and whether step 1 could read it."""
-
-    path: str
-    face_path: str
-    is_readable: bool
+Paths = tuple[str, str]  # of an image and its crop
 
 
 def write_face_crops(folder: Path, options: FaceConfig = FACES) -> pd.DataFrame:
@@ -94,20 +87,19 @@ def _is_done(folder: Path, provenance: str) -> bool:
 
 def _crop_all(folder: Path, inventory: pd.DataFrame, options: FaceConfig, provenance: str) -> list[Row]:
     """Write the missing crops and return the face columns of all rows."""
-    is_readable = inventory["status"] != "unreadable"
-    pictures = list(map(Picture, inventory["path"], face_paths(inventory["path"]), is_readable))
+    paths = list(zip(inventory["path"], face_paths(inventory["path"]), strict=True))
     with _open_journal(folder, provenance) as (rows, append), progress_bar() as bar:
         if rows:
-            print(f"continuing after {len(rows)} of {len(pictures)} images")
-        task = bar.add_task("face crops", total=len(pictures), completed=len(rows))
-        with closing(_crops(folder, pictures[len(rows) :], options)) as new_rows:
+            print(f"continuing after {len(rows)} of {len(paths)} images")
+        task = bar.add_task("face crops", total=len(paths), completed=len(rows))
+        with closing(_crops(folder, paths[len(rows) :], options)) as new_rows:
             for row in new_rows:
                 append(row)
                 bar.advance(task)
     return rows
 
 
-def _crops(folder: Path, pictures: list[Picture], options: FaceConfig) -> Generator[Row, None, None]:
+def _crops(folder: Path, paths: list[Paths], options: FaceConfig) -> Generator[Row, None, None]:
     """Yield the rows of images in order.
 
     Whole images need neither workers nor a detector. After the first search, which converts the networks, one process
@@ -115,28 +107,22 @@ def _crops(folder: Path, pictures: list[Picture], options: FaceConfig) -> Genera
     """
     detector = cache(lambda: face_detector.FaceDetector(options))
     processes = min(available_cores(), MAX_WORKERS)
-    for number, picture in enumerate(pictures):
+    for number, (path, face_path) in enumerate(paths):
         searches = detector.cache_info().currsize > 0
-        if searches and processes > 1 and len(pictures) - number > FEW:
+        if searches and processes > 1 and len(paths) - number > FEW:
             crop = partial(_crop_in_worker, folder, options, face_detector.network_files())
-            yield from map_in_workers(crop, pictures[number:], processes)
+            yield from map_in_workers(crop, paths[number:], processes)
             return
-        yield _crop(folder, picture, options, detector)
+        yield crop_face(folder, path, face_path, options, detector)
 
 
-def _crop_in_worker(folder: Path, options: FaceConfig, networks: tuple[Path, Path, Path], picture: Picture) -> Row:
-    return _crop(folder, picture, options, partial(_worker_detector, options, networks))
+def _crop_in_worker(folder: Path, options: FaceConfig, networks: tuple[Path, Path, Path], paths: Paths) -> Row:
+    return crop_face(folder, *paths, options, partial(_worker_detector, options, networks))
 
 
 @lru_cache(maxsize=1)
 def _worker_detector(options: FaceConfig, networks: tuple[Path, Path, Path]) -> faces.Detector:
     return face_detector.FaceDetector(options, threads=1, networks=networks)
-
-
-def _crop(folder: Path, picture: Picture, options: FaceConfig, detector: Callable[[], faces.Detector]) -> Row:
-    if not picture.is_readable:
-        return {"face_status": "not_found"}
-    return crop_face(folder, picture.path, picture.face_path, options, detector)
 
 
 def face_paths(paths: pd.Series) -> list[str]:

@@ -156,17 +156,10 @@ def read_votes(votes_file: Path, usages: pd.Series) -> pd.DataFrame:
     missing = [name for name in ("usage", "image name", *FERPLUS_VOTES) if name not in votes.columns]
     if missing:
         raise InputError(f"{votes_file} lacks the columns {', '.join(missing)}; --votes accepts FER+'s fer2013new.csv")
-    if len(votes) != len(usages):
+    if votes["usage"].str.strip().tolist() != usages.tolist():
         raise InputError(
-            f"{votes_file} has {len(votes):,} rows, the images {len(usages):,}; votes are joined by row: "
-            "give the two files of one version of FER2013"
-        )
-    other = votes["usage"].str.strip() != usages
-    if other.any():
-        row = int(other.to_numpy().argmax())
-        raise InputError(
-            f"{_place(votes_file, row)} has Usage {votes['usage'][row]!r}, the image {usages[row]!r}; "
-            "give the two files of one version of FER2013"
+            f"{votes_file} has {len(votes):,} rows, the images {len(usages):,}, or their column Usage differs; give "
+            "two files of the same version of FER2013"
         )
     wrong = ~votes[list(FERPLUS_VOTES)].apply(lambda column: column.str.strip().str.isdecimal())
     if wrong.any(axis=None):
