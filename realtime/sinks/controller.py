@@ -57,11 +57,9 @@ class OutputController:
         self._view, self._note, self._note_end = View(followed=options.follow), "", 0.0
         self._video: str | None = None  # name of the current video; empty for images
         self._restart(source.still)
-        black_bgr = np.zeros((source.size[1], source.size[0], 3), np.uint8)  # until the first frame comes
-        self._shown = (
-            Result(Frame(black_bgr, 0, 0.0, source.name), []),
-            black_bgr,
-        )  # result in the window, and its drawing
+        blank_bgr = np.zeros((source.size[1], source.size[0], 3), np.uint8)  # until the first frame comes
+        blank = Result(Frame(blank_bgr, 0, 0.0, source.name), [])
+        self._shown = blank, blank_bgr  # content of the window, and how it was drawn
         self._pictures: list[Result] = []  # images shown so far, without pixels
         self._position = 0  # index of the image shown
         self._has_stepped = False  # the user stepped with an arrow key, which does not end the run
