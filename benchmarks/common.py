@@ -107,4 +107,6 @@ def finish(rows: Sequence[Row], output: Path | None, title: str | None = None) -
 
 
 def _text(value: Any) -> str:
-    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

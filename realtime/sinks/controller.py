@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -23,13 +22,8 @@ from realtime.sinks.summary import SummaryPage
 from realtime.sinks.window import Window
 from realtime.sources import Frame, Live, Pictures, Source, Video
 
+_Sink = FaceLog | SegmentTable | SummaryPage
 _NOTE_SECONDS = 4.0  # a note in the window stays this long
-
-
-class _Sink(Protocol):
-    def write(self, result: Result) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class OutputController:

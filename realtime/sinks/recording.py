@@ -3,7 +3,7 @@
 import shutil
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 import numpy as np
@@ -29,19 +29,7 @@ _CONTAINER_OPTIONS = {  # hand encoded frames to the operating system within 0.2
 }
 
 
-class Recording(Protocol):
-    """Sink for drawn frames."""
-
-    def write(self, time: float, drawn_bgr: np.ndarray) -> None:
-        """Add a drawn frame, uint8 (h, w, 3), that is shown from `time` on, in seconds."""
-        ...
-
-    def close(self) -> None:
-        """Finish the file."""
-        ...
-
-
-def open_recording(file: Path, size: tuple[int, int], fps: float) -> Recording:
+def open_recording(file: Path, size: tuple[int, int], fps: float) -> "Recording":
     """Return a recording of the kind that the file's suffix names.
 
     Raises:
@@ -233,6 +221,9 @@ class PictureRecording:
 
     def close(self) -> None:
         """Do nothing; `write` has written the picture."""
+
+
+Recording = VideoRecording | AnimationRecording | PictureRecording
 
 
 def letterbox(image_bgr: np.ndarray, size: tuple[int, int]) -> np.ndarray:

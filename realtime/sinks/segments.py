@@ -13,7 +13,7 @@ MAX_INTERVAL = 1.0  # seconds: a segment lasts at most this long after its last 
 _MAX_GAP = 0.5  # seconds: a segment continues over a gap in which its face is not detected
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # a long run has many segments
 class Segment:
     """A stretch of time in which a face shows one label.
 
