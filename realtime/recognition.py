@@ -150,28 +150,18 @@ def watch(
     Raises:
         InputError: the source, model, detector or sequence network cannot be used, or they do not fit together.
     """
-    if isinstance(source, str | int | Path):
-        with closing(open_source(str(source), mirror)) as opened:
-            yield from watch(
-                opened,
-                model,
-                detector,
-                min_face_size=min_face_size,
-                raw=raw,
-                temporal=temporal,
-                synchronous=synchronous,
-            )
-        return
     if isinstance(temporal, str | Path):
         temporal = SequenceClassifier.load_litert(Path(temporal))
-    classifier, faces = _load(model, detector, min_face_size, features=temporal is not None)
-    background = None
-    if source.live and not synchronous and isinstance(faces, FaceDetector):
-        background = FaceDetector(faces.options, BACKGROUND_THREADS)
-    if temporal:
-        check_temporal(temporal, classifier, raw, holds_pictures(source))
-    for video, frames in groupby(source, lambda frame: "" if frame.still else frame.name):
-        yield from recognize(frames, faces, classifier, raw, source.still or not video, background, temporal)
+    is_name = isinstance(source, str | int | Path)
+    with closing(open_source(str(source), mirror)) if is_name else nullcontext(source) as frames:
+        classifier, faces = _load(model, detector, min_face_size, features=temporal is not None)
+        background = None
+        if frames.live and not synchronous and isinstance(faces, FaceDetector):
+            background = FaceDetector(faces.options, BACKGROUND_THREADS)
+        if temporal:
+            check_temporal(temporal, classifier, raw, holds_pictures(frames))
+        for video, group in groupby(frames, lambda frame: "" if frame.still else frame.name):
+            yield from recognize(group, faces, classifier, raw, frames.still or not video, background, temporal)
 
 
 def analyze(

@@ -152,8 +152,3 @@ def test_slow_machine_gets_remedy(monkeypatch):
     speed = measure(portrait_frame(), FakeDetector(FACE), FakeClassifier())
     assert "detection 30.0 ms" in speed.text
     assert "about 8 frames/s" in speed.text and "--min-face-size" in speed.remedy
-
-
-def test_doctor_sets_exit_status(run_step, healthy, tmp_path):
-    done = run_step("realtime.webcam", "--doctor", "--model", tmp_path / "none.keras")
-    assert done.returncode == 1 and "none.keras does not exist" in done.stdout and done.stderr == ""

@@ -130,13 +130,6 @@ def test_new_face_is_confirmed_within_a_tenth_of_a_second():
     assert detector.detections == 1
 
 
-def test_key_of_a_track_is_unique():
-    tracker = Tracker(FakeDetector(at(10)))
-    tracked = [tracker.update(FRAME, frame / RATE)[0] for frame in range(3)]
-    tracked.append(tracker.update(scene(1), 3 / RATE)[0])
-    assert [(each.key, each.track_id) for each in tracked] == [(1, 0), (1, 1), (1, 1), (2, 0)]
-
-
 def test_slow_camera_keeps_tracks():
     tracker = Tracker(FakeDetector(at(10)))
     assert [track_ids(tracker, 60 * frame) for frame in range(4)] == [[0], [1], [1], [1]]
@@ -303,20 +296,6 @@ def test_background_detection_drops_missed_face(trackers):
         ids = track_ids(tracker, frame)
         finish(slow)
     assert ids == [1]
-
-
-def test_face_lost_during_background_detection_keeps_track_id(trackers):
-    tracker, foreground, slow = trackers
-    track_ids(tracker, 0)
-    slow.may_end.clear()
-    for frame in range(1, 5):
-        assert track_ids(tracker, frame) == [1]
-    assert slow.started == 1
-    foreground.faces = []
-    assert track_ids(tracker, 5) == track_ids(tracker, 6) == []
-    foreground.faces = [at(12)]
-    finish(slow)
-    assert track_ids(tracker, 7) == [1]
 
 
 def test_fast_detection_is_synchronous():
