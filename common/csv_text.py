@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
-# The start of a formula, also with full-width signs. Existing apostrophes are skipped, so `unescape` removes exactly the
-# one that `escape` adds.
+# The start of a formula, also with full-width signs. Existing apostrophes are skipped, so `unescape` removes only
+# the one that `escape` adds.
 _RUN = "'* *[=+\\-@\uff1d\uff0b\uff0d\uff20]"
 _BLANK = "'*[\t\r\n]"  # spreadsheets may drop these characters
 _PLAIN = re.compile(rf"(^|[;\t\r\n])(?={_RUN})|^(?={_BLANK})")

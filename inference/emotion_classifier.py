@@ -1,6 +1,6 @@
-"""A trained network of single faces: load, predict, extract features.
+"""The emotion classifier: load a trained network of single faces, predict, extract features.
 
-Keras runs it, imported when the first network is loaded, or LiteRT, which runs a converted copy without Keras.
+Keras, imported when the first network is loaded, or LiteRT runs the network.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from inference.litert import Network, converted
 from inference.model_card import ModelCard, check_unchanged, read_card
 
 KERAS_BATCHES = tuple(1 << power for power in range(9))  # batch sizes for Keras, which traces each of them once
-LITERT_BATCHES = (1, 2)  # batch sizes for LiteRT, prepared at the start; larger ones are no faster per image
-MOST_THREADS = 4  # more cores are no faster for a face or two
+LITERT_BATCHES = (1, 2)  # batch sizes for LiteRT; larger ones are no faster per image
+MAX_THREADS = 4  # more cores do not speed up a face or two
 
 
 class EmotionClassifier:
-    """A trained network with its card: `load` runs it by Keras, `load_litert` by LiteRT.
+    """A trained network with its card: `load` runs it with Keras, `load_litert` with LiteRT.
 
     Args:
-        run: The network: uint8 images (n, input_size, input_size, channels) to its softmax (n, classes), with its
-            features (n, size) before it where there is a `features_of`.
-        card: What its card says.
-        batch_sizes: The values of n that `run` is given, ascending, the first one 1.
-        features_of: SHA-256 of the file of the network, where `run` also gives its features.
+        run: The network: uint8 images (n, input_size, input_size, channels) to probabilities (n, classes), preceded by
+            features (n, size) if `features_of` is given.
+        card: Its card.
+        batch_sizes: Values of n for `run`, ascending, the first one 1.
+        features_of: Content hash of the network's file if `run` also returns features.
 
     Attributes:
-        card: What its card says.
+        card: Its card.
         labels: Class names, in class order.
         input_size: Side of its square input, pixels.
         channels: 1 (gray) or 3 (RGB).
-        abstention_threshold: Least probability, 0-1, from which on the most probable class is worth telling.
-        features_of: SHA-256 of the network's file where it was loaded to give its features; else empty.
+        abstention_threshold: Smallest probability, 0-1, with which a label is shown.
+        features_of: Content hash of the network's file if it was loaded with features; else empty.
     """
 
     def __init__(
@@ -62,22 +62,22 @@ class EmotionClassifier:
 
     @classmethod
     def load(cls, model_file: Path, features: bool = False) -> EmotionClassifier:
-        """Load a network and its card, to be run by Keras.
+        """Load a network and its card, to run it with Keras.
 
         Args:
             model_file: The `.keras` file.
-            features: It shall give its features too.
+            features: Also extract features.
 
         Raises:
-            InputError: a file is missing, is no Keras model, or the two do not belong together.
+            InputError: A file is missing or damaged, or the two do not belong together.
         """
         model_file = Path(model_file)
         card = read_card(model_file)
         network: Any = load_pixel_network(model_file, card)
         if features:
             network = with_features(network)
-        origin = file_hash(model_file) if features else ""
-        return cls(lambda images: np.asarray(network.predict_on_batch(images)), card, KERAS_BATCHES, origin)
+        features_of = file_hash(model_file) if features else ""
+        return cls(lambda images: np.asarray(network.predict_on_batch(images)), card, KERAS_BATCHES, features_of)
 
     @classmethod
     def load_litert(
@@ -88,78 +88,80 @@ class EmotionClassifier:
         int8: bool = SERVING.int8,
         features: bool = False,
     ) -> EmotionClassifier:
-        """Load a network and its card, to be run by LiteRT: ready in a moment, and warm.
-
-        The network is converted with Keras the first time, and kept beside the face detector's.
+        """Load a network and its card, to run it with LiteRT. Keras converts it at the first use.
 
         Args:
             model_file: The `.keras` file.
-            threads: Cores used at once; None: all, up to four. The probabilities do not depend on it.
-            folder: Where converted networks are kept.
-            int8: Weights in 8 bits: faster, and within a few hundredths of the probabilities that Keras gives; else
-                within 1e-4 of them.
-            features: It shall give its features too; then never in 8 bits, as sequence networks learn from exact ones.
+            threads: Cores; None: all, up to four. The probabilities do not depend on it.
+            folder: Folder of converted networks.
+            int8: Quantise the weights to 8 bits: faster, and within a few hundredths of the probabilities of Keras;
+                otherwise within 1e-4.
+            features: Also extract features; then `int8` has no effect, as sequence networks need exact features.
 
         Raises:
-            InputError: as `load`.
+            InputError: As `load`.
         """
         model_file = Path(model_file)
         card = read_card(model_file)
-        if features:
-            name, build = f"{model_file.stem}-features", lambda: with_features(load_pixel_network(model_file, card))
-        else:
-            name, build = model_file.stem, lambda: load_pixel_network(model_file, card)
-        # A file that was converted for this range passed the checks of the range.
-        variant = json.dumps([features, card.input_range])
+
+        def build() -> Any:
+            network = load_pixel_network(model_file, card)
+            return with_features(network) if features else network
+
+        name = f"{model_file.stem}-features" if features else model_file.stem
+        variant = json.dumps([features, card.input_range])  # a change of the range needs another conversion
         file = converted(name, [model_file], build, folder, int8 and not features, variant)
         check_unchanged(card, model_file)
-        network = Network(file, threads or min(available_cores(), MOST_THREADS))
+        network = Network(file, threads or min(available_cores(), MAX_THREADS))
         given, returned = network.shapes()
-        check_fit(given, (None, len(card.labels)) if features else returned, card, model_file)
-        images, classes = test_images(card), len(card.labels)
-        try:
-            outputs = [network(images[:2])[0], network(images[2:])[0], network(images[:1])[0]]  # both sizes get ready
+        classes = len(card.labels)
+        check_fit(given, (None, classes) if features else returned, card, model_file)
+        images = test_images(card)
+        try:  # this also prepares both batch sizes
+            outputs = [network(images[:2])[0], network(images[2:])[0], network(images[:1])[0]]
         except RuntimeError as error:
             reason = str(error).splitlines()[0].split(". ")[0][:200]
-            raise InputError(f"{model_file} cannot be run by LiteRT ({reason}); use layers that it knows") from error
+            raise InputError(
+                f"{model_file} cannot be run by LiteRT ({reason}); use layers that LiteRT supports"
+            ) from error
         check_probabilities(np.concatenate(outputs)[:, -classes:], model_file.name)
-        origin = file_hash(model_file) if features else ""
-        return cls(lambda images: network(images)[0], card, LITERT_BATCHES, origin)
+        features_of = file_hash(model_file) if features else ""
+        return cls(lambda images: network(images)[0], card, LITERT_BATCHES, features_of)
 
     @property
     def faces(self) -> FaceConfig:
-        """The crop options with which this network was trained; crop with these."""
+        """The crop options that this network was trained with."""
         return replace(FACES, size=self.input_size, channels=self.channels, align=self.card.align)
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Return the calibrated probabilities of each class.
 
         Args:
-            images: uint8, (n, input_size, input_size, channels), 0-255; n may be 0.
+            images: uint8 (n, input_size, input_size, channels), 0-255; n may be 0.
 
         Returns:
-            float32, (n, classes); rows sum to one.
+            float32 (n, classes); rows sum to one.
 
         Raises:
-            ValueError: another shape or dtype.
+            ValueError: The shape or the dtype differs.
         """
         if not len(images):
             return np.zeros((0, len(self.labels)), np.float32)
-        return self._calibrated(self._outputs(images)[:, -len(self.labels) :])
+        probabilities = self._outputs(images)[:, -len(self.labels) :]
+        check_probabilities(probabilities, "the network")
+        return self.card.calibrated(probabilities)
 
     def features(self, images: np.ndarray) -> np.ndarray:
-        """Return what the network sees in each image: its features, then its probabilities as it gives them.
-
-        The features are what its last layer of weights is given: of a network that pools, the pooled maps.
+        """Return the features of each image, the input of the last layer with weights, and its raw probabilities.
 
         Args:
             images: As for `predict`; at least one.
 
         Returns:
-            float32, (n, features + classes).
+            float32 (n, features + classes).
 
         Raises:
-            ValueError: the network was loaded without its features, or as `predict`.
+            ValueError: The network was loaded without features, or as `predict`.
         """
         if not self.features_of:
             raise ValueError("features need a network that was loaded with features=True")
@@ -168,17 +170,12 @@ class EmotionClassifier:
     def _outputs(self, images: np.ndarray) -> np.ndarray:
         shape = (self.input_size, self.input_size, self.channels)
         if images.dtype != np.uint8 or images.shape[1:] != shape:
-            raise ValueError(f"images must be uint8 (n, {', '.join(map(str, shape))}). Received: {images.dtype} "
-                             f"{images.shape}")  # fmt: skip
+            expected = ", ".join(map(str, shape))
+            raise ValueError(f"images must be uint8 (n, {expected}). Received: {images.dtype} {images.shape}")
         return np.concatenate([self._run(padded)[:n] for padded, n in self._batches(images)])
 
-    def _calibrated(self, probabilities: np.ndarray) -> np.ndarray:
-        check_probabilities(probabilities, "the network")
-        scaled = probabilities.astype(np.float64) ** (1 / self.card.temperature)
-        return (scaled / scaled.sum(axis=1, keepdims=True)).astype(np.float32)
-
     def _batches(self, images: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
-        """Yield the images in batches of the few sizes, the last one filled up, and how many of each count."""
+        """Yield batches of the accepted sizes, padded with zeros, and the number of images in each."""
         for start in range(0, len(images), self._batch_sizes[-1]):
             batch = images[start : start + self._batch_sizes[-1]]
             size = next(size for size in self._batch_sizes if size >= len(batch))

@@ -1,7 +1,4 @@
-"""Keras networks on disk: save, load, and check what an unknown file contains.
-
-Keras is imported when the first network is loaded or saved.
-"""
+"""Save and load Keras networks, and check files of unknown origin. Keras is imported at the first use."""
 
 from __future__ import annotations
 
@@ -27,23 +24,25 @@ from inference.model_card import Card, ModelCard, card_content, card_path, check
 if TYPE_CHECKING:
     import keras
 
-RELEASED = tuple(ROOT / "models" / name for name in ("pretrained.keras", "fer2013.keras"))  # no training replaces these
+RELEASED = tuple(
+    ROOT / "models" / name for name in ("pretrained.keras", "fer2013.keras")
+)  # training steps never replace these
 
 
 def check_output(model_file: Path) -> None:
-    """Refuse a name that a trained network must not have; commands call this before they train.
+    """Refuse an output path that a training step must not write; commands call this before they train.
 
     Args:
-        model_file: Where the network is to go.
+        model_file: The output.
 
     Raises:
-        InputError: it is no `.keras` file, or it is a released network in any spelling of its path.
+        InputError: The suffix is not `.keras`, or the path leads to a released network.
     """
     if model_file.suffix != ".keras" or model_file.is_dir():
         raise InputError(f"--output {model_file} is not the name of a .keras file; the card goes beside it as .json")
-    target = Path(os.path.realpath(model_file))  # unlike `resolve`, it takes a link to itself
+    target = Path(os.path.realpath(model_file))  # unlike `resolve`, it accepts a link to itself
     for released in RELEASED:
-        # Some disks do not distinguish upper and lower case, and a folder may be reached by several paths.
+        # Some disks are not case-sensitive, and several paths may lead to a folder.
         same_name = target.name.casefold() == released.name.casefold()
         if target == released.resolve() or (same_name and _is_same_folder(target.parent, released.parent)):
             raise InputError(
@@ -57,15 +56,13 @@ def _is_same_folder(folder: Path, other: Path) -> bool:
 
 
 def save(network: keras.Model, card: ModelCard, model_file: Path, hashes: ImageHashes | None = None) -> None:
-    """Write a network, as an uncompiled float32 copy, and its card.
-
-    A compiled network would drag its optimiser's state along, and a mixed precision would survive the saving.
+    """Save a network as an uncompiled float32 copy, without optimiser state and mixed precision, and its card.
 
     Args:
         network: The network.
         card: Its card.
         model_file: Path of the `.keras` file.
-        hashes: The images that shaped it and its lineage; left out, they count as unknown.
+        hashes: The images of its lineage; None: unknown.
     """
     copy: Any = float32_copy(network)
     check_fit(copy.input_shape, copy.output_shape, card, model_file)
@@ -76,15 +73,14 @@ def float32_copy(network: keras.Model) -> keras.Model:
     """Return an uncompiled copy of a network whose layers compute in float32."""
     import keras
 
-    # The clone is compiled, too, if the network is.
     copy = keras.models.clone_model(network, clone_function=_float32_layer)
-    copy = keras.Model(copy.inputs, copy.outputs, name=network.name)
+    copy = keras.Model(copy.inputs, copy.outputs, name=network.name)  # the clone of a compiled network is compiled
     copy.set_weights(network.get_weights())
     return copy
 
 
 def _float32_layer(layer: Any) -> Any:
-    """Return a new layer with the settings of another one, in float32."""
+    """Return a new layer with the configuration of another one, in float32."""
     config = layer.get_config()
     if "dtype" in config:
         config["dtype"] = "float32"
@@ -92,26 +88,25 @@ def _float32_layer(layer: Any) -> Any:
 
 
 def write_model(network: keras.Model, card: Card, model_file: Path, hashes: ImageHashes | None = None) -> None:
-    """Write a network as it is, its list of images and its card.
+    """Write a network, its list of images and its card.
 
-    The card and the list of an earlier network are removed first, so a kill never leaves them beside the new network.
-    All files are on disk under temporary names before any replaces an earlier one, so a full disk leaves those as they
-    were.
+    All files are written under temporary names first, so a full disk leaves earlier files unchanged. The earlier card
+    and list are removed before the network is renamed, so a kill never leaves them beside the new network.
 
     Args:
         network: The network.
         card: Its card; `labels_hash` and `network_hash` are added.
         model_file: Path of the `.keras` file.
-        hashes: The images that shaped the network and its lineage; left out, they count as unknown.
+        hashes: The images of its lineage; None: unknown.
 
     Raises:
-        OSError: The disk is full, or a file does not read back as it was written.
+        OSError: The disk is full, or a file does not read back as written.
     """
-    content = io.BytesIO()  # HDF5 must not write to a disk that may be full: see `write_file`
-    network.save(content, zipped=False)  # `zipped` only relaxes the check of the file's name: the content is a zip
-    network_hash = hashlib.sha256(content.getvalue()).hexdigest()[:16]  # as `file_hash` gives it
+    content = io.BytesIO()  # in memory, as HDF5 crashes on a full disk
+    network.save(content, zipped=False)  # `zipped` only relaxes the check of the file name
+    network_hash = hashlib.sha256(content.getvalue()).hexdigest()[:16]  # equals `file_hash`
     card = sealed(card, network_hash)
-    with ExitStack() as files:  # the network takes its name first, the card last
+    with ExitStack() as files:  # renamed in reverse order: the network first, the card last
         write_checked(files.enter_context(atomic_file(card_path(model_file))), card_content(card))
         if hashes is not None:
             list_file = files.enter_context(atomic_file(hashes_file(model_file)))
@@ -122,7 +117,7 @@ def write_model(network: keras.Model, card: Card, model_file: Path, hashes: Imag
 
 
 def check_fit(input_shape: Sequence[Any], output_shape: Sequence[Any], card: ModelCard, model_file: Path) -> None:
-    """Refuse a card that describes another network."""
+    """Refuse a card whose input or output shape differs from the network's."""
     side = card.input_size
     expected = ((None, side, side, card.channels), (None, len(card.labels)))
     found = (tuple(input_shape), tuple(output_shape))
@@ -134,21 +129,21 @@ def check_fit(input_shape: Sequence[Any], output_shape: Sequence[Any], card: Mod
 
 
 def is_whole(model_file: Path) -> bool:
-    """Tell whether a `.keras` file, which is a zip archive, is complete and matches its checksums."""
+    """Return whether a `.keras` file, a zip archive, is complete and matches its checksums."""
     try:
         with zipfile.ZipFile(model_file) as archive:
             return archive.testzip() is None
     except PermissionError:
         raise
-    except Exception:  # a damaged archive may raise almost anything
+    except Exception:  # a damaged archive may raise any error
         return False
 
 
 def load_network(model_file: Path) -> keras.Model:
-    """Return a saved network without its card.
+    """Load a network without its card.
 
     Raises:
-        InputError: the file is damaged, or is no Keras model.
+        InputError: The file is damaged, or is not a Keras model.
     """
     _refuse_hdf5(model_file)
     if not is_whole(model_file):
@@ -159,7 +154,7 @@ def load_network(model_file: Path) -> keras.Model:
         network: Any = keras.models.load_model(model_file, compile=False, safe_mode=True)
         if not network.built or not network.layers:
             raise ValueError("it has no layers, or was never built")
-    except Exception as error:  # a file from elsewhere may break Keras, h5py and zlib in any way
+    except Exception as error:  # foreign files may raise any error of Keras, h5py and zlib
         _refuse_foreign_code(model_file)
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"{model_file} is not a usable Keras model ({reason}); train it again") from error
@@ -177,21 +172,21 @@ def _refuse_hdf5(model_file: Path) -> None:
 
 
 def _refuse_foreign_code(model_file: Path) -> None:
-    """Refuse a network that Keras could not load because it needs Python code that is not part of Keras."""
+    """Refuse a network that needs Python code outside Keras."""
     try:
         with zipfile.ZipFile(model_file) as archive:
             foreign = sorted(set(_foreign_code(json.loads(archive.read("config.json")))))
-    except Exception:  # the caller reports what Keras says
+    except Exception:  # the caller reports the error of Keras
         return
     if foreign:
         raise InputError(
             f"{model_file} needs code that is not part of Keras ({', '.join(foreign)[:200]}), which is never run from "
-            "a file; rebuild the network with Keras's own layers, copy the weights and save it again"
+            "a file; rebuild the network with built-in layers, copy the weights and save it again"
         )
 
 
 def _foreign_code(config: Any) -> Iterator[str]:
-    """Yield the names of the objects in a network's configuration that are Lambda functions or not part of Keras."""
+    """Yield the names of Lambda functions and of objects outside Keras in the configuration of a network."""
     if isinstance(config, dict):
         name, module = config.get("class_name"), config.get("module", "keras")
         if name == "__lambda__":
@@ -207,18 +202,18 @@ def _foreign_code(config: Any) -> Iterator[str]:
 
 
 def load_pixel_network(model_file: Path, card: ModelCard) -> keras.Model:
-    """Return a saved network of single faces, checked: it takes uint8 pixels and returns probabilities.
+    """Load a network of single faces, and check that it takes uint8 pixels and returns probabilities.
 
     Args:
         model_file: The network.
         card: Its card.
 
     Raises:
-        InputError: the file is no Keras model, does not fit its card, takes values in an unknown range, or its outputs
-            are no probabilities.
+        InputError: The file is not a Keras model, does not fit its card, has an unknown input range, or its outputs
+            are not probabilities.
     """
     network: Any = with_pixel_input(load_network(model_file), card.input_range, model_file)
-    import keras  # late: `load_network` imports it without the notes of native libraries
+    import keras  # late: `load_network` imports it without the messages of native libraries
 
     check_unchanged(card, model_file)
     check_fit(network.input_shape, network.output_shape, card, model_file)
@@ -230,17 +225,16 @@ def load_pixel_network(model_file: Path, card: ModelCard) -> keras.Model:
 def with_pixel_input(network: Any, input_range: Sequence[float] | None, model_file: Path) -> keras.Model:
     """Return a network that takes uint8 pixels, 0-255.
 
-    Many networks are trained on images that were scaled beforehand, and take floats. Such a network is copied in
-    float32, which LiteRT needs, with the scaling as its first layer.
+    A network that takes scaled floats is copied with the scaling as its first layer, in float32, which LiteRT needs.
 
     Args:
         network: A network with one input, (n, height, width, channels), and one output, (n, classes).
-        input_range: The values that 0 and 255 become before this network takes them; None where the card has none.
+        input_range: The input values of black and white pixels; None if the card has none.
         model_file: The network's file, for the message.
 
     Raises:
-        InputError: the network has several inputs or outputs, takes floats of an unknown range, takes uint8 although
-            the card has another range, or takes neither.
+        InputError: The network has several inputs or outputs, takes neither uint8 nor floats, or takes floats of an
+            unknown range.
     """
     import keras
 
@@ -250,7 +244,7 @@ def with_pixel_input(network: Any, input_range: Sequence[float] | None, model_fi
             f"{model_file} cannot be used (inputs: {counts[0]}, outputs: {counts[1]}); accepted: one input, the "
             "images, and one output, the class probabilities; save keras.Model(images, probabilities)"
         )
-    network = keras.Model(network.inputs[0], network.outputs[0], name=network.name)  # out of lists and dicts
+    network = keras.Model(network.inputs[0], network.outputs[0], name=network.name)  # without lists and dicts
     dtype, card_file = str(network.inputs[0].dtype), card_path(model_file)
     if dtype == "uint8":
         if input_range is not None and list(input_range) != [0, 255]:
@@ -263,15 +257,15 @@ def with_pixel_input(network: Any, input_range: Sequence[float] | None, model_fi
         raise InputError(f"{model_file} takes {dtype} images; accepted: uint8, or floats with input_range in the card")
     if input_range is None:
         raise InputError(
-            f"{model_file} takes {dtype} images, and its card does not say in which range; add the range that it was "
-            f'trained with to {card_file}, such as "input_range": [0, 1] (or [-1, 1], or [0, 255])'
+            f"{model_file} takes {dtype} images in an unknown range; add the range of its training to {card_file}, "
+            'such as "input_range": [0, 1] (or [-1, 1], or [0, 255])'
         )
     low, high = map(float, input_range)
     pixels = keras.Input(network.input_shape[1:], dtype="uint8", name="pixels")
     scaled = keras.layers.Rescaling((high - low) / 255, low, dtype="float32", name="pixels_to_input_range")(pixels)
 
     def call_on_scaled(layer: Any, *inputs: Any, **options: Any) -> Any:
-        """Call a layer, with the scaled image where the network itself was given the image."""
+        """Call a layer, with the scaled image in place of the pixels."""
         given: Any = keras.tree.map_structure(lambda one: scaled if one is pixels else one, (inputs, options))
         return layer(*given[0], **given[1])
 
@@ -287,7 +281,7 @@ def with_pixel_input(network: Any, input_range: Sequence[float] | None, model_fi
 
 
 def test_images(card: ModelCard) -> np.ndarray:
-    """Return a black, a white, a graded and a noisy image, uint8 (4, input_size, input_size, channels)."""
+    """Return a black, a white, a gradient and a noise image, uint8 (4, input_size, input_size, channels)."""
     images = np.zeros((4, card.input_size, card.input_size, card.channels), np.uint8)
     images[1] = 255
     images[2] = np.linspace(0, 255, card.input_size, dtype=np.uint8)[:, None]
@@ -296,30 +290,30 @@ def test_images(card: ModelCard) -> np.ndarray:
 
 
 def check_probabilities(outputs: np.ndarray, model: str) -> None:
-    """Refuse outputs that are no probabilities.
+    """Refuse outputs that are not probabilities.
 
     Args:
-        outputs: What a network returned, (..., classes).
-        model: What the message calls it.
+        outputs: Outputs of a network, (..., classes).
+        model: Name of the network in the message.
 
     Raises:
-        InputError: one is negative or not finite, or those of an image do not sum to one.
+        InputError: An output is negative or not finite, or the outputs of an image do not sum to one.
     """
     sums = outputs.sum(axis=-1)
     if not np.isfinite(outputs).all():
         raise InputError(
-            f"{model}: the outputs are no probabilities: some are NaN or infinite, as after a training that diverged, "
-            "or where a plain image is divided by its standard deviation, 0; train it again"
+            f"{model}: the outputs are not probabilities: some are NaN or infinite, as after a diverged training, or "
+            "when a constant image is divided by its standard deviation; train it again"
         )
     if outputs.min() < 0 or (np.abs(sums - 1) > 0.01).any():
         raise InputError(
-            f"{model}: the outputs are no probabilities: those of an image sum to {sums.min():.3g} to "
-            f"{sums.max():.3g}, not to 1, the least is {outputs.min():.3g}; its last layer must be a softmax"
+            f"{model}: the outputs are not probabilities: their sums are {sums.min():.3g} to {sums.max():.3g} instead "
+            f"of 1, the smallest output is {outputs.min():.3g}; the last layer must be a softmax"
         )
 
 
 def with_features(network: Any) -> keras.Model:
-    """Return a network that gives, before its probabilities, what its last layer of weights is given: its features."""
+    """Return a network that outputs its features, the input of its last layer with weights, then its probabilities."""
     import keras
 
     head = next(layer for layer in reversed(network.layers) if layer.weights)

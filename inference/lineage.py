@@ -1,9 +1,8 @@
-"""The lineage of a network: the networks that it was made from, and the images that shaped them.
+"""The lineage of a network: the networks that it was made from, and their training and selection images.
 
-The lineage is the network itself, the network that it was initialised from, its teachers, and the network whose
-features it reads, recursively. `X.hashes.npz` beside the card of `X.keras` lists the pixel hashes of all training and
-selection images, so that an image is recognised under any file name and in any data set. Only equal pixels are
-recognised: an image that was resized, mirrored or compressed again is not.
+The lineage contains the network itself, the network that it was initialised from, its teachers and its feature network,
+recursively. `X.hashes.npz` beside `X.keras` lists the pixel hashes of all training and selection images. Images are
+recognised under any file name and in any data set, but not after resizing, mirroring or compression.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class TrainingHistory:
 
     @property
     def training_splits(self) -> tuple[tuple[str | None, str | None], ...]:
-        """Data set name and split hash of each training; `(None, None)` is data that is not named."""
+        """Data set name and split hash of each training; `(None, None)` is unnamed data."""
         raise NotImplementedError
 
     def was_trained_on(self, dataset: str) -> bool:
@@ -39,24 +38,24 @@ class TrainingHistory:
         return any(name == dataset for name, _ in self.training_splits)
 
     def was_trained_on_another_split(self, dataset: str, split_hash: str) -> bool:
-        """Return whether a network of the lineage was trained on another split of a data set than this one."""
+        """Return whether a network of the lineage was trained on another split of a data set."""
         return any(name == dataset and other != split_hash for name, other in self.training_splits)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceNetwork(TrainingHistory):
-    """An entry of a model card: a network that the card's network was initialised or distilled from.
+    """An entry of a model card: a network that another one was initialised or distilled from.
 
     Attributes:
-        file: Path of the `.keras` file, relative to the project's folder where it lies inside.
+        file: Path of the `.keras` file, relative to the project's folder if it lies inside.
         sha256: Content hash of the file, 16 hex digits.
-        dataset: Name of the data set that it was trained on.
-        split_hash: Hash of that data set's split.
+        dataset: Name of its training data.
+        split_hash: Hash of the split of that data.
         labels: Class names, in class order.
         trained_on: Data of its whole lineage, such as `fer2013 (labels)`.
         splits: Data set name and split hash of each training in its lineage; `(None, None)` is unnamed data.
         command: The command that trained it.
-        network: What of its architecture was taken.
+        network: The parts of its architecture that were taken.
     """
 
     file: str
@@ -75,9 +74,9 @@ class SourceNetwork(TrainingHistory):
         return self.splits or ((self.dataset, self.split_hash),)
 
     def find(self) -> Path | None:
-        """Return the path of the file with this content hash; None where it is not found.
+        """Return the path of the file with this content hash, or None.
 
-        `file` is tried as it stands and from the project's folder, then the released network.
+        `file` is tried relative to the current folder and to the project's folder, then the released network.
         """
         for file in (Path(self.file), ROOT / self.file, PATHS.pretrained):
             if file.is_file() and file_hash(file) == self.sha256:
@@ -86,10 +85,10 @@ class SourceNetwork(TrainingHistory):
 
     @classmethod
     def from_json(cls, entries: Any) -> Self:
-        """Return the network that an entry of a card names.
+        """Return the network of an entry of a card.
 
         Raises:
-            ValueError: The entry has no file or content hash, or a value of another kind.
+            ValueError: The entry has no file or content hash, or a value of another type.
         """
         splits = entries.get("splits", []) if isinstance(entries, dict) else None
         usable = (
@@ -99,7 +98,7 @@ class SourceNetwork(TrainingHistory):
             and all(isinstance(entries.get(name, []), list) for name in ("labels", "trained_on"))
         )
         if not usable:
-            raise ValueError(f"{str(entries)[:80]!r} is no network of the lineage")
+            raise ValueError(f"{str(entries)[:80]!r} is not a network of the lineage")
         known = {entry.name: entries[entry.name] for entry in fields(cls) if entry.name in entries}
         return cls(**{name: as_tuple(value) for name, value in known.items()})
 
@@ -110,10 +109,10 @@ def as_tuple(value: Any) -> Any:
 
 
 def hash_codes(pixel_hashes: Iterable[str]) -> np.ndarray:
-    """Return pixel hashes as numbers.
+    """Return pixel hashes as integers.
 
     Args:
-        pixel_hashes: Values of a table's column `pixel_hash`: 16 hexadecimal digits, or any text that names an image.
+        pixel_hashes: Values of a table's column `pixel_hash`: 16 hexadecimal digits, or any other text.
 
     Returns:
         uint64 (n,), in the same order.
@@ -122,18 +121,18 @@ def hash_codes(pixel_hashes: Iterable[str]) -> np.ndarray:
     def code(text: str) -> int:
         if _HEX_16.fullmatch(text):
             return int(text, 16)
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")  # a table made by hand
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")  # made by hand
 
     return np.fromiter((code(text) for text in pixel_hashes), dtype=np.uint64)
 
 
 @dataclass(frozen=True)
 class ImageHashes:
-    """The images that shaped a network.
+    """The training and selection images of a network.
 
     Attributes:
-        training: Hashes of the images that it, or a network in its lineage, was trained on: uint64, sorted, unique.
-        selection: Hashes of the images by which an epoch, a setting, a temperature or a threshold was chosen: the same.
+        training: Hashes of the training images of its whole lineage: uint64, sorted, unique.
+        selection: Hashes of the images that an epoch, a setting, a temperature or a threshold was selected on.
         complete: Whether the lists cover the whole lineage.
     """
 
@@ -143,7 +142,7 @@ class ImageHashes:
 
     @classmethod
     def of(cls, training: Iterable[str] = (), selection: Iterable[str] = (), complete: bool = True) -> ImageHashes:
-        """Return the hashes of images that are given by their values of `pixel_hash`."""
+        """Return the hashes of images with these values of `pixel_hash`."""
         return cls(np.unique(hash_codes(training)), np.unique(hash_codes(selection)), complete)
 
     def __or__(self, other: ImageHashes) -> ImageHashes:
@@ -160,7 +159,7 @@ class ImageHashes:
 
     @property
     def content_hash(self) -> str:
-        """Hash of both lists (SHA-256, 16 hex digits), by which a file names them."""
+        """Content hash of both lists (SHA-256, 16 hex digits)."""
         return hashlib.sha256(b"|".join((self.training.tobytes(), self.selection.tobytes()))).hexdigest()[:16]
 
 
@@ -176,7 +175,7 @@ def write_hashes(model_file: Path, hashes: ImageHashes) -> None:
     """Write the list of images beside a network, with the content hash of the network.
 
     Args:
-        model_file: The network. For `tuned.json` it is `tuned.keras`, which does not exist.
+        model_file: The network; for `tuned.json`, `tuned.keras`, which does not exist.
         hashes: Its images.
     """
     with atomic_file(hashes_file(model_file)) as temporary:
@@ -184,7 +183,7 @@ def write_hashes(model_file: Path, hashes: ImageHashes) -> None:
 
 
 def hashes_content(hashes: ImageHashes, network_hash: str) -> bytes:
-    """Return the content of the list of images of a network with this content hash."""
+    """Return the content of the file that lists the images of a network."""
     content = io.BytesIO()
     np.savez_compressed(
         content,
@@ -197,7 +196,7 @@ def hashes_content(hashes: ImageHashes, network_hash: str) -> bytes:
 
 
 def read_hashes(model_file: Path) -> ImageHashes:
-    """Return the images that shaped a network; `UNKNOWN` where no list lies beside it.
+    """Return the training and selection images of a network; `UNKNOWN` without a list beside it.
 
     Raises:
         InputError: The list is damaged, or belongs to another file.
@@ -219,11 +218,11 @@ def read_hashes(model_file: Path) -> ImageHashes:
 
 
 def lineage_hashes(own: ImageHashes, sources: Iterable[Path]) -> ImageHashes:
-    """Return the images of a new network: its own, and those of every network that it learns from.
+    """Return the images of a new network: its own images and those of its lineage.
 
     Args:
-        own: The images that it is trained and selected on itself.
-        sources: The networks that it starts from, is distilled from, or reads features of.
+        own: The images that the network itself is trained and selected on.
+        sources: The pretrained network, the teachers and the feature network.
 
     Raises:
         InputError: As `read_hashes`.

@@ -1,7 +1,7 @@
-"""The model card: a typed, versioned JSON file beside each network, and the checks that it must pass.
+"""The model card: a typed, versioned JSON file beside each network, and its checks.
 
-`X.json` says what the network `X.keras` is, how its input is cropped, how it was trained, and every score that was
-measured. Reading a card needs neither Keras nor pandas.
+`X.json` describes the network `X.keras`: input, crops, training, lineage and scores. Reading a card imports neither
+Keras nor pandas.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
+import numpy as np
+
 from common.emotions import EMOTIONS, in_class_order
 from common.errors import InputError
 from common.files import atomic_file, file_hash
 from inference.lineage import SourceNetwork, TrainingHistory, as_tuple
 
+CARD_VERSION = 3  # raised when entries are renamed; cards of other versions are refused
+TEMPERATURES = (0.01, 100.0)  # accepted values; beyond them, probabilities become 0 and 1, or equal
 _ALWAYS_WRITTEN = ("card_version", "abstention_threshold", "scores")
-CARD_VERSION = 3  # raised when entries are renamed; a card of another version is refused
-TEMPERATURES = (0.01, 100.0)  # accepted values: beyond, all probabilities become 0 and 1, or equal
 _KINDS = {
     "str": str,
     "int": int,
@@ -30,7 +32,7 @@ _KINDS = {
     "dict": dict,
     "SourceNetwork": dict,
 }
-# Accepted values of a card's numbers. The crop sizes are those of `inference.faces.check_options`.
+# Accepted numbers. The crop sizes are those of `inference.faces.check_options`.
 _RANGES = {
     "input_size": (8, 1024),
     "channels": (1, 3),
@@ -44,21 +46,23 @@ _RANGES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Card(TrainingHistory):
-    """What the cards of all networks have in common.
+    """The entries that the cards of all networks have.
 
     Attributes:
         labels: Class names, in class order.
-        temperature: Divisor of the logits; fitted by calibration, 1 before.
+        temperature: Divisor of the logits, fitted by calibration; 1 before.
         abstention_threshold: Smallest probability, 0-1, with which a label is shown.
-        labels_hash, network_hash: Hashes of the labels and of the `.keras` file; empty in a card made by hand.
-        dataset, split_hash: Name of the training data and hash of its split; None where they are not known.
-        features: The network whose features this one reads: `file`, `sha256` (sequence networks only).
+        labels_hash, network_hash: Content hashes of the labels and of the `.keras` file; empty in a card made by hand.
+        dataset, split_hash: Name of the training data and hash of its split; None if unknown.
         fold: Number, count and column of the fold that this network was trained without.
         settings_selected_on: Hash of further images by which the settings were selected.
         calibration: How temperature and threshold were fitted.
         scores: Measured scores, each with `dataset`, `split`, `protocol` and `accuracy`.
         caveats: Sentences about data and use.
+        command: The command that trained the network.
         hyperparameters: Settings of the training, by name.
+        precision: Floating-point policy of the training.
+        epoch_chosen, chosen_by, dev_accuracy: The epoch, the rule that chose it, and its accuracy on dev.
         pretrained, teachers: The networks that this one was initialised from and distilled from.
         other: Entries that no code reads; they are kept.
     """
@@ -74,15 +78,12 @@ class Card(TrainingHistory):
     network_hash: str = ""
     dataset: str | None = None
     split_hash: str | None = None
-    features: dict[str, Any] | None = None
     fold: dict[str, Any] | None = None
     settings_selected_on: str = ""
     calibration: dict[str, Any] = field(default_factory=dict)
     scores: list[dict[str, Any]] = field(default_factory=list)
     caveats: tuple[str, ...] = ()
     command: str = ""
-    run: str = ""
-    started: str = ""
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     precision: str = ""
     epoch_chosen: int | None = None
@@ -99,28 +100,31 @@ class Card(TrainingHistory):
 
     @property
     def training_splits(self) -> tuple[tuple[str | None, str | None], ...]:
-        """Data set name and split hash of each training in the lineage, the own one first.
+        """Data set name and split hash of each training in the lineage, the network's own training first.
 
-        `(None, None)` is data that the card does not name: images that selected its settings, a calibration on another
-        data set, and the data of the network whose features it reads.
+        `(None, None)` is data that the card does not name: images that selected its settings, or a calibration on
+        another data set.
         """
         own = (self.dataset, self.split_hash)
-        calibrated_elsewhere = self.calibration.get("dataset", self.dataset) != self.dataset
-        unnamed = calibrated_elsewhere or self.features is not None or self.settings_selected_on
+        unnamed = self.settings_selected_on or self.calibration.get("dataset", self.dataset) != self.dataset
         inherited = (split for source in self.sources for split in source.training_splits if split != own)
         return (own, *inherited, *([(None, None)] if unnamed else []))
 
+    def calibrated(self, probabilities: np.ndarray) -> np.ndarray:
+        """Return probabilities with the temperature applied, float32 (n, classes); rows sum to one."""
+        scaled = probabilities.astype(np.float64) ** (1 / self.temperature)
+        return (scaled / scaled.sum(axis=1, keepdims=True)).astype(np.float32)
+
     @classmethod
     def from_json(cls, entries: Mapping[str, Any], file: Path) -> Self:
-        """Return the card with these entries, checked.
+        """Return the card with the entries of a JSON file, checked.
 
         Args:
-            entries: The content of the JSON file.
+            entries: The content of the file.
             file: Its path, for messages.
 
         Raises:
-            InputError: An entry is missing, of another kind, or out of range, or the labels are not those of the
-                network.
+            InputError: An entry is missing, of another type, or out of range, or the labels were changed.
         """
         kinds = {entry.name: str(entry.type) for entry in fields(cls) if entry.name != "other"}
         remedy = "train again, or restore the card"
@@ -160,9 +164,7 @@ class ModelCard(Card):
         align: How faces are aligned: `landmarks` or `box`.
         input_range: The values that 0 and 255 become before the network takes them; None: it takes uint8 pixels.
         targets: `labels` or `votes`.
-        votes_hash: Hash of the annotators' votes; empty where they were not used.
-        crops: The crop options of the training images.
-        training_images, dev_images: Numbers of images.
+        training_images: Number of training images.
     """
 
     required: ClassVar[tuple[str, ...]] = ("labels", "input_size", "channels", "align", "temperature")
@@ -172,10 +174,7 @@ class ModelCard(Card):
     align: str
     input_range: list[float] | None = None
     targets: str = "labels"
-    votes_hash: str = ""
-    crops: dict[str, Any] = field(default_factory=dict)
     training_images: int | None = None
-    dev_images: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,10 +182,10 @@ class SequenceCard(Card):
     """The card of a network over the frames of a face.
 
     Attributes:
-        window: Number of frames that it looks back over.
-        rate: Frames per second that it was trained on.
+        window: Length of the input in frames.
+        rate: Frames per second of the training sequences.
         feature_size: Number of features of each frame.
-        features: The network that computes them: `file`, `sha256`.
+        features: The network that computes the features: `file`, `sha256`.
     """
 
     step: ClassVar[str] = "training.step4_sequence_model"
@@ -195,7 +194,12 @@ class SequenceCard(Card):
     window: int
     rate: float
     feature_size: int
-    features: dict[str, Any] = field(default_factory=dict)
+    features: dict[str, Any]
+
+    @property
+    def training_splits(self) -> tuple[tuple[str | None, str | None], ...]:
+        """As in `Card`; the data of the feature network is not named."""
+        return (*super().training_splits, (None, None))
 
 
 AnyCard = TypeVar("AnyCard", bound=Card)
@@ -211,10 +215,10 @@ def read_card(model_file: Path, train: str = "") -> ModelCard:
 
     Args:
         model_file: The network.
-        train: The command that trains it, for messages; empty: the step.
+        train: The command that trains such a network, for messages; empty: the training step.
 
     Raises:
-        InputError: The network or its card is missing, the card is no JSON, or an entry is missing or cannot be used.
+        InputError: The network or its card is missing, the card is not JSON, or an entry is missing or out of range.
     """
     return _read(model_file, ModelCard, train)
 
@@ -224,31 +228,30 @@ def read_sequence_card(model_file: Path, train: str = "") -> SequenceCard:
 
     Args:
         model_file: The network.
-        train: The command that trains it, for messages; empty: the step.
+        train: The command that trains such a network, for messages; empty: the training step.
 
     Raises:
-        InputError: As `read_card`, or the card does not name the network whose features it reads.
+        InputError: As `read_card`, or the card does not name the feature network.
     """
     card = _read(model_file, SequenceCard, train)
     if not isinstance(card.features.get("sha256"), str):
-        raise InputError(f"{card_path(model_file)}: features names no network (sha256); train again")
+        raise InputError(f"{card_path(model_file)}: features lacks the sha256 of the feature network; train again")
     return card
 
 
 def _read(model_file: Path, kind: type[AnyCard], train: str) -> AnyCard:
     train = train or f"python -m {kind.step}"
     if model_file.suffix != ".keras":
-        raise InputError(f"{model_file} is not a .keras file; give the network, its card is found beside it")
+        raise InputError(f"{model_file} is not a .keras file; give the network, not its card")
     if model_file.is_dir():
         raise InputError(
-            f"{model_file} is a folder, not a .keras file; load it where it was made and save it with "
-            "network.save('NAME.keras')"
+            f"{model_file} is a folder, not a .keras file; save the network again with network.save('NAME.keras')"
         )
     if not model_file.is_file():
         raise InputError(f"{model_file} does not exist; train one with {train}")
     file = card_path(model_file)
     if not file.is_file():
-        raise InputError(f"{model_file} has no card; {file} must lie beside it (training writes both)")
+        raise InputError(f"{model_file} has no card; {file} must lie beside it (training steps write both)")
     try:
         entries = json.loads(file.read_bytes())  # bytes: editors on Windows also write UTF-16, or a byte order mark
     except (ValueError, RecursionError) as error:
@@ -257,45 +260,44 @@ def _read(model_file: Path, kind: type[AnyCard], train: str) -> AnyCard:
         raise InputError(f"{file} lacks a valid {kind.required[0]!r}; train again, or restore the card")
     if "window" in entries and kind is ModelCard:
         raise InputError(
-            f"{model_file} reads sequences, not single faces: evaluation.sequences scores it, realtime.webcam takes it "
-            "as --temporal"
+            f"{model_file} is a sequence network: give it to evaluation.sequences, or to realtime.webcam as --temporal"
         )
     if "input_size" in entries and kind is SequenceCard:
-        raise InputError(f"{model_file} sees single faces, not sequences; train a sequence network with {train}")
-    version = entries.get("card_version", 1 if entries.get("network_hash") else CARD_VERSION)  # none: made by hand
+        raise InputError(f"{model_file} is not a sequence network; train one with {train}")
+    version = entries.get("card_version", 1 if entries.get("network_hash") else CARD_VERSION)  # made by hand
     if version != CARD_VERSION:
         raise InputError(f"{file} was written by another version of this program; train again: {train}")
     return kind.from_json(entries, file)
 
 
 def write_card(card: Card, model_file: Path) -> None:
-    """Write a network's card in one step: a reader sees the whole new card or the old one."""
+    """Write the card of a network atomically."""
     with atomic_file(card_path(model_file)) as temporary:
         temporary.write_bytes(card_content(card))
 
 
 def card_content(card: Card) -> bytes:
-    """Return the content of a card's file."""
+    """Return the content of the file of a card."""
     return (json.dumps(card.to_json(), indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def sealed(card: AnyCard, network_hash: str) -> AnyCard:
-    """Return the card with the hashes of its labels and of its network's file."""
+    """Return the card with the content hashes of its labels and of its network's file."""
     return replace(card, labels_hash=labels_hash(card.labels), network_hash=network_hash)
 
 
 def labels_hash(labels: Sequence[str]) -> str:
-    """Return a hash of class names in their order (SHA-256, 16 hex digits)."""
+    """Return the hash of class names in their order (SHA-256, 16 hex digits)."""
     return hashlib.sha256("\n".join(labels).encode()).hexdigest()[:16]
 
 
 def check_unchanged(card: Card, model_file: Path) -> None:
-    """Refuse a card that was written for another network file.
+    """Refuse a network file that changed after its card was saved.
 
-    A card from outside this program has no `network_hash`, and is accepted.
+    Cards made by hand have no `network_hash` and are accepted.
 
     Raises:
-        InputError: The file is not the one that the card was saved with.
+        InputError: The content hash differs.
     """
     if card.network_hash and card.network_hash != file_hash(model_file):
         raise InputError(
@@ -305,16 +307,16 @@ def check_unchanged(card: Card, model_file: Path) -> None:
 
 
 def check_crops(model_file: Path, card: ModelCard, crops: Mapping[str, Any], dataset: str) -> None:
-    """Refuse crops that a network does not take.
+    """Refuse crops that do not fit the input of a network.
 
     Args:
         model_file: The network.
         card: Its card.
-        crops: How the crops were made: `size`, `channels`.
+        crops: Options of the crops: `size`, `channels`.
         dataset: Name of their data set.
 
     Raises:
-        InputError: The size or the channels differ from the card's.
+        InputError: The size or the channels differ.
     """
     if (crops["size"], crops["channels"]) != (card.input_size, card.channels):
         raise InputError(
@@ -335,13 +337,15 @@ def _check_values(entries: Mapping[str, Any], file: Path) -> None:
         raise InputError(f"{file}: labels {labels} are not two or more, each once, among {', '.join(EMOTIONS)}")
     for name, (least, most) in _RANGES.items():
         if name in entries and not _is_number(entries[name], least, most):
-            raise InputError(f"{file}: {name} {entries[name]!r:.40} is not a number from {least} to {most}; correct it")
+            raise InputError(
+                f"{file}: {name} {entries[name]!r:.40} is not a number from {least} to {most}; correct the entry"
+            )
     if entries.get("channels") == 2:
         raise InputError(f"{file}: channels 2 cannot be used; accepted: 1 (gray) or 3 (RGB)")
     if "input_range" in entries and not _is_range(entries["input_range"]):
         raise InputError(
-            f"{file}: input_range {entries['input_range']!r:.80} cannot be used; accepted: the two numbers that black "
-            "and white pixels become, the smaller one first, such as [0, 1], [-1, 1] or [0, 255]"
+            f"{file}: input_range {entries['input_range']!r:.80} cannot be used; accepted: the input values of "
+            "black and white pixels, such as [0, 1], [-1, 1] or [0, 255]"
         )
     for score in entries.get("scores", []):
         if not (
@@ -349,16 +353,15 @@ def _check_values(entries: Mapping[str, Any], file: Path) -> None:
             and all(isinstance(score.get(name), str) for name in ("dataset", "split", "protocol"))
             and _is_number(score.get("accuracy"), 0, 1)
         ):
-            raise InputError(f"{file}: scores has {score!r:.80}, which is no score; restore the card")
+            raise InputError(f"{file}: {score!r:.80} in scores is not a score; restore the card")
     if entries.get("labels_hash") and entries["labels_hash"] != labels_hash(labels):
         raise InputError(
-            f"{file}: labels are not those that the network was saved with, or in another order (labels_hash differs); "
-            "restore the card"
+            f"{file}: labels or their order differ from those of the saved network (labels_hash); restore the card"
         )
 
 
 def _is_kind(value: Any, annotation: str) -> bool:
-    """Return whether a JSON value fits a field's annotation, such as `tuple[str, ...]` or `int | None`."""
+    """Return whether a JSON value fits the annotation of a field, such as `tuple[str, ...]` or `int | None`."""
     kind, _, optional = annotation.partition(" | ")
     if value is None:
         return bool(optional)
@@ -366,7 +369,7 @@ def _is_kind(value: Any, annotation: str) -> bool:
 
 
 def _json_entries(card: Card | SourceNetwork) -> dict[str, Any]:
-    """Return the fields that differ from their default, and those that are always written, as JSON values."""
+    """Return, as JSON values, the fields that differ from their default and those that are always written."""
     entries = {}
     for entry in fields(card):
         value = getattr(card, entry.name)

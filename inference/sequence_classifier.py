@@ -1,10 +1,9 @@
-"""A saved network over the frames of a face, and its card: save, load, check, predict.
+"""The sequence classifier: load a trained network over the frames of a face, and predict.
 
-It does not see pixels, but what another network, the classifier of single faces, sees in each frame: its features and
-probabilities (`EmotionClassifier.features`). It is causal: what it says of a frame depends on that frame and those
-before it. Its input is a window: one row for the reference, the face without expression that the others are compared
-with, then the frames in the order of time, then rows that are not used. As with `inference.emotion_classifier`, Keras
-is imported only where it is needed; the live program runs a converted copy.
+Its input are the features and probabilities of the single-face network in each frame (`EmotionClassifier.features`). It
+is causal: its prediction for a frame depends on that frame and earlier ones. A window has one row for the reference (a
+neutral frame of the same face), then the frames in time order, then unused rows. Keras is imported only to save, to
+load with `load`, and to convert.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ if TYPE_CHECKING:
     import keras
 
 
-_BATCH = 64  # windows that Keras is given at once
+_BATCH = 64  # windows in a batch of Keras
 
 
 def save_sequence_network(
     network: keras.Model, card: SequenceCard, model_file: Path, hashes: ImageHashes | None = None
 ) -> None:
-    """Write a sequence network, as an uncompiled float32 copy, its card, and the images that shaped its lineage."""
+    """Save a sequence network as an uncompiled float32 copy, with its card and the images of its lineage."""
     copy: Any = float32_copy(network)
     _check_fit(copy.input_shape, copy.output_shape, card, model_file)
     write_model(copy, card, model_file, hashes)
@@ -51,15 +50,15 @@ def _check_fit(given: Sequence[Any], returned: Sequence[Any], card: SequenceCard
 
 
 def window_of(frames: np.ndarray, reference: np.ndarray, window: int) -> tuple[np.ndarray, int]:
-    """Return a network's input for one face.
+    """Return the input of a network for one face.
 
     Args:
-        frames: float, (t, size): what is known of each frame, in the order of time; at least one.
-        reference: float, (size,): the same of the frame that the others are compared with.
-        window: Frames that the network looks back over; earlier ones are left out.
+        frames: float (t, size), features of each frame in time order; at least one frame.
+        reference: float (size,), features of the reference.
+        window: Length of the window in frames; earlier frames are dropped.
 
     Returns:
-        float32, (1 + window, size): the reference, the frames, zeros; and the number of frames.
+        float32 (1 + window, size): the reference, the frames, zeros. And the number of frames.
     """
     frames = frames[-window:]
     rows = np.zeros((1 + window, len(reference)), np.float32)
@@ -75,20 +74,20 @@ def _test_windows(card: SequenceCard) -> np.ndarray:
 
 
 class SequenceClassifier:
-    """A trained sequence network with its card: `load` runs it by Keras, `load_litert` by LiteRT.
+    """A trained sequence network with its card: `load` runs it with Keras, `load_litert` with LiteRT.
 
     Args:
-        run: The network: float32 windows (n, 1 + window, size) to its softmax at each frame (n, window, classes).
-        card: What its card says.
-        name: What a person calls it.
-        batch_size: How many windows `run` is given at once.
+        run: The network: float32 windows (n, 1 + window, size) to probabilities at each frame (n, window, classes).
+        card: Its card.
+        name: Name of the network in messages.
+        batch_size: Number of windows in a call of `run`.
 
     Attributes:
-        card: What its card says.
+        card: Its card.
         labels: Class names, in class order.
-        window: Frames that it looks back over at most.
-        rate: Frames per second that it was trained on.
-        abstention_threshold: Least probability, 0-1, from which on the most probable class is worth telling.
+        window: Length of the window in frames.
+        rate: Frames per second of the training sequences.
+        abstention_threshold: Smallest probability, 0-1, with which a label is shown.
     """
 
     def __init__(self, run: Callable[[np.ndarray], np.ndarray], card: SequenceCard, name: str, batch_size: int):
@@ -101,10 +100,10 @@ class SequenceClassifier:
 
     @classmethod
     def load(cls, model_file: Path) -> SequenceClassifier:
-        """Load a sequence network and its card, to be run by Keras.
+        """Load a sequence network and its card, to run it with Keras.
 
         Raises:
-            InputError: a file is missing, is no Keras model, or the two do not belong together.
+            InputError: A file is missing or damaged, or the two do not belong together.
         """
         model_file = Path(model_file)
         card = read_sequence_card(model_file)
@@ -121,14 +120,14 @@ class SequenceClassifier:
 
     @classmethod
     def load_litert(cls, model_file: Path, folder: Path = PATHS.converted) -> SequenceClassifier:
-        """Load a sequence network and its card, to be run by LiteRT; converted with Keras the first time.
+        """Load a sequence network and its card, to run it with LiteRT. Keras converts it at the first use.
 
         Args:
             model_file: The `.keras` file.
-            folder: Where converted networks are kept.
+            folder: Folder of converted networks.
 
         Raises:
-            InputError: as `load`.
+            InputError: As `load`.
         """
         model_file = Path(model_file)
         card = read_sequence_card(model_file)
@@ -140,30 +139,30 @@ class SequenceClassifier:
         return cls(lambda windows: network(windows)[0], card, model_file.name, batch_size=1)
 
     def check_features(self, features_of: str) -> None:
-        """Refuse the features of another network than this one was trained on.
+        """Refuse features of another network than the one of the training.
 
         Args:
-            features_of: SHA-256 of that network's file, as `EmotionClassifier.features_of` has it.
+            features_of: Content hash of the feature network, as in `EmotionClassifier.features_of`.
 
         Raises:
-            InputError: with the remedy.
+            InputError: The content hash differs from the card's.
         """
-        wanted = self.card.features
-        if features_of != wanted["sha256"]:
+        expected = self.card.features
+        if features_of != expected["sha256"]:
             raise InputError(
-                f"{self._name} reads the features of {wanted.get('file', 'another network')} (SHA-256 "
-                f"{wanted['sha256'][:8]}...), not of the model that was given; give that one as --model, or train on "
-                "this one's features: python -m training.step4_sequence_model --features MODEL"
+                f"{self._name} needs the features of {expected.get('file', 'another network')} (SHA-256 "
+                f"{expected['sha256'][:8]}...), not of the given model; give that network as --model, or train again: "
+                "python -m training.step4_sequence_model --features MODEL"
             )
 
     def predict(self, faces: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-        """Return the calibrated probabilities of each class at each face's last frame.
+        """Return the calibrated probabilities of each class at the last frame of each face.
 
         Args:
-            faces: For each face its frames, float (t, size), t at least 1, and the reference, float (size,).
+            faces: Frames, float (t, size) with t at least 1, and reference, float (size,), of each face.
 
         Returns:
-            float32, (n, classes); rows sum to one.
+            float32 (n, classes); rows sum to one.
         """
         found = np.zeros((len(faces), len(self.labels)), np.float32)
         for start in range(0, len(faces), self._batch_size):
@@ -173,10 +172,9 @@ class SequenceClassifier:
             predictions = self._run(np.stack([rows for rows, _ in part]))
             for index, (_, count) in enumerate(part):
                 found[start + index] = predictions[index, count - 1]
-        scaled = found.astype(np.float64) ** (1 / self.card.temperature)
-        return (scaled / scaled.sum(axis=1, keepdims=True)).astype(np.float32)
+        return self.card.calibrated(found)
 
 
 def described(model_file: Path) -> dict[str, str]:
-    """Return how a card names the network whose features a sequence network reads."""
+    """Return the entry for a feature network in the card of a sequence network."""
     return {"file": model_file.name, "sha256": file_hash(model_file)}

@@ -1,0 +1,360 @@
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import joblib
+import numpy as np
+import pytest
+from conftest import PORTRAIT, ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.errors import InputError
+from configuration import FACES
+from inference import face_detector as face_detector_module
+from inference import image_pyramid, mtcnn_networks
+from inference.crops import network_input, read_image_rgb
+from inference.face_detector import FaceDetector, build_detector, nms, nms_min
+from inference.faces import Face
+from inference.haar import HaarDetector
+from inference.image_pyramid import pyramid_sizes
+from preprocessing.datasets.sample import PORTRAIT_LANDMARKS
+from preprocessing.tables import LANDMARKS
+
+
+@pytest.fixture(scope="module")
+def portrait_rgb() -> np.ndarray:
+    return read_image_rgb(PORTRAIT)
+
+
+@pytest.fixture(scope="module")
+def detector() -> FaceDetector:
+    return FaceDetector()
+
+
+@pytest.fixture(scope="module")
+def reference() -> Any:
+    from mtcnn import MTCNN
+
+    return MTCNN()
+
+
+def box_of(face: Face) -> np.ndarray:
+    return np.array([face.left, face.top, face.width, face.height])
+
+
+def points_of(face: Face) -> np.ndarray:
+    assert face.landmarks is not None
+    return face.landmarks
+
+
+def values_of(faces: list[Face]) -> list:
+    return [(*box_of(face), face.confidence, *points_of(face).ravel()) for face in faces]
+
+
+def intersection_over_union(a, b) -> float:
+    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
+    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
+    shared = max(width, 0) * max(height, 0)
+    return shared / (a[2] * a[3] + b[2] * b[3] - shared)
+
+
+# ---------------------------------------------------------------- detection
+
+
+@pytest.mark.parametrize("min_face_size", [20, 28, 100, 200])
+def test_face_is_found_at_any_min_face_size(portrait_rgb, reference, min_face_size):
+    if min_face_size == 28:  # mtcnn itself finds nothing; on some processors it fails in an empty convolution
+        with contextlib.suppress(ValueError):
+            assert reference.detect_faces(portrait_rgb, min_face_size=min_face_size) == []
+    faces = FaceDetector(replace(FACES, min_face_size=min_face_size)).detect(portrait_rgb)
+    assert len(faces) == 1 and faces[0].confidence > 0.9
+    np.testing.assert_allclose(points_of(faces[0]), PORTRAIT_LANDMARKS, atol=8)
+
+
+def test_faces_agree_with_the_reference_implementation(portrait_rgb, reference, shared_data):
+    ours = FaceDetector(replace(FACES, min_face_size=20))
+    distances = []
+    for image_rgb in (portrait_rgb, read_image_rgb(shared_data / "photos" / "multiface.jpg")):
+        expected = [face for face in reference.detect_faces(image_rgb) if face["confidence"] >= 0.9]
+        found = [face for face in ours.detect(image_rgb) if face.confidence >= 0.9]
+        assert len(expected) == len(found) >= 1
+        for face in expected:
+            best = max(found, key=lambda other: intersection_over_union(face["box"], box_of(other)))
+            assert intersection_over_union(face["box"], box_of(best)) >= 0.7
+            points = np.array([face["keypoints"][name] for name in LANDMARKS])
+            distances.append(np.abs(points_of(best) - points).max() / best.height)
+    assert np.median(distances) < 0.02
+
+
+def test_left_is_the_viewers_left(portrait_rgb, detector):
+    for image_rgb in (portrait_rgb, portrait_rgb[:, ::-1]):
+        left_eye, right_eye, nose, mouth_left, mouth_right = points_of(detector.detect(image_rgb)[0])
+        assert left_eye[0] < nose[0] < right_eye[0] and mouth_left[0] < nose[0] < mouth_right[0]
+        assert left_eye[1] < nose[1] < mouth_left[1]
+
+
+def test_large_image_is_searched_in_a_reduced_copy(portrait_rgb, detector):
+    large_rgb = cv2.resize(portrait_rgb, None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC)
+    face, expected = detector.detect(large_rgb)[0], detector.detect(portrait_rgb)[0]
+    assert intersection_over_union(box_of(face), 4 * box_of(expected)) > 0.75
+    np.testing.assert_allclose(points_of(face), 4 * points_of(expected), atol=0.05 * face.height)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (12, 12), (30, 4000), (1, 3000, 3), (64, 64, 1)])
+@pytest.mark.parametrize("name", ["mtcnn", "haar"])
+def test_images_without_a_face_give_none(shape, name):
+    image_rgb = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    assert build_detector(name).detect(image_rgb) == []
+
+
+def test_haar_boxes_are_framed_as_those_of_mtcnn(portrait_rgb, detector):
+    (face,), expected = HaarDetector().detect(portrait_rgb), detector.detect(portrait_rgb)[0]
+    assert face.landmarks is None and 0 < face.confidence < 1
+    assert intersection_over_union(box_of(face), box_of(expected)) > 0.75
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("size", 0), ("channels", 2), ("align", "nose"), ("min_face_size", 5), ("largest_side", 0),
+        ("thresholds", (0.5, 0.5)), ("thresholds", [0.5, 0.5, 1.5]),
+    ],
+)  # fmt: skip
+def test_options_out_of_range_are_refused_by_name(option, value):
+    options = replace(FACES, **{option: value})
+    for build in (FaceDetector, HaarDetector, lambda options: network_input(np.zeros((9, 9), np.uint8), None, options)):
+        with pytest.raises(InputError, match=option):
+            build(options)
+    with pytest.raises(InputError, match="mtcnn or haar"):
+        build_detector("yolo")
+
+
+def test_weights_in_the_current_folder_are_not_opened(portrait_rgb, tmp_path, monkeypatch):
+    class Trap:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "sprung",)
+
+    for name in ("pnet.lz4", "rnet.lz4", "onet.lz4"):
+        joblib.dump(Trap(), tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(mtcnn_networks, "converted", partial(mtcnn_networks.converted, folder=cache))
+    monkeypatch.setattr(face_detector_module, "network_files", mtcnn_networks.network_files.__wrapped__)
+    assert len(FaceDetector().detect(portrait_rgb)) == 1
+    assert len(list(cache.iterdir())) == 3
+    assert not (tmp_path / "sprung").exists()
+
+    from mtcnn.stages import StagePNet
+
+    with pytest.raises(TypeError):
+        StagePNet()
+    assert (tmp_path / "sprung").exists()
+
+
+def test_faces_are_found_without_tensorflow(tmp_path, detector):
+    program = f"""
+import sys
+from pathlib import Path
+from inference import FaceDetector, read_image_rgb
+heavy = {{"tensorflow", "keras", "mtcnn"}}
+assert not heavy & set(sys.modules) and "ai_edge_litert" not in sys.modules, "importing is not cheap"
+print(len(FaceDetector().detect(read_image_rgb(Path({str(PORTRAIT)!r})))), "face")
+assert not heavy & set(sys.modules), "a heavy import"
+"""
+    environment = os.environ | {"KERAS_BACKEND": "torch", "PYTHONPATH": str(ROOT)}  # torch is not installed
+    run = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.stdout == "1 face\n" and run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("min_face_size", [12, 24, 100, 481])
+@pytest.mark.parametrize("shape", [(640, 480), (4000, 30), (13, 13)])
+def test_pyramid_runs_from_the_min_face_size_to_the_whole_image(shape, min_face_size):
+    width, height = shape
+    sizes = pyramid_sizes(width, height, min_face_size, 0.709)
+    if min_face_size > min(shape):
+        assert sizes == []
+        return
+    shortest = [min(size) for size in sizes]
+    assert shortest[0] == round(min(shape) * 12 / min_face_size)
+    assert 12 <= shortest[-1] <= 12 / 0.709 + 1
+    np.testing.assert_allclose(np.array(shortest[1:]) / shortest[:-1], 0.709, atol=0.06)
+
+
+def test_nms_keeps_the_best_of_overlapping_boxes():
+    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 30], [2, 2, 6, 6]], float)
+    scores = np.array([0.8, 0.9, 0.7, 0.6])
+    assert nms(boxes, scores, 0.7).tolist() == [1, 2, 3]  # 0 and 1: 0.9; 1 and 3: 16 / 90
+    assert nms_min(boxes, scores, 0.7).tolist() == [1, 2]  # 3 lies within 1
+    assert nms(boxes, scores, 0.95).tolist() == [1, 0, 2, 3]
+    assert nms(boxes[:0], scores[:0], 0.5).size == nms_min(boxes[:0], scores[:0], 0.5).size == 0
+
+
+# ---------------------------------------------------------------- threads and tiles
+
+
+def test_faces_do_not_depend_on_the_number_of_threads(portrait_rgb):
+    tiled_rgb = np.vstack([np.hstack([portrait_rgb, portrait_rgb[:, ::-1]])] * 2)[::2, ::2]
+    options = replace(FACES, min_face_size=20, thresholds=(0.3, 0.2, 0.1))  # many patches, so that they are shared
+    first, *others = (values_of(FaceDetector(options, threads).detect(tiled_rgb)) for threads in (1, 2, 3))
+    assert len(first) >= 4 and all(other == first for other in others)
+
+
+@pytest.mark.parametrize("shape", [(600, 512), (211, 509), (600, 171)])
+def test_faces_do_not_depend_on_the_tiles(portrait_rgb, monkeypatch, shape):
+    image_rgb = cv2.resize(portrait_rgb, shape[::-1], interpolation=cv2.INTER_AREA)
+    detector = FaceDetector(replace(FACES, min_face_size=20, thresholds=(0.3, 0.2, 0.1)))
+    found = []
+    for pixels in (10**9, 40_000, 3_000):
+        monkeypatch.setattr(image_pyramid, "TILE_PIXELS", pixels)
+        found.append(values_of(detector.detect(image_rgb)))
+    assert len(found[0]) >= 1
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], atol=1e-2)
+
+
+# ---------------------------------------------------------------- propagation
+
+
+@pytest.mark.parametrize("scale", [0.95, 1.05])
+@pytest.mark.parametrize("shift", [(0, 0), (-0.05, 0), (0.05, 0.05)])
+def test_propagated_face_agrees_with_detection(portrait_rgb, detector, scale, shift):
+    (face,) = detector.detect(portrait_rgb)
+    centre_x, centre_y = face.left + face.width / 2, face.top + face.height / 2
+    moved = [shift[0] * face.width + (1 - scale) * centre_x, shift[1] * face.height + (1 - scale) * centre_y]
+    matrix = np.array([[scale, 0, moved[0]], [0, scale, moved[1]]])
+    next_rgb = cv2.warpAffine(portrait_rgb, matrix, portrait_rgb.shape[1::-1])
+    (detected,), (propagated,) = detector.detect(next_rgb), detector.propagate(next_rgb, [face])
+    assert propagated.confidence > 0.95
+    assert intersection_over_union(box_of(detected), box_of(propagated)) >= 0.8
+    assert np.abs(points_of(detected) - points_of(propagated)).max() <= 0.03 * detected.height
+
+
+def test_propagated_faces_keep_their_order(portrait_rgb, detector):
+    pair_rgb = np.hstack([portrait_rgb, portrait_rgb[:, ::-1]])
+    faces = detector.detect(pair_rgb)
+    assert len(faces) == 2
+    for known in (faces, faces[::-1], faces * 40):  # 80: more than a batch
+        propagated = detector.propagate(pair_rgb, known)
+        assert len(propagated) == len(known)
+        for before, after in zip(known, propagated, strict=True):
+            assert intersection_over_union(box_of(before), box_of(after)) > 0.8
+    assert detector.propagate(pair_rgb, []) == []
+
+
+def test_lost_face_has_a_low_confidence(portrait_rgb, detector):
+    known = detector.detect(portrait_rgb)
+    noise_rgb = np.random.default_rng(6).integers(0, 256, portrait_rgb.shape).astype(np.uint8)
+    for empty_rgb in (np.zeros_like(portrait_rgb), np.full_like(portrait_rgb, 255), noise_rgb, portrait_rgb[::-1]):
+        (lost,) = detector.propagate(empty_rgb, known)
+        assert lost.confidence < FACES.thresholds[2]
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        (-30, -30, 100, 120), (-900, 40, 50, 60), (5000, 5000, 50, 60), (511, 599, 1, 1), (200, 200, 0, 0),
+        (200, 200, 0.01, 300), (-5e4, -5e4, 1e5, 1e5),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("crop", [(600, 512), (1, 1), (3, 512)])
+def test_boxes_of_any_place_and_size_are_accepted(portrait_rgb, detector, box, crop):
+    height, width = crop
+    (face,) = detector.propagate(portrait_rgb[:height, :width], [Face(*box, confidence=0.9)])
+    assert np.isfinite(box_of(face)).all() and np.isfinite(points_of(face)).all() and 0 <= face.confidence <= 1
+    if box[3] > 0:
+        assert network_input(portrait_rgb[:height, :width], Face(*box, confidence=0.9)).shape == (48, 48, 1)
+
+
+@pytest.mark.parametrize("box", [(float("nan"), 0, 9, 9), (0, 0, 9, float("inf")), (0, 0, 1e12, 1e12)])
+def test_boxes_that_are_not_finite_are_refused(portrait_rgb, detector, box):
+    for use in (lambda image, face: detector.propagate(image, [face]), network_input):
+        with pytest.raises(ValueError, match="Received: Face"):
+            use(portrait_rgb, Face(*box, confidence=0.9))
+    with pytest.raises(ValueError, match="height"):
+        network_input(portrait_rgb, Face(10, 10, 9, 0, 0.9))
+
+
+# ---------------------------------------------------------------- any input
+
+
+SIDES = st.integers(1, 150) | st.sampled_from([1, 12, 30, 40, 320])
+LARGE = st.sampled_from([(150, 128), (333, 200), (4000, 30), (1, 4000)])
+SHAPES = st.tuples(SIDES, SIDES) | LARGE
+LAYOUTS = st.sampled_from(["contiguous", "read-only", "mirrored", "columns first", "strided"])
+
+
+def laid_out(image: np.ndarray, layout: str) -> np.ndarray:
+    """Return the same image as a view or copy of another memory layout."""
+    if layout == "strided":
+        wide = np.full((2 * image.shape[0], 3 * image.shape[1], *image.shape[2:]), 77, np.uint8)
+        wide[::2, ::3] = image
+        return wide[::2, ::3]
+    if layout == "columns first":
+        return np.asfortranarray(image)
+    other = np.flip(np.ascontiguousarray(np.flip(image, 1)), 1) if layout == "mirrored" else image.copy()
+    other.flags.writeable = layout != "read-only"
+    return other
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(
+    shape=SHAPES,
+    channels=st.sampled_from([(), (1,), (3,)]),
+    layout=LAYOUTS,
+    seed=st.integers(0, 99),
+    face=st.booleans(),
+)
+def test_results_do_not_depend_on_the_memory_layout(portrait_rgb, detector, shape, channels, layout, seed, face):
+    image = np.random.default_rng(seed).integers(0, 60, (*shape, 3)).astype(np.uint8)
+    face = face and shape[0] >= 150 and shape[1] >= 128
+    if face:
+        image[:150, :128] = cv2.resize(portrait_rgb, (128, 150), interpolation=cv2.INTER_AREA)
+    if channels != (3,):
+        image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).reshape(*shape, *channels)
+    other = laid_out(image, layout)
+    faces = detector.detect(other)
+    assert values_of(faces) == values_of(detector.detect(image))
+    assert len(faces) == face
+    known = [*faces, Face(5, 5, 80, 100, 0.9)]
+    assert values_of(detector.propagate(other, known)) == values_of(detector.propagate(image, known))
+    for each in (None, *known):
+        crop = network_input(other, each)
+        assert crop.shape == (48, 48, 1) and crop.dtype == np.uint8
+        np.testing.assert_array_equal(crop, network_input(image, each))
+    np.testing.assert_array_equal(other, image)  # the image is not changed
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        *(np.zeros(shape, np.uint8) for shape in [(), (7,), (0, 9), (9, 9, 2), (9, 9, 4), (1, 9, 9, 3), (1, 40_000)]),
+        *(np.zeros((50, 50, 3), dtype) for dtype in ("f4", "f8", "i4", "u2", "?", "O", "U3")),
+        *(None, "image.png", Path("image.png"), b"", [[1, 2], [3, 4]], 7),
+    ],
+    ids=repr,
+)
+def test_anything_but_an_image_is_refused_in_one_line(detector, image):
+    face = Face(5, 5, 80, 100, 0.9)
+    for use in (
+        detector.detect,
+        HaarDetector().detect,
+        lambda image: detector.propagate(image, [face]),
+        lambda image: network_input(image, face),
+        lambda image: network_input(image, None),
+    ):
+        with pytest.raises(ValueError, match=r"^an image must be [^\n]* Received: [^\n]*$"):
+            use(image)
+
+
+def test_faces_are_plain_numbers(portrait_rgb, detector):
+    (face,) = detector.detect(portrait_rgb)
+    json.dumps([face.left, face.top, face.width, face.height, face.confidence, points_of(face).tolist()])
+    assert points_of(face).shape == (5, 2) and points_of(face).dtype == np.float32
