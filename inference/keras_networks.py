@@ -7,8 +7,8 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -172,12 +172,11 @@ def _refuse_hdf5(model_file: Path) -> None:
 
 
 def _refuse_foreign_code(model_file: Path) -> None:
-    """Refuse a network that needs Python code outside Keras."""
-    try:
-        with zipfile.ZipFile(model_file) as archive:
-            foreign = sorted(set(_foreign_code(json.loads(archive.read("config.json")))))
-    except Exception:  # the caller reports the error of Keras
-        return
+    """Refuse a network that needs Python code outside Keras: Lambda functions and custom layers."""
+    entries: list[dict[str, Any]] = []
+    with suppress(Exception), zipfile.ZipFile(model_file) as archive:  # the caller reports the error of Keras
+        json.loads(archive.read("config.json"), object_hook=lambda entry: entries.append(entry) or entry)
+    foreign = sorted({*map(_foreign_name, entries)} - {""})
     if foreign:
         raise InputError(
             f"{model_file} needs code that is not part of Keras ({', '.join(foreign)[:200]}), which is never run from "
@@ -185,20 +184,15 @@ def _refuse_foreign_code(model_file: Path) -> None:
         )
 
 
-def _foreign_code(config: Any) -> Iterator[str]:
-    """Yield the names of Lambda functions and of objects outside Keras in the configuration of a network."""
-    if isinstance(config, dict):
-        name, module = config.get("class_name"), config.get("module", "keras")
-        if name == "__lambda__":
-            yield "a Lambda layer's function"
-        elif (name, module) == ("function", "builtins"):
-            yield f"the function {config.get('config')}"
-        elif name and str(module).split(".")[0] not in ("keras", "builtins"):
-            yield str(config.get("registered_name") or name)
-        config = list(config.values())
-    if isinstance(config, list):
-        for part in config:
-            yield from _foreign_code(part)
+def _foreign_name(entry: dict[str, Any]) -> str:
+    """Return the name of an object in the configuration of a network; empty if it is part of Keras."""
+    name, module = entry.get("class_name"), entry.get("module", "keras")
+    if name == "__lambda__":
+        return "a Lambda layer's function"
+    if (name, module) == ("function", "builtins"):
+        return f"the function {entry.get('config')}"
+    is_foreign = name and str(module).split(".")[0] not in ("keras", "builtins")
+    return str(entry.get("registered_name") or name) if is_foreign else ""
 
 
 def load_pixel_network(model_file: Path, card: ModelCard) -> keras.Model:
