@@ -30,7 +30,7 @@ def pyramid_sizes(width: int, height: int, min_face_size: float, scale_factor: f
 
 
 class Tile(NamedTuple):
-    """A horizontal strip of a pyramid level.
+    """Adjacent rows of a pyramid level.
 
     Attributes:
         top: First row of the tile in the level, pixels.

@@ -59,7 +59,7 @@ class Network:
         return [interpreter.get_tensor(output) for output in outputs]
 
     def shapes(self) -> tuple[tuple[int | None, ...], tuple[int | None, ...]]:
-        """Return the shapes of the input and of the first output; None stands for a variable size."""
+        """Return the shapes of the input and of the first output; a variable size is None."""
         from ai_edge_litert.interpreter import Interpreter
 
         with quiet_start():
