@@ -92,10 +92,7 @@ class Tracker:
     """
 
     def __init__(
-        self,
-        detector: Detector,
-        options: TrackingConfig = TRACKING,
-        background: BackgroundDetector | None = None,
+        self, detector: Detector, options: TrackingConfig = TRACKING, background: BackgroundDetector | None = None
     ):
         self._detector, self._options = detector, options
         self._propagator = detector if isinstance(detector, Propagator) else None

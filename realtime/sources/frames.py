@@ -60,9 +60,7 @@ def frame_rate(capture: cv2.VideoCapture) -> float:
     return fps if 1 <= fps <= 240 else FALLBACK_FPS  # cameras report 0, streams 90000
 
 
-def open_capture(
-    open_: Callable[[], cv2.VideoCapture],
-) -> tuple[cv2.VideoCapture, np.ndarray] | None:
+def open_capture(open_: Callable[[], cv2.VideoCapture]) -> tuple[cv2.VideoCapture, np.ndarray] | None:
     """Return an opened capture and its first image, or None where either fails."""
     try:
         capture = open_()

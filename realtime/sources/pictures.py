@@ -45,12 +45,7 @@ class Pictures:
     live = False
 
     def __init__(
-        self,
-        files: list[Path],
-        name: str,
-        fps: float = FALLBACK_FPS,
-        mirror: bool = False,
-        root: Path | None = None,
+        self, files: list[Path], name: str, fps: float = FALLBACK_FPS, mirror: bool = False, root: Path | None = None
     ):
         self._files, self._mirror, self._root = files, mirror, root
         self._video: Video | None = None
