@@ -62,7 +62,7 @@ def test_importing_is_cheap(module, heavy):
 
 
 @pytest.mark.parametrize("file", COMMANDS, ids=lambda file: str(file.relative_to(ROOT)))
-def test_every_command_has_help_of_short_lines(file, run_step):
+def test_every_command_has_help(file, run_step):
     module = ".".join(file.relative_to(ROOT).with_suffix("").parts)
     done = run_step(module, "--help")
     assert done.returncode == 0 and "Usage:" in done.stdout and not done.stderr
