@@ -163,19 +163,13 @@ class SequenceConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """The evaluation of a trained network."""
+    """Evaluation of a trained network."""
 
-    resamples: int = 1000  # bootstrap resamples behind each interval
-    quick_resamples: int = 200  # the same with --quick
-    level: float = 0.95  # share of repetitions in which an interval is to hold the true value
-    bins: int = 15  # bins of the reliability diagram and the calibration error, of equal width
-    folds: int = 5  # parts of a cross-fitted temperature: fitted to all but one, measured on that one
-    target_accuracy: float = 0.8  # 0-1: share of the answers that should be right when the model may abstain
-    least_coverage: float = 0.5  # 0-1: share of the images that must still get an answer
-    few_images: int = 100  # an emotion with fewer images gets a warning beside its figures
-    few_subjects: int = 20  # with fewer people, intervals are too narrow and are said to be
-    gallery: int = 4  # examples of each kind of failure and emotion
-    pairs: int = 6  # confused pairs of emotions told in words
+    resamples: int = 1000  # bootstrap resamples of each interval
+    level: float = 0.95  # confidence level of the intervals, 0-1
+    target_accuracy: float = 0.8  # selective accuracy, 0-1, of the abstention threshold
+    min_coverage: float = 0.5  # minimum share of images above the abstention threshold, 0-1
+    gallery: int = 4  # examples of each emotion and kind of error
     seed: int = 7
 
 

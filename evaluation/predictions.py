@@ -1,6 +1,7 @@
-"""A model's answers on the rows of a table: what every part of the evaluation starts from."""
+"""The predictions of a network for the rows of a table: the input of every section of a report."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -18,24 +19,27 @@ from preprocessing.datasets.votes import MAJORITY
 from preprocessing.tables import labels_of, usable
 from training.lineage import Exposure, exposure_of
 
+Load = Callable[[Path], EmotionClassifier]
+
 
 @dataclass(frozen=True)
 class Predictions:
-    """A model's answers.
+    """The predictions of one network, or of the networks of all folds.
 
     Attributes:
-        name: What the report calls the model.
+        name: Name of the model in the report.
         model_file: The network.
-        card: What its card says.
+        card: Its model card.
         dataset: Name of the data set.
         split: Name of the split.
-        rows: The rows of `split.csv` that were scored, (n, columns), numbered from 0.
-        images: What the network saw, uint8 (n, side, side, channels), 0-255.
-        rule: How the model's classes answer for the data's labels.
-        left_out: Images of the split whose label the model does not know.
-        probabilities: As the card calibrates them, float64 (n, labels); rows sum to one.
-        exposure: What the network, or its lineage, was trained and selected on among these images.
-        fold_column: Where each image was answered by the network of its fold: the column that tells which. Else empty.
+        rows: The scored rows of `split.csv`, (n, columns), numbered from 0.
+        images: Input images, uint8 (n, side, side, channels), 0-255.
+        rule: Mapping from the classes of the model to the labels of the data.
+        left_out: Number of images of the split whose label the model does not know.
+        probabilities: Calibrated by the card, float64 (n, labels); rows sum to one.
+        exposure: The images that the network or its lineage was trained or selected on.
+        fold_column: Column with the fold of each image; empty for a single network.
+        classifiers: The loaded networks, by the value of `fold_column`; by "" for a single network.
     """
 
     name: str
@@ -50,31 +54,32 @@ class Predictions:
     probabilities: np.ndarray
     exposure: Exposure
     fold_column: str = ""
+    classifiers: Mapping[str, EmotionClassifier] = field(default_factory=dict)
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The classes that are scored, in class order."""
+        """The scored classes, in class order."""
         return self.rule.labels
 
     @property
     def trained_on(self) -> bool:
-        """Whether the model, or a network in its lineage, was trained on these images."""
+        """Whether the model or a network of its lineage was trained on these images."""
         return self.exposure.held_out is False
 
     @property
     def title(self) -> str:
-        """What was measured on what, and on how many images, for captions."""
+        """Model, data and number of images, for captions."""
         return f"{self.heading} (n = {len(self.rows):,})"
 
     @property
     def heading(self) -> str:
-        """What was measured on what, for figures of some of the images."""
-        unfit = ", which it was trained on: not a held-out score" if self.trained_on else ""
-        return f"{self.name} on {self.dataset}, {self.part}{unfit}"
+        """Model and data, for figures of a subset of the images."""
+        warning = ", training images: not a held-out score" if self.trained_on else ""
+        return f"{self.name} on {self.dataset}, {self.part}{warning}"
 
     @property
     def part(self) -> str:
-        """What part of the data set was scored."""
+        """The scored part of the data set."""
         return self.split if self.fold_column else f"{self.split} split"
 
     @cached_property
@@ -84,84 +89,109 @@ class Predictions:
 
     @cached_property
     def predicted(self) -> np.ndarray:
-        """The likeliest labels, int (n,)."""
+        """Most probable labels, int (n,): indices of `labels`."""
         return self.probabilities.argmax(axis=1)
 
     @cached_property
     def prediction(self) -> np.ndarray:
-        """Their names, object (n,)."""
+        """Names of the most probable labels, object (n,)."""
         return predicted_labels(self.probabilities, self.labels)
 
     @property
     def scored_by_majority(self) -> bool:
-        """Whether the truth is the crowd's majority, not the data set's own labels."""
+        """Whether the true labels are the majority of the annotators."""
         return bool((self.rows["label_source"] == MAJORITY).all())
 
     @property
     def correct(self) -> np.ndarray:
-        """Whether each answer is right, bool (n,)."""
+        """Whether each prediction is correct, bool (n,)."""
         return self.predicted == self.truth
 
     @property
     def uncalibrated(self) -> np.ndarray:
-        """The probabilities as the network gives them, at temperature 1, float64 (n, labels)."""
+        """Probabilities at temperature 1, float64 (n, labels)."""
         return with_temperature(self.probabilities, 1 / self.card.temperature)
 
     @property
     def has_subjects(self) -> bool:
-        """Whether it is known of every image who is in it."""
+        """Whether the subject of every image is known."""
         return bool((self.rows["subject"] != "").all())
 
     @cached_property
     def clusters(self) -> np.ndarray:
-        """What is resampled together, int (n,) from 0: a person's images, or each image alone where nobody is known."""
+        """Clusters of the bootstrap, int (n,) from 0: subjects, or single images where a subject is unknown."""
         return pd.factorize(self.rows["subject"])[0] if self.has_subjects else np.arange(len(self.rows))
 
     def select(self, keep: np.ndarray) -> "Predictions":
-        """Return the answers on some of the images, bool (n,)."""
+        """Return the predictions for a subset of the images, bool (n,)."""
         return replace(
             self,
             rows=self.rows.loc[keep].reset_index(drop=True),
-            images=self.images if keep.all() else self.images[keep],  # they may lie on disk, more than memory holds
+            images=self.images if keep.all() else self.images[keep],  # may be memory-mapped
             probabilities=self.probabilities[keep],
             exposure=self.exposure.select(keep),
         )
 
+    def predict_images(self, images: np.ndarray) -> np.ndarray:
+        """Return the probabilities of the same networks for changed versions of the images.
+
+        Args:
+            images: As `images`, in the same order; of a single network, any images.
+
+        Returns:
+            float64 (n, labels), calibrated by the card; of folds at temperature 1.
+        """
+        if not self.fold_column:
+            return apply_rule(self.classifiers[""].predict(images), self.rule)
+        probabilities = np.empty_like(self.probabilities)
+        for fold, classifier in self.classifiers.items():
+            own = (self.rows[self.fold_column] == fold).to_numpy()
+            scaled = apply_rule(classifier.predict(images[own]), self.rule)
+            probabilities[own] = with_temperature(scaled, 1 / classifier.card.temperature)
+        return probabilities
+
 
 def label_rule(model_file: Path, table: pd.DataFrame) -> LabelRule:
-    """Relate a model's labels to those of a table's splits.
+    """Relate the labels of a model to those of the splits of a table.
 
     Raises:
-        InputError: the card is missing or wrong, or no rule relates the two.
+        InputError: The card is missing or invalid, or no rule relates the two.
     """
     rows = usable(table)
     return relate(read_card(model_file).labels, labels_of(rows[rows["split"] != ""]))
 
 
 def predict(
-    model_file: Path, name: str, folder: Path, table: pd.DataFrame, rows: pd.DataFrame, split: str
+    model_file: Path,
+    name: str,
+    folder: Path,
+    table: pd.DataFrame,
+    rows: pd.DataFrame,
+    split: str,
+    load: Load = EmotionClassifier.load,
 ) -> Predictions:
-    """Ask a model about rows of a data set.
+    """Return the predictions of a network for rows of a data set.
 
     Args:
-        model_file: The network; its card lies beside it.
-        name: What the report calls it.
-        folder: The data set's folder, `data/NAME`.
-        table: Its `split.csv`, whose labels decide what is scored.
-        rows: The usable rows of it that are asked about.
-        split: What these rows are.
+        model_file: The network, with its card beside it.
+        name: Name of the model in the report.
+        folder: Folder of the data set, `data/NAME`.
+        table: Its `split.csv`; its labels determine the scored classes.
+        rows: Usable rows of the table.
+        split: Name of these rows.
+        load: Loads the network.
 
     Raises:
-        InputError: the model cannot be used, no rule relates its labels to the data's, or a crop is missing.
+        InputError: The model is unusable, no rule relates its labels to the data, or a crop is missing.
     """
     with quiet_start():
         from training.data import read_crops  # imports Keras
 
     rule = label_rule(model_file, table)
-    classifier = EmotionClassifier.load(model_file)
+    classifier = load(model_file)
     scored = rows.loc[rows["emotion"].isin(rule.labels)].reset_index(drop=True)
     if scored.empty:
-        raise InputError(f"split {split!r} of {folder.name} shows no emotion that {model_file} knows; use another")
+        raise InputError(f"split {split!r} of {folder.name} has no emotion that {model_file} knows; use another split")
     images = read_crops(classifier, folder, scored)
     return Predictions(
         name=name,
@@ -175,4 +205,5 @@ def predict(
         left_out=len(rows) - len(scored),
         probabilities=apply_rule(classifier.predict(images), rule),
         exposure=exposure_of(model_file, classifier.card, scored, table, folder.name),
+        classifiers={"": classifier},
     )

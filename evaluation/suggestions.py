@@ -1,10 +1,10 @@
-"""Say what a trained network sees in the images that have no label, for the labelling page to show.
+"""Predict the emotion of images without a label, as suggestions for the labelling page.
 
-Reads:  a network and its card; data/NAME/faces.csv and the crops it names
+Reads:  a network and its card; data/NAME/faces.csv and its crops
 Writes: reports/NAME/MODEL/guesses.csv, with the columns `path`, `prediction`, and `p_<emotion>` (0-1)
 
-    python -m evaluation.suggestions        --dataset ckplus --model models/ckplus/best.keras
-    python -m preprocessing.label_peaks --dataset ckplus --annotator ann --suggestions reports/ckplus/best/guesses.csv
+    python -m evaluation.suggestions    --dataset ckplus --model models/ckplus/best.keras
+    python -m preprocessing.label_peaks --dataset ckplus --name ann --guesses reports/ckplus/best/guesses.csv
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ import typer
 from common.command_line import DataRoot, DatasetName, ModelsRoot, ReportsRoot, dataset_folder, run
 from common.errors import InputError
 from configuration import PATHS, SAMPLE_NAME
-from evaluation.model_evaluation import default_model
+from evaluation.selection import default_model
 from inference.emotion_classifier import EmotionClassifier
 from inference.model_card import read_card
 from preprocessing.tables import has_image, read_table, write_table
@@ -28,28 +28,28 @@ def main(
     models: ModelsRoot = PATHS.models,
     reports: ReportsRoot = PATHS.reports,
     model: Annotated[
-        Path | None, typer.Option(help="The network; left out: MODELS/DATASET/best.keras, or the only one there.")
+        Path | None, typer.Option(help="Network. [default: MODELS/DATASET/best.keras, or the only network]")
     ] = None,
 ) -> None:
-    """Write a trained network's guesses for the images that have no label."""
+    """Predict the emotion of images without a label."""
     folder = dataset_folder(data, dataset)
     rows = unlabelled(read_table(folder, "faces.csv"))
     if rows.empty:
         raise InputError(f"{folder / 'faces.csv'} has no readable image with a face and without a label")
     model_file = model or default_model(models / dataset)
-    read_card(model_file)  # before Keras is imported, so that a mistake is told at once
+    read_card(model_file)  # bad input is reported before Keras is imported
     file = reports / dataset / model_file.stem / "guesses.csv"
-    write_table(guess(EmotionClassifier.load(model_file), folder, rows), file)
-    print(f"guesses for {len(rows):,} images without a label: {file}")
+    write_table(suggest(EmotionClassifier.load(model_file), folder, rows), file)
+    print(f"{len(rows):,} images without a label predicted: {file}")
 
 
 def unlabelled(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table's rows that have a readable image and a face, but no label."""
+    """Return the rows with a readable image and a face, but without a label."""
     return table.loc[has_image(table) & (table["emotion"] == "")].reset_index(drop=True)
 
 
-def guess(classifier: EmotionClassifier, folder: Path, rows: pd.DataFrame) -> pd.DataFrame:
-    """Return `path`, `prediction` and the probability of each of the network's emotions, a row per image."""
+def suggest(classifier: EmotionClassifier, folder: Path, rows: pd.DataFrame) -> pd.DataFrame:
+    """Return a row per image: `path`, `prediction` and the probability of each emotion."""
     from evaluation.metrics.scores import predicted_labels, probability_columns
     from training.data import read_crops
 

@@ -20,6 +20,7 @@ from configuration import EVALUATION
 Statistic = Callable[[np.ndarray], dict[str, np.ndarray]]
 Seed = int | np.random.Generator
 
+MIN_SUBJECTS = 20  # with fewer clusters, bootstrap intervals are too narrow
 _CHUNK = 1 << 21  # weights in memory at a time: 16 MB
 
 

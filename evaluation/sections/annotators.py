@@ -1,177 +1,150 @@
-"""Crowd votes: what several people called each image, how well a model agrees with them, and they with each other."""
+"""Annotator votes: agreement of a model, of the labels of the data set, and of single annotators with the votes."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from configuration import EvaluationConfig
+from evaluation.metrics.agreement import annotator_agreement, correct_annotators, label_shares
 from evaluation.metrics.intervals import bootstrap, boundary_interval, percentile_intervals
 from evaluation.predictions import Predictions
 from evaluation.report.section import Section, Table, interval_text, percent
 from evaluation.sections.performance import format_interval
-from preprocessing.datasets.votes import majority, majority_index, vote_choices, vote_counts
+from preprocessing.datasets.votes import majority, vote_choices, vote_counts
 
-
-def label_shares(votes: np.ndarray, names: Sequence[str], labels: Sequence[str]) -> np.ndarray:
-    """Return the share of each label among the votes for any of the labels, float (images, labels); NaN without any.
-
-    Every vote counts, other than in the shares that networks learn: what answers are set against here is a person's.
-    """
-    kept = votes[:, [list(names).index(label) for label in labels]].astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        return kept / kept.sum(axis=1, keepdims=True)
-
-
-def annotator_agreement(votes: np.ndarray) -> np.ndarray:
-    """Return the probability that two people who looked at an image chose the same name, (images,).
-
-    The sum over names of v (v - 1) / (N (N - 1)), for v of N votes: the observed agreement in Fleiss's kappa (1971).
-    NaN with fewer than two votes.
-    """
-    total = votes.sum(axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return (votes * (votes - 1)).sum(axis=1) / (total * (total - 1))
-
-
-def correct_annotators(votes: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Score each person against the majority of the others, as the model is scored against the majority.
-
-    For each image and each of its votes in turn: that vote is taken out, the others decide as in `majority`, and the
-    person is right who chose the same. People who said `unknown` or `nf` are wrong.
-
-    Returns:
-        Two arrays (images,): the number of people who are right, and of those whose others have a majority.
-    """
-    right, judged = np.zeros(len(votes)), np.zeros(len(votes))
-    for index in range(votes.shape[1]):
-        others = votes.copy()
-        others[:, index] -= votes[:, index] > 0
-        decided = majority_index(others, names)
-        right += votes[:, index] * (decided == index)
-        judged += votes[:, index] * (decided >= 0)
-    return right, judged
-
-
-def annotator_section(predictions: Predictions, options: EvaluationConfig) -> Section | None:
-    """Score a model, the data set's own labels and people against crowd votes; None where the table has no votes."""
-    names = vote_choices(predictions.rows)
-    if not set(predictions.labels) <= set(names):
-        return None
-    votes = vote_counts(predictions.rows, names)
-    if not votes.any():
-        return None
-    winner = majority(predictions.rows).to_numpy()
-    decided = np.isin(winner, predictions.labels)
-    tops, bottoms = _fractions(predictions, votes, names, winner)
-
-    def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            shares = (weights @ tops.to_numpy()) / (weights @ bottoms.to_numpy())
-        return dict(zip(map(str, tops), shares.T, strict=True))
-
-    values = {name: float(value[0]) for name, value in statistic(np.ones((1, len(votes)))).items()}
-    drawn = bootstrap(statistic, predictions.clusters, options.resamples, options.seed)
-    intervals = percentile_intervals(drawn, options.level)
-    for name in _DESCRIBED:
-        ends = boundary_interval(tops[name].to_numpy(), bottoms[name].to_numpy(), predictions.clusters, options.level)
-        intervals[name] = ends or intervals[name]
-    table = pd.DataFrame(
-        {
-            "share": [values[name] for name in _DESCRIBED],
-            interval_text(options.level): [format_interval("accuracy", intervals[name]) for name in _DESCRIBED],
-            "images": [int((bottoms[name] > 0).sum()) for name in _DESCRIBED],
-        },
-        index=pd.Index(_DESCRIBED.values(), name="how often"),
-    )
-    other = int((winner != "").sum() - decided.sum())
-    beyond = f"; {other:,} more have one for an emotion that the model does not know" if other else ""
-    return Section(
-        name="crowd",
-        title="Against the crowd",
-        sentences=[
-            f"Several people voted on each image. Of {len(votes):,} images {int(decided.sum()):,} have a majority for "
-            "an emotion that the model knows (a name that one person alone chose is not counted; of the rest, more "
-            f"than half agree){beyond}. On them the model is right in {percent(values['model_majority'])}, the data "
-            f"set's own labels in {percent(values['dataset_majority'])}; a single person, set against the majority of "
-            f"the others, in {percent(values['person_majority'])}. So a score against the data set's own labels is "
-            "held down by these labels as well as by the model.",
-            "Against single votes the people themselves set the ceiling: whoever gives one answer per image can agree "
-            f"with {percent(values['best_vote'])} of the votes at best, and two people who looked at the same image "
-            f"agree in {percent(values['person_vote'])}; the model agrees with {percent(values['model_vote'])}.",
-            "How it is counted: a person is scored by taking each vote out in turn and asking whether it is the "
-            "majority of the others. Two people's agreement is the mean over images of Σ v(v−1) / (N(N−1)), for v of "
-            "N votes. A vote that says no emotion counts against the people; votes outside the model's emotions are "
-            "left out where answers are set against single votes.",
-            f"The model's probabilities differ from the shares of the votes by {values['divergence']:.3f} nats "
-            f"({format_interval('divergence', intervals['divergence'])}; Kullback-Leibler divergence of the model from "
-            "the votes; 0 would be the crowd itself).",
-            *([_ON_AGREED] if predictions.scored_by_majority else []),
-        ],
-        tables=[Table(table, f"Agreement with the crowd, {predictions.title}", percent=("share",))],
-        values={
-            **values,
-            "intervals": {name: list(interval) for name, interval in intervals.items()},
-            "images_with_majority": int(decided.sum()),
-            "images_with_votes": int((votes.sum(axis=1) > 0).sum()),
-        },
-    )
-
-
-_ON_AGREED = (
-    "Only images on which more than half of the people agree are scored here: on all images people agree less, and so "
-    "would the model. Evaluate with --truth labels to set every image against its votes."
-)
-
-_DESCRIBED = {
-    "model_majority": "the model gives the majority's emotion",
-    "dataset_majority": "the data set's own label is the majority's",
-    "person_majority": "a person gives the majority of the others",
-    "model_vote": "a random vote is the model's answer",
-    "dataset_vote": "a random vote is the data set's own label",
-    "person_vote": "two people chose the same name",
-    "best_vote": "ceiling: a random vote is the commonest",
+_SHARES = {
+    "model_majority": "model = majority of the annotators",
+    "dataset_majority": "label of the data set = majority",
+    "person_majority": "single annotator = majority of the others",
+    "model_vote": "random vote = model",
+    "dataset_vote": "random vote = label of the data set",
+    "person_vote": "two annotators agree",
+    "best_vote": "upper bound: random vote = most frequent vote",
 }
 
 
-def _fractions(
-    predictions: Predictions, votes: np.ndarray, names: Sequence[str], winner: np.ndarray
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the figures of `_DESCRIBED` and `divergence` as fractions: the sum of a column over the sum of the other.
+@dataclass(frozen=True)
+class Agreement:
+    """Agreement with annotator votes.
 
-    Args:
-        answers: The model's answers.
-        votes: Numbers of people, int (images, names).
-        names: What they chose.
-        winner: The emotion of the majority, str (images,); empty where there is none.
-
-    Returns:
-        Numerators and denominators of each image, both (images, figures).
+    Attributes:
+        values: The shares of `_SHARES`, and the Kullback-Leibler `divergence`, nats.
+        intervals: Interval of each value.
+        images: Number of images of each value.
+        with_majority: Images with a majority for an emotion that the model knows.
+        other_majority: Images with a majority for another emotion.
+        with_votes: Images with votes.
     """
-    labels = np.asarray(predictions.labels, dtype=object)
+
+    values: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    images: dict[str, int]
+    with_majority: int
+    other_majority: int
+    with_votes: int
+
+
+def measure_agreement(predictions: Predictions, options: EvaluationConfig) -> Agreement | None:
+    """Return the agreement with annotator votes; None if the table has no votes for the labels."""
+    choices = vote_choices(predictions.rows)
+    if not set(predictions.labels) <= set(choices):
+        return None
+    votes = vote_counts(predictions.rows, choices)
+    if not votes.any():
+        return None
+    winner = majority(predictions.rows).to_numpy()
+    fractions = _fractions(predictions, votes, choices, winner)
+    tops, bottoms = (np.stack([parts[side] for parts in fractions.values()], axis=1) for side in (0, 1))
+
+    def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            shares = (weights @ tops) / (weights @ bottoms)
+        return dict(zip(fractions, shares.T, strict=True))
+
+    values = {name: float(value[0]) for name, value in statistic(np.ones((1, len(votes)))).items()}
+    resampled = bootstrap(statistic, predictions.clusters, options.resamples, options.seed)
+    intervals = percentile_intervals(resampled, options.level)
+    for name in _SHARES:
+        ends = boundary_interval(*fractions[name], predictions.clusters, options.level)
+        intervals[name] = ends or intervals[name]
+    decided = int(np.isin(winner, predictions.labels).sum())
+    return Agreement(
+        values,
+        intervals,
+        {name: int((bottom > 0).sum()) for name, (_, bottom) in fractions.items()},
+        decided,
+        int((winner != "").sum()) - decided,
+        int((votes.sum(axis=1) > 0).sum()),
+    )
+
+
+def _fractions(
+    predictions: Predictions, votes: np.ndarray, choices: list[str], winner: np.ndarray
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return numerator and denominator of each value, float (images,) each."""
+    labels, image = np.asarray(predictions.labels, dtype=object), np.arange(len(votes))
     decided = np.isin(winner, labels)
-    shares = label_shares(votes, names, predictions.labels)
+    shares = label_shares(votes, choices, predictions.labels)
     known = ~np.isnan(shares[:, 0])
     shares = np.nan_to_num(shares)
-    image = np.arange(len(votes))
     total = votes.sum(axis=1).clip(min=1)
-    own = predictions.rows.get("dataset_emotion", predictions.rows["emotion"]).to_numpy(
-        object
-    )  # not what it is scored against
-    own_shares = (shares * (labels == own[:, None])).sum(axis=1)
-    right, judged = correct_annotators(votes, names)
-    between = annotator_agreement(votes)
+    own = predictions.rows.get("own_emotion", predictions.rows["emotion"]).to_numpy(object)
+    correct, judged = correct_annotators(votes, choices)
+    agreement = annotator_agreement(votes)
     ratio = np.where(shares > 0, shares, 1) / np.clip(predictions.probabilities, 1e-12, None)
-    figures = {
+    fractions = {
         "model_majority": (decided & (labels[predictions.predicted] == winner), decided),
         "dataset_majority": (decided & (own == winner), decided & (own != "")),
-        "person_majority": (right / total, judged / total),
+        "person_majority": (correct / total, judged / total),
         "model_vote": (shares[image, predictions.predicted], known),
-        "dataset_vote": (own_shares, known & (own != "")),
-        "person_vote": (np.nan_to_num(between), ~np.isnan(between)),
+        "dataset_vote": ((shares * (labels == own[:, None])).sum(axis=1), known & (own != "")),
+        "person_vote": (np.nan_to_num(agreement), ~np.isnan(agreement)),
         "best_vote": (shares.max(axis=1), known),
         "divergence": ((shares * np.log(ratio)).sum(axis=1), known),
     }
-    tops = pd.DataFrame({name: np.asarray(top, np.float64) for name, (top, _) in figures.items()})
-    bottoms = pd.DataFrame({name: np.asarray(bottom, np.float64) for name, (_, bottom) in figures.items()})
-    return tops, bottoms
+    return {name: (top.astype(np.float64), bottom.astype(np.float64)) for name, (top, bottom) in fractions.items()}
+
+
+def annotator_section(predictions: Predictions, options: EvaluationConfig) -> Section | None:
+    """Return the section on annotator votes; None if the table has no votes."""
+    found = measure_agreement(predictions, options)
+    if found is None:
+        return None
+    values = found.values
+    table = pd.DataFrame(
+        {
+            "share": [values[name] for name in _SHARES],
+            interval_text(options.level): [format_interval("accuracy", found.intervals[name]) for name in _SHARES],
+            "images": [found.images[name] for name in _SHARES],
+        },
+        index=pd.Index(_SHARES.values(), name="agreement"),
+    )
+    other = f"; {found.other_majority:,} have a majority for another emotion" if found.other_majority else ""
+    selected = (
+        "Only images with a majority are scored, on which annotators agree more. Use --truth labels to score all images."
+    )
+    return Section(
+        name="annotators",
+        title="Annotator agreement",
+        sentences=[
+            f"Images with a majority: {found.with_majority:,} of {len(predictions.rows):,}{other}. Accuracy against the "
+            f"majority: model {percent(values['model_majority'])}, labels of the data set "
+            f"{percent(values['dataset_majority'])}, single annotator against the others "
+            f"{percent(values['person_majority'])}. Errors of the labels limit the accuracy against the labels.",
+            f"Agreement with single votes: model {percent(values['model_vote'])}, two annotators "
+            f"{percent(values['person_vote'])}, upper bound {percent(values['best_vote'])}.",
+            f"Kullback-Leibler divergence of the model from the votes: {values['divergence']:.3f} nats "
+            f"({interval_text(options.level)} {format_interval('divergence', found.intervals['divergence'])}).",
+            "Method: a majority is more than half of the votes; single votes for an emotion are dropped. Two annotators "
+            "agree with probability Σ v(v−1) / (N(N−1)), for v of N votes.",
+            *([selected] if predictions.scored_by_majority else []),
+        ],
+        tables=[Table(table, f"Agreement with the votes, {predictions.title}", percent=("share",))],
+        values={
+            **values,
+            "intervals": {name: list(interval) for name, interval in found.intervals.items()},
+            "images_with_majority": found.with_majority,
+            "images_with_votes": found.with_votes,
+        },
+    )

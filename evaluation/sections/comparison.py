@@ -1,9 +1,10 @@
-"""Several models side by side on the same images: paired differences with intervals, and McNemar's test."""
+"""Model comparison on the same images: paired differences with intervals, and McNemar's test."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,24 +12,24 @@ import pandas as pd
 from common.emotions import LabelRule
 from common.errors import InputError
 from configuration import EvaluationConfig
-from evaluation.metrics.intervals import bootstrap, percentile_intervals
-from evaluation.metrics.paired import holm, mcnemar
-from evaluation.metrics.scores import apply_rule, score_intervals, score_statistic
+from evaluation.metrics.intervals import Estimate
+from evaluation.metrics.paired import holm, mcnemar, paired_difference
+from evaluation.metrics.scores import apply_rule, estimate_scores, score_statistic
 from evaluation.predictions import Predictions
 from evaluation.report.plots import draw_differences
 from evaluation.report.section import Figure, Section, Table, interval_text
-from evaluation.sections.performance import HEADLINE, SHARES, format_interval, format_score
+from evaluation.sections.performance import HEADLINE, SHARES, format_estimate
 from evaluation.sections.provenance import banner
 from preprocessing.tables import write_table
 
-COMPARED = {**HEADLINE, "brier": "Brier score (less is better)"}
+COMPARED = {**HEADLINE, "brier": "Brier score (lower is better)"}
 
 
 def on_common_labels(models: Sequence[Predictions]) -> list[Predictions]:
-    """Return the models' answers on the images, and with the labels, that all of them are scored on.
+    """Restrict predictions to the labels that all models know, and to the images with these labels.
 
     Raises:
-        InputError: fewer than two labels are common to all.
+        InputError: The models share fewer than two labels.
     """
     common = tuple(label for label in models[0].labels if all(label in predictions.labels for predictions in models))
     if len(common) < 2:
@@ -45,10 +46,10 @@ def on_common_labels(models: Sequence[Predictions]) -> list[Predictions]:
 
 
 def check_aligned(models: Sequence[Predictions]) -> None:
-    """Refuse models that did not answer the same images, with the same labels, in the same order.
+    """Check that models predict the same images, with the same labels, in the same order.
 
     Raises:
-        InputError: with the two models and how many images differ.
+        InputError: They do not; names the two models and the number of differences.
     """
     first, *others = models
     for other in others:
@@ -57,196 +58,201 @@ def check_aligned(models: Sequence[Predictions]) -> None:
             differ = f"{len(own):,} and {len(theirs):,} images" if len(own) != len(theirs) else (
                 f"{int((own != theirs).any(axis=1).sum()):,} of {len(own):,} rows differ")  # fmt: skip
             raise InputError(
-                f"{first.name} and {other.name} were not scored on the same images with the same labels ({differ}): "
-                "they cannot be compared in pairs; evaluate both on one split"
+                f"{first.name} and {other.name} were not scored on the same images with the same labels ({differ}); "
+                "evaluate both on one split"
             )
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The paired comparison of two models.
+
+    Attributes:
+        first: Name of the first model.
+        second: Name of the second model.
+        differences: Second minus first, by score.
+        mcnemar: McNemar's test, with `adjusted_p_value` (Holm) over all pairs.
+    """
+
+    first: str
+    second: str
+    differences: dict[str, Estimate]
+    mcnemar: dict[str, float | int]
+
+    @property
+    def name(self) -> str:
+        """Name of the difference."""
+        return f"{self.second} minus {self.first}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Scores of several models on the same images, and their differences.
+
+    Attributes:
+        scores: Model -> score -> value.
+        intervals: Model -> score -> interval.
+        pairs: All pairs of models.
+    """
+
+    scores: dict[str, dict[str, float]]
+    intervals: dict[str, dict[str, tuple[float, float]]]
+    pairs: list[Pair]
+
+
+def compare_models(models: Sequence[Predictions], options: EvaluationConfig) -> Comparison:
+    """Compare each pair of models. All resamples weight the same images for all models.
+
+    Args:
+        models: Aligned predictions with the same labels.
+        options: Resamples, seed and level.
+    """
+    first = models[0]
+    names = [*COMPARED, *(f"recall/{label}" for label in first.labels)]
+    statistics = {each.name: score_statistic(each.probabilities, each.truth, each.labels) for each in models}
+    own = {
+        each.name: estimate_scores(each.probabilities, each.truth, each.labels, each.clusters, options)
+        for each in models
+    }
+    pairs = [
+        Pair(
+            before.name,
+            after.name,
+            paired_difference(statistics[before.name], statistics[after.name], first.clusters, options, names),
+            mcnemar(before.correct, after.correct),
+        )
+        for before, after in combinations(models, 2)
+    ]
+    for pair, adjusted in zip(pairs, holm([pair.mcnemar["p_value"] for pair in pairs]), strict=True):
+        pair.mcnemar["adjusted_p_value"] = float(adjusted)
+    return Comparison(
+        {name: scores for name, (scores, _) in own.items()},
+        {name: intervals for name, (_, intervals) in own.items()},
+        pairs,
+    )
 
 
 def comparison_section(models: Sequence[Predictions], report: Path, options: EvaluationConfig) -> Section:
-    """Compare each pair of models on the same images.
-
-    Args:
-        models: Two or more models' answers, on the same rows.
-        report: Folder of the figures.
-        options: For the intervals.
+    """Compare models on their common labels, write the differences, and return the section.
 
     Raises:
-        InputError: the models share fewer than two labels, or their rows differ.
+        InputError: The models share fewer than two labels, or their rows differ.
     """
+    everything = {label for predictions in models for label in predictions.labels}
     models = on_common_labels(models)
     check_aligned(models)
-    first = models[0]
-    statistics = {
-        predictions.name: score_statistic(predictions.probabilities, predictions.truth, predictions.labels)
-        for predictions in models
-    }
-
-    def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
-        return {f"{name}|{score}": value for name, one in statistics.items() for score, value in one(weights).items()}
-
-    drawn = bootstrap(statistic, first.clusters, options.resamples, options.seed)
-    measured = {name: float(value[0]) for name, value in statistic(np.ones((1, len(first.rows)))).items()}
-    names = [*COMPARED, *(f"recall/{label}" for label in first.labels)]
-    pairs = [_compare_pair(before, after, measured, drawn, names, options) for before, after in combinations(models, 2)]
-    for pair, adjusted in zip(pairs, holm([pair["mcnemar"]["p_value"] for pair in pairs]), strict=True):
-        pair["mcnemar"]["adjusted_p_value"] = adjusted
+    found, first = compare_models(models, options), models[0]
     differences = pd.DataFrame(
         [
-            {"difference": pair["name"], "score": score, **pair["differences"][score]}
-            for pair in pairs
-            for score in names
+            {"difference": pair.name, "score": score, **estimate._asdict()}
+            for pair in found.pairs
+            for score, estimate in pair.differences.items()
         ]
     )
     write_table(differences, report / "differences.csv")
-    each = {predictions.name: _own_intervals(predictions, measured, drawn, options.level) for predictions in models}
-    interval = interval_text(options.level)
-    caption = f"{first.dataset}, {first.split} split (n = {len(first.rows):,})"
-    unclean = "; ".join(f"{predictions.name}: {text}" for predictions in models if (text := banner(predictions)))
-    warnings = [unclean] if unclean else []
-    everything = {label for predictions in models for label in predictions.labels}
-    if everything > set(first.labels):
-        warnings.append(f"compared on {', '.join(first.labels)} alone, which all of the models know")
-    voted = [predictions.name for predictions in models if predictions.card.targets == "votes"]
-    if 0 < len(voted) < len(models):
-        warnings.append(
-            f"{', '.join(voted)} learnt from crowd votes, the others from the data set's own labels: whichever of the "
-            "two is scored against favours those that learnt from it (--truth labels, --truth majority)"
-        )
+    caption = f"{first.dataset}, {first.part} (n = {len(first.rows):,})"
+    sentences = [_sentence(pair, len(found.pairs), options) for pair in found.pairs]
+    drawn = differences[differences["score"].str.split("/").str[0].isin(SHARES)]
     return Section(
         name="comparison",
-        title="Side by side",
-        sentences=[
-            *(_in_words(pair, len(pairs), options) for pair in pairs),
-            "All models saw the same images, and each resample weighs the same images for all of them, so that what is "
-            "hard for all cancels out. McNemar's exact test looks only at the images that one of the two gets right "
-            "and the other does not; where there are several pairs, its p-values are adjusted for their number (Holm), "
-            "the intervals are not."
-            + (
-                " The test takes images for independent; of people photographed several times, trust the intervals, "
-                "which are resampled by person."
-                if first.has_subjects
-                else ""
-            ),
-        ],
-        warnings=warnings,
-        tables=[
-            Table(
-                pd.DataFrame(
-                    {
-                        predictions.name: [
-                            f"{format_score(score, measured[f'{predictions.name}|{score}'])} "
-                            f"[{format_interval(score, each[predictions.name][score])}]"
-                            for score in COMPARED
-                        ]
-                        for predictions in models
-                    },
-                    index=pd.Index(COMPARED.values(), name="score"),
-                ),
-                f"Each model by itself, {caption}",
-            ),
-            *(
-                Table(
-                    pd.DataFrame(
-                        {
-                            "difference": [format_change(s, pair["differences"][s]["value"]) for s in names],
-                            interval: [
-                                format_change_interval(s, pair["differences"][s]["low"], pair["differences"][s]["high"])
-                                for s in names
-                            ],
-                        },
-                        index=pd.Index([COMPARED.get(s, s.replace("/", ", ")) for s in names], name="score"),
-                    ),
-                    f"{pair['name']}, {caption}",
-                )
-                for pair in pairs
-            ),
-        ],
+        title="Comparison",
+        sentences=[*sentences, _method(first)],
+        warnings=_warnings(models, everything),
+        tables=_tables(found, caption, options),
         figures=[
             Figure(
-                draw_differences(
-                    differences[differences["score"].isin([*SHARES, *names[len(COMPARED) :]])],
-                    caption,
-                    report / "differences.png",
-                    interval,
-                ),
-                f"Differences in percentage points, {caption}; left of the line the model named last is worse.",
-                " ".join(_in_words(pair, len(pairs), options) for pair in pairs),
+                draw_differences(drawn, caption, report / "differences.png", interval_text(options.level)),
+                f"Differences in percentage points, {caption}.",
+                " ".join(sentences),
             )
         ],
         values={
-            "banner": unclean,
+            "banner": _banner(models),
             "models": [predictions.name for predictions in models],
-            "measured": measured,
-            "pairs": pairs,
+            "measured": {f"{name}|{score}": value for name, own in found.scores.items() for score, value in own.items()},
+            "pairs": [_pair_values(pair) for pair in found.pairs],
         },
     )
 
 
-def _own_intervals(
-    predictions: Predictions, measured: dict[str, float], drawn: dict[str, np.ndarray], level: float
-) -> dict[str, tuple[float, float]]:
-    """Return the intervals of one model's own scores."""
-    prefix = f"{predictions.name}|"
-    scores = [name.removeprefix(prefix) for name in drawn if name.startswith(prefix)]
-    own_drawn, own = {score: drawn[prefix + score] for score in scores}, {s: measured[prefix + s] for s in scores}
-    return score_intervals(
-        own_drawn, own, predictions.probabilities, predictions.truth, predictions.labels, predictions.clusters, level
-    )
-
-
-def _compare_pair(
-    before: Predictions,
-    after: Predictions,
-    measured: dict[str, float],
-    drawn: dict[str, np.ndarray],
-    names: list[str],
-    options: EvaluationConfig,
-) -> dict:
-    """Return one pair's differences (second minus first), each with its interval, and McNemar's test."""
-    gaps = {score: drawn[f"{after.name}|{score}"] - drawn[f"{before.name}|{score}"] for score in names}
-    intervals = percentile_intervals(gaps, options.level)
+def _pair_values(pair: Pair) -> dict[str, Any]:
     return {
-        "name": f"{after.name} minus {before.name}",
-        "first": before.name,
-        "second": after.name,
-        "differences": {
-            score: {
-                "value": measured[f"{after.name}|{score}"] - measured[f"{before.name}|{score}"],
-                "low": intervals[score][0],
-                "high": intervals[score][1],
-            }
-            for score in names
-        },
-        "mcnemar": mcnemar(before.correct, after.correct),
+        "name": pair.name,
+        "first": pair.first,
+        "second": pair.second,
+        "differences": {score: estimate._asdict() for score, estimate in pair.differences.items()},
+        "mcnemar": pair.mcnemar,
     }
 
 
+def _banner(models: Sequence[Predictions]) -> str:
+    return "; ".join(f"{predictions.name}: {text}" for predictions in models if (text := banner(predictions)))
+
+
+def _warnings(models: Sequence[Predictions], everything: set[str]) -> list[str]:
+    warnings = [text] if (text := _banner(models)) else []
+    if everything > set(models[0].labels):
+        warnings.append(f"compared on the common labels only: {', '.join(models[0].labels)}")
+    voted = [predictions.name for predictions in models if predictions.card.targets == "votes"]
+    if 0 < len(voted) < len(models):
+        warnings.append(
+            f"{', '.join(voted)}: trained on annotator votes, the others on labels. The true labels favour the models "
+            "that were trained on the same kind (--truth labels, --truth majority)"
+        )
+    return warnings
+
+
+def _tables(found: Comparison, caption: str, options: EvaluationConfig) -> list[Table]:
+    scores = {
+        name: [format_estimate(score, own[score], found.intervals[name][score]) for score in COMPARED]
+        for name, own in found.scores.items()
+    }
+    tables = [Table(pd.DataFrame(scores, index=pd.Index(COMPARED.values(), name="score")), f"Scores, {caption}")]
+    for pair in found.pairs:
+        names = [COMPARED.get(score, score.replace("/", ", ")) for score in pair.differences]
+        changes = {
+            "difference": [format_change(score, each.value) for score, each in pair.differences.items()],
+            interval_text(options.level): [
+                format_change_interval(score, each.low, each.high) for score, each in pair.differences.items()
+            ],
+        }
+        tables.append(Table(pd.DataFrame(changes, index=pd.Index(names, name="score")), f"{pair.name}, {caption}"))
+    return tables
+
+
 def format_change(score: str, difference: float) -> str:
-    """Return a difference as one reads it: shares in percentage points."""
+    """Return a difference as text, of shares in percentage points."""
     if np.isnan(difference):
         return "–"
-    is_share = score.split("/")[0] in SHARES
-    return f"{100 * difference:+.1f} points" if is_share else f"{difference:+.3f}"
+    return f"{100 * difference:+.1f} points" if score.split("/")[0] in SHARES else f"{difference:+.3f}"
 
 
 def format_change_interval(score: str, low: float, high: float) -> str:
-    """Return the interval of a difference in the form of the difference; the unit stands once."""
+    """Return the interval of a difference, with one unit."""
     return f"{format_change(score, low).removesuffix(' points')} to {format_change(score, high)}"
 
 
-def _in_words(pair: dict, number_of_pairs: int, options: EvaluationConfig) -> str:
-    accuracy, test = pair["differences"]["accuracy"], pair["mcnemar"]
-    low, high = accuracy["low"], accuracy["high"]
-    p_value = test["adjusted_p_value"]
-    adjusted = " after adjustment" if number_of_pairs > 1 else ""
-    verdict = (
-        "These images do not show that one is better than the other."
-        if low <= 0 <= high or p_value > 1 - options.level
-        else f"{pair['second' if accuracy['value'] > 0 else 'first']} is better on images of this kind."
-    )
+def format_change_estimate(score: str, change: Estimate) -> str:
+    """Return a difference with its interval in brackets."""
+    return f"{format_change(score, change.value)} [{format_change_interval(score, change.low, change.high)}]"
+
+
+def _sentence(pair: Pair, number_of_pairs: int, options: EvaluationConfig) -> str:
+    change, p_value = pair.differences["accuracy"], pair.mcnemar["adjusted_p_value"]
+    significant = not change.low <= 0 <= change.high and p_value <= 1 - options.level
+    better = pair.second if change.value > 0 else pair.first
     return (
-        f"{pair['name']}: accuracy {format_change('accuracy', accuracy['value'])} ({interval_text(options.level)} "
-        f"{format_change_interval('accuracy', low, high)}). {test['only_b']:,} images are right by {pair['second']} "
-        f"alone, {test['only_a']:,} by {pair['first']} alone: p "
-        f"{'< 0.001' if p_value < 0.001 else f'= {p_value:.3f}'} by McNemar's exact test{adjusted}. {verdict}"
+        f"{pair.name}: accuracy {format_change('accuracy', change.value)} ({interval_text(options.level)} "
+        f"{format_change_interval('accuracy', change.low, change.high)}). Correct only by {pair.second}: "
+        f"{pair.mcnemar['only_b']:,} images; only by {pair.first}: {pair.mcnemar['only_a']:,}. McNemar's exact test: p "
+        f"{'< 0.001' if p_value < 0.001 else f'= {p_value:.3f}'}{' (Holm-adjusted)' if number_of_pairs > 1 else ''}. "
+        + (f"{better} is significantly better." if significant else "The difference is not significant.")
     )
+
+
+def _method(first: Predictions) -> str:
+    text = (
+        "Differences are paired: each resample weights the same images for all models. Holm's method adjusts the "
+        "p-values for the number of pairs; intervals are not adjusted."
+    )
+    return f"{text} McNemar's test assumes independent images; the intervals do not." if first.has_subjects else text

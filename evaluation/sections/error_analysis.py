@@ -1,4 +1,4 @@
-"""How a model fails: which emotions it takes for which, its most confident mistakes, and where it cannot decide."""
+"""Error analysis: confused pairs of emotions, most confident mistakes, and least certain predictions."""
 
 from pathlib import Path
 
@@ -6,64 +6,60 @@ import numpy as np
 import pandas as pd
 
 from configuration import EvaluationConfig
+from evaluation.metrics.scores import probability_columns
 from evaluation.predictions import Predictions
 from evaluation.report.plots import draw_examples
 from evaluation.report.section import Figure, Section, Table, percent
 from evaluation.sections.grad_cam import grad_cam
 from preprocessing.tables import write_table
 
-CONFIDENT, UNDECIDED = "mistakes", "undecided"
+CONFIDENT, UNCERTAIN = "mistakes", "uncertain"
+_HEADINGS = {CONFIDENT: "most confident mistakes", UNCERTAIN: "least certain predictions"}
+_PAIRS = 6  # confused pairs in sentences; twice as many in the table
 
 
 def error_analysis_section(predictions: Predictions, report: Path, options: EvaluationConfig, gallery: bool) -> Section:
-    """Return the confused pairs in words and as a table, and the gallery of failures.
+    """Return the section on errors, and write `confused_pairs.csv` and the gallery.
 
     Args:
-        answers: The model's answers.
+        predictions: The predictions.
         report: Folder of the figures.
-        options: How many pairs and examples.
+        options: Examples per emotion.
         gallery: Whether to draw examples; they show people.
     """
     pairs = confused_pairs(predictions)
-    sentences = [
-        f"Of {images:,} images of {truth}, {percent(count / images, 0)} ({count:,}) were called {prediction}."
-        for truth, prediction, count, images, _ in pairs.head(options.pairs).to_numpy().tolist()
-    ]
     write_table(pairs, report / "confused_pairs.csv")
-    figures = []
+    sentences = [
+        f"{truth} predicted as {prediction}: {percent(count / images, 0)} ({count:,} of {images:,} images)."
+        for truth, prediction, count, images, _ in pairs.head(_PAIRS).to_numpy().tolist()
+    ]
+    if pairs.empty:
+        sentences.append("There are no mistakes.")
+    figures, tables = [], []
+    if len(pairs):
+        shown = pairs.head(2 * _PAIRS).rename(columns={"prediction": "predicted"}).set_index("truth")
+        tables.append(
+            Table(shown, f"Most confused pairs, {predictions.title}; share of the true emotion", percent=("share",))
+        )
     if gallery:
         figures, has_maps = _gallery(predictions, report, options)
+        maps = "the Grad-CAM of the prediction" if has_maps else "no Grad-CAM (no convolution, or not TensorFlow)"
         sentences.append(
-            "Each example shows the picture, "
-            + (
-                "the Grad-CAM of the answer (bright: what spoke for it, on the coarse grid of the last convolution), "
-                if has_maps
-                else "(no Grad-CAM: the network has no convolution, or Keras does not run on TensorFlow) "
-            )
-            + "and the likeliest emotions; the true one is marked. A label can be wrong: look before blaming the model."
+            f"Each example shows the image, {maps} and the most probable emotions; the true one is hatched. Labels can "
+            "be wrong."
         )
-    elif pairs.empty:
-        sentences.append("There is no mistake to show.")
     return Section(
-        name="failures",
-        title="How it fails",
+        name="error_analysis",
+        title="Error analysis",
         sentences=sentences,
-        tables=[
-            Table(
-                pairs.head(2 * options.pairs).rename(columns={"prediction": "called"}).set_index("truth"),
-                f"The most confused pairs, {predictions.title}; share: of the images of the true emotion",
-                percent=("share",),
-            )
-        ]
-        if len(pairs)
-        else [],
+        tables=tables,
         figures=figures,
         values={"confused_pairs": pairs.to_dict("records")},
     )
 
 
 def confused_pairs(predictions: Predictions) -> pd.DataFrame:
-    """Return the pairs of a true emotion and a wrong answer, the most frequent among the emotion's images first.
+    """Return pairs of true and incorrectly predicted emotions, sorted by their share of the true emotion.
 
     Returns:
         Columns `truth`, `prediction`, `count`, `images` (of the true emotion), `share` (0-1).
@@ -73,9 +69,8 @@ def confused_pairs(predictions: Predictions) -> pd.DataFrame:
     images = matrix.sum(axis=1)
     rows = [
         (predictions.labels[true], predictions.labels[wrong], int(matrix[true, wrong]), int(images[true]))
-        for true in range(k)
-        for wrong in range(k)
-        if true != wrong and matrix[true, wrong]
+        for true, wrong in np.argwhere(matrix)
+        if true != wrong
     ]
     pairs = pd.DataFrame(rows, columns=["truth", "prediction", "count", "images"])
     pairs["share"] = pairs["count"] / pairs["images"]
@@ -83,14 +78,13 @@ def confused_pairs(predictions: Predictions) -> pd.DataFrame:
 
 
 def choose_examples(predictions: Predictions, label: int, kind: str, count: int) -> np.ndarray:
-    """Return which images of an emotion to show, int (up to `count`,): indices, the most telling first.
+    """Return the images of an emotion to show, int (up to `count`,), without duplicates.
 
     Args:
-        answers: The model's answers.
+        predictions: The predictions.
         label: Index of the true emotion.
-        kind: `CONFIDENT`: wrong answers of the highest probability; `UNDECIDED`: the highest entropy of the
-            probabilities, whatever the answer.
-        count: How many. Of exact copies, one is shown.
+        kind: `CONFIDENT`: incorrect predictions with the highest probability; `UNCERTAIN`: highest entropy.
+        count: Maximum number.
     """
     own = np.flatnonzero(predictions.truth == label)
     if kind == CONFIDENT:
@@ -105,46 +99,42 @@ def choose_examples(predictions: Predictions, label: int, kind: str, count: int)
 
 
 def _gallery(predictions: Predictions, report: Path, options: EvaluationConfig) -> tuple[list[Figure], bool]:
-    """Draw the examples of each emotion and kind, and write their probabilities; also whether there are Grad-CAMs."""
+    """Draw the examples of each emotion and kind, write their probabilities, and return whether there are Grad-CAMs."""
     chosen = {
         (label, kind): choose_examples(predictions, label, kind, options.gallery)
         for label in range(len(predictions.labels))
-        for kind in (CONFIDENT, UNDECIDED)
+        for kind in (CONFIDENT, UNCERTAIN)
     }
     indices = np.unique(np.concatenate(list(chosen.values())))
     outputs = np.asarray(predictions.rule.columns)[predictions.predicted[indices]]
-    images = np.asarray(predictions.images[indices])
-    maps = grad_cam(predictions.model_file, images, outputs, predictions.card.input_range)
-    place = {index: number for number, index in enumerate(indices)}
+    maps = grad_cam(predictions.classifiers[""].network, np.asarray(predictions.images[indices]), outputs)
     figures = []
     for (label, kind), examples in chosen.items():
-        if not len(examples):
-            continue
-        emotion = predictions.labels[label]
-        heading = {
-            CONFIDENT: f"{emotion}, most confident mistakes",
-            UNDECIDED: f"{emotion}, least decided",
-        }[kind]
-        table = predictions.rows.iloc[examples][["path"]].reset_index(drop=True)
-        table["truth"] = emotion
-        table["prediction"] = predictions.prediction[examples]
-        for index, name in enumerate(predictions.labels):
-            table[f"p_{name}"] = predictions.probabilities[examples, index].round(6)
-        write_table(table, report / f"{kind}_{emotion}.csv")
-        file = draw_examples(
-            np.asarray(predictions.images[examples]),
-            None if maps is None else maps[[place[index] for index in examples]],
-            predictions.probabilities[examples],
-            predictions.labels,
-            label,
-            f"{heading}\n{predictions.title}",
-            report / f"{kind}_{emotion}.png",
-        )
-        told = ", ".join(
-            f"{predictions.labels[predictions.predicted[i]]} ({percent(predictions.probabilities[i].max(), 0)})"
-            for i in examples
-        )
-        figures.append(
-            Figure(file, f"Images of {heading}.", f"Faces labelled {emotion}, answered: {told}.", shows_faces=True)
-        )
+        if len(examples):
+            own = None if maps is None else maps[np.searchsorted(indices, examples)]
+            figures.append(_draw(predictions, label, kind, examples, own, report))
     return figures, maps is not None
+
+
+def _draw(
+    predictions: Predictions, label: int, kind: str, examples: np.ndarray, maps: np.ndarray | None, report: Path
+) -> Figure:
+    emotion, probabilities = predictions.labels[label], predictions.probabilities[examples]
+    names = predictions.prediction[examples]
+    table = predictions.rows.iloc[examples][["path"]].reset_index(drop=True)
+    table = table.assign(truth=emotion, prediction=names, **probability_columns(probabilities, predictions.labels))
+    write_table(table, report / f"{kind}_{emotion}.csv")
+    heading = f"{emotion}, {_HEADINGS[kind]}"
+    file = draw_examples(
+        np.asarray(predictions.images[examples]),
+        maps,
+        probabilities,
+        predictions.labels,
+        label,
+        f"{heading}\n{predictions.title}",
+        report / f"{kind}_{emotion}.png",
+    )
+    listed = ", ".join(
+        f"{name} ({percent(float(most), 0)})" for name, most in zip(names, probabilities.max(axis=1), strict=True)
+    )
+    return Figure(file, f"{heading}.", f"Label {emotion}; predictions: {listed}.", shows_faces=True)

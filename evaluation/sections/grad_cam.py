@@ -1,48 +1,38 @@
-"""Grad-CAM: which part of a picture spoke for an answer (Selvaraju et al. 2017), on a network's last convolution."""
+"""Grad-CAM (Selvaraju et al. 2017): the regions of an image that support a prediction."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 
-from common.logging import quiet_start
-from inference.keras_networks import load_network, with_pixel_input
-
 if TYPE_CHECKING:
     import keras
 
 _CONVOLUTIONS = ("Conv2D", "SeparableConv2D", "DepthwiseConv2D")
-_BATCH = 64  # images at once
+_BATCH = 64  # images
 
 
-def grad_cam(
-    model_file: Path, images: np.ndarray, classes: np.ndarray, input_range: Sequence[float] | None = None
-) -> np.ndarray | None:
-    """Return how much each place of each image spoke for a class.
+def grad_cam(network: keras.Model, images: np.ndarray, classes: np.ndarray) -> np.ndarray | None:
+    """Return the Grad-CAM of a class for each image.
 
-    Each channel of the last convolution is weighted by the mean gradient of the class's logit with respect to it; the
-    sum's positive part, enlarged to the image, is the map.
+    The maps of the last convolution are weighted by the mean gradient of the logit of the class. The positive part of
+    their sum is resized to the image.
 
     Args:
-        model_file: The network.
+        network: A network with pixel input.
         images: uint8, (n, height, width, channels).
-        classes: For each image the index of the class among the network's outputs, int (n,).
-        input_range: The card's entry, where the network takes floats.
+        classes: Index of the class among the outputs of the network, int (n,).
 
     Returns:
-        float32, (n, height, width), 0-1 where 1 is each image's strongest place (all 0 where nothing spoke for the
-        class); None where the network has no convolution, or Keras does not run on TensorFlow.
+        float32, (n, height, width), 0-1, scaled to the maximum of each image, 0 without support; None if the network has
+        no convolution, or Keras does not use TensorFlow.
     """
-    with quiet_start():
-        import keras
+    import keras
 
-        if keras.backend.backend() != "tensorflow":
-            return None
-    network: Any = with_pixel_input(load_network(model_file), input_range, model_file)
+    if keras.backend.backend() != "tensorflow":
+        return None
     maps_of = _with_maps(network)
     if maps_of is None:
         return None
@@ -56,7 +46,7 @@ def grad_cam(
 
 
 def _with_maps(network: keras.Model) -> keras.Model | None:
-    """Return a network that gives its last convolution's maps, activation included, and the last layer's input."""
+    """Return a network that outputs the maps of the last convolution, with activation, and the input of the last layer."""
     import keras
 
     layers = network.layers
@@ -84,7 +74,7 @@ def _weighted_maps(network: keras.Model, maps_of: keras.Model, images: np.ndarra
 
 
 def _logits(last_layer: Any, inputs: Any) -> Any:
-    """Return what the softmax is given; gradients of a probability near one would vanish."""
+    """Return the input of the softmax: gradients of a probability near one vanish."""
     import keras
 
     if hasattr(last_layer, "kernel"):  # a dense layer with its own softmax

@@ -1,12 +1,15 @@
-"""How good a model is: its scores, overall and per emotion, each with an interval."""
+"""Performance: scores overall and per emotion, each with an interval."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from common.files import atomic_file
 from configuration import EvaluationConfig
+from evaluation.metrics.intervals import MIN_SUBJECTS
 from evaluation.metrics.scores import classification_report, confusion, estimate_scores, in_top, roc_auc, scores
 from evaluation.predictions import Predictions
 from evaluation.report.plots import draw_confusion, draw_emotions
@@ -18,27 +21,34 @@ HEADLINE = {
     "balanced_accuracy": "balanced accuracy (mean recall)",
     "macro_f1": "macro F1 (mean F1)",
     "top2_accuracy": "top-2 accuracy",
-    "roc_auc": "ROC AUC, one against the rest (mean)",
+    "roc_auc": "ROC AUC, one-vs-rest (mean)",
 }
-MAIN_SCORES = {"accuracy": "accuracy", "macro_f1": "macro F1"}  # what protocols and networks are compared by
+MAIN_SCORES = {"accuracy": "accuracy", "macro_f1": "macro F1"}  # for the comparison of protocols and networks
 SHARES = ("accuracy", "balanced_accuracy", "top2_accuracy", "precision", "recall")
+_PER_EMOTION = {"precision": "precision", "recall": "recall", "f1": "F1", "roc_auc": "ROC AUC"}
+_MIN_IMAGES = 100  # fewer images of an emotion: a warning
 
 
 def format_score(name: str, value: float) -> str:
-    """Return a score as one reads it: shares as percentages, the others with three digits, a dash for none."""
+    """Return a score as text: shares as percentages, others with three digits, a dash for NaN."""
     if np.isnan(value):
         return "–"
     return percent(value) if name.split("/")[0] in SHARES else f"{value:.3f}"
 
 
 def format_interval(name: str, interval: tuple[float, float]) -> str:
-    """Return an interval in the form of its score; the unit stands once."""
+    """Return an interval in the form of its score, with one unit."""
     low, high = (format_score(name, limit) for limit in interval)
     return f"{low.removesuffix(NO_BREAK + '%')} to {high}" if high.endswith("%") else f"{low} to {high}"
 
 
+def format_estimate(name: str, value: float, interval: tuple[float, float]) -> str:
+    """Return a score with its interval in brackets."""
+    return f"{format_score(name, value)} [{format_interval(name, interval)}]"
+
+
 def measure(predictions: Predictions) -> dict[str, float]:
-    """Return every score of `score_statistic` but the Brier score, by scikit-learn, under the same names."""
+    """Return all scores of `score_statistic` except the Brier score, by scikit-learn, with the same names."""
     names = np.asarray(predictions.labels, dtype=object)
     basic = scores(names[predictions.truth].tolist(), names[predictions.predicted].tolist(), predictions.labels)
     areas = roc_auc(predictions.probabilities, predictions.truth, predictions.labels)
@@ -47,139 +57,150 @@ def measure(predictions: Predictions) -> dict[str, float]:
     measured["top2_accuracy"] = float(in_top(predictions.probabilities, predictions.truth, 2).mean())
     measured["roc_auc"] = float(np.mean(known)) if known else float("nan")
     for label in predictions.labels:
-        figures = basic["per_emotion"][label]
-        measured |= {f"precision/{label}": figures["precision"], f"roc_auc/{label}": areas[label]}
-        measured |= {f"recall/{label}": figures["recall"] if figures["support"] else float("nan")}
-        measured |= {f"f1/{label}": figures["f1-score"] if figures["support"] else float("nan")}
+        own = basic["per_emotion"][label]
+        measured |= {f"precision/{label}": own["precision"], f"roc_auc/{label}": areas[label]}
+        measured |= {f"recall/{label}": own["recall"] if own["support"] else float("nan")}
+        measured |= {f"f1/{label}": own["f1-score"] if own["support"] else float("nan")}
     return measured
 
 
-def performance_section(predictions: Predictions, report: Path, options: EvaluationConfig) -> Section:
-    """Return the scores and their intervals, and write the figures and tables behind them."""
-    names = np.asarray(predictions.labels, dtype=object)
-    truth, predicted = names[predictions.truth].tolist(), names[predictions.predicted].tolist()
-    measured = measure(predictions)
+@dataclass(frozen=True)
+class Performance:
+    """Scores with their intervals.
+
+    Attributes:
+        scores: Scores by name, as `measure` returns them.
+        intervals: Interval of each score.
+        support: Number of images of each emotion.
+        confusion: Counts, true labels as rows.
+        report: scikit-learn's classification report.
+    """
+
+    scores: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    support: pd.Series
+    confusion: pd.DataFrame
+    report: str
+
+    @property
+    def per_emotion(self) -> pd.DataFrame:
+        """A row per emotion: precision, recall, F1 and ROC AUC with interval limits, and support."""
+        table = pd.DataFrame(index=pd.Index(self.support.index, name="emotion"))
+        for name in _PER_EMOTION:
+            table[name] = [self.scores[f"{name}/{label}"] for label in table.index]
+            for side, end in enumerate(("low", "high")):
+                table[f"{name}_{end}"] = [self.intervals[f"{name}/{label}"][side] for label in table.index]
+        return table.assign(support=self.support.to_numpy())
+
+
+def measure_performance(predictions: Predictions, options: EvaluationConfig) -> Performance:
+    """Return the scores of predictions with bootstrap intervals."""
     _, intervals = estimate_scores(
         predictions.probabilities, predictions.truth, predictions.labels, predictions.clusters, options
     )
-    interval = interval_text(options.level)
+    truth, predicted = predictions.rows["emotion"].tolist(), predictions.prediction.tolist()
+    return Performance(
+        measure(predictions),
+        intervals,
+        pd.Series(np.bincount(predictions.truth, minlength=len(predictions.labels)), index=predictions.labels),
+        confusion(truth, predicted, predictions.labels),
+        classification_report(truth, predicted, predictions.labels),
+    )
 
+
+def performance_section(predictions: Predictions, report: Path, options: EvaluationConfig) -> Section:
+    """Measure the performance, write its figures and tables, and return the section."""
+    found = measure_performance(predictions, options)
+    emotions, interval = found.per_emotion, interval_text(options.level)
+    write_table(emotions.reset_index(), report / "emotions.csv")
+    write_table(found.confusion.reset_index(), report / "confusion_matrix.csv")
+    with atomic_file(report / "classification_report.txt") as temporary:
+        heading = f"{predictions.title}\n\n" if predictions.trained_on else ""
+        temporary.write_text(heading + found.report, encoding="utf-8")
     headline = pd.DataFrame(
         {
-            "value": [format_score(name, measured[name]) for name in HEADLINE],
-            interval: [format_interval(name, intervals[name]) for name in HEADLINE],
+            "value": [format_score(name, found.scores[name]) for name in HEADLINE],
+            interval: [format_interval(name, found.intervals[name]) for name in HEADLINE],
         },
         index=pd.Index(HEADLINE.values(), name="score"),
     )
-    support = pd.Series(np.bincount(predictions.truth, minlength=len(names)), index=predictions.labels)
-    emotions = _per_emotion(measured, intervals, support)
-    write_table(emotions.reset_index(), report / "emotions.csv")
-    matrix = confusion(truth, predicted, predictions.labels)
-    write_table(matrix.reset_index(), report / "confusion_matrix.csv")
-    text = classification_report(truth, predicted, predictions.labels)
-    with atomic_file(report / "classification_report.txt") as temporary:
-        heading = f"{predictions.title}\n\n" if predictions.trained_on else ""
-        temporary.write_text(heading + text, encoding="utf-8")
-    low, high = intervals["accuracy"]
-    commonest = int(np.argmax(support.to_numpy()))
-    sentences = [
-        f"The model names {percent(measured['accuracy'])} of the {len(truth):,} images rightly ({interval} "
-        f"{percent(low)} to {percent(high)}). Always answering {names[commonest]} would be right for "
-        f"{percent(support.iloc[commonest] / len(truth))}.",
-        f"Intervals come from {options.resamples:,} bootstrap resamples of {_resampled(predictions)} They tell how "
-        "much "
-        "the score would move with other images of the same kind, not with other kinds of images. A score of 0 or 1 "
-        "does not vary between resamples. It has Wilson's interval, in which the images of one person count once.",
-    ]
+    recalls = "Recall: " + ", ".join(
+        f"{label} {format_score('recall', found.scores[f'recall/{label}'])}" for label in predictions.labels
+    )
     return Section(
         name="performance",
-        title="How good",
-        sentences=sentences,
-        warnings=_warnings(predictions, support, options),
+        title="Performance",
+        sentences=_sentences(found, predictions, options),
+        warnings=_warnings(found, predictions),
         tables=[
             Table(headline, f"Scores, {predictions.title}"),
-            Table(_printed(emotions), f"Each emotion, {interval}s in brackets; support: its number of images"),
+            Table(_printed(emotions), f"Scores per emotion, {interval}s in brackets; support: number of images"),
         ],
         figures=[
             Figure(
-                draw_confusion(matrix, predictions.title, report / "confusion_matrix.png"),
-                f"Confusion matrix, {predictions.title}: percentages of each true emotion, counts below.",
-                f"Rows are true emotions, columns the model's answers. {_in_words(measured, predictions)}",
+                draw_confusion(found.confusion, predictions.title, report / "confusion_matrix.png"),
+                f"Confusion matrix, {predictions.title}: row percentages with counts below.",
+                f"Rows: true emotions; columns: predictions. {recalls}.",
             ),
             Figure(
                 draw_emotions(emotions, predictions.title, report / "emotions.png", interval),
-                "Recall (of the images of an emotion, how many were found) and precision (of the answers, how many "
-                f"were right), {predictions.title}.",
-                _in_words(measured, predictions),
+                f"Recall and precision per emotion, {predictions.title}.",
+                f"{recalls}.",
             ),
         ],
-        values={
-            "scores": {name: measured[name] for name in HEADLINE},
-            "intervals": {name: list(intervals[name]) for name in HEADLINE},
-            "per_emotion": {
-                label: {
-                    "support": int(support[label]),
-                    **{
-                        name: {"value": measured[f"{name}/{label}"], "interval": list(intervals[f"{name}/{label}"])}
-                        for name in ("precision", "recall", "f1", "roc_auc")
-                    },
-                }
-                for label in predictions.labels
-            },
-            "interval_level": options.level,
-            "resamples": options.resamples,
-            "resampled_by": "subject" if predictions.has_subjects else "image",
-            "confusion": matrix.to_numpy().tolist(),
-        },
-        texts=[text],
+        values=_values(found, predictions, options),
+        texts=[found.report],
     )
 
 
-def _resampled(predictions: Predictions) -> str:
-    if predictions.has_subjects:
-        return f"the {predictions.clusters.max() + 1:,} people, whose images stay together."
-    return "single images: the table does not say who is in each of them."
+def _sentences(found: Performance, predictions: Predictions, options: EvaluationConfig) -> list[str]:
+    n, interval = len(predictions.rows), format_interval("accuracy", found.intervals["accuracy"])
+    resampled = f"{predictions.clusters.max() + 1:,} subjects" if predictions.has_subjects else "single images"
+    return [
+        f"Accuracy: {percent(found.scores['accuracy'])} of {n:,} images ({interval_text(options.level)} {interval}). "
+        f"Baseline, always {found.support.idxmax()}: {percent(found.support.max() / n)}.",
+        f"Intervals: {options.resamples:,} bootstrap resamples of {resampled}. They cover sampling variation of similar "
+        "images, not other kinds of images. Scores of 0 or 1 have Wilson intervals.",
+    ]
 
 
-def _per_emotion(
-    measured: dict[str, float], intervals: dict[str, tuple[float, float]], support: pd.Series
-) -> pd.DataFrame:
-    """Return one row per emotion: precision, recall, F1 and ROC AUC with the limits of their intervals, and support."""
-    table = pd.DataFrame(index=pd.Index(support.index, name="emotion"))
-    for name in ("precision", "recall", "f1", "roc_auc"):
-        table[name] = [measured[f"{name}/{label}"] for label in support.index]
-        table[f"{name}_low"] = [intervals[f"{name}/{label}"][0] for label in support.index]
-        table[f"{name}_high"] = [intervals[f"{name}/{label}"][1] for label in support.index]
-    return table.assign(support=support.to_numpy())
+def _warnings(found: Performance, predictions: Predictions) -> list[str]:
+    warnings = []
+    absent = [str(label) for label, count in found.support.items() if count == 0]
+    few = [f"{label} ({count})" for label, count in found.support.items() if 0 < count < _MIN_IMAGES]
+    if absent:
+        warnings.append(f"no images of {', '.join(absent)}: balanced accuracy and macro F1 exclude them")
+    if few:
+        warnings.append(f"few images of {', '.join(few)}: their intervals are wide")
+    subjects = int(predictions.clusters.max()) + 1
+    if predictions.has_subjects and subjects < MIN_SUBJECTS:
+        warnings.append(f"only {subjects} subjects: intervals resampled by subject are too narrow")
+    return warnings
+
+
+def _values(found: Performance, predictions: Predictions, options: EvaluationConfig) -> dict[str, Any]:
+    def entry(name: str, label: str) -> dict[str, Any]:
+        return {"value": found.scores[f"{name}/{label}"], "interval": list(found.intervals[f"{name}/{label}"])}
+
+    return {
+        "scores": {name: found.scores[name] for name in HEADLINE},
+        "intervals": {name: list(found.intervals[name]) for name in HEADLINE},
+        "per_emotion": {
+            label: {"support": int(found.support[label]), **{name: entry(name, label) for name in _PER_EMOTION}}
+            for label in predictions.labels
+        },
+        "interval_level": options.level,
+        "resamples": options.resamples,
+        "resampled_by": "subject" if predictions.has_subjects else "image",
+        "confusion": found.confusion.to_numpy().tolist(),
+    }
 
 
 def _printed(emotions: pd.DataFrame) -> pd.DataFrame:
-    """Return the table of the emotions as one reads it."""
     printed = pd.DataFrame(index=emotions.index)
-    for name, heading in {"precision": "precision", "recall": "recall", "f1": "F1", "roc_auc": "ROC AUC"}.items():
+    for name, heading in _PER_EMOTION.items():
         printed[heading] = [
-            f"{format_score(name, row[name])} [{format_interval(name, (row[f'{name}_low'], row[f'{name}_high']))}]"
+            format_estimate(name, row[name], (row[f"{name}_low"], row[f"{name}_high"]))
             for _, row in emotions.iterrows()
         ]
     return printed.assign(support=emotions["support"])
-
-
-def _in_words(measured: dict[str, float], predictions: Predictions) -> str:
-    recalls = {label: measured[f"recall/{label}"] for label in predictions.labels}
-    return "Recall: " + ", ".join(f"{label} {format_score('recall', value)}" for label, value in recalls.items()) + "."
-
-
-def _warnings(predictions: Predictions, support: pd.Series, options: EvaluationConfig) -> list[str]:
-    warnings = []
-    absent = [str(label) for label, count in support.items() if count == 0]
-    few = [f"{label} ({count})" for label, count in support.items() if 0 < count < options.few_images]
-    if absent:
-        warnings.append(
-            f"no image shows {', '.join(absent)}: balanced accuracy and macro F1 are over the other emotions"
-        )
-    if few:
-        warnings.append(f"few images show {', '.join(few)}: their figures are rough, see their intervals")
-    people = int(predictions.clusters.max()) + 1
-    if predictions.has_subjects and people < options.few_subjects:
-        warnings.append(f"only {people} people: intervals resampled by person are too narrow with so few")
-    return warnings

@@ -1,7 +1,9 @@
-"""How honest a score is: where the split comes from, what the model saw of it, and what the score is without copies."""
+"""Provenance and leakage: the split, the lineage of the model, duplicates, and the score without them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +13,7 @@ from configuration import SAMPLE_NAME, EvaluationConfig
 from evaluation.metrics.scores import estimate_scores
 from evaluation.predictions import Predictions
 from evaluation.report.section import Section, Table, percent
-from evaluation.sections.performance import format_interval, format_score
+from evaluation.sections.performance import format_estimate
 from inference.lineage import SourceNetwork, hashes_file
 from inference.model_card import ModelCard
 from preprocessing.datasets.votes import MAJORITY
@@ -29,185 +31,219 @@ from preprocessing.tables import (
 )
 
 _SCORES = ("accuracy", "balanced_accuracy", "macro_f1")
+_STRATEGIES = {
+    "official": "the official split",
+    "subject": "by subject: no subject is in two splits",
+    "random": "random, ignoring subjects",
+    "folds": "by folds: test is fold 0, dev is fold 1",
+}
 
 
-def protocol(predictions: Predictions, averaging: str = "no test-time averaging") -> str:
-    """Return how a score came about, in the words that stand beside it everywhere."""
-    learnt = "trained on crowd votes" if predictions.card.targets == "votes" else "no extra labels"
-    truth = f", scored against the {MAJORITY}" if predictions.scored_by_majority else ""
+def protocol(predictions: Predictions, averaging: str = "no test-time augmentation") -> str:
+    """Return the protocol of a score in one line."""
+    card = predictions.card
+    trained = "trained on annotator votes" if card.targets == "votes" else "no extra labels"
+    if start := card.pretrained:
+        extra = _adds_data(start, card)
+        own = "" if extra and trained == "no extra labels" else f"{trained}, "
+        trained = f"{own}{'extra data: ' if extra else ''}{_initialised_from(start)}"
+    if card.teachers:
+        if any(_adds_data(teacher, card) for teacher in card.teachers):
+            trained = trained.replace("no extra labels", "extra labels")
+        trained = f"{trained}, {_distilled_from(card.teachers)}"
     networks = "one network per fold" if predictions.fold_column else "one network"
-    if start := predictions.card.pretrained:
-        extra = _learnt_more(start, predictions.card)
-        own = "" if extra and learnt == "no extra labels" else f"{learnt}, "
-        learnt = f"{own}{'extra data: ' if extra else ''}{_started_from(start)}"
-    if teachers := predictions.card.teachers:
-        extra = any(_learnt_more(teacher, predictions.card) for teacher in teachers)
-        learnt = learnt.replace("no extra labels", "extra labels") if extra else learnt
-        learnt = f"{learnt}, {_taught_by(teachers)}"
-    return f"{networks}, one crop per face, {averaging}, {learnt}{truth}"
+    truth = f", scored against the {MAJORITY}" if predictions.scored_by_majority else ""
+    return f"{networks}, one crop per face, {averaging}, {trained}{truth}"
 
 
-def _learnt_more(entry: SourceNetwork, card: ModelCard) -> bool:
-    """Return whether a network that another one started or learnt from knows more than its data and targets."""
-    own = f"{card.dataset} ({'crowd votes' if card.targets == 'votes' else 'labels'})"
-    elsewhere = entry.was_trained_on_another_split(card.dataset or "", card.split_hash or "")
-    return elsewhere or any(source != own for source in entry.trained_on)
+def _adds_data(source: SourceNetwork, card: ModelCard) -> bool:
+    """Return whether a network of the lineage was trained on other data, or other targets, than the network itself."""
+    targets = "annotator votes" if card.targets == "votes" else "labels"
+    elsewhere = source.was_trained_on_another_split(card.dataset or "", card.split_hash or "")
+    return elsewhere or any(data != f"{card.dataset} ({targets})" for data in source.trained_on)
 
 
-def _started_from(start: SourceNetwork) -> str:
-    return f"started from {_name(start)}, which learnt from {', '.join(start.trained_on)}"
+def _initialised_from(start: SourceNetwork) -> str:
+    return f"initialised from {_name(start)} (trained on {', '.join(start.trained_on)})"
 
 
-def _taught_by(teachers: Sequence[SourceNetwork]) -> str:
-    """Return which networks another one learnt from, and what they had learnt from."""
-    sources = dict.fromkeys(source for teacher in teachers for source in teacher.trained_on)
-    return f"distilled from {', '.join(map(_name, teachers))}, which learnt from {', '.join(sources)}"
+def _distilled_from(teachers: Sequence[SourceNetwork]) -> str:
+    data = dict.fromkeys(source for teacher in teachers for source in teacher.trained_on)
+    return f"distilled from {', '.join(map(_name, teachers))} (trained on {', '.join(data)})"
 
 
-def _name(start: SourceNetwork) -> str:
-    """Return the file name of a network that another one started or learnt from, as its card has it."""
-    return start.file.rpartition("/")[2]
+def _name(source: SourceNetwork) -> str:
+    return source.file.rpartition("/")[2]
 
 
 def banner(predictions: Predictions) -> str:
-    """Return the one line that must stand on every page of a report whose figures are not clean; empty where they are.
-
-    The first reason that applies: the gravest.
-    """
+    """Return the most severe warning, for every page of a report; empty for a clean held-out score."""
     if SAMPLE_NAME in (predictions.dataset, predictions.card.dataset):
-        return "the sample is one portrait, warped: no score on it means anything"
+        return "the sample is one portrait, warped: its scores are meaningless"
     exposure, n = predictions.exposure, len(predictions.rows)
     if exposure.held_out is False:
         return f"NOT A HELD-OUT SCORE: the model was trained on {_part_of(exposure.trained, n)}"
     if exposure.held_out is None:
         return (
-            "NOT KNOWN WHETHER HELD OUT: no complete list of the model's training images "
-            f"({hashes_file(predictions.model_file).name}) lies beside its card"
+            "UNKNOWN WHETHER HELD OUT: no complete list of the model's training images "
+            f"({hashes_file(predictions.model_file).name}) is beside its card"
         )
     if exposure.selected:
-        return (
-            f"the model was selected on {_part_of(exposure.selected, n)}: expect a lower score on images that played "
-            "no part in its selection"
-        )
+        return f"the model was selected on {_part_of(exposure.selected, n)}: expect a lower score on new images"
     return ""
 
 
 def _part_of(count: int, n: int) -> str:
-    """Return how many of the scored images were seen."""
     return "these images" if count == n else f"{count:,} of these {n:,} images"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Provenance of a score.
+
+    Attributes:
+        facts: Question -> answer.
+        duplicates: Whether each image has an exact duplicate elsewhere, bool (n,).
+        elsewhere: Where the duplicates are.
+        scores: `all`, `without duplicates`, `duplicates only` -> `n`, and value and interval of each score; None if
+            no image, or every image, is a duplicate.
+    """
+
+    facts: dict[str, str]
+    duplicates: np.ndarray
+    elsewhere: str
+    scores: dict[str, dict[str, Any]] | None
+
+
+def measure_provenance(
+    predictions: Predictions, folder: Path, table: pd.DataFrame, options: EvaluationConfig
+) -> Provenance:
+    """Return the provenance of predictions.
+
+    Args:
+        predictions: The predictions.
+        folder: Folder of the data set.
+        table: Its whole `split.csv`.
+        options: Resamples, seed and level.
+    """
+    duplicates, elsewhere = _duplicates(predictions, table)
+    own = "the model's own" if predictions.card.dataset == predictions.dataset else "new to the model"
+    facts = {
+        "data set": f"{predictions.dataset}, {own}",
+        "split": _split_text(predictions, folder, table),
+        "role in training": _role_text(predictions),
+        "training data": _training_text(predictions, table),
+        "subjects shared with training": _subjects_text(predictions, table),
+        "duplicates of training images": f"{duplicates.sum():,} of {len(duplicates):,} images",
+        "left out": _left_out_text(predictions, table),
+        "labels": _counts(predictions.rows, skip=()),
+        "protocol": protocol(predictions),
+        "crops": f"aligned by {crop_options(folder)['align']}",
+    }
+    mixed = duplicates.any() and not duplicates.all()
+    return Provenance(facts, duplicates, elsewhere, _split_scores(predictions, duplicates, options) if mixed else None)
 
 
 def provenance_section(
     predictions: Predictions, folder: Path, table: pd.DataFrame, notes: list[str], options: EvaluationConfig
 ) -> Section:
-    """Return what a reader must know before believing the scores.
+    """Return the section on provenance and leakage.
 
     Args:
-        answers: The model's answers.
-        folder: The data set's folder.
-        table: All of its `split.csv`.
-        notes: What is known already, such as that there is no test split.
-        options: For the intervals.
+        predictions: As for `measure_provenance`.
+        folder: As for `measure_provenance`.
+        table: As for `measure_provenance`.
+        notes: Further warnings.
+        options: As for `measure_provenance`.
     """
-    same_data = predictions.card.dataset == predictions.dataset
-    duplicates, shown = _copies(predictions, table)
-    facts = {
-        "data set": f"{predictions.dataset}, the model's own"
-        if same_data
-        else f"{predictions.dataset}, unknown to the model",
-        "split": _provenance(predictions, folder, table),
-        "part in the training": _part_in_training(predictions),
-        "training data": _training_data(predictions, table),
-        "people in this split and in training": _shared_people(predictions, table),
-        "exact copies of training images": f"{duplicates.sum():,} of {len(duplicates):,} images",
-        "left out": _left_out(predictions, table),
-        "labels": _label_sources(predictions),
-        "protocol": protocol(predictions),
-        "crops": f"aligned by {crop_options(folder)['align']}",
-    }
-    frame = pd.DataFrame({"": facts.values()}, index=pd.Index(facts, name="question"))
-    tables = [Table(frame, "Where the figures come from")]
-    values: dict = {
+    found = measure_provenance(predictions, folder, table, options)
+    count, exposure = int(found.duplicates.sum()), predictions.exposure
+    facts = pd.DataFrame({"": found.facts.values()}, index=pd.Index(found.facts, name="question"))
+    tables = [Table(facts, "Provenance")]
+    values: dict[str, Any] = {
         "banner": banner(predictions),
-        "held_out": predictions.exposure.held_out,
-        "selected_on": predictions.exposure.selected > 0,
-        "trained_on_images": predictions.exposure.trained,
-        "selected_on_images": predictions.exposure.selected,
+        "held_out": exposure.held_out,
+        "selected_on": exposure.selected > 0,
+        "trained_on_images": exposure.trained,
+        "selected_on_images": exposure.selected,
         "protocol": protocol(predictions),
-        "duplicates": int(duplicates.sum()),
+        "duplicates": count,
+        "facts": found.facts,
     }
-    sentences = []
-    if duplicates.any() and not duplicates.all():
-        compared = _without_copies(predictions, duplicates, options)
-        values["copies_scores"] = compared
-        tables.append(_copies_table(compared, predictions))
-        with_all, without = (compared[name]["accuracy"]["value"] for name in ("all", "without copies"))
-        sentences.append(
-            f"{duplicates.sum():,} of the {len(duplicates):,} images are exact copies of {shown}; without them the "
-            f"accuracy is {percent(without)} instead of {percent(with_all)}. Only exact copies (equal pixels) are "
-            "found: a picture saved again, cropped or mirrored is not."
+    if found.scores:
+        values["duplicate_scores"] = found.scores
+        tables.append(_scores_table(found.scores, predictions))
+        with_all, without = (
+            percent(found.scores[name]["accuracy"]["value"]) for name in ("all", "without duplicates")
+        )
+        text = (
+            f"Exact duplicates of {found.elsewhere}: {count:,} of {len(found.duplicates):,} images. Accuracy without "
+            f"them: {without} instead of {with_all}. Only images with equal pixels are found."
         )
     else:
-        sentences.append("No image is an exact copy (equal pixels) of a training image." if not duplicates.any() else
-                         "Every image is an exact copy of a training image.")  # fmt: skip
+        text = f"Exact duplicates of {found.elsewhere}: {'all' if count else 'no'} images."
     return Section(
-        name="honesty",
-        title="How honest",
-        sentences=sentences,
-        warnings=[*notes, *_warnings(predictions, folder, table, duplicates)],
+        name="provenance",
+        title="Provenance and leakage",
+        sentences=[text],
+        warnings=[*notes, *_warnings(predictions, folder, table, found)],
         tables=tables,
-        values=values | {"facts": facts},
+        values=values,
     )
 
 
 def overlaps_training(predictions: Predictions, table: pd.DataFrame, column: str) -> np.ndarray:
-    """Return which images have something in common with what the network that answered them learnt from, bool (n,).
+    """Return which images share a value with the training images of the network that predicted them, bool (n,).
 
     Args:
-        answers: The answers, of one network or of one per fold; of a network of another data set, nothing is.
-        table: All of `split.csv`.
-        column: What to have in common: `subject` or `pixel_hash`; where it is empty, nothing is.
+        predictions: Predictions of one network, or of one per fold. A network of another data set shares nothing.
+        table: The whole `split.csv`.
+        column: `subject` or `pixel_hash`; empty values are not shared.
     """
     own = predictions.rows[column]
-    shared = np.zeros(len(own), bool)
     if not predictions.fold_column:
-        parts = {"": usable(table)} if predictions.card.was_trained_on(predictions.dataset) else {}
-        is_answered = dict.fromkeys(parts, np.ones(len(own), bool))
-    else:
-        folds = fold_numbers(table, predictions.fold_column)
-        parts = {str(fold): usable(split_by_fold(table, fold, predictions.fold_column)) for fold in folds}
-        is_answered = {fold: (predictions.rows[predictions.fold_column] == fold).to_numpy() for fold in parts}
-    for name, rows in parts.items():
-        learnt = set(rows.loc[rows["split"] == "train", column]) - {""}
-        shared |= is_answered[name] & own.isin(learnt).to_numpy()
+        if not predictions.card.was_trained_on(predictions.dataset):
+            return np.zeros(len(own), bool)
+        return _shared(own, usable(table), column)
+    shared = np.zeros(len(own), bool)
+    for fold in fold_numbers(table, predictions.fold_column):
+        rows = usable(split_by_fold(table, fold, predictions.fold_column))
+        in_fold = (predictions.rows[predictions.fold_column] == str(fold)).to_numpy()
+        shared |= in_fold & _shared(own, rows, column)
     return shared
 
 
-def _copies(predictions: Predictions, table: pd.DataFrame) -> tuple[np.ndarray, str]:
-    """Return which images have an exact copy in another part of the table, bool (n,), and what that part is called."""
-    if predictions.split != "train" and predictions.exposure.complete:
+def _shared(own: pd.Series, rows: pd.DataFrame, column: str) -> np.ndarray:
+    return own.isin(set(rows.loc[rows["split"] == "train", column]) - {""}).to_numpy()
+
+
+def _duplicates(predictions: Predictions, table: pd.DataFrame) -> tuple[np.ndarray, str]:
+    """Return which images have a duplicate in another part of the table, bool (n,), and the name of that part."""
+    if predictions.split == "train":
+        rows = usable(table)
+        hashes = set(rows.loc[rows["split"].isin(["dev", "test"]), "pixel_hash"]) - {""}
+        return predictions.rows["pixel_hash"].isin(hashes).to_numpy(), "dev or test images"
+    if predictions.exposure.complete:
         return predictions.exposure.training, "training images"
     if predictions.fold_column:
         return overlaps_training(predictions, table, "pixel_hash"), "training images"
-    rows = usable(table)
-    elsewhere = rows["split"] == "train" if predictions.split != "train" else rows["split"].isin(["dev", "test"])
-    hashes = set(rows.loc[elsewhere, "pixel_hash"]) - {""}
-    return predictions.rows["pixel_hash"].isin(hashes).to_numpy(), (
-        "training images" if predictions.split != "train" else "dev or test images"
-    )
+    return _shared(predictions.rows["pixel_hash"], usable(table), "pixel_hash"), "training images"
 
 
-def _without_copies(predictions: Predictions, duplicates: np.ndarray, options: EvaluationConfig) -> dict:
-    """Return the scores with and without the copies, and of the copies alone, each with its interval."""
-    compared = {}
-    for name, keep in {
+def _split_scores(
+    predictions: Predictions, duplicates: np.ndarray, options: EvaluationConfig
+) -> dict[str, dict[str, Any]]:
+    """Return the scores of all images, without duplicates, and of duplicates only, with intervals."""
+    parts = {
         "all": np.ones(len(duplicates), bool),
-        "without copies": ~duplicates,
-        "copies alone": duplicates,
-    }.items():
-        groups = pd.factorize(predictions.clusters[keep])[0]
+        "without duplicates": ~duplicates,
+        "duplicates only": duplicates,
+    }
+    compared = {}
+    for name, keep in parts.items():
+        clusters = pd.factorize(predictions.clusters[keep])[0]
         values, intervals = estimate_scores(
-            predictions.probabilities[keep], predictions.truth[keep], predictions.labels, groups, options
+            predictions.probabilities[keep], predictions.truth[keep], predictions.labels, clusters, options
         )
         compared[name] = {"n": int(keep.sum())} | {
             score: {"value": values[score], "interval": list(intervals[score])} for score in _SCORES
@@ -215,112 +251,97 @@ def _without_copies(predictions: Predictions, duplicates: np.ndarray, options: E
     return compared
 
 
-def _copies_table(compared: dict, predictions: Predictions) -> Table:
-    frame = pd.DataFrame(index=pd.Index(compared, name="images"))
-    frame["n"] = [part["n"] for part in compared.values()]
+def _scores_table(scores: dict[str, dict[str, Any]], predictions: Predictions) -> Table:
+    frame = pd.DataFrame({"n": [part["n"] for part in scores.values()]}, index=pd.Index(scores, name="images"))
     for score in _SCORES:
         frame[score.replace("_", " ").replace("f1", "F1")] = [
-            f"{format_score(score, part[score]['value'])} [{format_interval(score, part[score]['interval'])}]"
-            for part in compared.values()
+            format_estimate(score, part[score]["value"], tuple(part[score]["interval"])) for part in scores.values()
         ]
-    return Table(frame, f"Scores with and without exact copies, {predictions.title}")
+    return Table(frame, f"Scores with and without duplicates, {predictions.title}")
 
 
-def _warnings(predictions: Predictions, folder: Path, table: pd.DataFrame, duplicates: np.ndarray) -> list[str]:
-    card, warnings = predictions.card, []
-    if text := banner(predictions):
-        warnings.append(text)
+def _warnings(predictions: Predictions, folder: Path, table: pd.DataFrame, found: Provenance) -> list[str]:
+    card, split = predictions.card, predictions.split
+    warnings = [text] if (text := banner(predictions)) else []
     if predictions.rule.text:
         left_out = f" ({predictions.left_out} images)" if predictions.left_out else ""
         warnings.append(f"labels: {predictions.rule.text}{left_out}")
-    if duplicates.any() and predictions.split != "train":
-        warnings.append(
-            f"{duplicates.sum():,} images have an exact copy among the training images: see the score without"
-        )
-    people = _shared_subjects(predictions, table)
-    if people and predictions.split != "train":
-        warnings.append(f"{len(people):,} people of this split are also in the training split")
+    if found.duplicates.any() and split != "train":
+        warnings.append(f"{found.duplicates.sum():,} images are duplicates of training images: see the score without")
+    subjects = _shared_subjects(predictions, table)
+    if subjects and split != "train":
+        warnings.append(f"{len(subjects):,} subjects of this split are also in the training split")
     current = split_hash(read_table(folder, "split.csv"))
     if card.dataset == predictions.dataset and card.split_hash not in (None, current):
-        warnings.append(
-            "the split was made anew since the model was trained: it may know these people, or other frames of these "
-            "sequences"
-        )
-    if (start := card.pretrained) and _learnt_more(start, card):
-        warnings.append(f"extra data: {_started_from(start)}")
+        warnings.append("the split has changed since the training: the model may know these subjects or sequences")
+    if (start := card.pretrained) and _adds_data(start, card):
+        warnings.append(f"extra data: {_initialised_from(start)}")
     for entry in card.sources:
         if entry.was_trained_on_another_split(predictions.dataset, current):
             warnings.append(
-                f"{_name(entry)} knows another split of {predictions.dataset}: it may know these very images"
+                f"{_name(entry)} was trained on another split of {predictions.dataset}: it may know these images"
             )
-    align = crop_options(folder)["align"]
-    if align != card.align:
+    if (align := crop_options(folder)["align"]) != card.align:
         warnings.append(f"crops are aligned by {align}, the model was trained on {card.align}")
-    if sources := _extra_sources(predictions.rows):
-        warnings.append(f"extra labels: {', '.join(sources)} are not the data set's own")
+    if sources := _extra_labels(predictions.rows):
+        warnings.append(f"extra labels: {sources} are not from the data set")
     return warnings
 
 
-def _provenance(predictions: Predictions, folder: Path, table: pd.DataFrame) -> str:
-    """Return how the split came about, as step 3 noted it, and the data set's own name of it."""
+def _split_text(predictions: Predictions, folder: Path, table: pd.DataFrame) -> str:
     if predictions.fold_column:
-        kind = "by subject" if predictions.has_subjects else "of copies and sequences: not every image has a subject"
-        return f"{predictions.split} {kind}; each image is answered by the network that was trained without its fold"
+        kind = "by subject" if predictions.has_subjects else "by duplicates and sequences, as some subjects are unknown"
+        return f"{predictions.split} {kind}; each image is predicted by the network that was trained without its fold"
     try:
         strategy = read_provenance(folder, "split.csv").get("strategy")
     except InputError:
         strategy = None
     if not isinstance(strategy, str):
-        return f"{predictions.split}, {len(predictions.rows):,} images; step 3 left no note of how it was made"
+        return f"{predictions.split}, {len(predictions.rows):,} images; step 3 left no record"
     strategy = str(choose_strategy(table)) if strategy == "auto" else strategy
-    meaning = {
-        "official": "the data set's own split",
-        "subject": "made by subject: nobody is in two splits",
-        "random": "made at random, whoever is in the pictures",
-        "folds": "made of folds: test is fold 0, dev fold 1",
-    }.get(strategy, strategy)
     own = sorted(set(predictions.rows["usage"]) - {""})
     named = f" ({', '.join(own)} of the data set)" if strategy == "official" and own else ""
-    return f"{predictions.split}, {meaning}{named}"
+    return f"{predictions.split}, {_STRATEGIES.get(strategy, strategy)}{named}"
 
 
-def _part_in_training(predictions: Predictions) -> str:
-    if predictions.fold_column and not predictions.exposure.trained:
-        return "of the network that answers: none; its epoch was chosen on the next fold"
+def _role_text(predictions: Predictions) -> str:
     exposure, n = predictions.exposure, len(predictions.rows)
+    if predictions.fold_column and not exposure.trained:
+        return "none; the next fold chose the epoch"
     if exposure.trained:
         return f"the model was trained on {_part_of(exposure.trained, n)}"
     if exposure.selected:
-        how = predictions.card.chosen_by or "the dev split of its training"
+        how = predictions.card.chosen_by or "dev split of its training"
         return f"the model was selected on {_part_of(exposure.selected, n)} ({how})"
     return "none" if exposure.complete else "none that the card states"
 
 
-def _training_data(predictions: Predictions, table: pd.DataFrame) -> str:
-    images, exposure = predictions.card.training_images, predictions.exposure
-    text = f"{predictions.card.dataset or 'unknown'}" + (f", {images:,} images" if isinstance(images, int) else "")
-    if start := predictions.card.pretrained:
-        text += f", after {', '.join(start.trained_on)}, which {_name(start)} learnt from"
-    if teachers := predictions.card.teachers:
-        text += f", {_taught_by(teachers)}"
-    if predictions.card.dataset != predictions.dataset:
-        seen = f"{exposure.training.sum():,}" if exposure.complete else "an unknown number"
-        return f"{text}; {seen} of these images are among its training images"
-    if predictions.card.targets == "votes":
-        return f"{text}; learnt from the crowd's votes, not from the data set's own labels"
-    extra = [name for name in _extra_sources(usable(table).query("split == 'train'")) if not name.startswith(MAJORITY)]
-    return f"{text}; extra labels: {', '.join(extra)}" if extra else f"{text}; no labels but the data set's own"
+def _training_text(predictions: Predictions, table: pd.DataFrame) -> str:
+    card, exposure = predictions.card, predictions.exposure
+    images = f", {card.training_images:,} images" if isinstance(card.training_images, int) else ""
+    parts = [f"{card.dataset or 'unknown'}{images}"]
+    if card.pretrained:
+        parts.append(_initialised_from(card.pretrained))
+    if card.teachers:
+        parts.append(_distilled_from(card.teachers))
+    text = ", ".join(parts)
+    if card.dataset != predictions.dataset:
+        known = f"{exposure.training.sum():,}" if exposure.complete else "an unknown number"
+        return f"{text}; {known} of these images are among its training images"
+    if card.targets == "votes":
+        return f"{text}; targets: annotator votes"
+    extra = _extra_labels(usable(table).query("split == 'train' and label_source != @MAJORITY"))
+    return f"{text}; extra labels: {extra}" if extra else f"{text}; labels of the data set"
 
 
-def _extra_sources(rows: pd.DataFrame) -> list[str]:
-    """Return where labels come from that are not the data set's own, with their numbers."""
+def _counts(rows: pd.DataFrame, skip: Sequence[str]) -> str:
     counts = rows["label_source"].value_counts()
-    return [f"{name} ({count:,})" for name, count in counts.items() if name not in ("", "dataset", "first_frame")]
+    return ", ".join(f"{name or 'unknown'} ({count:,})" for name, count in counts.items() if name not in skip)
 
 
-def _label_sources(predictions: Predictions) -> str:
-    counts = predictions.rows["label_source"].value_counts()
-    return ", ".join(f"{name or 'unknown'} ({count:,})" for name, count in counts.items())
+def _extra_labels(rows: pd.DataFrame) -> str:
+    """Return the sources of labels that are not from the data set, with their counts."""
+    return _counts(rows, skip=("", "dataset", "first_frame"))
 
 
 def _shared_subjects(predictions: Predictions, table: pd.DataFrame) -> set[str]:
@@ -330,29 +351,28 @@ def _shared_subjects(predictions: Predictions, table: pd.DataFrame) -> set[str]:
     return (set(predictions.rows["subject"]) & set(trained)) - {""}
 
 
-def _shared_people(predictions: Predictions, table: pd.DataFrame) -> str:
+def _subjects_text(predictions: Predictions, table: pd.DataFrame) -> str:
     if not (predictions.rows["subject"] != "").any():
-        return "not known: the table does not say who is in the pictures"
+        return "unknown: the table has no subjects"
     return f"{len(_shared_subjects(predictions, table)):,}"
 
 
-def _left_out(predictions: Predictions, table: pd.DataFrame) -> str:
-    """Return which rows of the split are not scored, and why; of official splits, also those that have no split."""
+def _left_out_text(predictions: Predictions, table: pd.DataFrame) -> str:
+    """Return how many rows of the split are not scored, by reason; of official splits also rows without a split."""
     inside = table["split"] == ("" if predictions.fold_column else predictions.split)
     if "usage" in table.columns:
         inside |= (table["split"] == "") & (table["usage"].str.lower().map(OFFICIAL_SPLITS) == predictions.split)
     rows = table[inside & ~is_usable(table)]
-    unwanted = table[inside & is_usable(table) & (table["split"] == "")]
-    without = f"without a {MAJORITY}" if predictions.scored_by_majority else "without a label"
     reasons = {
         "unreadable": rows["status"] == "unreadable",
         "of a single gray level": rows["status"] == "constant",
-        without: rows["emotion"] == "",
+        f"without a {MAJORITY if predictions.scored_by_majority else 'label'}": rows["emotion"] == "",
         "without a face": rows["face_status"] == "not_found",
     }
     parts = [f"{int(reason.sum()):,} {name}" for name, reason in reasons.items() if reason.any()]
-    if predictions.split != "train" and len(unwanted):  # of official ones, step 3 also takes copies out
-        parts.append(f"{len(unwanted):,} of an emotion that the split leaves out")
+    excluded = inside & is_usable(table) & (table["split"] == "")
+    if predictions.split != "train" and excluded.any():  # of official train splits, step 3 also drops duplicates
+        parts.append(f"{excluded.sum():,} of an emotion that the split excludes")
     if predictions.left_out:
         parts.append(f"{predictions.left_out:,} of a label that the model does not know")
     return ", ".join(parts) or "nothing"
