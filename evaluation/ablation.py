@@ -27,16 +27,17 @@ from common.emotions import relate
 from common.errors import InputError
 from common.logging import quiet_start, silence_retracing
 from configuration import BASELINES, BEST, EVALUATION, FINE_TUNING, PATHS, SAMPLE_NAME, EvaluationConfig, TrainingConfig
-from evaluation.model_evaluation import rows_of_split
+from evaluation.metrics.intervals import MIN_SUBJECTS
 from evaluation.predictions import Predictions, predict
 from evaluation.report.plots import BLACK, BLUE, ORANGE, canvas, save
 from evaluation.report.section import interval_text, percent
 from evaluation.report.writer import report_folder, write_json
 from evaluation.sections.comparison import on_common_labels
 from evaluation.sections.cross_dataset import predict_with
-from evaluation.sections.cross_validation import gap, predict_folds, protocol_row
+from evaluation.sections.cross_validation import gap, predict_folds, protocol_row, with_intervals
 from evaluation.sections.performance import format_interval
 from evaluation.sections.provenance import banner, protocol
+from evaluation.selection import rows_of_split
 from inference.lineage import ImageHashes
 from inference.model_card import check_crops, read_card
 from preprocessing.tables import SPLITS, crop_options, fold_numbers, labels_of, read_table, usable, write_table
@@ -211,7 +212,7 @@ def write_ladder(
                  *(_in_words(step, by_name, options) for step in steps),
                  _THE_SAME_FOR_ALL]  # fmt: skip
     people = int(first.clusters.max()) + 1
-    if first.has_subjects and people < options.few_subjects:
+    if first.has_subjects and people < MIN_SUBJECTS:
         sentences.insert(
             len(notes), f"Few people ({people}): the intervals are too narrow, so no step is shown by them."
         )
@@ -246,7 +247,8 @@ def _steps(predictions: Sequence[Predictions]) -> list[tuple[Predictions, Predic
 
 
 def _step(lower: Predictions, higher: Predictions, options: EvaluationConfig) -> dict[str, Any]:
-    return {"from": lower.name, "to": higher.name, **gap(lower, higher, options)}
+    n, differences = gap(lower, higher, options)
+    return {"from": lower.name, "to": higher.name, "n": n, **with_intervals(differences)}
 
 
 def _in_words(step: dict[str, Any], titles: dict[str, str], options: EvaluationConfig) -> str:

@@ -359,9 +359,7 @@ def compare(task: Task, named: Mapping[str, Path], report: Path) -> None:
     print(f"comparison: {report / 'report.html'}")
 
 
-def _write_comparison(
-    task: Task, named: Mapping[str, Path], report: Path, inputs: dict[str, Any]
-) -> dict[str, Any]:
+def _write_comparison(task: Task, named: Mapping[str, Path], report: Path, inputs: dict[str, Any]) -> dict[str, Any]:
     from evaluation.report.writer import Page, report_folder, write_report
     from evaluation.sections.comparison import comparison_section, on_common_labels
 

@@ -26,7 +26,7 @@ from common.errors import InputError
 from common.logging import quiet_start
 from configuration import EVALUATION, PATHS, SAMPLE_NAME, EvaluationConfig
 from evaluation.metrics.calibration import choose_threshold, fit_temperature, is_settled, with_temperature
-from evaluation.metrics.intervals import bootstrap, estimate_share, percentile_intervals, subject_clusters
+from evaluation.metrics.intervals import MIN_SUBJECTS, bootstrap, estimate_share, percentile_intervals, subject_clusters
 from evaluation.metrics.paired import mcnemar
 from evaluation.metrics.scores import apply_rule, predicted_labels, score_intervals, score_statistic
 from evaluation.report.section import interval_text
@@ -196,9 +196,7 @@ def calibrate_card(dev: Part, folder: Path, model_file: Path, options: Evaluatio
             f"--calibrate: {len(truth)} dev sequences of {folder.name} do not tell how sure {model_file.name} may be "
             f"(temperature {temperature:.2g}): too few, or all answered alike"
         )
-    chosen = choose_threshold(
-        with_temperature(raw, temperature), truth, options.target_accuracy, options.least_coverage
-    )
+    chosen = choose_threshold(with_temperature(raw, temperature), truth, options.target_accuracy, options.min_coverage)
     how = {"dataset": folder.name, "split": "dev", "sequences": len(truth), "frame": "last"}
     fitted: dict[str, Any] = {
         "temperature": temperature,
@@ -410,7 +408,7 @@ def write_report(
     truth = pd.Categorical(rows["emotion"], categories=labels).codes.astype(np.int64)
     clusters = subject_clusters(rows)
     groups = np.arange(len(rows)) if clusters is None else clusters
-    if clusters is None or clusters.max() + 1 < options.few_subjects:
+    if clusters is None or clusters.max() + 1 < MIN_SUBJECTS:
         notes = [*notes, f"{len(set(groups))} people or sequences are few: the intervals are too narrow"]
     chances = {
         each.name: np.stack([apply_rule(part[keep], relate(each.labels, labels)) for part in each.probabilities])

@@ -43,6 +43,7 @@ class EmotionClassifier:
         channels: 1 (gray) or 3 (RGB).
         abstention_threshold: Smallest probability, 0-1, with which a label is shown.
         features_of: Content hash of the network's file if it was loaded with features; else empty.
+        network: The Keras network with pixel input; None if LiteRT runs it.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class EmotionClassifier:
         card: ModelCard,
         batch_sizes: tuple[int, ...],
         features_of: str = "",
+        network: Any = None,
     ):
         self.card = card
         self.labels = card.labels
@@ -58,6 +60,7 @@ class EmotionClassifier:
         self.channels: int = card.channels
         self.abstention_threshold: float = card.abstention_threshold
         self.features_of = features_of
+        self.network = network
         self._run, self._batch_sizes = run, batch_sizes
 
     @classmethod
@@ -77,7 +80,7 @@ class EmotionClassifier:
         if features:
             network = with_features(network)
         features_of = file_hash(model_file) if features else ""
-        return cls(lambda images: np.asarray(network.predict_on_batch(images)), card, KERAS_BATCHES, features_of)
+        return cls(lambda images: np.asarray(network.predict_on_batch(images)), card, KERAS_BATCHES, features_of, network)
 
     @classmethod
     def load_litert(

@@ -121,23 +121,21 @@ def annotator_section(predictions: Predictions, options: EvaluationConfig) -> Se
         index=pd.Index(_SHARES.values(), name="agreement"),
     )
     other = f"; {found.other_majority:,} have a majority for another emotion" if found.other_majority else ""
-    selected = (
-        "Only images with a majority are scored, on which annotators agree more. Use --truth labels to score all images."
-    )
+    selected = "Only images with a majority are scored. Use --truth labels to score all images."
     return Section(
         name="annotators",
         title="Annotator agreement",
         sentences=[
-            f"Images with a majority: {found.with_majority:,} of {len(predictions.rows):,}{other}. Accuracy against the "
-            f"majority: model {percent(values['model_majority'])}, labels of the data set "
+            f"Images with a majority: {found.with_majority:,} of {len(predictions.rows):,}{other}. "
+            f"Accuracy against the majority: model {percent(values['model_majority'])}, labels of the data set "
             f"{percent(values['dataset_majority'])}, single annotator against the others "
             f"{percent(values['person_majority'])}. Errors of the labels limit the accuracy against the labels.",
             f"Agreement with single votes: model {percent(values['model_vote'])}, two annotators "
             f"{percent(values['person_vote'])}, upper bound {percent(values['best_vote'])}.",
             f"Kullback-Leibler divergence of the model from the votes: {values['divergence']:.3f} nats "
             f"({interval_text(options.level)} {format_interval('divergence', found.intervals['divergence'])}).",
-            "Method: a majority is more than half of the votes; single votes for an emotion are dropped. Two annotators "
-            "agree with probability Σ v(v−1) / (N(N−1)), for v of N votes.",
+            "Method: a majority is more than half of the votes; single votes for an emotion are dropped. "
+            "Two annotators agree with probability Σ v(v−1) / (N(N−1)), for v of N votes.",
             *([selected] if predictions.scored_by_majority else []),
         ],
         tables=[Table(table, f"Agreement with the votes, {predictions.title}", percent=("share",))],

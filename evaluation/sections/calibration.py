@@ -113,8 +113,8 @@ def calibration_section(predictions: Predictions, report: Path, options: Evaluat
             f"{'overconfident' if before['confidence'] > accuracy else 'underconfident'}. Expected calibration error: "
             f"{percent(before['ece'])}"
             + (f"; with a temperature {percent(after['ece'])}." if len(found.states) > 1 else "."),
-            f"The calibration error is the mean gap between confidence and accuracy over {BINS} bins. It has no interval, "
-            "as resampling is biased. The Brier score is summed over the emotions: 0 is perfect, 2 is the worst.",
+            f"The calibration error is the mean gap between confidence and accuracy over {BINS} bins. It has no "
+            "interval, as resampling is biased. The Brier score is summed over the emotions: 0 (perfect) to 2.",
             _abstention_text(found, options),
         ],
         warnings=["the card's temperature and threshold were fitted on this split: use the cross-fitted values"]
@@ -133,8 +133,8 @@ def calibration_section(predictions: Predictions, report: Path, options: Evaluat
                 draw_reliability(found.diagrams, predictions.title, report / "reliability.png"),
                 f"Reliability diagram, {predictions.title}. Gray line: perfect calibration. Bins with fewer than ten "
                 "images are not shown.",
-                f"Accuracy by confidence. Calibration error {percent(before['ece'])} before and {percent(after['ece'])} "
-                "after temperature scaling.",
+                f"Accuracy by confidence. Calibration error {percent(before['ece'])} before and "
+                f"{percent(after['ece'])} after temperature scaling.",
             ),
             Figure(
                 draw_coverage(
@@ -175,7 +175,8 @@ def fit_calibration(predictions: Predictions, options: EvaluationConfig) -> dict
     if crossed is None or not is_settled(temperature):
         raise InputError(
             f"--calibrate: {len(predictions.rows)} images of {predictions.dataset}'s {predictions.split} split are too "
-            f"few to calibrate {predictions.model_file.name} (temperature {temperature:.2g}), or all have one prediction"
+            f"few to calibrate {predictions.model_file.name} (temperature {temperature:.2g}), or all have one "
+            "prediction"
         )
     scaled = with_temperature(predictions.uncalibrated, round(temperature, 4))
     chosen = choose_threshold(scaled, predictions.truth, options.target_accuracy, options.min_coverage)
@@ -315,7 +316,8 @@ def _abstention_text(found: Calibration, options: EvaluationConfig) -> str:
     if chosen.reached:
         text = f"Target accuracy {target}: reached"
     else:
-        text = f"Target accuracy {target}: not reached with a coverage of at least {percent(options.min_coverage, 0)}; closest"
+        least = percent(options.min_coverage, 0)
+        text = f"Target accuracy {target}: not reached with a coverage of at least {least}; closest"
     text += (
         f" with threshold {percent(chosen.threshold)}, coverage {percent(chosen.coverage)} and selective accuracy "
         f"{percent(chosen.accuracy)}."

@@ -169,7 +169,9 @@ def comparison_section(models: Sequence[Predictions], report: Path, options: Eva
         values={
             "banner": _banner(models),
             "models": [predictions.name for predictions in models],
-            "measured": {f"{name}|{score}": value for name, own in found.scores.items() for score, value in own.items()},
+            "measured": {
+                f"{name}|{score}": value for name, own in found.scores.items() for score, value in own.items()
+            },
             "pairs": [_pair_values(pair) for pair in found.pairs],
         },
     )

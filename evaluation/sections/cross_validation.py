@@ -1,4 +1,4 @@
-"""Cross-validation: each image is predicted by the network that was trained without its fold; comparison of protocols."""
+"""Cross-validation: each image is predicted by the network that was trained without its fold."""
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -180,9 +180,7 @@ def cross_validate(
     is_peak = _last_frames(predictions)
     if not is_peak.all():
         neutral = " and the neutral first one" if (predictions.rows["label_source"] == "first_frame").any() else ""
-        rows.append(
-            protocol_row(f"last frame of each sequence{neutral}", predictions.select(is_peak), table, options)
-        )
+        rows.append(protocol_row(f"last frame of each sequence{neutral}", predictions.select(is_peak), table, options))
     return CrossValidation(
         _each_fold(predictions, networks),
         rows,
@@ -267,7 +265,7 @@ def settings_differ(networks: Iterable[Path]) -> str:
     names = sorted({name for one in settings for name in one if one[name] != settings[0].get(name)})
     if not names:
         return ""
-    return f"the networks of the folds have different settings ({', '.join(names)}): train them again with the same ones"
+    return f"the networks of the folds have different settings ({', '.join(names)}): train them again alike"
 
 
 def _each_fold(predictions: Predictions, networks: Mapping[int, Path]) -> pd.DataFrame:

@@ -26,8 +26,8 @@ def grad_cam(network: keras.Model, images: np.ndarray, classes: np.ndarray) -> n
         classes: Index of the class among the outputs of the network, int (n,).
 
     Returns:
-        float32, (n, height, width), 0-1, scaled to the maximum of each image, 0 without support; None if the network has
-        no convolution, or Keras does not use TensorFlow.
+        float32, (n, height, width), 0-1, scaled to the maximum of each image, 0 without support; None if the network
+        has no convolution, or Keras does not use TensorFlow.
     """
     import keras
 
@@ -46,7 +46,7 @@ def grad_cam(network: keras.Model, images: np.ndarray, classes: np.ndarray) -> n
 
 
 def _with_maps(network: keras.Model) -> keras.Model | None:
-    """Return a network that outputs the maps of the last convolution, with activation, and the input of the last layer."""
+    """Return a network that outputs the activated maps of the last convolution, and the input of the last layer."""
     import keras
 
     layers = network.layers

@@ -159,8 +159,8 @@ def _sentences(found: Performance, predictions: Predictions, options: Evaluation
     return [
         f"Accuracy: {percent(found.scores['accuracy'])} of {n:,} images ({interval_text(options.level)} {interval}). "
         f"Baseline, always {found.support.idxmax()}: {percent(found.support.max() / n)}.",
-        f"Intervals: {options.resamples:,} bootstrap resamples of {resampled}. They cover sampling variation of similar "
-        "images, not other kinds of images. Scores of 0 or 1 have Wilson intervals.",
+        f"Intervals: {options.resamples:,} bootstrap resamples of {resampled}. They cover sampling variation of "
+        "similar images, not other kinds of images. Scores of 0 or 1 have Wilson intervals.",
     ]
 
 

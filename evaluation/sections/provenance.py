@@ -173,9 +173,7 @@ def provenance_section(
     if found.scores:
         values["duplicate_scores"] = found.scores
         tables.append(_scores_table(found.scores, predictions))
-        with_all, without = (
-            percent(found.scores[name]["accuracy"]["value"]) for name in ("all", "without duplicates")
-        )
+        with_all, without = (percent(found.scores[name]["accuracy"]["value"]) for name in ("all", "without duplicates"))
         text = (
             f"Exact duplicates of {found.elsewhere}: {count:,} of {len(found.duplicates):,} images. Accuracy without "
             f"them: {without} instead of {with_all}. Only images with equal pixels are found."
