@@ -20,12 +20,12 @@ from inference.lineage import read_hashes
 from inference.model_card import read_card
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
-PATIENCE = 60  # seconds that Chromium may take for an answer
+PATIENCE = 60  # seconds that Chromium may take for an reply
 WIDTHS = {"laptop": 1366, "phone": 390}  # CSS pixels
 OPTIONS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars"),
-    "--proxy-server=http://127.0.0.1:9",  # nobody answers there
+    "--proxy-server=http://127.0.0.1:9",  # a closed port
 )  # fmt: skip
 
 
@@ -57,15 +57,15 @@ class Browser:
             message["sessionId"] = self._session
         os.write(self._out, json.dumps(message).encode() + b"\0")
         while True:
-            answer = self._read()
-            if answer.get("id") == self._number:
-                assert "error" not in answer, answer
-                return answer["result"]
-            self.events.append(answer)
+            reply = self._read()
+            if reply.get("id") == self._number:
+                assert "error" not in reply, reply
+                return reply["result"]
+            self.events.append(reply)
 
     def _read(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
-            assert select.select([self._in], [], [], PATIENCE)[0], "Chromium does not answer"
+            assert select.select([self._in], [], [], PATIENCE)[0], "Chromium does not reply"
             part = os.read(self._in, 1 << 20)
             assert part, "Chromium ended"
             self._buffer += part
@@ -91,7 +91,7 @@ class Browser:
         return image
 
     def requests(self) -> list[str]:
-        """Return what the page asked for, beyond its own file and what it holds itself."""
+        """Return the requests of the page beyond its own file."""
         sent = [e["params"]["request"]["url"] for e in self.events if e["method"] == "Network.requestWillBeSent"]
         return [url for url in sent[1:] if not url.startswith("data:")]
 

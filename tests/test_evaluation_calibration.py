@@ -3,14 +3,13 @@ import pytest
 from sklearn.metrics import log_loss as sklearn_log_loss
 
 from evaluation.metrics.calibration import (
-    brier,
     choose_threshold,
     coverage_curve,
     cross_fit,
-    expected_calibration_error,
     fit_temperature,
     log_loss,
     reliability,
+    squared_errors,
     with_temperature,
 )
 
@@ -24,7 +23,7 @@ def predictions(n: int = 400, classes: int = 4, seed: int = 0, sharpness: float 
     return probabilities, truth
 
 
-def test_the_calibration_error_is_that_of_a_loop_over_bins():
+def test_calibration_error_by_hand():
     probabilities, truth = predictions()
     total = 0.0
     for bin_number in range(15):
@@ -35,10 +34,10 @@ def test_the_calibration_error_is_that_of_a_loop_over_bins():
         if inside:
             confidence, accuracy = np.mean([c for c, _ in inside]), np.mean([r for _, r in inside])
             total += len(inside) / len(truth) * abs(accuracy - confidence)
-    assert expected_calibration_error(probabilities, truth, 15) == pytest.approx(total)
+    assert reliability(probabilities, truth, 15).expected_error == pytest.approx(total)
 
 
-def test_certain_answers_fall_into_the_last_bin_and_empty_bins_have_no_figures():
+def test_last_bin_includes_its_upper_limit_and_empty_bins_are_nan():
     diagram = reliability(np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([0, 1]), 15)
     assert diagram.count[-1] == 2 and diagram.count.sum() == 2
     assert diagram.accuracy[-1] == 0.5 and np.isnan(diagram.accuracy[0])
@@ -50,12 +49,12 @@ def test_brier_and_log_loss_by_hand():
     by_hand = [
         sum((p - (index == t)) ** 2 for index, p in enumerate(row)) for row, t in zip(probabilities, truth, strict=True)
     ]
-    assert brier(probabilities, truth) == pytest.approx(np.mean(by_hand))
+    assert squared_errors(probabilities, truth).mean() == pytest.approx(np.mean(by_hand))
     assert log_loss(probabilities, truth) == pytest.approx(sklearn_log_loss(truth, probabilities, labels=range(4)))
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.7, 3.0])
-def test_a_temperature_is_found_again(temperature):
+def test_fit_temperature_recovers_the_temperature(temperature):
     calibrated, truth = predictions(4000, seed=3)
     distorted = with_temperature(calibrated, 1 / temperature)
     assert fit_temperature(distorted, truth) == pytest.approx(temperature, rel=0.06)
@@ -64,39 +63,32 @@ def test_a_temperature_is_found_again(temperature):
     assert (distorted.argmax(axis=1) == calibrated.argmax(axis=1)).all()
 
 
-def test_a_fitted_temperature_has_the_least_loss_of_a_grid():
-    probabilities, truth = predictions(300, seed=4)
-    fitted = fit_temperature(probabilities, truth)
-    losses = [log_loss(with_temperature(probabilities, t), truth) for t in np.geomspace(0.2, 5, 200)]
-    assert log_loss(with_temperature(probabilities, fitted), truth) <= min(losses) + 1e-6
-
-
-def test_a_certain_mistake_is_no_infinity():
+def test_certain_mistake_has_a_finite_loss():
     scaled = with_temperature(np.array([[1.0, 0.0]]), 2.0)
     assert np.isfinite(scaled).all() and scaled.sum() == pytest.approx(1)
     assert np.isfinite(log_loss(np.array([[1.0, 0.0]]), np.array([1])))
 
 
-def brute_force(probabilities, truth, wanted, least):
+def brute_force(probabilities, truth, target, least):
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == truth
     candidates = []
     for threshold in sorted({0.0, *confidence}):
         given = confidence >= threshold
         candidates.append((threshold, given.mean(), right[given].mean()))
-    good = [c for c in candidates if c[2] >= wanted and c[1] >= least]
+    good = [c for c in candidates if c[2] >= target and c[1] >= least]
     if good:
         return max(good, key=lambda c: (c[1], -c[0]))
     return min((c for c in candidates if c[1] >= least), key=lambda c: c[1])
 
 
-@pytest.mark.parametrize(("wanted", "least"), [(0.5, 0.0), (0.7, 0.3), (0.8, 0.5), (0.99, 0.5), (0.999, 0.0)])
-def test_the_threshold_is_that_of_trying_all(wanted, least):
+@pytest.mark.parametrize(("target", "least"), [(0.5, 0.0), (0.7, 0.3), (0.8, 0.5), (0.99, 0.5), (0.999, 0.0)])
+def test_threshold_agrees_with_brute_force(target, least):
     probabilities, truth = predictions(120, seed=6)
     probabilities = probabilities.round(2)  # many equal ones
-    found = choose_threshold(probabilities, truth, wanted, least)
-    threshold, coverage, accuracy = brute_force(probabilities, truth, wanted, least)
+    found = choose_threshold(probabilities, truth, target, least)
+    threshold, coverage, accuracy = brute_force(probabilities, truth, target, least)
     assert (found.threshold, found.coverage, found.accuracy) == pytest.approx((threshold, coverage, accuracy))
-    assert found.reached == (accuracy >= wanted)
+    assert found.reached == (accuracy >= target)
 
 
 def test_the_coverage_curve_ends_at_the_plain_accuracy():
@@ -106,19 +98,19 @@ def test_the_coverage_curve_ends_at_the_plain_accuracy():
     assert (np.diff(thresholds) < 0).all() and (np.diff(coverage) > 0).all()
 
 
-def test_cross_fitting_measures_on_what_was_not_fitted():
+def test_cross_fitting_does_not_use_the_own_label():
     calibrated, truth = predictions(3000, seed=8)
     distorted = with_temperature(calibrated, 1 / 2.5)
     groups = np.repeat(np.arange(1000), 3)
-    crossed = cross_fit(distorted, truth, groups, 5, target_accuracy=0.8, least_coverage=0.1, seed=0)
+    crossed = cross_fit(distorted, truth, groups, 5, target_accuracy=0.8, min_coverage=0.1, seed=0)
     assert len(crossed.temperatures) == 5 and crossed.temperatures == pytest.approx([2.5] * 5, rel=0.12)
-    before, after = (expected_calibration_error(p, truth, 15) for p in (distorted, crossed.probabilities))
+    before, after = (reliability(p, truth, 15).expected_error for p in (distorted, crossed.probabilities))
     assert after < before / 3
     right = crossed.probabilities.argmax(axis=1) == truth
-    assert right[crossed.answered].mean() == pytest.approx(0.8, abs=0.03)
+    assert right[crossed.covered].mean() == pytest.approx(0.8, abs=0.03)
     # The temperature of an image's fold does not depend on that image's own label.
     changed = truth.copy()
     changed[:3] = (changed[:3] + 1) % 4
-    again = cross_fit(distorted, changed, groups, 5, target_accuracy=0.8, least_coverage=0.1, seed=0)
+    again = cross_fit(distorted, changed, groups, 5, target_accuracy=0.8, min_coverage=0.1, seed=0)
     np.testing.assert_allclose(again.probabilities[:3], crossed.probabilities[:3], atol=1e-12)
     assert not np.allclose(again.temperatures, crossed.temperatures)

@@ -5,7 +5,7 @@ import pytest
 from evaluation.sections.grad_cam import grad_cam
 
 
-def save_network(tmp_path, softmax_in_dense: bool):
+def make_network(softmax_in_dense: bool):
     """Two classes: the first likes bright places, the second dislikes them."""
     inputs = keras.Input((16, 16, 1), dtype="uint8")
     x = keras.layers.Rescaling(1 / 255)(inputs)
@@ -19,27 +19,26 @@ def save_network(tmp_path, softmax_in_dense: bool):
     network = keras.Model(inputs, outputs)
     network.get_layer("convolution").set_weights([np.ones((1, 1, 1, 1))])
     network.get_layer("dense").set_weights([np.tile([[1.0, -1.0]], (64, 1)), np.zeros(2)])
-    network.save(tmp_path / "bright.keras")
-    return tmp_path / "bright.keras"
+    return network
 
 
 @pytest.mark.parametrize("softmax_in_dense", [True, False])
-def test_the_map_shows_what_spoke_for_the_class_and_nothing_where_nothing_did(tmp_path, softmax_in_dense):
-    file = save_network(tmp_path, softmax_in_dense)
+def test_map_shows_the_evidence_for_the_class(softmax_in_dense):
+    network = make_network(softmax_in_dense)
     images = np.zeros((70, 16, 16, 1), np.uint8)
     for number in range(70):  # more than one batch
         images[number, 2:5, number % 12 : number % 12 + 4] = 200
-    maps = grad_cam(file, images, np.zeros(70, int))
+    maps = grad_cam(network, images, np.zeros(70, int))
     assert maps is not None and maps.shape == (70, 16, 16)
     np.testing.assert_allclose(maps, images[..., 0] / 200, atol=1e-5)
-    against = grad_cam(file, images[:1], np.array([1]))
+    against = grad_cam(network, images[:1], np.array([1]))
     assert against is not None and not against.any()
 
 
 def test_a_network_without_a_convolution_has_no_map(tiny_model):
-    assert grad_cam(tiny_model(), np.zeros((1, 24, 24, 1), np.uint8), np.array([0])) is None
+    assert grad_cam(keras.models.load_model(tiny_model()), np.zeros((1, 24, 24, 1), np.uint8), np.array([0])) is None
 
 
-def test_no_image_no_map(tmp_path):
-    maps = grad_cam(save_network(tmp_path, True), np.zeros((0, 16, 16, 1), np.uint8), np.zeros(0, int))
+def test_no_images_give_no_maps():
+    maps = grad_cam(make_network(True), np.zeros((0, 16, 16, 1), np.uint8), np.zeros(0, int))
     assert maps is not None and maps.shape == (0, 16, 16)

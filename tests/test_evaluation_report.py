@@ -7,7 +7,7 @@ import pytest
 
 from common.errors import InputError
 from evaluation.report.plots import canvas, save
-from evaluation.report.section import Figure, Section, Table, percent
+from evaluation.report.section import Figure, Section, Table
 from evaluation.report.writer import Page, Tile, read_report, report_folder, write_report
 
 HOSTILE = "<script>alert(1)</script> & \"quotes\" </style> \\ 'x'"
@@ -52,7 +52,7 @@ def write(tmp_path):
     return run
 
 
-def test_the_page_holds_everything_itself(write, figure):
+def test_page_is_self_contained(write, figure):
     page, _ = write(Section("one", "One", figures=[figure], sentences=["Said."], texts=["  typed"]))
     assert not page.all("script") and not page.all("iframe")
     for _, attributes in page.elements:
@@ -64,14 +64,14 @@ def test_the_page_holds_everything_itself(write, figure):
     assert "Said." in page.text and "  typed" in page.text
 
 
-def test_what_data_sets_and_files_are_called_is_shown_and_not_run(write):
+def test_hostile_names_are_escaped(write):
     frame = pd.DataFrame({HOSTILE: [HOSTILE]}, index=[HOSTILE])
     page, _ = write(Section("one", HOSTILE, [HOSTILE], [HOSTILE], [Table(frame, HOSTILE)]), banner=HOSTILE)
     assert not page.all("script") and page.text.count("<script>alert(1)</script>") >= 8
     assert len(page.all("style")) == 1 and page.all("section")  # the style was not ended early
 
 
-def test_a_table_is_printed_as_one_reads_it(write):
+def test_cells_of_a_table(write):
     frame = pd.DataFrame(
         {
             "share": [0.674, np.nan],
@@ -90,7 +90,7 @@ def test_a_table_is_printed_as_one_reads_it(write):
     assert {"scope": "row"} in page.all("th") and len(page.all("td")) == 10
 
 
-def test_the_banner_stands_in_every_section_and_on_every_printed_page(write):
+def test_banner_is_in_every_section_and_printed_page(write):
     sections = [Section("one", "One"), Section("two", "Two", warnings=["Trained on this"]), Section("three", "Three")]
     page, _ = write(*sections, banner="Trained on this")
     assert page.text.count("Trained on this") == 5  # top, three sections, margin of the printed pages
@@ -98,14 +98,14 @@ def test_the_banner_stands_in_every_section_and_on_every_printed_page(write):
     assert "@top-left" not in clean.text and not [p for p in clean.all("p") if "banner" in p.get("class", "")]
 
 
-def test_pictures_of_people_are_left_out_when_asked(write, figure, tmp_path):
-    face = Figure(figure.file, "A face.", "Somebody.", shows_faces=True)
+def test_figures_of_people_are_left_out(write, figure, tmp_path):
+    face = Figure(figure.file, "A face.", "A person.", shows_faces=True)
     page, whole = write(Section("one", "One", figures=[face]), show_faces=False)
     assert not page.all("img") and "Left out: it shows people" in page.text
     assert not figure.file.exists() and "line.png" not in whole["files"]
 
 
-def test_metrics_are_strict_json_that_vouches_for_the_files(write, figure, tmp_path):
+def test_metrics_are_strict_json_and_list_the_files(write, figure, tmp_path):
     folder = tmp_path / "report"
     values = {"nan": float("nan"), "array": np.array([1, 2]), "number": np.float32(0.5), "pair": (1, np.inf)}
     _, whole = write(Section("one", "One", figures=[figure], values=values), inputs={"a": 1})
@@ -175,7 +175,3 @@ def test_second_process_may_not_write_the_same_report(tmp_path):
             pass
         fill(part, new="new")
     assert (tmp_path / "test-labels" / "new.txt").exists()
-
-
-def test_percentages_do_not_break_from_their_number():
-    assert percent(0.674) == "67.4\u00a0%" and percent(0.5, 0) == "50\u00a0%"

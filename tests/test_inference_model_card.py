@@ -119,7 +119,7 @@ def test_fine_tuning_and_grad_cam_take_a_float_network(keep):
     np.testing.assert_allclose(np.asarray(build_from(file, LABELS)(IMAGES, training=False)), expected, atol=1e-5)
     kept = np.asarray(build_from(file, [*LABELS[:2], "sadness", LABELS[2]])(IMAGES, training=False))[:, [0, 1, 3]]
     np.testing.assert_allclose(kept / kept.sum(axis=1, keepdims=True), expected, atol=1e-4)
-    maps = grad_cam(file, IMAGES, np.zeros(5, int), [0, 1])
+    maps = grad_cam(EmotionClassifier.load(file).network, IMAGES, np.zeros(5, int))
     assert maps is not None and maps.shape == (5, 24, 24)
 
 

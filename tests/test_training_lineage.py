@@ -74,7 +74,7 @@ def test_fine_tuned_network_is_not_held_out_on_the_data_of_its_start(make_datase
         (written,) = (tmp_path / "reports").rglob("metrics.json")
         metrics = json.loads(written.read_text())
         assert metrics["held_out"] is (split != "train")
-        assert metrics["honesty"]["selected_on"] is (split == "dev")
+        assert metrics["provenance"]["selected_on"] is (split == "dev")
         shutil.rmtree(tmp_path / "reports")
     assert exposure(again, folder, "test").held_out is True and exposure(again, other, "train").held_out is False
 

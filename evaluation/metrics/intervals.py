@@ -1,8 +1,7 @@
-"""How sure a score is: bootstrap intervals, and tests of whether a difference is more than chance.
+"""Cluster bootstrap and Wilson intervals.
 
-What a resample draws is a unit: a person's images together, because they resemble each other, or an image by itself
-where nobody is known. Memory does not grow with the number of resamples. A `seed` may be a generator, whose draws then
-go on.
+A resample draws clusters: all images of a subject, which are similar, or single images where subjects are unknown.
+Memory does not grow with the number of resamples. A `seed` may be a generator.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -52,12 +51,12 @@ def subject_clusters(rows: pd.DataFrame) -> np.ndarray | None:
 def bootstrap(statistic: Statistic, clusters: np.ndarray, resamples: int, seed: Seed) -> dict[str, np.ndarray]:
     """Return a statistic's values on resamples of the data (Efron and Tibshirani 1993, chapter 6).
 
-    Whole units are drawn, as many as there are, with replacement: images of one person are not independent, and an
-    interval that draws single images would be too narrow.
+    Whole clusters are drawn with replacement: images of one subject are not independent, and resampling single images
+    would give too narrow intervals.
 
     Args:
         statistic: What to compute.
-        units: int (images,): each image's unit, numbered from 0; its subject, or a unit of its own.
+        clusters: int (images,): cluster of each image, numbered from 0.
         resamples: Number of resamples.
         seed: The same seed gives the same resamples, also to another statistic.
 
@@ -81,7 +80,7 @@ def resampled_counts(
     Args:
         codes: (n,) int, 0 to size - 1: the cell of a contingency table that each row falls into.
         size: Number of cells.
-        units: (n,) int: the unit of each row; None: rows are drawn.
+        clusters: (n,) int: cluster of each row; None: each row by itself.
         resamples: Number of resamples.
         seed: Of the draws.
     """
@@ -89,8 +88,8 @@ def resampled_counts(
         shares = np.bincount(codes, minlength=size) / len(codes)
         return np.random.default_rng(seed).multinomial(len(codes), shares, size=resamples)
     count = int(clusters.max()) + 1
-    by_unit = csr_array((np.ones(len(codes)), (clusters, codes)), shape=(count, size))
-    return np.concatenate([drawn @ by_unit for drawn in _draws(count, count, resamples, seed)]).astype(np.int64)
+    by_cluster = csr_array((np.ones(len(codes)), (clusters, codes)), shape=(count, size))
+    return np.concatenate([drawn @ by_cluster for drawn in _draws(count, count, resamples, seed)]).astype(np.int64)
 
 
 def resampled_means(values: np.ndarray, clusters: np.ndarray | None, resamples: int, seed: Seed) -> np.ndarray:
@@ -98,7 +97,7 @@ def resampled_means(values: np.ndarray, clusters: np.ndarray | None, resamples: 
 
     Args:
         values: (n, columns) numbers or truth values.
-        units: As in `resampled_counts`.
+        clusters: As in `resampled_counts`.
         resamples: Number of resamples.
         seed: Of the draws.
     """
@@ -111,7 +110,7 @@ def resampled_means(values: np.ndarray, clusters: np.ndarray | None, resamples: 
 
 
 def _draws(count: int, width: int, resamples: int, seed: Seed) -> Iterator[np.ndarray]:
-    """Yield how often each of `count` units is drawn, float (some of the resamples, count).
+    """Yield how often each of `count` clusters is drawn, float (some of the resamples, count).
 
     `width` is the row length of what is made of them, which bounds how many come at a time; the draws are the same
     however many do.
@@ -133,7 +132,7 @@ def percentile_interval(values: np.ndarray, level: float) -> tuple[np.ndarray, n
     Resamples that do not allow a value (NaN) are left out; where none allows it, both ends are NaN.
     """
     tail = (1 - level) / 2
-    empty = np.isnan(values).all(axis=0)  # told apart first, because quantiles of nothing give a warning
+    empty = np.isnan(values).all(axis=0)  # quantiles of nothing give a warning
     low, high = np.nanquantile(np.where(empty, 0.0, values), [tail, 1 - tail], axis=0)
     return np.where(empty, np.nan, low), np.where(empty, np.nan, high)
 
@@ -164,14 +163,14 @@ def wilson_interval(share: float, size: float, level: float) -> tuple[float, flo
 
 
 def effective_size(weights: np.ndarray, clusters: np.ndarray | None) -> float:
-    """Return how many independent rows the rows are worth if those of one unit are all alike.
+    """Return the effective sample size of rows if those of a cluster are identical.
 
-    This is Kish's (1965) effective sample size for an intra-class correlation of one: the squared sum of the units'
-    weights over the sum of their squares. It is 0 without a weight above zero.
+    Kish's (1965) size for an intra-class correlation of one: the squared sum of the cluster weights over the sum
+    of their squares. It is 0 without a positive weight.
 
     Args:
         weights: (n,) weight of each row, at least 0.
-        units: As in `resampled_counts`.
+        clusters: As in `resampled_counts`.
     """
     sizes = weights.astype(np.float64) if clusters is None else np.bincount(clusters, weights=weights)
     return float(sizes.sum() ** 2 / (sizes**2).sum()) if sizes.any() else 0.0
@@ -183,12 +182,12 @@ def boundary_interval(
     """Return the interval of a share that is 0 or 1; None for any other share.
 
     All resamples of such rows give the same share, so that a bootstrap interval has no width. Wilson's interval has
-    one. Where rows share units, the rows cannot tell how alike those of a unit are; they count as entirely alike.
+    one. The rows of a cluster count as identical, as their similarity cannot be estimated.
 
     Args:
         part: (n,) what each row adds to the numerator, from 0 to its `whole`.
         whole: (n,) what each row adds to the denominator, at least 0.
-        units: As in `resampled_counts`.
+        clusters: As in `resampled_counts`.
         level: Level of the interval, 0-1.
 
     Returns:
@@ -233,7 +232,7 @@ def estimate_share(
 
     Args:
         hits: (n,) truth values, n > 0.
-        units: As in `resampled_counts`.
+        clusters: As in `resampled_counts`.
         resamples: Number of resamples.
         seed: Of the draws.
         level: Level of the interval, 0-1.

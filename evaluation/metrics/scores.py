@@ -25,9 +25,9 @@ NOTHING_FOUND: Any = 0.0  # precision of an emotion that is never predicted
 
 
 def apply_rule(probabilities: np.ndarray, rule: LabelRule) -> np.ndarray:
-    """Return the probabilities of the rule's labels, (n, labels), scaled to sum to one.
+    """Return the probabilities of the labels of a rule, (n, labels), scaled to sum to one.
 
-    A row that gives nothing to any of these labels becomes uniform.
+    A row of zeros becomes uniform.
     """
     kept = probabilities[:, list(rule.columns)].astype(np.float64)
     total = kept.sum(axis=1, keepdims=True)
@@ -35,7 +35,7 @@ def apply_rule(probabilities: np.ndarray, rule: LabelRule) -> np.ndarray:
 
 
 def probability_columns(probabilities: np.ndarray, labels: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return what tables of predictions hold: `p_EMOTION` -> its probabilities, six decimals.
+    """Return the columns of a table of predictions: `p_EMOTION` -> probabilities, six decimals.
 
     Args:
         probabilities: (n, classes).
@@ -45,7 +45,7 @@ def probability_columns(probabilities: np.ndarray, labels: Sequence[str]) -> dic
 
 
 def predicted_labels(probabilities: np.ndarray, labels: Sequence[str]) -> np.ndarray:
-    """Return the likeliest label of each row."""
+    """Return the most probable label of each row."""
     return np.asarray(labels, dtype=object)[probabilities.argmax(axis=1)]
 
 
@@ -82,9 +82,9 @@ def classification_report(truth: Sequence[str], prediction: Sequence[str], label
 
 
 def in_top(probabilities: np.ndarray, truth: np.ndarray, k: int) -> np.ndarray:
-    """Return whether the true class is among the k likeliest, bool (n,).
+    """Return whether the true class is among the k most probable ones, bool (n,).
 
-    A class as likely as the true one stands before it, so that a model that gives everything the same is not rewarded.
+    Ties count against the true class, so that uniform probabilities are not rewarded.
 
     Args:
         probabilities: (n, classes).
@@ -96,7 +96,7 @@ def in_top(probabilities: np.ndarray, truth: np.ndarray, k: int) -> np.ndarray:
 
 
 def roc_auc(probabilities: np.ndarray, truth: np.ndarray, labels: Sequence[str]) -> dict[str, float]:
-    """Return each emotion's area under the ROC curve, one against the rest; NaN where one of the two is missing."""
+    """Return each emotion's area under the ROC curve, one-vs-rest; NaN where one of the two is missing."""
     areas = {}
     for index, label in enumerate(labels):
         present = truth == index
@@ -159,7 +159,7 @@ def estimate_scores(
         probabilities: (n, labels); rows sum to one.
         truth: True labels, int (n,).
         labels: Names in class order.
-        units: int (n,): each image's unit, numbered from 0.
+        clusters: int (n,): cluster of each image, numbered from 0.
         options: Resamples, seed and level.
     """
     statistic = score_statistic(probabilities, truth, labels)
@@ -189,7 +189,7 @@ def score_intervals(
         probabilities: (n, labels); rows sum to one.
         truth: True labels, int (n,).
         labels: Names in class order.
-        units: int (n,): each image's unit, numbered from 0.
+        clusters: int (n,): cluster of each image, numbered from 0.
         level: Level of the intervals, 0-1.
     """
     predicted, every = probabilities.argmax(axis=1), np.ones(len(truth))

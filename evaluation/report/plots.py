@@ -1,6 +1,6 @@
-"""The evaluation's figures: drawn for a phone's width, on white, in colours that the colour-blind tell apart.
+"""Figures of the reports, for the width of a phone, in colours that colour-blind readers can distinguish.
 
-Where two things are compared they also differ in marker or line, so that a figure survives a black-and-white printer.
+Series also differ in marker or line, for black-and-white printers.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from common.files import atomic_file
 from evaluation.metrics.calibration import Reliability
 
 BLACK, ORANGE, BLUE, GRAY = "#000000", "#D55E00", "#0072B2", "#767676"  # Okabe and Ito's palette
-_LEAST_IN_BIN = 10  # images: points of the reliability diagram with fewer say nothing
+_MIN_IN_BIN = 10  # images: bins of the reliability diagram with fewer are not shown
 SERIES = ((BLUE, "o", "-"), (ORANGE, "s", "--"), ("#009E73", "^", "-."), ("#CC79A7", "D", ":"))
 
 
@@ -28,7 +28,7 @@ def save(figure: Figure, file: Path) -> Path:
 
 
 def canvas(title: str, width: float = 6.4, height: float = 4.6) -> tuple[Figure, Axes]:
-    """Return an empty figure with one pair of axes; sizes in inches."""
+    """Return an empty figure and its axes; sizes in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
     axes.set_title(title, fontsize=10, loc="left", wrap=True)
@@ -37,7 +37,7 @@ def canvas(title: str, width: float = 6.4, height: float = 4.6) -> tuple[Figure,
 
 
 def draw_confusion(matrix: pd.DataFrame, title: str, file: Path) -> Path:
-    """Draw a confusion matrix: colours and percentages by row, with the counts below.
+    """Draw a confusion matrix with row percentages and counts.
 
     Args:
         matrix: Counts, true labels as rows and predicted labels as columns.
@@ -56,13 +56,13 @@ def draw_confusion(matrix: pd.DataFrame, title: str, file: Path) -> Path:
             axes.text(column, row, text, ha="center", va="center", color="white" if share > 0.5 else "black")
     axes.set_xticks(range(len(matrix)), list(matrix.columns), rotation=40, ha="right")
     axes.set_yticks(range(len(matrix)), [f"{label} ({n:,})" for label, n in matrix.sum(axis=1).items()])
-    axes.set(xlabel="what the model called it", ylabel="true emotion (images)")
+    axes.set(xlabel="prediction", ylabel="true emotion (images)")
     figure.colorbar(image, label="share of the true emotion", fraction=0.046)
     return save(figure, file)
 
 
 def draw_emotions(table: pd.DataFrame, title: str, file: Path, interval: str) -> Path:
-    """Draw recall and precision of each emotion with their intervals.
+    """Draw recall and precision of each emotion with intervals.
 
     Args:
         table: Index: emotions; columns `recall`, `recall_low`, `recall_high` and the same of `precision`, 0-1.
@@ -86,9 +86,9 @@ def draw_emotions(table: pd.DataFrame, title: str, file: Path, interval: str) ->
 
 
 def draw_reliability(diagrams: dict[str, Reliability], title: str, file: Path) -> Path:
-    """Draw how often answers of a given probability are right, with the number of images in each bin below.
+    """Draw reliability diagrams, with a histogram of the confidence below.
 
-    Bins with fewer than ten images have no point.
+    Bins with fewer than ten images are not shown.
 
     Args:
         diagrams: By name, such as `before` and `after`.
@@ -98,10 +98,10 @@ def draw_reliability(diagrams: dict[str, Reliability], title: str, file: Path) -
     figure = Figure(figsize=(6.0, 6.2), layout="constrained")
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     axes.set_title(title, fontsize=10, loc="left", wrap=True)
-    axes.plot([0, 1], [0, 1], color=GRAY, linewidth=1, label="probabilities that mean what they say")
+    axes.plot([0, 1], [0, 1], color=GRAY, linewidth=1, label="perfect calibration")
     for (name, diagram), (color, marker, line) in zip(diagrams.items(), SERIES, strict=False):
         label = f"{name}: calibration error {diagram.expected_error:.1%}"
-        enough = diagram.count >= _LEAST_IN_BIN
+        enough = diagram.count >= _MIN_IN_BIN
         axes.plot(
             diagram.confidence[enough],
             diagram.accuracy[enough],
@@ -111,10 +111,10 @@ def draw_reliability(diagrams: dict[str, Reliability], title: str, file: Path) -
             label=label,
         )
         below.stairs(diagram.count, diagram.edges, color=color, linestyle=line)
-    axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="share of right answers")
+    axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
     axes.grid(color="#dddddd")
     axes.legend(frameon=False, fontsize=9, loc="upper left")
-    below.set(xlabel="probability of the answer", ylabel="images")
+    below.set(xlabel="confidence", ylabel="images")
     for part in (axes, below):
         part.spines[["top", "right"]].set_visible(False)
         part.xaxis.set_major_formatter("{x:.0%}")
@@ -123,24 +123,24 @@ def draw_reliability(diagrams: dict[str, Reliability], title: str, file: Path) -
 
 
 def draw_coverage(
-    curve: pd.DataFrame, wanted: float, chosen: tuple[float, float], title: str, file: Path, interval: str
+    curve: pd.DataFrame, target: float, chosen: tuple[float, float], title: str, file: Path, interval: str
 ) -> Path:
-    """Draw the accuracy of the answers given, against the share of images that get one.
+    """Draw selective accuracy against coverage.
 
     Args:
         curve: Columns `coverage`, `accuracy`, `low` and `high`, 0-1.
-        wanted: Accuracy to mark by a line.
-        chosen: Coverage and accuracy at the threshold, to mark by a point.
+        target: Target accuracy, marked by a line.
+        chosen: Coverage and accuracy at the threshold, marked by a point.
         title: Line above the figure.
         file: PNG to write.
         interval: Name of the intervals, as `interval_text` gives it.
     """
     figure, axes = canvas(title)
     axes.fill_between(curve["coverage"], curve["low"], curve["high"], color=BLUE, alpha=0.2, linewidth=0)
-    axes.plot(curve["coverage"], curve["accuracy"], color=BLUE, label=f"accuracy of the answers (band: {interval})")
-    axes.axhline(wanted, color=ORANGE, linestyle="--", label=f"wanted: {wanted:.0%}")
-    axes.plot(*chosen, "s", color=ORANGE, markersize=8, label=f"threshold: {chosen[1]:.1%} right of {chosen[0]:.1%}")
-    axes.set(xlim=(0, 1.01), xlabel="share of the images that get an answer", ylabel="share of right answers")
+    axes.plot(curve["coverage"], curve["accuracy"], color=BLUE, label=f"selective accuracy (band: {interval})")
+    axes.axhline(target, color=ORANGE, linestyle="--", label=f"target: {target:.0%}")
+    axes.plot(*chosen, "s", color=ORANGE, markersize=8, label=f"threshold: {chosen[1]:.1%} at coverage {chosen[0]:.1%}")
+    axes.set(xlim=(0, 1.01), xlabel="coverage", ylabel="accuracy")
     axes.xaxis.set_major_formatter("{x:.0%}")
     axes.yaxis.set_major_formatter(PercentFormatter(1))  # with digits where the ticks need them
     axes.grid(color="#dddddd")
@@ -157,14 +157,14 @@ def draw_examples(
     title: str,
     file: Path,
 ) -> Path:
-    """Draw pictures one below the other, each with its Grad-CAM and its likeliest emotions.
+    """Draw images with their Grad-CAM and most probable emotions, one per row.
 
     Args:
         images: uint8, (n, side, side, 1 or 3), gray or RGB.
-        maps: Grad-CAM of each answer, (n, side, side), 0-1; None where there is none.
+        maps: Grad-CAMs, (n, side, side), 0-1; None without.
         probabilities: (n, labels).
         labels: Names in class order.
-        truth: Index of the true emotion, the same of all pictures.
+        truth: Index of the true emotion of all images.
         title: Line above the figure.
         file: PNG to write.
     """
@@ -172,38 +172,38 @@ def draw_examples(
     figure = Figure(figsize=(6.0, 1.75 * len(images) + 0.7), layout="constrained")
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     grid = figure.subplots(len(images), columns, squeeze=False, width_ratios=[*[1] * (columns - 1), 1.25])
-    for row, (image, chances) in enumerate(zip(images, probabilities, strict=True)):
+    for row, (image, likely) in enumerate(zip(images, probabilities, strict=True)):
         pixels = image[:, :, 0] if image.shape[2] == 1 else image
         for column, axes in enumerate(grid[row, :-1]):
             axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)
             if column == 1 and maps is not None:
                 axes.imshow(maps[row], cmap="inferno", alpha=0.55, vmin=0, vmax=1)
             axes.set_axis_off()
-        _draw_chances(grid[row, -1], chances, labels, truth)
+        _draw_bars(grid[row, -1], likely, labels, truth)
     return save(figure, file)
 
 
-def _draw_chances(axes: Axes, chances: np.ndarray, labels: Sequence[str], truth: int) -> None:
-    """Draw the likeliest emotions, and the true one, as bars; the true one is hatched and marked in its name."""
-    likeliest = np.argsort(-chances, kind="stable")[:3]
-    shown = likeliest if truth in likeliest else np.append(likeliest, truth)
+def _draw_bars(axes: Axes, probabilities: np.ndarray, labels: Sequence[str], truth: int) -> None:
+    """Draw the three most probable emotions and the true one as bars; the true one is hatched."""
+    top = np.argsort(-probabilities, kind="stable")[:3]
+    shown = top if truth in top else np.append(top, truth)
     for position, index in enumerate(shown):
-        chance = float(chances[index])
+        share = float(probabilities[index])
         is_true = index == truth
         axes.barh(
             position,
-            chance,
+            share,
             color="white" if is_true else BLUE,
             edgecolor=ORANGE if is_true else BLUE,
             hatch="////" if is_true else None,
             height=0.8,
         )
         name = f"{labels[index]} (true)" if is_true else labels[index]
-        inside = chance > 0.55 and not is_true
+        inside = share > 0.55 and not is_true
         axes.text(
-            0.02 if inside else chance + 0.02,
+            0.02 if inside else share + 0.02,
             position,
-            f"{name} {chance:.0%}",
+            f"{name} {share:.0%}",
             va="center",
             fontsize=11,
             color="white" if inside else "black",
@@ -213,7 +213,7 @@ def _draw_chances(axes: Axes, chances: np.ndarray, labels: Sequence[str], truth:
 
 
 def draw_differences(differences: pd.DataFrame, title: str, file: Path, interval: str) -> Path:
-    """Draw differences between models with their intervals, one row per score.
+    """Draw differences between models with intervals, one row per score.
 
     Args:
         differences: Columns `difference` (name of the pair), `score`, `value`, `low`, `high`; shares.

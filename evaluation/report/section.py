@@ -1,8 +1,4 @@
-"""What a part of the evaluation found, in the form that the report prints: sentences, tables, figures, warnings.
-
-Each part of the evaluation is a function that takes labels and probabilities (and what else it needs) and returns a
-`Section`; the report shows sections one below the other and knows nothing of what they mean.
-"""
+"""The sections of a report: sentences, tables, figures and warnings, independent of what they mean."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,28 +6,28 @@ from typing import Any
 
 import pandas as pd
 
-NO_BREAK = "\u00a0"  # a space that no line ends at
+NO_BREAK = "\u00a0"
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """Return a share, 0-1, as one reads it: `67.4 %`."""
+    """Return a share, 0-1, as text: `67.4 %`."""
     return f"{100 * share:.{digits}f}{NO_BREAK}%"
 
 
 def interval_text(level: float) -> str:
-    """Return what an interval of a level, 0-1, is called, such as `90 % interval`."""
+    """Return the name of an interval of a level, 0-1: `90 % interval`."""
     return f"{100 * level:g}{NO_BREAK}% interval"
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture that a section has drawn.
+    """A figure.
 
     Attributes:
-        file: The PNG; the numbers behind it lie beside it as a CSV of the same name, where it shows numbers.
-        caption: What it shows, and on what data.
-        description: What one would say to somebody who cannot see it.
-        shows_faces: It shows pictures of people, which `--no-faces` leaves out.
+        file: The PNG. Its numbers are in a CSV of the same name.
+        caption: Content and data.
+        description: Alternative text.
+        shows_faces: Whether it shows people, which `--no-faces` leaves out.
     """
 
     file: Path
@@ -42,12 +38,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class Table:
-    """Numbers to be printed as a table.
+    """A table.
 
     Attributes:
         frame: The table; its index is the first column.
-        caption: What it shows, and on what data.
-        percent: Columns that hold shares, 0-1, to be printed as percentages.
+        caption: Content and data.
+        percent: Columns with shares, 0-1, printed as percentages.
     """
 
     frame: pd.DataFrame
@@ -57,17 +53,17 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """One part of a report.
+    """A section of a report.
 
     Attributes:
-        name: Key of its numbers in `metrics.json`, and the anchor in the report.
-        title: Its heading.
-        sentences: What was found, in words; one paragraph each.
-        warnings: What makes a number of it less than clean; shown as banners.
-        tables: In the order of the report.
-        figures: In the order of the report.
-        values: Its numbers, for `metrics.json`.
-        texts: Text to be shown as it is, in a typewriter face, such as scikit-learn's report.
+        name: Key in `metrics.json`, and anchor in the report.
+        title: Heading.
+        sentences: Paragraphs.
+        warnings: Shown as banners.
+        tables: Tables, in order.
+        figures: Figures, in order.
+        values: Values for `metrics.json`.
+        texts: Preformatted text.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Sections to files: one self-contained HTML page, and `metrics.json`, which vouches for the rest."""
+"""Write a report: one self-contained HTML page, and `metrics.json`, which lists the other files."""
 
 import base64
 import json
@@ -26,12 +26,12 @@ _TEMPLATE = "template.html"
 
 @dataclass(frozen=True)
 class Tile:
-    """One of the figures at the top of a report.
+    """A main score at the top of a report.
 
     Attributes:
-        name: What it is.
-        value: As printed.
-        interval: Its interval, as printed.
+        name: Name of the score.
+        value: Printed value.
+        interval: Printed interval.
     """
 
     name: str
@@ -41,14 +41,14 @@ class Tile:
 
 @dataclass(frozen=True)
 class Page:
-    """What stands above the sections.
+    """The head of a page.
 
     Attributes:
-        title: The page's heading.
-        subtitle: What was measured on what.
-        banner: One line for every section and every printed page; empty where the figures are clean.
-        tiles: The main figures.
-        made_by: How this report can be made again: command, versions, hashes.
+        title: Heading.
+        subtitle: Data and number of images.
+        banner: Warning for every section and printed page; may be empty.
+        tiles: Main scores.
+        made_by: Command, versions and hashes.
     """
 
     title: str
@@ -64,14 +64,14 @@ def write_report(
     """Write `report.html` and, last, `metrics.json`.
 
     Args:
-        folder: The report's folder, in which the sections have put their figures and tables already.
-        page: What stands above the sections.
-        sections: In the order of the report.
-        metrics: What else `metrics.json` is to hold; each section's values follow under its name.
-        show_faces: False leaves figures out that show people; their files are removed.
+        folder: Folder of the report, with the figures and tables of the sections.
+        page: Head of the page.
+        sections: Sections, in order.
+        metrics: Further values of `metrics.json`, before those of the sections.
+        show_faces: False: remove figures that show people.
 
     Returns:
-        What `metrics.json` holds.
+        Content of `metrics.json`.
     """
     left_out = [figure for section in sections for figure in section.figures if figure.shows_faces and not show_faces]
     for figure in left_out:
@@ -98,18 +98,18 @@ def write_report(
     whole["files"] = sorted(
         file.name for file in folder.iterdir() if file.name != METRICS_FILE and not file.name.startswith(".")
     )
-    return write_json(folder / METRICS_FILE, whole)  # last: it vouches for the other files
+    return write_json(folder / METRICS_FILE, whole)  # last: a report without it is incomplete
 
 
 def write_json(file: Path, values: Any, digits: int | None = None) -> Any:
-    """Write values so that a reader sees all of them or none, and return them as JSON knows them.
+    """Write values as JSON, atomically, and return the written values.
 
-    NaN and infinities become null, numpy's numbers and arrays plain ones.
+    NaN and infinities become null; NumPy values become plain ones.
 
     Args:
         file: The file.
-        values: What it is to hold.
-        digits: Decimals that numbers keep; None: all.
+        values: Values.
+        digits: Decimals of floats; None: all.
     """
     plain = _plain(values, digits)
     with atomic_file(file) as temporary:
@@ -118,7 +118,7 @@ def write_json(file: Path, values: Any, digits: int | None = None) -> Any:
 
 
 def read_report(folder: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the metrics of an earlier report on the same inputs, if it is whole."""
+    """Return the metrics of a complete earlier report on the same inputs, or None."""
     try:
         metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -129,24 +129,24 @@ def read_report(folder: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
 
 @contextmanager
 def report_folder(folder: Path) -> Iterator[Path]:
-    """Give an empty folder to write a report to. It replaces `folder` as a whole when the block ends without error.
+    """Yield an empty folder for a report, which replaces `folder` when the block ends without error.
 
-    Until then an earlier report stays as it is. Files in `folder` that the earlier report does not list are kept.
+    Until then an earlier report is unchanged. Files that the earlier report does not list are kept.
 
     Args:
-        folder: Where the report belongs.
+        folder: Final folder of the report.
 
     Yields:
-        A hidden folder beside it, which is removed if the block fails.
+        A hidden folder beside it, removed if the block fails.
 
     Raises:
-        InputError: another process is writing this report.
+        InputError: Another process is writing this report.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     part, old = (folder.with_name(f".{folder.name}.{state}") for state in ("part", "old"))
     try:
         with FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0):
-            if old.is_dir():  # an earlier run was killed between the two renamings below, or after them
+            if old.is_dir():  # an earlier run was killed during the renaming below
                 _keep_unlisted(old, folder) if folder.exists() else old.rename(folder)
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
@@ -166,7 +166,7 @@ def report_folder(folder: Path) -> Iterator[Path]:
 
 
 def _keep_unlisted(old: Path, folder: Path) -> None:
-    """Move what is not an earlier report's own from its folder to the new one, and remove the folder."""
+    """Move files that the earlier report does not list to the new folder, and remove the old one."""
     try:
         listed = json.loads((old / METRICS_FILE).read_text(encoding="utf-8")).get("files", [])
     except (OSError, ValueError, AttributeError):
@@ -183,12 +183,12 @@ def _data_uri(figure: Figure) -> str:
 
 
 def _css_string(text: str) -> Markup:
-    """Return text as a CSS string that ends neither itself nor the style element; others than letters are escaped."""
+    """Return text as an escaped CSS string."""
     return Markup('"' + "".join(c if c.isalnum() or c in " ,.-:" else f"\\{ord(c):x} " for c in text) + '"')
 
 
 def _cells(table: Table) -> list[list[str]]:
-    """Return a table's rows as one reads them, the heading first."""
+    """Return the printed cells of a table, the heading first."""
     frame = table.frame
     rows = [[str(frame.index.name or ""), *map(str, frame.columns)]]
     for key, (_, row) in zip(frame.index, frame.astype(object).iterrows(), strict=True):

@@ -31,6 +31,7 @@ from preprocessing.tables import (
 )
 
 _SCORES = ("accuracy", "balanced_accuracy", "macro_f1")
+_TARGETS = {"votes": ("annotator votes", "crowd votes")}  # names in cards
 _STRATEGIES = {
     "official": "the official split",
     "subject": "by subject: no subject is in two splits",
@@ -58,9 +59,9 @@ def protocol(predictions: Predictions, averaging: str = "no test-time augmentati
 
 def _adds_data(source: SourceNetwork, card: ModelCard) -> bool:
     """Return whether a network of the lineage was trained on other data, or other targets, than the network itself."""
-    targets = "annotator votes" if card.targets == "votes" else "labels"
+    own = [f"{card.dataset} ({targets})" for targets in _TARGETS.get(card.targets, ("labels",))]
     elsewhere = source.was_trained_on_another_split(card.dataset or "", card.split_hash or "")
-    return elsewhere or any(data != f"{card.dataset} ({targets})" for data in source.trained_on)
+    return elsewhere or any(data not in own for data in source.trained_on)
 
 
 def _initialised_from(start: SourceNetwork) -> str:

@@ -1,5 +1,4 @@
 import json
-from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -20,12 +19,12 @@ from training.cross_validation import fold_file
 from training.data import read_image
 
 SPLITS = (("train", 3), ("dev", 3), ("test", 30))
-MIRROR_MEAN = "mean of the image and its mirror image"
+FLIP_MEAN = "mean over the image and its flip"
 
 
 @pytest.fixture
 def noisy_dataset(make_dataset):
-    """Make a data set of noise, of which no image is like its mirror image; what a network answers is chance."""
+    """Make a data set of noise, whose images are not symmetric; predictions are random."""
 
     def make(per_split=SPLITS):
         folder, random = make_dataset(per_split=per_split), np.random.default_rng(1)
@@ -72,9 +71,7 @@ def report_of(tmp_path, folder, name, part="test-labels"):
     return tmp_path / "reports" / folder.name / name / f"{part}-quick"
 
 
-def test_the_mean_with_the_mirror_image_stands_apart_and_the_headline_stays(
-    evaluate, noisy_dataset, tiny_model, tmp_path
-):
+def test_tta_is_reported_apart_and_changes_no_other_number(evaluate, noisy_dataset, tiny_model, tmp_path):
     folder, model = noisy_dataset(), with_weights(tiny_model(temperature=2.5))
     evaluate(folder, "--model", model)
     without = metrics_of(tmp_path, folder, "tiny")
@@ -82,8 +79,8 @@ def test_the_mean_with_the_mirror_image_stands_apart_and_the_headline_stays(
     done = evaluate(folder, "--model", model, "--flip")
     report = report_of(tmp_path, folder, "tiny")
     metrics = metrics_of(tmp_path, folder, "tiny")
-    averaged = metrics.pop("test_time_averaging")
-    assert "test_time_averaging" not in without and without.pop("inputs") != metrics.pop("inputs")
+    averaged = metrics.pop("tta")
+    assert "tta" not in without and without.pop("inputs") != metrics.pop("inputs")
     assert metrics == without and (report / "predictions.csv").read_bytes() == table
 
     rows = read_table(folder, "split.csv").query("split == 'test'")
@@ -110,46 +107,46 @@ def test_the_mean_with_the_mirror_image_stands_apart_and_the_headline_stays(
     assert averaged["mcnemar"]["only_b"] == (right & ~alone).sum() > 0
     assert averaged["mcnemar"]["only_a"] == (alone & ~right).sum()
 
-    assert f"test-time averaging: {MIRROR_MEAN}" in averaged["protocol"]
-    assert "no test-time averaging" in metrics["protocol"] and MIRROR_MEAN not in json.dumps(metrics)
+    assert f"test-time augmentation: {FLIP_MEAN}" in averaged["protocol"]
+    assert "no test-time augmentation" in metrics["protocol"] and FLIP_MEAN not in json.dumps(metrics)
     page = (report / "report.html").read_text()
-    _, section = page.split('<section id="test_time_averaging">')
-    assert "Test-time averaging" in section and "temperature (2.5)" in section and f"{MIRROR_MEAN}</th>" in section
-    assert "reported apart" in done.stdout and f"n = 90  accuracy {metrics['accuracy']:.4f}" in done.stdout
+    _, section = page.split('<section id="tta">')
+    assert "Test-time augmentation" in section and "temperature 2.5" in section and f"{FLIP_MEAN}</th>" in section
+    assert f"TTA ({FLIP_MEAN})" in done.stdout and f"n = 90  accuracy {metrics['accuracy']:.4f}" in done.stdout
     again = evaluate(folder, "--model", model, "--flip")
-    assert "unchanged" in again.stdout and "reported apart" in again.stdout
+    assert "unchanged" in again.stdout and "TTA (" in again.stdout
 
 
-def test_the_mean_is_of_calibrated_probabilities(evaluate, noisy_dataset, tiny_model, tmp_path):
+def test_tta_averages_calibrated_probabilities(evaluate, noisy_dataset, tiny_model, tmp_path):
     folder = noisy_dataset()
     accuracies = {}
     for temperature in (0.05, 20.0):
         model = with_weights(tiny_model(name=f"at{temperature:g}.keras", temperature=temperature))
         evaluate(folder, "--model", model, "--flip")
         metrics = metrics_of(tmp_path, folder, model.stem)
-        accuracies[temperature] = metrics["accuracy"], metrics["test_time_averaging"]["averaged"]["accuracy"]
+        accuracies[temperature] = metrics["accuracy"], metrics["tta"]["averaged"]["accuracy"]
     assert accuracies[0.05][0] == accuracies[20.0][0] and accuracies[0.05][1] != accuracies[20.0][1]
 
 
-def test_to_a_symmetric_network_the_mirror_image_adds_nothing(evaluate, noisy_dataset, tiny_model, tmp_path):
+def test_tta_of_a_symmetric_network_changes_nothing(evaluate, noisy_dataset, tiny_model, tmp_path):
     folder = noisy_dataset()
     evaluate(folder, "--model", with_weights(tiny_model(), symmetric=True), "--flip")
     metrics = metrics_of(tmp_path, folder, "tiny")
-    averaged = metrics["test_time_averaging"]
+    averaged = metrics["tta"]
     for score in ("accuracy", "balanced_accuracy", "macro_f1"):
         assert averaged["difference"][score] == {"value": 0, "interval": [0, 0]}
         assert averaged["averaged"][score] == averaged["single"][score]
     assert 0 < metrics["accuracy"] < 1 and averaged["mcnemar"] == {"only_a": 0, "only_b": 0, "p_value": 1}
 
 
-def test_people_are_resampled_whole_for_the_difference_too(evaluate, noisy_dataset, tiny_model, tmp_path):
+def test_tta_difference_is_resampled_by_subject(evaluate, noisy_dataset, tiny_model, tmp_path):
     folder, model = noisy_dataset(), with_weights(tiny_model())
     evaluate(folder, "--model", model, "--flip")
-    by_image = metrics_of(tmp_path, folder, "tiny")["test_time_averaging"]
+    by_image = metrics_of(tmp_path, folder, "tiny")["tta"]
     table = read_table(folder, "split.csv")
     write_table(table.assign(subject="one"), folder / "split.csv")  # each resample is then the whole
     evaluate(folder, "--model", model, "--flip")
-    of_one = metrics_of(tmp_path, folder, "tiny")["test_time_averaging"]
+    of_one = metrics_of(tmp_path, folder, "tiny")["tta"]
     assert by_image["difference"]["accuracy"]["value"] == of_one["difference"]["accuracy"]["value"]
     low, high = of_one["difference"]["accuracy"]["interval"]
     assert low == pytest.approx(high) and of_one["averaged"]["accuracy_low"] == of_one["averaged"]["accuracy_high"]
@@ -157,7 +154,7 @@ def test_people_are_resampled_whole_for_the_difference_too(evaluate, noisy_datas
     assert low < high
 
 
-def test_the_card_holds_the_mean_as_an_entry_of_its_own(evaluate, noisy_dataset, tiny_model, tmp_path):
+def test_card_has_an_entry_for_tta(evaluate, noisy_dataset, tiny_model, tmp_path):
     folder, model = noisy_dataset(), with_weights(tiny_model(temperature=2.0))
     evaluate(folder, "--model", model, "--update-card")
     (before,) = read_card(model).scores
@@ -165,28 +162,15 @@ def test_the_card_holds_the_mean_as_an_entry_of_its_own(evaluate, noisy_dataset,
         evaluate(folder, "--model", model, "--update-card", "--flip")
         single, averaged = read_card(model).scores
         assert single == before
-    told = metrics_of(tmp_path, folder, "tiny")["test_time_averaging"]
-    assert averaged["accuracy"] == round(told["averaged"]["accuracy"], 4) != single["accuracy"]
-    assert averaged["protocol"] == told["protocol"] and averaged["tta"] == MIRROR_MEAN
+    found = metrics_of(tmp_path, folder, "tiny")["tta"]
+    assert averaged["accuracy"] == round(found["averaged"]["accuracy"], 4) != single["accuracy"]
+    assert averaged["protocol"] == found["protocol"] and averaged["tta"] == FLIP_MEAN
     assert averaged["temperature"] == 2.0 and averaged["n"] == 90
-    assert averaged["accuracy_interval"] == [round(told["averaged"][f"accuracy_{end}"], 4) for end in ("low", "high")]
+    assert averaged["accuracy_interval"] == [round(found["averaged"][f"accuracy_{end}"], 4) for end in ("low", "high")]
     evaluate(folder, "--model", model, "--update-card")
     assert read_card(model).scores == [averaged, single]
     finding, _ = check_model(model, EmotionClassifier.load)
-    assert f"accuracy {single['accuracy']:.1%} on stripes test;" in finding.text  # a camera's faces are asked once
-
-
-def test_calibration_is_that_of_single_answers(evaluate, noisy_dataset, tiny_model):
-    folder = noisy_dataset((("train", 3), ("dev", 40), ("test", 10)))
-    models = [with_weights(tiny_model(name=name)) for name in ("plain.keras", "flipped.keras")]
-    table, classifier = read_table(folder, "split.csv"), EmotionClassifier.load(models[0])
-    predictions = np.array(classifier.labels)[classifier.predict(images_of(folder, table)).argmax(axis=1)]
-    table["emotion"] = np.where(np.arange(len(table)) % 3, predictions, table["emotion"])  # two of three are right
-    write_table(table, folder / "split.csv")
-    evaluate(folder, "--model", models[0], "--calibrate")
-    evaluate(folder, "--model", models[1], "--calibrate", "--flip")
-    plain, flipped = (replace(read_card(model), network_hash="") for model in models)  # each was saved by itself
-    assert plain.temperature != 1 and plain == flipped
+    assert f"accuracy {single['accuracy']:.1%} on stripes test;" in finding.text  # the camera does not use TTA
 
 
 def test_of_several_models_each_report_has_it_and_the_comparison_is_of_single_answers(
@@ -199,18 +183,16 @@ def test_of_several_models_each_report_has_it_and_the_comparison_is_of_single_an
     compared = metrics_of(tmp_path, folder, "comparison-tiny-second")
     for name in ("tiny", "second"):
         metrics = metrics_of(tmp_path, folder, name)
-        assert metrics["test_time_averaging"]["averaged"]["accuracy"] != metrics["accuracy"]
+        assert metrics["tta"]["averaged"]["accuracy"] != metrics["accuracy"]
         assert compared["comparison"]["measured"][f"{name}|accuracy"] == pytest.approx(metrics["accuracy"])
     comparison = report_of(tmp_path, folder, "comparison-tiny-second") / "metrics.json"
     written = comparison.stat().st_mtime_ns
     evaluate(folder, *both)
-    assert "test_time_averaging" not in metrics_of(tmp_path, folder, "tiny")
+    assert "tta" not in metrics_of(tmp_path, folder, "tiny")
     assert comparison.stat().st_mtime_ns == written  # it does not depend on the option
 
 
-def test_against_the_crowd_and_of_labels_in_common_it_is_scored_as_the_rest_is(
-    evaluate, noisy_dataset, tiny_model, tmp_path
-):
+def test_tta_is_scored_against_the_majority(evaluate, noisy_dataset, tiny_model, tmp_path):
     folder = noisy_dataset()
     table = read_table(folder, "split.csv")
     swapped = {"anger": "happiness", "happiness": "anger", "neutral": "neutral"}
@@ -224,14 +206,14 @@ def test_against_the_crowd_and_of_labels_in_common_it_is_scored_as_the_rest_is(
     alone, mirrored = (classifier.predict(images[:, :, ::step])[:, :3].astype(float) for step in (1, -1))
     mean = alone / alone.sum(axis=1, keepdims=True) + mirrored / mirrored.sum(axis=1, keepdims=True)
     predictions = np.array(classifier.labels)[mean.argmax(axis=1)]
-    averaged = metrics_of(tmp_path, folder, "tiny", "test-majority")["test_time_averaging"]
+    averaged = metrics_of(tmp_path, folder, "tiny", "test-majority")["tta"]
     accuracy = (predictions == rows["emotion"].map(swapped).to_numpy()).mean()
     assert averaged["averaged"]["accuracy"] == pytest.approx(accuracy)
     assert averaged["mcnemar"]["only_a"] > 0 and averaged["mcnemar"]["only_b"] > 0
     assert "scored against the majority" in averaged["protocol"]
 
 
-def test_of_folds_each_mirror_image_is_asked_of_the_network_of_its_fold(evaluate, noisy_dataset, tiny_model, tmp_path):
+def test_tta_of_folds_uses_the_network_of_each_fold(evaluate, noisy_dataset, tiny_model, tmp_path):
     folder, models = noisy_dataset((("train", 20),)), tmp_path / "models"
     table = read_table(folder, "split.csv")
     table["subject"] = [f"S{row % 6}" for row in range(len(table))]
@@ -245,14 +227,14 @@ def test_of_folds_each_mirror_image_is_asked_of_the_network_of_its_fold(evaluate
         file = fold_file(models / "best.keras", fold, False)
         network: Any = keras.models.load_model(plain)  # without its card, hence at temperature 1
         save(network, read_card(plain), file)
-        asked = (table["fold"] == str(fold)).to_numpy()
-        images = images_of(folder, table[asked])
-        mean[asked] = (network.predict(images, verbose=0) + network.predict(images[:, :, ::-1], verbose=0)) / 2
+        in_fold = (table["fold"] == str(fold)).to_numpy()
+        images = images_of(folder, table[in_fold])
+        mean[in_fold] = (network.predict(images, verbose=0) + network.predict(images[:, :, ::-1], verbose=0)) / 2
     done = evaluate(folder, "--model", models / "best.keras", "--folds", "--flip")
     metrics = metrics_of(tmp_path, folder, "best", "folds-labels")
-    averaged = metrics["test_time_averaging"]
+    averaged = metrics["tta"]
     right = np.array(["anger", "happiness", "neutral"])[mean.argmax(axis=1)] == table["emotion"].to_numpy()
     assert averaged["averaged"]["accuracy"] == pytest.approx(right.mean()) and averaged["temperature"] == 1
     assert averaged["single"]["accuracy"] == metrics["accuracy"] == metrics["folds"]["pooled"]["accuracy"]
     assert metrics["accuracy"] != averaged["averaged"]["accuracy"]
-    assert averaged["protocol"].startswith("one network per fold") and "reported apart" in done.stdout
+    assert averaged["protocol"].startswith("one network per fold") and "TTA (" in done.stdout

@@ -23,14 +23,14 @@ def run(run_step, dataset, tmp_path, model):
     return run_step("evaluation.suggestions", "--dataset", dataset.name, *places)
 
 
-def test_every_unlabelled_face_gets_the_networks_own_guess(dataset, tiny_model, run_step, tmp_path):
+def test_unlabelled_faces_are_predicted(dataset, tiny_model, run_step, tmp_path):
     done = run(run_step, dataset, tmp_path, tiny_model())
     assert done.returncode == 0, done.stderr
-    assert "guesses for 11 images" in done.stdout
+    assert "11 images without a label" in done.stdout
     guesses = pd.read_csv(tmp_path / "reports" / dataset.name / "tiny" / "guesses.csv")
     table = read_table(dataset, "faces.csv")
-    wanted = table[(table["emotion"] == "") & (table["face_status"] != "not_found")]
-    assert guesses["path"].tolist() == wanted["path"].tolist()
+    expected_rows = table[(table["emotion"] == "") & (table["face_status"] != "not_found")]
+    assert guesses["path"].tolist() == expected_rows["path"].tolist()
     classifier = EmotionClassifier.load(tiny_model())
     for row in guesses.to_dict("records"):
         image = cv2.imread(str(dataset / row["path"]), cv2.IMREAD_GRAYSCALE)
@@ -40,7 +40,7 @@ def test_every_unlabelled_face_gets_the_networks_own_guess(dataset, tiny_model, 
         assert row["prediction"] == classifier.labels[int(np.argmax(expected))]
 
 
-def test_nothing_to_guess_and_no_model_are_told(dataset, make_dataset, tiny_model, run_step, tmp_path):
+def test_missing_model_and_labelled_data_are_refused(dataset, make_dataset, tiny_model, run_step, tmp_path):
     done = run(run_step, dataset, tmp_path, tmp_path / "none.keras")
     assert done.returncode == 2 and "none.keras" in done.stderr
     labelled = make_dataset(name="labelled")

@@ -66,7 +66,7 @@ def evaluate(run_step, folder, tmp_path):
     return run
 
 
-def answers_by_hand(folder, models, column):
+def predictions_by_hand(folder, models, column):
     """Return each image's probabilities by the network of its fold, in the table's order."""
     table = read_table(folder, "split.csv")
     rows = []
@@ -77,12 +77,12 @@ def answers_by_hand(folder, models, column):
     return table, np.array(rows), np.array(network.labels)
 
 
-def test_every_image_is_answered_by_the_network_that_did_not_learn_from_it(evaluate, train, folder, tmp_path):
+def test_each_image_is_predicted_by_the_network_of_its_fold(evaluate, train, folder, tmp_path):
     train()
     train("subject_dependent_fold")
     done, report = evaluate()
     assert done.returncode == 0, done.stderr
-    table, probabilities, labels = answers_by_hand(folder, tmp_path / "models", "fold")
+    table, probabilities, labels = predictions_by_hand(folder, tmp_path / "models", "fold")
     predictions = pd.read_csv(report / "predictions.csv", dtype={"fold": str})
     assert predictions["path"].tolist() == table["path"].tolist()
     assert predictions["fold"].tolist() == table["fold"].tolist()
@@ -98,9 +98,9 @@ def test_every_image_is_answered_by_the_network_that_did_not_learn_from_it(evalu
     assert metrics["accuracy"] == metrics["folds"]["pooled"]["accuracy"] == pytest.approx(right.mean())
     assert metrics["n"] == 60 and metrics["held_out"] and np.sum(metrics["performance"]["confusion"]) == 60
     assert metrics["performance"]["resampled_by"] == "subject"
-    assert metrics["honesty"]["facts"]["people in this split and in training"] == "0"
+    assert metrics["provenance"]["facts"]["subjects shared with training"] == "0"
 
-    _, loosely, _ = answers_by_hand(folder, tmp_path / "models", "subject_dependent_fold")
+    _, loosely, _ = predictions_by_hand(folder, tmp_path / "models", "subject_dependent_fold")
     subject_dependent = (labels[loosely.argmax(axis=1)] == table["emotion"].to_numpy()).mean()
     (difference,) = metrics["folds"]["differences"].values()
     assert difference["accuracy"]["value"] == pytest.approx(subject_dependent - right.mean())
@@ -112,16 +112,16 @@ def test_every_image_is_answered_by_the_network_that_did_not_learn_from_it(evalu
     for row in table.to_dict("records"):
         apart = {row["subject_dependent_fold"], str((int(row["subject_dependent_fold"]) + 1) % FOLDS)}
         known += row["subject"] in set(table.loc[~table["subject_dependent_fold"].isin(apart), "subject"])
-    assert loose_row["known_people"] == known > 0 and strict_row["known_people"] == 0
+    assert loose_row["known_subject_images"] == known > 0 and strict_row["known_subject_images"] == 0
 
     page = (report / "report.html").read_text()
-    assert "nobody is in training and test" in page and "one single network" in page
-    assert 'id="covered_faces"' not in page and not list(report.glob("mistakes_*"))
+    assert "Subject-independent: all images" in page and "a single network" in page
+    assert 'id="robustness"' not in page and not list(report.glob("mistakes_*"))
     again, _ = evaluate()
     assert "unchanged" in again.stdout and metrics["folds"]["summary"] in again.stdout
 
 
-def test_without_the_looser_networks_the_report_gives_the_command_that_makes_them(evaluate, train, tmp_path):
+def test_missing_subject_dependent_networks_are_reported_with_the_command(evaluate, train, tmp_path):
     train()
     done, report = evaluate()
     assert done.returncode == 0, done.stderr
@@ -134,7 +134,7 @@ def test_without_the_looser_networks_the_report_gives_the_command_that_makes_the
     assert "unchanged" not in done.stdout and "different settings (epochs)" in done.stdout
 
 
-def test_data_without_subjects_says_what_its_folds_are_worth(evaluate, train, folder):
+def test_folds_without_subjects_carry_a_warning(evaluate, train, folder):
     table = read_table(folder, "split.csv").drop(columns="subject_dependent_fold").assign(subject="")
     table["fold"] = [str(row % FOLDS) for row in range(len(table))]
     write_table(table, folder / "split.csv")
@@ -142,7 +142,7 @@ def test_data_without_subjects_says_what_its_folds_are_worth(evaluate, train, fo
     done, report = evaluate()
     assert done.returncode == 0, done.stderr
     page = (report / "report.html").read_text()
-    assert "a person may be in training and test" in page and "nobody is in training and test" not in page
+    assert "a subject may be in training and test" in page and "Subject-independent:" not in page
 
 
 def refused(done, *words):
@@ -152,14 +152,14 @@ def refused(done, *words):
     return True
 
 
-def test_networks_that_may_have_learnt_from_their_test_images_are_refused(evaluate, train, folder, tmp_path):
+def test_networks_that_may_know_their_test_images_are_refused(evaluate, train, folder, tmp_path):
     assert refused(evaluate()[0], "0.keras", "fold 0, 1, 2", "step3_best_model --dataset stripes --data", "--folds 3")
     train()
     models = tmp_path / "models" / "best-folds"
     second = (models / "1.keras").rename(models / "away.keras")
     assert refused(evaluate()[0], "1.keras does not exist", "no network was trained for fold 1 ", "step3_best_model")
     second.rename(models / "1.keras")
-    assert refused(evaluate("--split", "test", "--calibrate")[0], "--folds does not go with --split, --calibrate")
+    assert refused(evaluate("--split", "test", "--calibrate")[0], "leave out --split, --calibrate")
 
     train(fold_of_card=0)  # such as files that were renamed
     assert refused(evaluate()[0], "1.keras is not the network of fold 1 of 3", "'number': 0", "train again")
@@ -235,25 +235,22 @@ def test_ckplus_in_an_afternoon(run_step, tmp_path):
     assert metrics["n"] == (table["fold"] != "").sum() == len(pd.read_csv(report / "predictions.csv"))
     assert not {"contempt", "fear"} & set(metrics["labels"])
     names = [row["protocol"] for row in metrics["folds"]["protocols"]]
-    assert names[1:] == [
-        "folds that ignore who is in the pictures",
-        "zero-shot: pretrained.keras, which learnt from fer2013 (crowd votes) and nothing of ck",
-        "the same answers, of each sequence the last frame alone",
-    ]
-    _, _, zero_shot, peaks = metrics["folds"]["protocols"]
+    assert names[1::2] == ["subject-dependent folds", "last frame of each sequence"]
+    assert names[2].startswith("cross-dataset: pretrained.keras, trained on fer2013 (")
+    _, _, cross_dataset, peaks = metrics["folds"]["protocols"]
     assert peaks["n"] == metrics["n"] / 3
     released, scored = EmotionClassifier.load(PATHS.pretrained), table[table["fold"] != ""]
     images = [read_image(tmp_path / "data" / "ck" / path, (48, 48), "grayscale") for path in scored["face_path"]]
     columns = [released.labels.index(label) for label in metrics["labels"]]
     likeliest = np.array(metrics["labels"])[released.predict(np.array(images))[:, columns].argmax(axis=1)]
-    assert zero_shot["accuracy"] == pytest.approx((likeliest == scored["emotion"]).mean())
-    assert (zero_shot["n"], zero_shot["known_people"]) == (metrics["n"], 0)
-    change = metrics["folds"]["differences"][zero_shot["protocol"]]["accuracy"]["value"]
-    assert change == pytest.approx(zero_shot["accuracy"] - metrics["accuracy"])
+    assert cross_dataset["accuracy"] == pytest.approx((likeliest == scored["emotion"]).mean())
+    assert (cross_dataset["n"], cross_dataset["known_subject_images"]) == (metrics["n"], 0)
+    change = metrics["folds"]["differences"][cross_dataset["protocol"]]["accuracy"]["value"]
+    assert change == pytest.approx(cross_dataset["accuracy"] - metrics["accuracy"])
     fear, contempt = (int((table["emotion"] == emotion).sum()) for emotion in ("fear", "contempt"))
     assert fear and contempt
-    told = f"Left out: fear ({fear} images), contempt ({contempt} images)."
-    assert told in (report / "report.html").read_text()
+    text = f"Left out: fear ({fear} images), contempt ({contempt} images)."
+    assert text in (report / "report.html").read_text()
 
 
 def test_sequences_and_the_ladder_on_a_tree_of_ckplus_s_shape(run_step, tmp_path):
@@ -280,7 +277,7 @@ def test_sequences_and_the_ladder_on_a_tree_of_ckplus_s_shape(run_step, tmp_path
     found = json.loads((tmp_path / "reports" / "ck" / "sequence" / "folds" / "metrics.json").read_text())
     assert found["n"] == len(kept)
 
-    told = step("evaluation.ablation", *data, *models, *reports, "--epochs", 1)
+    text = step("evaluation.ablation", *data, *models, *reports, "--epochs", 1)
     ladder = pd.read_csv(tmp_path / "reports" / "ck" / "ladder" / "test" / "ladder.csv")
     assert set(ladder["n"]) == {(read_table(tmp_path / "data" / "ck", "split.csv")["split"] == "test").sum()}
-    assert len(ladder) == len(set(ladder["rung"])) and "fine-tuned" in told
+    assert len(ladder) == len(set(ladder["rung"])) and "fine-tuned" in text
