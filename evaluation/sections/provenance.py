@@ -86,8 +86,8 @@ def banner(predictions: Predictions) -> str:
         return f"NOT A HELD-OUT SCORE: the model was trained on {_part_of(exposure.trained, n)}"
     if exposure.held_out is None:
         return (
-            "UNKNOWN WHETHER HELD OUT: no complete list of the model's training images "
-            f"({hashes_file(predictions.model_file).name}) is beside its card"
+            "NOT KNOWN WHETHER HELD OUT: no complete list of the model's training images "
+            f"({hashes_file(predictions.model_file).name}) lies beside its card"
         )
     if exposure.selected:
         return f"the model was selected on {_part_of(exposure.selected, n)}: expect a lower score on new images"
