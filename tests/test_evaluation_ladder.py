@@ -61,7 +61,7 @@ def test_every_rung_answers_for_the_same_images_and_steps_are_their_differences(
         expected = rungs.loc[step["to"], "accuracy"] - rungs.loc[step["from"], "accuracy"]
         assert step["accuracy"]["value"] == pytest.approx(expected)
     assert (told["steps"][-1]["from"], told["steps"][-1]["to"]) == ("zero-shot", "fine-tuned")
-    assert "extra data: started from tiny.keras, which learnt from elsewhere" in rungs["protocol"]["fine-tuned"]
+    assert "extra data: initialised from tiny.keras (trained on elsewhere" in rungs["protocol"]["fine-tuned"]
     assert "nothing of stripes" in rungs["protocol"]["zero-shot"]
     assert matplotlib.image.imread(reports / "ladder.png").shape[0] > 300
 
@@ -111,11 +111,15 @@ def test_a_fine_tuned_network_is_reported_beside_its_start(make_dataset, tiny_mo
     done = run_step(*command)
     assert done.returncode == 0, done.stderr
     metrics = json.loads((report / "metrics.json").read_text())
-    found = metrics["zero_shot"]
+    found = metrics["cross_dataset"]
     assert found["difference"]["accuracy"]["value"] == pytest.approx(
-        metrics["accuracy"] - found["zero-shot"]["accuracy"]
+        metrics["accuracy"] - found["cross-dataset"]["accuracy"]
     )
-    assert "extra data: started from tiny.keras" in metrics["protocol"]
+    assert "extra data: initialised from tiny.keras" in metrics["protocol"]
     start.write_bytes(start.read_bytes() + b" ")
     gone = run_step(*command)
-    assert gone.returncode == 0 and "zero-shot was not measured" in gone.stdout and "put it back" in gone.stdout
+    assert (
+        gone.returncode == 0
+        and "cross-dataset accuracy was not measured" in gone.stdout
+        and "restore it" in gone.stdout
+    )

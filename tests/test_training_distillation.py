@@ -153,7 +153,7 @@ def test_a_distilled_network_says_so_and_its_card_makes_it_again(teacher, tmp_pa
     assert done.returncode == 0 and "asking teacher.keras" in done.stdout, done.stderr
     file = tmp_path / folder.name / "best.json"
     card = json.loads(file.read_text())
-    said = "no extra labels, distilled from teacher.keras, which learnt from stripes (labels)"
+    said = "no extra labels, distilled from teacher.keras (trained on stripes (labels))"
     assert protocol_of(card).endswith(said)
     assert read_settings(file).teachers == (str(first),)
     again = run_step(*command, "--settings", file)
@@ -161,14 +161,14 @@ def test_a_distilled_network_says_so_and_its_card_makes_it_again(teacher, tmp_pa
     assert Start.read(file.with_suffix(".keras")).trained_on == ["stripes (labels)"]
     begun = {**card, "pretrained": {**card["teachers"][0], "file": "models/begun.keras"}}
     assert protocol_of(begun).endswith(
-        "no extra labels, started from begun.keras, which learnt from stripes (labels), distilled from teacher.keras, "
-        "which learnt from stripes (labels)"
+        "no extra labels, initialised from begun.keras (trained on stripes (labels)), distilled from teacher.keras "
+        "(trained on stripes (labels))"
     )
     begun["pretrained"]["trained_on"] = ["elsewhere (labels)", "stripes (labels)"]
-    assert "extra data: started from begun.keras, which learnt from elsewhere" in protocol_of(begun)
+    assert "extra data: initialised from begun.keras (trained on elsewhere" in protocol_of(begun)
     assert "no extra" not in protocol_of(begun)
     votes = {**card, "teachers": [{**card["teachers"][0], "trained_on": ["stripes (crowd votes)"]}]}
-    assert "extra labels, distilled from teacher.keras, which learnt from stripes (crowd votes)" in protocol_of(votes)
+    assert "extra labels, distilled from teacher.keras (trained on stripes (crowd votes))" in protocol_of(votes)
 
 
 def test_teachers_that_cannot_be_learnt_from_are_refused_in_one_line(teacher, tiny_model, tmp_path, run_step):
