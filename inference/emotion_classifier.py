@@ -80,7 +80,11 @@ class EmotionClassifier:
         if features:
             network = with_features(network)
         features_of = file_hash(model_file) if features else ""
-        return cls(lambda images: np.asarray(network.predict_on_batch(images)), card, KERAS_BATCHES, features_of, network)
+
+        def run(images: np.ndarray) -> np.ndarray:
+            return np.asarray(network.predict_on_batch(images))
+
+        return cls(run, card, KERAS_BATCHES, features_of, network)
 
     @classmethod
     def load_litert(
