@@ -1,109 +1,33 @@
 """The evaluation: select rows and true labels, predict, and write a report for each model and for their comparison."""
 
-import hashlib
-import json
-import platform
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from common.command_line import progress_bar, step_command, typed_command
+from common.command_line import step_command
 from common.emotions import relate
 from common.errors import InputError
-from common.files import file_hash, fingerprint
-from configuration import EVALUATION, FACES, FAIRNESS, ROBUSTNESS, EvaluationConfig
+from common.files import file_hash
+from configuration import EVALUATION, FACES, FAIRNESS, ROBUSTNESS
+from evaluation.report.model_report import Part, made_by, print_summary, write_model_report
+from evaluation.request import Request, Task, report_inputs
 from evaluation.selection import choose_truth, model_names, report_name, rows_of_split
 from inference.emotion_classifier import EmotionClassifier
 from inference.face_detector import build_detector
-from inference.lineage import hashes_file, read_hashes
+from inference.lineage import read_hashes
 from inference.model_card import ModelCard, card_path, read_card
 from preprocessing.datasets.votes import with_majority_labels
-from preprocessing.tables import content_hash, crop_options, labels_of, read_table, usable, write_table
+from preprocessing.tables import crop_options, labels_of, read_table, usable
 from training.cross_validation import SUBJECT_DEPENDENT, SUBJECT_INDEPENDENT, fold_networks
 
 if TYPE_CHECKING:  # they import Keras, matplotlib and fairlearn
-    from evaluation.predictions import Load, Predictions
+    from evaluation.predictions import Predictions
     from evaluation.report.section import Section
-    from evaluation.report.writer import Page
 
 QUICK_RESAMPLES = 200  # with --quick
-
-Part = Callable[[], "Section | None"]
-
-
-@dataclass(frozen=True)
-class Request:
-    """The options of the command.
-
-    Attributes:
-        folder: Folder of the data set.
-        models: Networks.
-        reports: Folder of the reports of the data set.
-        split: Name of the split; None: test, else dev.
-        truth: `labels` or `majority`; None: as in the training.
-        groups: Columns for the fairness section.
-        group_table: CSV with further columns.
-        pictures: Images for the end-to-end evaluation.
-        flip: Also report TTA.
-        quick: Fewer resamples and images, no gallery.
-        show_faces: Images of people may be in the report.
-        calibrate: First fit temperature and threshold on dev.
-        update_card: Write the scores into the card.
-        folds: Evaluate the networks of all folds.
-    """
-
-    folder: Path
-    models: list[Path]
-    reports: Path
-    split: str | None
-    truth: str | None
-    groups: list[str]
-    group_table: Path | None
-    pictures: Path | None
-    flip: bool
-    quick: bool
-    show_faces: bool
-    calibrate: bool
-    update_card: bool
-    folds: bool
-
-
-@dataclass(frozen=True)
-class Task:
-    """The evaluation of one or more models on the same rows.
-
-    Attributes:
-        request: Options of the command.
-        table: The whole `split.csv`, with the true labels.
-        rows: Usable rows of the split.
-        split: Its name.
-        notes: Notes on the selection, for the report.
-        options: Resamples, level, seed and targets.
-        load: Loads a network once.
-    """
-
-    request: Request
-    table: pd.DataFrame
-    rows: pd.DataFrame
-    split: str
-    notes: list[str]
-    options: EvaluationConfig
-    load: "Load" = field(default_factory=lambda: cache(EmotionClassifier.load))
-
-    @property
-    def folder(self) -> Path:
-        """Folder of the data set."""
-        return self.request.folder
-
-    def predict(self, name: str, model_file: Path) -> "Predictions":
-        """Return the predictions of a network for the rows."""
-        from evaluation.predictions import predict
-
-        return predict(model_file, name, self.folder, self.table, self.rows, self.split, self.load)
 
 
 def evaluate(request: Request) -> None:
@@ -209,11 +133,11 @@ def evaluate_model(task: Task, name: str, model_file: Path, report: Path) -> dic
     from evaluation.predictions import label_rule
 
     label_rule(model_file, task.table)
-    inputs = _inputs(task, model_file)
+    inputs = report_inputs(task, model_file)
     if earlier := _kept_report(report, inputs):
         return earlier
     predictions = task.predict(name, model_file)
-    return _write(task, predictions, lambda folder: report_parts(task, predictions, folder), report, inputs)
+    return write_model_report(task, predictions, lambda folder: report_parts(task, predictions, folder), report, inputs)
 
 
 def evaluate_folds(task: Task, name: str, model_file: Path, networks: dict[int, Path], report: Path) -> dict[str, Any]:
@@ -244,7 +168,7 @@ def evaluate_folds(task: Task, name: str, model_file: Path, networks: dict[int, 
         other_network = cross_dataset_network(read_card(networks[0]), task.folder.name, task.table)
     except InputError as error:
         notes.append(f"Cross-dataset accuracy was not measured: {error}.")
-    inputs = _inputs(task, *networks.values(), *dependent.values()) | {"not_measured": [*notes]}
+    inputs = report_inputs(task, *networks.values(), *dependent.values()) | {"not_measured": [*notes]}
     inputs["cross_dataset"] = other_network and file_hash(other_network, card_path(other_network))
     if earlier := _kept_report(report, inputs):
         return earlier
@@ -272,7 +196,7 @@ def evaluate_folds(task: Task, name: str, model_file: Path, networks: dict[int, 
 
         return [first, folds, *rest]
 
-    return _write(task, predictions, parts, report, inputs)
+    return write_model_report(task, predictions, parts, report, inputs)
 
 
 def report_parts(task: Task, predictions: "Predictions", report: Path) -> list[Part]:
@@ -351,7 +275,7 @@ def compare(task: Task, named: Mapping[str, Path], report: Path) -> None:
     """
     from evaluation.report.writer import read_report
 
-    inputs = {name: _inputs(task, model_file) for name, model_file in named.items()}
+    inputs = {name: report_inputs(task, model_file) for name, model_file in named.items()}
     metrics = read_report(report, inputs) or _write_comparison(task, named, report, inputs)
     for note in metrics["notes"]:
         print(f"  ! {note}")
@@ -373,7 +297,7 @@ def _write_comparison(task: Task, named: Mapping[str, Path], report: Path, input
             subtitle=f"{task.folder.name}, {task.split} split",
             banner=first.values["banner"],
             tiles=[],
-            made_by=_made_by() | {"models": ", ".join(f"{n}: SHA-256 {inputs[n]['model']}…" for n in named)},
+            made_by=made_by() | {"models": ", ".join(f"{n}: SHA-256 {inputs[n]['model']}…" for n in named)},
         )
         metrics = {
             "dataset": task.folder.name,
@@ -408,156 +332,6 @@ def _kept_report(report: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
 
     earlier = read_report(report, inputs)
     if earlier:
-        _print_summary(earlier, report)
+        print_summary(earlier, report)
         print("unchanged: same model, rows and options; the report was kept")
     return earlier
-
-
-def _write(
-    task: Task,
-    predictions: "Predictions",
-    parts: Callable[[Path], list[Part]],
-    report: Path,
-    inputs: dict[str, Any],
-) -> dict[str, Any]:
-    """Write the report of one model, print a summary, and return the content of `metrics.json`."""
-    from evaluation.report.writer import report_folder, write_report
-    from evaluation.sections.performance import measure
-    from evaluation.sections.provenance import banner, protocol
-
-    with report_folder(report) as folder:
-        _write_predictions(predictions, folder)
-        with progress_bar() as bar:
-            made = [part() for part in bar.track(parts(folder), description=f"evaluating {predictions.name}")]
-        sections = [section for section in made if section]
-        measured, performance = measure(predictions), sections[0].values
-        metrics = {
-            "dataset": task.folder.name,
-            "split": task.split,
-            "model": predictions.model_file.name,
-            "protocol": protocol(predictions),
-            "labels": list(predictions.labels),
-            "label_rule": predictions.rule.text,
-            "left_out": predictions.left_out,
-            "held_out": predictions.exposure.held_out,
-            "banner": banner(predictions),
-            "notes": [warning for section in sections for warning in section.warnings],
-            "n": len(predictions.rows),
-            **{score: measured[score] for score in ("accuracy", "balanced_accuracy", "macro_f1")},
-            "accuracy_interval": performance["intervals"]["accuracy"],
-            "per_emotion": {
-                label: {score: measured[f"{score}/{label}"] for score in ("precision", "recall", "f1")}
-                for label in predictions.labels
-            },
-            "inputs": inputs,
-        }
-        page = _page(task, predictions, performance, inputs)
-        metrics = write_report(folder, page, sections, metrics, task.request.show_faces)
-    _print_summary(metrics, report)
-    return metrics
-
-
-def _write_predictions(predictions: "Predictions", report: Path) -> None:
-    from evaluation.metrics.scores import probability_columns
-
-    table = pd.DataFrame(
-        {"path": predictions.rows["path"], "truth": predictions.rows["emotion"], "prediction": predictions.prediction}
-    )
-    if predictions.fold_column:
-        table.insert(1, "fold", predictions.rows[predictions.fold_column])
-    table = table.assign(**probability_columns(predictions.probabilities, predictions.labels))
-    write_table(table, report / "predictions.csv")
-
-
-def _page(task: Task, predictions: "Predictions", performance: dict[str, Any], inputs: dict[str, Any]) -> "Page":
-    from evaluation.report.section import interval_text
-    from evaluation.report.writer import Page, Tile
-    from evaluation.sections.performance import HEADLINE, format_interval, format_score
-    from evaluation.sections.provenance import banner
-
-    level, scores, intervals = interval_text(task.options.level), performance["scores"], performance["intervals"]
-    return Page(
-        title=f"{predictions.name} on {predictions.dataset}",
-        subtitle=f"{predictions.part}, {len(predictions.rows):,} images, {len(predictions.labels)} emotions",
-        banner=banner(predictions),
-        tiles=[
-            Tile(
-                text.split(" (")[0],
-                format_score(name, scores[name]),
-                f"{level} {format_interval(name, tuple(intervals[name]))}",
-            )
-            for name, text in HEADLINE.items()
-        ],
-        made_by=_made_by()
-        | {
-            "model": f"{predictions.model_file.name}, SHA-256 {inputs['model']}…",
-            "rows": f"SHA-256 {inputs['rows']}…",
-        },
-    )
-
-
-def _made_by() -> dict[str, str]:
-    return {"command": typed_command(), "with": f"Python {platform.python_version()}"}
-
-
-def _print_summary(metrics: dict[str, Any], report: Path) -> None:
-    from evaluation.report.section import interval_text
-
-    print(f"{metrics['model']} on {metrics['dataset']}, split {metrics['split']} ({metrics['protocol']})")
-    for note in metrics["notes"]:
-        print(f"  ! {note}")
-    print((report / "classification_report.txt").read_text(encoding="utf-8"))
-    low, high = metrics["accuracy_interval"]
-    print(
-        f"n = {metrics['n']}  accuracy {metrics['accuracy']:.4f} "
-        f"({interval_text(metrics['performance']['interval_level'])} {low:.4f} to {high:.4f})  balanced accuracy "
-        f"{metrics['balanced_accuracy']:.4f}  macro F1 {metrics['macro_f1']:.4f}"
-    )
-    if "folds" in metrics:
-        print(metrics["folds"]["summary"])
-        for row in metrics["folds"]["protocols"][1:]:
-            print(
-                f"  {row['protocol']}: accuracy {row['accuracy']:.1%}, macro F1 {row['macro_f1']:.3f}, n = {row['n']:,}"
-            )
-    if "tta" in metrics:
-        print(metrics["tta"]["summary"])
-    print(f"report: {report / 'report.html'}")
-
-
-def _inputs(task: Task, *model_files: Path) -> dict[str, Any]:
-    """Return everything that determines a report; equal inputs give an equal report."""
-    cards = [replace(read_card(file), scores=[]) for file in model_files]  # this command writes the scores
-    entries = json.dumps([card.to_json() for card in cards], sort_keys=True)
-    columns = ["pixel_hash", "subject", "emotion", "status", "split", SUBJECT_INDEPENDENT, SUBJECT_DEPENDENT]
-    request = task.request
-    inputs = {
-        "model": file_hash(*model_files),
-        "images": file_hash(*(file for file in map(hashes_file, model_files) if file.is_file())),
-        "card": hashlib.sha256(entries.encode()).hexdigest()[:16],
-        "pretrained": [str(card.pretrained.find()) for card in cards if card.pretrained],
-        "rows": content_hash(task.rows),
-        "table": content_hash(task.table.filter(columns)),
-        "crops": crop_options(task.folder),
-        "split": task.split,
-        "notes": task.notes,
-        "options": asdict(task.options),
-        "quick": request.quick,
-        "show_faces": request.show_faces,
-        "robustness": asdict(ROBUSTNESS),
-        "groups": [request.groups, asdict(FAIRNESS)],
-        "flip": request.flip,
-        "pictures": request.pictures and _picture_inputs(request.pictures),
-        "code": _code_hash(),
-    }
-    return json.loads(json.dumps(inputs))  # tuples become lists, as in the file of a report
-
-
-def _picture_inputs(folder: Path) -> list[str]:
-    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-    return [str(folder), fingerprint({str(file): file for file in files})]
-
-
-def _code_hash() -> str:
-    """Return a hash of this package: another version writes its own report."""
-    files = sorted(file for file in Path(__file__).parent.rglob("*") if file.suffix in (".py", ".html"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]

@@ -17,7 +17,8 @@ import typer
 
 from common.command_line import DataRoot, DatasetName, ModelsRoot, ReportsRoot, dataset_folder, run
 from configuration import PATHS, SAMPLE_NAME
-from evaluation import evaluator
+from evaluation.evaluator import evaluate
+from evaluation.request import Request
 from evaluation.selection import TRUTHS, default_model
 from preprocessing.tables import SPLITS
 
@@ -60,8 +61,8 @@ def main(
 ) -> None:
     """Evaluate trained networks on a held-out split, and compare them."""
     files = model or [models / dataset / "best.keras" if folds else default_model(models / dataset)]
-    evaluator.evaluate(
-        evaluator.Request(
+    evaluate(
+        Request(
             dataset_folder(data, dataset), files, reports / dataset, split, truth, groups or [], group_table, pictures,
             flip, quick, not no_faces, calibrate, update_card, folds,
         )
