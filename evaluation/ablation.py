@@ -1,14 +1,14 @@
-"""What did each step buy? Train a ladder of networks on one data set, and score them on the same images.
+"""Ablation: train variants of the network on one data set, and compare them on the same images.
 
-Reads:  data/NAME/split.csv, the pictures and the crops it names; with --settings the settings that step2_tuning wrote
-Writes: models/NAME/ladder/*.keras with their cards; data/NAME/whole/ (the pictures without face crops);
-        reports/NAME/ladder/SPLIT/: ladder.csv, ladder.json, ladder.png (with --folds: reports/NAME/ladder/folds/)
+Reads:  data/NAME/split.csv, its images and crops; with --settings the settings that step2_tuning wrote
+Writes: models/NAME/ablation/*.keras with their cards; data/NAME/whole/ (full images without face detection);
+        reports/NAME/ablation/SPLIT/: ablation.csv, ablation.json, ablation.png (with --folds: .../ablation/folds/)
 
     python -m evaluation.ablation --dataset ckplus
 
-The rungs: the student project's baseline on whole images; the tuned network on whole images; the same on face crops;
-fine-tuned from the released network; and that one as it is, zero-shot. An interrupted run goes on where it was;
-finished rungs are not trained again. With --folds every rung is one network per fold, each asked about its own fold.
+The variants: the baseline on full images; the tuned network on full images; the same on face crops; fine-tuned from the
+released network; and the released network without fine-tuning. An interrupted run resumes, and finished variants are
+not trained again. With --folds every variant is one network per fold, and each fold is predicted by its own network.
 """
 
 import textwrap
@@ -26,7 +26,16 @@ from common.command_line import DataRoot, DatasetName, ModelsRoot, ReportsRoot, 
 from common.emotions import relate
 from common.errors import InputError
 from common.logging import quiet_start, silence_retracing
-from configuration import BASELINES, BEST, EVALUATION, FINE_TUNING, PATHS, SAMPLE_NAME, EvaluationConfig, TrainingConfig
+from configuration import (
+    BASELINES,
+    BEST,
+    EVALUATION,
+    FINE_TUNING,
+    PATHS,
+    SAMPLE_NAME,
+    EvaluationConfig,
+    TrainingConfig,
+)
 from evaluation.metrics.intervals import MIN_SUBJECTS
 from evaluation.predictions import Predictions, predict
 from evaluation.report.plots import BLACK, BLUE, ORANGE, canvas, save
@@ -34,8 +43,7 @@ from evaluation.report.section import interval_text, percent
 from evaluation.report.writer import report_folder, write_json
 from evaluation.sections.comparison import on_common_labels
 from evaluation.sections.cross_dataset import predict_with
-from evaluation.sections.cross_validation import gap, predict_folds, protocol_row, with_intervals
-from evaluation.sections.performance import format_interval
+from evaluation.sections.cross_validation import gap, predict_folds, protocol_row, score_and_interval, with_intervals
 from evaluation.sections.provenance import banner, protocol
 from evaluation.selection import rows_of_split
 from inference.lineage import ImageHashes
@@ -46,19 +54,20 @@ from training.cross_validation import fit_folds, fold_networks
 from training.lineage import settings_images
 from training.settings import read_settings, shortened
 
-BASELINE, WHOLE, CROPS, FINE_TUNED, ZERO_SHOT = "baseline", "tuned-whole", "tuned", "fine-tuned", "zero-shot"
+BASELINE, FULL_IMAGES, CROPS = "baseline", "tuned-full-images", "tuned"
+FINE_TUNED, PRETRAINED = "fine-tuned", "pretrained"
 
 
 @dataclass(frozen=True)
-class Rung:
-    """A network of the ladder that is trained.
+class Variant:
+    """A variant of the network that is trained.
 
     Attributes:
-        name: Its file's name.
-        title: What a reader calls it.
-        folder: The data set's folder that it is trained on: of face crops or of whole images.
-        fitting: Every setting of its run.
-        settings_hashes: The images by which its settings were selected; None for configured settings.
+        name: Name of its file.
+        title: Description for tables and figures.
+        folder: Folder of the data set that it is trained on: of face crops or of full images.
+        config: Settings of its training.
+        settings_hashes: Images on which its settings were selected; None for configured settings.
     """
 
     name: str
@@ -73,109 +82,101 @@ def main(
     data: DataRoot = PATHS.data,
     models: ModelsRoot = PATHS.models,
     reports: ReportsRoot = PATHS.reports,
-    pretrained: Annotated[
-        Path, typer.Option(help="The network to fine-tune, and to score as it is.")
-    ] = PATHS.pretrained,
+    pretrained: Annotated[Path, typer.Option(help="Network to fine-tune and to evaluate.")] = PATHS.pretrained,
     settings: Annotated[
         Path | None,
-        typer.Option(help="Settings of the tuned network, such as a tuned.json.", show_default="configuration.py"),
+        typer.Option(help="Settings of the tuned network, such as tuned.json.", show_default="configuration.py"),
     ] = None,
-    split: Annotated[str | None, typer.Option(help=f"{', '.join(SPLITS)}; left out: test, or dev without one.")] = None,
-    folds: Annotated[bool, typer.Option("--folds", help="Train every rung once per fold of the split.")] = False,
-    epochs: Annotated[int | None, typer.Option(help="Passes of every rung; else each one's own.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of every rung; else each one's own.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help=f"Split to evaluate: {', '.join(SPLITS)}.", show_default="test, else dev")
+    ] = None,
+    folds: Annotated[bool, typer.Option("--folds", help="Train every variant once per fold of the split.")] = False,
+    epochs: Annotated[
+        int | None, typer.Option(help="Epochs of every variant.", show_default="each variant's own")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Random seed of every variant.", show_default="each variant's own")
+    ] = None,
 ) -> None:
-    """Train baseline, tuned and fine-tuned networks on a data set, and say what each step bought."""
+    """Train baseline, tuned and fine-tuned networks on a data set, and compare them."""
     folder = dataset_folder(data, dataset)
     table = read_table(folder, "split.csv")
     if folds and split:
         raise InputError("--split does not go with --folds: every fold is tested once; leave one out")
     if folds:
         fold_numbers(table)
-    check_start(pretrained, folder, table)
-    whole, notes = folder, []
-    if are_whole(table):
-        notes.append("The pictures are face crops already, or were taken whole: there is no rung on whole images.")
-    else:
-        whole = write_whole_images(folder)
-        left_out = len(usable(table.assign(face_status="found"))) - len(usable(table))
-        notes.append(
-            f"Whole images: the same images in the same split, without looking for a face ({left_out:,} pictures in "
-            "which no face was found are in no rung)."
-        )
-    rungs = plan(folder, whole, settings, pretrained, epochs, seed)
-    files = {rung.name: models / dataset / "ladder" / f"{rung.name}.keras" for rung in rungs}
-    for rung in rungs:
-        print(f"--- {rung.title}", flush=True)
-        train(rung, files[rung.name], folds)
-    silence_retracing()
-    predictions = [answer(rung, files[rung.name], split, folds) for rung in rungs]
-    predictions.append(predict_with(predictions[-1], pretrained, table, ZERO_SHOT))
-    titles = [rung.title for rung in rungs] + [f"zero-shot: {pretrained.name} as it is"]
-    report = reports / dataset / "ladder" / ("folds" if folds else predictions[0].split)
-    write_ladder(predictions, titles, table, notes, report, EVALUATION)
-
-
-def check_start(pretrained: Path, folder: Path, table: pd.DataFrame) -> None:
-    """Refuse a network that cannot be fine-tuned on the data set, before anything is trained.
-
-    Raises:
-        InputError: it is missing, takes other crops, or no rule relates its labels to the data's.
-    """
     card = read_card(pretrained)
     check_crops(pretrained, card, crop_options(folder), folder.name)
     relate(card.labels, labels_of(usable(table)))
+    full, notes = folder, ["The images are face crops already: there is no variant on full images."]
+    if not are_whole(table):
+        full = write_whole_images(folder)
+        left_out = len(usable(table.assign(face_status="found"))) - len(usable(table))
+        notes = [f"No variant uses the {left_out:,} images without a detected face."]
+    variants = plan(folder, full, settings, pretrained, epochs, seed)
+    files = {variant.name: models / dataset / "ablation" / f"{variant.name}.keras" for variant in variants}
+    for variant in variants:
+        print(f"--- {variant.title}", flush=True)
+        train(variant, files[variant.name], folds)
+    silence_retracing()
+    predictions = [predict_variant(variant, files[variant.name], split, folds) for variant in variants]
+    predictions.append(predict_with(predictions[-1], pretrained, table, PRETRAINED))
+    titles = [*(variant.title for variant in variants), f"{pretrained.name} without fine-tuning"]
+    report = reports / dataset / "ablation" / ("folds" if folds else predictions[0].split)
+    write_ablation(predictions, titles, table, notes, report, EVALUATION)
 
 
 def plan(
-    folder: Path, whole: Path, settings: Path | None, pretrained: Path, epochs: int | None, seed: int | None
-) -> list[Rung]:
-    """Return the rungs to train, from the lowest.
+    folder: Path, full: Path, settings: Path | None, pretrained: Path, epochs: int | None, seed: int | None
+) -> list[Variant]:
+    """Return the variants to train.
 
     Args:
-        folder: Of the face crops.
-        whole: Of the whole images; the same folder where the data set has no others.
+        folder: Folder of the face crops.
+        full: Folder of the full images; the same folder if the data set has face crops only.
         settings: File of settings that step2_tuning wrote; None for the configured ones.
-        pretrained: The network to fine-tune.
-        epochs: Passes of each rung, in place of its own.
-        seed: Of each rung, in place of its own.
+        pretrained: Network to fine-tune.
+        epochs: Epochs of every variant; None for its own.
+        seed: Random seed of every variant; None for its own.
     """
-    on_whole = "whole images" if whole != folder else "the pictures"
-    best, how = (read_settings(settings), "tuned") if settings else (BEST, "configured, not tuned")
-    hashes = settings_images(settings, read_table(folder, "split.csv"), folder.name) if settings else None
-    rungs = [Rung(BASELINE, f"baseline (cifar10) on {on_whole}", whole, BASELINES["cifar10"])]
-    if whole != folder:
-        rungs.append(Rung(WHOLE, f"{how}, on whole images", whole, best, hashes))
-    on_crops = "face crops" if whole != folder else "the pictures"
-    rungs.append(Rung(CROPS, f"{how}, on {on_crops}", folder, best, hashes))
+    has_full = full != folder
+    on_full, on_crops = ("full images", "face crops") if has_full else ("the images", "the images")
+    best, how, hashes = BEST, "configured network", None
+    if settings:
+        best, how = read_settings(settings), "tuned network"
+        hashes = settings_images(settings, read_table(folder, "split.csv"), folder.name)
     fine_tuning = replace(FINE_TUNING, pretrained=str(pretrained))
-    rungs.append(Rung(FINE_TUNED, f"fine-tuned from {pretrained.name}, on {on_crops}", folder, fine_tuning))
+    variants = [
+        Variant(BASELINE, f"baseline (cifar10) on {on_full}", full, BASELINES["cifar10"]),
+        *([Variant(FULL_IMAGES, f"{how} on full images", full, best, hashes)] if has_full else []),
+        Variant(CROPS, f"{how} on {on_crops}", folder, best, hashes),
+        Variant(FINE_TUNED, f"fine-tuned from {pretrained.name} on {on_crops}", folder, fine_tuning),
+    ]
     own: dict[str, Any] = {"epochs": epochs, "seed": seed}
     typed = {name: value for name, value in own.items() if value is not None}
-    return [replace(rung, config=shortened(replace(rung.config, **typed))) for rung in rungs]
+    return [replace(variant, config=shortened(replace(variant.config, **typed))) for variant in variants]
 
 
-def train(rung: Rung, model_file: Path, folds: bool) -> None:
-    """Train a rung, or go on where it was interrupted; a finished one is left as it is."""
+def train(variant: Variant, model_file: Path, folds: bool) -> None:
+    """Train a variant, or resume it; a finished one is left unchanged."""
     with quiet_start():
         from training.trainer import train_network
 
-    table = read_table(rung.folder, "split.csv")
-    fit = fit_folds if folds else train_network
-    fit(table, rung.folder, model_file, rung.config, typed_command(), settings_hashes=rung.settings_hashes)
+    table, fit = read_table(variant.folder, "split.csv"), fit_folds if folds else train_network
+    fit(table, variant.folder, model_file, variant.config, typed_command(), settings_hashes=variant.settings_hashes)
 
 
-def answer(rung: Rung, model_file: Path, split: str | None, folds: bool) -> Predictions:
-    """Return a rung's answers on a split, or on all folds by each one's network."""
-    table = read_table(rung.folder, "split.csv")
+def predict_variant(variant: Variant, model_file: Path, split: str | None, folds: bool) -> Predictions:
+    """Return the predictions of a variant on a split, or on each fold by its own network."""
+    table = read_table(variant.folder, "split.csv")
     if folds:
-        networks = fold_networks(model_file, rung.folder, table)
-        return predict_folds(networks, model_file, rung.name, rung.folder, table)
-    rows, split, _ = rows_of_split(table, split, rung.folder)
-    return predict(model_file, rung.name, rung.folder, table, rows, split)
+        networks = fold_networks(model_file, variant.folder, table)
+        return predict_folds(networks, model_file, variant.name, variant.folder, table)
+    rows, split, _ = rows_of_split(table, split, variant.folder)
+    return predict(model_file, variant.name, variant.folder, table, rows, split)
 
 
-def write_ladder(
+def write_ablation(
     predictions: Sequence[Predictions],
     titles: Sequence[str],
     table: pd.DataFrame,
@@ -183,104 +184,97 @@ def write_ladder(
     report: Path,
     options: EvaluationConfig,
 ) -> None:
-    """Write the ladder's table and its bar chart, and say what each step bought.
+    """Compare the variants, and write table, figure and JSON.
 
     Args:
-        answers: Of each rung, from the lowest, on the same images; the last ones are fine-tuned and zero-shot.
-        titles: What a reader calls each.
-        table: All of the data set's `split.csv`.
-        notes: What else a reader must know.
-        report: The report's folder, which is replaced.
-        options: For the intervals.
+        predictions: Predictions of each variant on the same images; the last ones are fine-tuned and pretrained.
+        titles: Title of each variant.
+        table: The whole `split.csv` of the data set.
+        notes: Notes for the reader.
+        report: Folder of the report, which is replaced.
+        options: Resamples, level and seed.
     """
     predictions = on_common_labels(predictions)
-    first = predictions[0]
+    first, by_name = predictions[0], dict(zip((one.name for one in predictions), titles, strict=True))
     rows = [
         {
-            "rung": one.name,
-            "title": title,
+            "variant": one.name,
+            "title": by_name[one.name],
             "dataset": one.dataset,
-            "split": first.part,  # zero-shot is one network, also beside folds
+            "split": first.part,  # the pretrained network has no folds
             **protocol_row(_protocol(one), one, table, options),
             "model": one.model_file.name,
         }
-        for one, title in zip(predictions, titles, strict=True)
+        for one in predictions
     ]
-    steps = [_step(lower, higher, options) for lower, higher in _steps(predictions)]
-    by_name = dict(zip((one.name for one in predictions), titles, strict=True))
-    sentences = [*notes, *dict.fromkeys(banner(one) for one in predictions if banner(one)),
-                 *(_in_words(step, by_name, options) for step in steps),
-                 _THE_SAME_FOR_ALL]  # fmt: skip
-    people = int(first.clusters.max()) + 1
-    if first.has_subjects and people < MIN_SUBJECTS:
-        sentences.insert(
-            len(notes), f"Few people ({people}): the intervals are too narrow, so no step is shown by them."
-        )
-    commonest = float(np.bincount(first.truth).max() / len(first.truth))
+    pairs = [*pairwise(predictions[:-1]), (predictions[-1], predictions[-2])]
+    differences = []
+    for one, other in pairs:
+        n, scores = gap(one, other, options)
+        differences.append({"from": one.name, "to": other.name, "n": n, **with_intervals(scores)})
+    sentences = [
+        *notes,
+        *dict.fromkeys(text for one in predictions if (text := banner(one))),
+        *(_sentence(difference, by_name, options) for difference in differences),
+        "Each variant was trained once; the intervals do not include the variation between seeds. They are paired, and "
+        "resampled by subject where subjects are known.",
+    ]
+    subjects = int(first.clusters.max()) + 1
+    if first.has_subjects and subjects < MIN_SUBJECTS:
+        sentences.insert(len(notes), f"Only {subjects} subjects: the intervals are too narrow.")
+    majority = float(np.bincount(first.truth).max() / len(first.truth))
     frame = pd.DataFrame(rows)
     caption = f"{first.dataset}, {first.part}, n = {len(first.rows):,}, {len(first.labels)} emotions"
-    whole = {"dataset": first.dataset, "split": first.part, "labels": list(first.labels), "n": len(first.rows),
-             "always_the_commonest": commonest, "rungs": rows, "steps": steps, "sentences": sentences}  # fmt: skip
+    facts = {"dataset": first.dataset, "split": first.part, "labels": list(first.labels), "n": len(first.rows),
+             "majority": majority, "variants": rows, "differences": differences, "sentences": sentences}  # fmt: skip
     with report_folder(report) as folder:
-        write_table(frame, folder / "ladder.csv")
-        draw_ladder(frame, commonest, caption, folder / "ladder.png", interval_text(options.level))
-        write_json(folder / "ladder.json", whole)
+        write_table(frame, folder / "ablation.csv")
+        draw_ablation(frame, majority, caption, folder / "ablation.png", interval_text(options.level))
+        write_json(folder / "ablation.json", facts)
     print(f"\n{caption}")
     for row in rows:
-        interval = format_interval("accuracy", (row["accuracy_low"], row["accuracy_high"]))
-        print(f"{percent(row['accuracy']):>8}  [{interval}]"
-              f"  macro F1 {row['macro_f1']:.3f}  {row['title']} ({row['protocol']})")  # fmt: skip
+        scores = f"{score_and_interval('accuracy', row):>24}  macro F1 {row['macro_f1']:.3f}"
+        print(f"{scores}  {row['title']} ({row['protocol']})")
     print("\n".join(sentences))
-    print(f"table: {report / 'ladder.csv'}, chart: {report / 'ladder.png'}")
+    print(f"table: {report / 'ablation.csv'}, figure: {report / 'ablation.png'}")
 
 
-_THE_SAME_FOR_ALL = (
-    "Each rung was trained once; another seed would give somewhat other figures, which the intervals do not count in. "
-    "They are resampled by person where people are known, and pair the same images."
-)
+def _protocol(predictions: Predictions) -> str:
+    trained_on = predictions.card.dataset
+    elsewhere = f", trained on {trained_on} only" if trained_on != predictions.dataset else ""
+    return protocol(predictions) + elsewhere
 
 
-def _steps(predictions: Sequence[Predictions]) -> list[tuple[Predictions, Predictions]]:
-    """Return each rung beside the one below it, and the fine-tuned one also beside zero-shot, the last."""
-    trained = predictions[:-1]
-    return [*pairwise(trained), (predictions[-1], trained[-1])]
-
-
-def _step(lower: Predictions, higher: Predictions, options: EvaluationConfig) -> dict[str, Any]:
-    n, differences = gap(lower, higher, options)
-    return {"from": lower.name, "to": higher.name, "n": n, **with_intervals(differences)}
-
-
-def _in_words(step: dict[str, Any], titles: dict[str, str], options: EvaluationConfig) -> str:
-    accuracy = step["accuracy"]
-    low, high = accuracy["interval"]
-    verdict = "" if low > 0 or high < 0 else ": not shown to be more than chance"
+def _sentence(difference: dict[str, Any], titles: dict[str, str], options: EvaluationConfig) -> str:
+    value, (low, high) = difference["accuracy"]["value"], difference["accuracy"]["interval"]
+    verdict = ": not significant" if low <= 0 <= high else ""
     return (
-        f"{titles[step['to']]}, against {titles[step['from']]}: {100 * accuracy['value']:+.1f} points of accuracy "
+        f"{titles[difference['to']]}, against {titles[difference['from']]}: {100 * value:+.1f} points of accuracy "
         f"({interval_text(options.level)} {100 * low:+.1f} to {100 * high:+.1f}){verdict}."
     )
 
 
-def draw_ladder(rungs: pd.DataFrame, commonest: float, caption: str, file: Path, interval: str) -> None:
-    """Draw the rungs' accuracies as bars with their intervals.
+def draw_ablation(variants: pd.DataFrame, majority: float, caption: str, file: Path, interval: str) -> None:
+    """Draw the accuracy of each variant as a bar with its interval.
 
     Args:
-        rungs: Columns `title`, `protocol`, `dataset`, `split`, `n`, `accuracy`, `accuracy_low` and `accuracy_high`.
-        commonest: Accuracy of always giving the commonest emotion, 0-1.
+        variants: Columns `title`, `protocol`, `accuracy`, `accuracy_low` and `accuracy_high`.
+        majority: Share of the most frequent emotion, 0-1.
         caption: Line above the figure.
         file: PNG to write.
-        interval: Name of the intervals, as `interval_text` gives it.
+        interval: Name of the intervals.
     """
-    figure, axes = canvas(caption, 8.4, 0.85 * len(rungs) + 1.4)
-    places = np.arange(len(rungs))
-    error = np.clip([rungs["accuracy"] - rungs["accuracy_low"], rungs["accuracy_high"] - rungs["accuracy"]], 0, None)
-    colors = [BLUE] * (len(rungs) - 1) + ["white"]  # nothing was trained for the last one
-    axes.barh(places, rungs["accuracy"], xerr=error, color=colors, edgecolor=BLUE, height=0.6, capsize=4, ecolor=BLACK)
-    for place, share, high in zip(places, rungs["accuracy"], rungs["accuracy_high"], strict=True):
-        axes.text(min(max(share, high) + 0.015, 1.02), float(place), f"{100 * share:.1f} %", va="center", fontsize=9)
-    axes.axvline(commonest, color=ORANGE, linestyle="--", label="always the commonest emotion")
+    figure, axes = canvas(caption, 8.4, 0.85 * len(variants) + 1.4)
+    places, accuracy, high = np.arange(len(variants)), variants["accuracy"], variants["accuracy_high"]
+    error = np.clip([accuracy - variants["accuracy_low"], high - accuracy], 0, None)
+    colors = [BLUE] * (len(variants) - 1) + ["white"]  # the last one was not trained
+    axes.barh(places, accuracy, xerr=error, color=colors, edgecolor=BLUE, height=0.6, capsize=4, ecolor=BLACK)
+    for place, share, limit in zip(places, accuracy, high, strict=True):
+        axes.text(min(max(share, limit) + 0.015, 1.02), float(place), percent(share), va="center", fontsize=9)
+    axes.axvline(majority, color=ORANGE, linestyle="--", label="most frequent emotion")
     labels = [
-        textwrap.fill(row["title"], 52) + "\n" + textwrap.fill(_small_print(row), 60) for _, row in rungs.iterrows()
+        f"{textwrap.fill(title, 52)}\n{textwrap.fill(protocol_text, 60)}"
+        for title, protocol_text in zip(variants["title"], variants["protocol"], strict=True)
     ]
     axes.set_yticks(places, labels, fontsize=7.5)
     axes.invert_yaxis()
@@ -291,18 +285,6 @@ def draw_ladder(rungs: pd.DataFrame, commonest: float, caption: str, file: Path,
     axes.set_axisbelow(True)
     axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.16), frameon=False, fontsize=9)
     save(figure, file)
-
-
-def _small_print(rung: pd.Series) -> str:
-    """Return what a bar is measured on, and the part of its protocol in which rungs differ."""
-    return f"{rung['dataset']}, {rung['split']}, n = {rung['n']:,}; {rung['protocol'].split('averaging, ')[-1]}"
-
-
-def _protocol(predictions: Predictions) -> str:
-    """Return the protocol of a rung, which names all data that the network learnt from."""
-    learnt = predictions.card.dataset
-    elsewhere = f", learnt from {learnt}, nothing of {predictions.dataset}" if learnt != predictions.dataset else ""
-    return protocol(predictions) + elsewhere
 
 
 if __name__ == "__main__":

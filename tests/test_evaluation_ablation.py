@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from configuration import NO_AUGMENTATION, TrainingConfig
-from evaluation import ablation as ladder
+from evaluation import ablation
 from inference.emotion_classifier import EmotionClassifier
 from preprocessing.tables import read_table, write_table
 from training.data import read_image
@@ -16,10 +16,10 @@ SMALL = TrainingConfig(filters=(4,), convolutions=1, batch_size=16, precision="f
 
 
 @pytest.fixture
-def climb(run_step, make_dataset, tiny_model, tmp_path, monkeypatch):
-    """Run the ladder on a small data set whose pictures are larger than its crops."""
-    monkeypatch.setattr(ladder, "BEST", SMALL)
-    monkeypatch.setattr(ladder, "FINE_TUNING", SMALL)
+def ablate(run_step, make_dataset, tiny_model, tmp_path, monkeypatch):
+    """Run the ablation on a small data set whose images are larger than its crops."""
+    monkeypatch.setattr(ablation, "BEST", SMALL)
+    monkeypatch.setattr(ablation, "FINE_TUNING", SMALL)
 
     def run(*options, pictures=True, **start):
         folder = tmp_path / "data" / "stripes"
@@ -39,64 +39,64 @@ def climb(run_step, make_dataset, tiny_model, tmp_path, monkeypatch):
         roots = ["--data", tmp_path / "data", "--models", tmp_path / "models", "--reports", tmp_path / "reports"]
         done = run_step("evaluation.ablation", "--dataset", "stripes", *roots, "--pretrained", file, *options)
         part = "folds" if "--folds" in options else "test"
-        return done, folder, file, tmp_path / "reports" / "stripes" / "ladder" / part
+        return done, folder, file, tmp_path / "reports" / "stripes" / "ablation" / part
 
     return run
 
 
-def test_every_rung_answers_for_the_same_images_and_steps_are_their_differences(climb):
-    done, folder, start, reports = climb("--epochs", "1")
+def test_variants_are_compared_on_the_same_images(ablate):
+    done, folder, start, reports = ablate("--epochs", "1")
     assert done.returncode == 0, done.stderr
-    rungs = pd.read_csv(reports / "ladder.csv").set_index("rung")
-    assert rungs.index.tolist() == ["baseline", "tuned-whole", "tuned", "fine-tuned", "zero-shot"]
-    assert set(rungs["n"]) == {12} and set(rungs["dataset"]) == {"stripes"} and set(rungs["split"]) == {"test split"}
+    variants = pd.read_csv(reports / "ablation.csv").set_index("variant")
+    assert variants.index.tolist() == ["baseline", "tuned-full-images", "tuned", "fine-tuned", "pretrained"]
+    assert variants[["n", "dataset", "split"]].drop_duplicates().to_numpy().tolist() == [[12, "stripes", "test split"]]
     rows = read_table(folder, "split.csv").query("split == 'test'")
     images = np.stack([read_image(folder / path, (24, 24), "grayscale") for path in rows["face_path"]])
-    for rung, file in {"zero-shot": start, "tuned": start.parent / "stripes" / "ladder" / "tuned.keras"}.items():
+    for variant, file in {"pretrained": start, "tuned": start.parent / "stripes" / "ablation" / "tuned.keras"}.items():
         classifier = EmotionClassifier.load(file)
         right = np.array(classifier.labels)[classifier.predict(images).argmax(axis=1)] == rows["emotion"]
-        assert rungs.loc[rung, "accuracy"] == pytest.approx(right.mean())
-    told = json.loads((reports / "ladder.json").read_text())
-    for step in told["steps"]:
-        expected = rungs.loc[step["to"], "accuracy"] - rungs.loc[step["from"], "accuracy"]
+        assert variants.loc[variant, "accuracy"] == pytest.approx(right.mean())
+    found = json.loads((reports / "ablation.json").read_text())
+    for step in found["differences"]:
+        expected = variants.loc[step["to"], "accuracy"] - variants.loc[step["from"], "accuracy"]
         assert step["accuracy"]["value"] == pytest.approx(expected)
-    assert (told["steps"][-1]["from"], told["steps"][-1]["to"]) == ("zero-shot", "fine-tuned")
-    assert "extra data: initialised from tiny.keras (trained on elsewhere" in rungs["protocol"]["fine-tuned"]
-    assert "nothing of stripes" in rungs["protocol"]["zero-shot"]
-    assert matplotlib.image.imread(reports / "ladder.png").shape[0] > 300
+    assert (found["differences"][-1]["from"], found["differences"][-1]["to"]) == ("pretrained", "fine-tuned")
+    assert "extra data: initialised from tiny.keras (trained on elsewhere" in variants["protocol"]["fine-tuned"]
+    assert "trained on elsewhere only" in variants["protocol"]["pretrained"]
+    assert matplotlib.image.imread(reports / "ablation.png").shape[0] > 300
 
     whole = read_table(folder / "whole" / "stripes", "split.csv")
     assert whole["path"].tolist() == read_table(folder, "split.csv")["path"].tolist()
     shown = read_image(folder / "whole" / "stripes" / whole["face_path"].iloc[0], (24, 24), "grayscale")
     assert shown.mean() < images[0].mean()  # with its border: not the crop
 
-    again, *_ = climb("--epochs", "1")
+    again, *_ = ablate("--epochs", "1")
     assert again.returncode == 0 and again.stdout.count("nothing to do") == 4 and "Epoch" not in again.stdout
 
 
-def test_face_crops_have_no_rung_on_whole_images(climb):
-    done, folder, _, reports = climb("--epochs", "1", pictures=False)
+def test_face_crops_have_no_variant_on_full_images(ablate):
+    done, folder, _, reports = ablate("--epochs", "1", pictures=False)
     assert done.returncode == 0, done.stderr
-    assert "no rung on whole images" in done.stdout and not (folder / "whole").exists()
-    assert "tuned-whole" not in pd.read_csv(reports / "ladder.csv")["rung"].tolist()
+    assert "no variant on full images" in done.stdout and not (folder / "whole").exists()
+    assert "tuned-full-images" not in pd.read_csv(reports / "ablation.csv")["variant"].tolist()
 
 
-def test_with_folds_every_image_is_answered_by_the_network_of_its_fold(climb, make_dataset):
+def test_each_fold_is_predicted_by_its_own_network(ablate, make_dataset):
     folder = make_dataset()
     table = read_table(folder, "split.csv")
     write_table(table.assign(fold=[str(row % 3) for row in range(len(table))]), folder / "split.csv")
-    done, _, start, reports = climb("--epochs", "1", "--folds")
+    done, _, start, reports = ablate("--epochs", "1", "--folds")
     assert done.returncode == 0, done.stderr
-    rungs = pd.read_csv(reports / "ladder.csv").set_index("rung")
-    assert set(rungs["n"]) == {len(table)} and set(rungs["split"]) == {"3 folds"}
-    assert sorted((start.parent / "stripes" / "ladder" / "fine-tuned-folds").glob("[0-2].keras"))
-    assert rungs["protocol"]["tuned"].startswith("one network per fold")
+    variants = pd.read_csv(reports / "ablation.csv").set_index("variant")
+    assert set(variants["n"]) == {len(table)} and set(variants["split"]) == {"3 folds"}
+    assert sorted((start.parent / "stripes" / "ablation" / "fine-tuned-folds").glob("[0-2].keras"))
+    assert variants["protocol"]["tuned"].startswith("one network per fold")
 
 
-def test_mistakes_are_told_before_anything_is_trained(climb, tmp_path):
-    done, *_ = climb(size=48, name="large.keras")
+def test_input_is_checked_before_training(ablate, tmp_path):
+    done, *_ = ablate(size=48, name="large.keras")
     assert done.returncode == 2 and "takes 48x48 pixels gray" in done.stderr
-    done, *_ = climb("--folds")
+    done, *_ = ablate("--folds")
     assert done.returncode == 2 and "no folds" in done.stderr
     assert not (tmp_path / "models" / "stripes").exists()
 
