@@ -17,7 +17,7 @@ from evaluation.sections.comparison import check_aligned, comparison_section
 from evaluation.sections.cross_validation import gap
 from evaluation.sections.mitigation import compare_fairness
 from evaluation.sections.robustness import robustness_section
-from evaluation.sequences import SHARES, Seen
+from evaluation.sequence_predictions import SHARES, SequencePredictions
 from preprocessing.tables import FACE_COLUMNS, INVENTORY_COLUMNS, read_table, write_table
 from training.lineage import Exposure
 
@@ -72,8 +72,10 @@ def test_paired_robustness_and_groups_refuse_predictions_of_other_images(tmp_pat
         compare_fairness(*columns, ["anger"] * 79, LABELS, None)
 
 
-def seen(name: str, random: np.random.Generator, names: list[str]) -> Seen:
-    return Seen(name, LABELS, random.dirichlet([1, 1], (len(SHARES), len(names))), np.array(names, object))
+def seen(name: str, random: np.random.Generator, names: list[str]) -> SequencePredictions:
+    return SequencePredictions(
+        name, LABELS, random.dirichlet([1, 1], (len(SHARES), len(names))), np.array(names, object)
+    )
 
 
 def test_sequences_have_a_p_value_of_accuracy_alone_and_refuse_another_order(tmp_path):
