@@ -253,7 +253,7 @@ def test_ckplus_in_an_afternoon(run_step, tmp_path):
     assert text in (report / "report.html").read_text()
 
 
-def test_sequences_and_the_ladder_on_a_tree_of_ckplus_s_shape(run_step, tmp_path):
+def test_sequences_and_ablation_on_a_tree_of_the_shape_of_ckplus(run_step, tmp_path):
     """The commands that `test_ckplus_in_an_afternoon` leaves out; the sequence network is trained for one epoch."""
     takes = write_ckplus_tree(tmp_path / "CK+", subjects=16)
     data, models = ("--dataset", "ck", "--data", tmp_path / "data"), ("--models", tmp_path / "models")
@@ -277,7 +277,7 @@ def test_sequences_and_the_ladder_on_a_tree_of_ckplus_s_shape(run_step, tmp_path
     found = json.loads((tmp_path / "reports" / "ck" / "sequence" / "folds" / "metrics.json").read_text())
     assert found["n"] == len(kept)
 
-    text = step("evaluation.ablation", *data, *models, *reports, "--epochs", 1)
-    ladder = pd.read_csv(tmp_path / "reports" / "ck" / "ladder" / "test" / "ladder.csv")
-    assert set(ladder["n"]) == {(read_table(tmp_path / "data" / "ck", "split.csv")["split"] == "test").sum()}
-    assert len(ladder) == len(set(ladder["rung"])) and "fine-tuned" in text
+    printed = step("evaluation.ablation", *data, *models, *reports, "--epochs", 1)
+    variants = pd.read_csv(tmp_path / "reports" / "ck" / "ablation" / "test" / "ablation.csv")
+    assert set(variants["n"]) == {(read_table(tmp_path / "data" / "ck", "split.csv")["split"] == "test").sum()}
+    assert len(variants) == variants["variant"].nunique() and "fine-tuned" in printed

@@ -370,7 +370,7 @@ def test_calibrated_answers_are_as_sure_as_they_may_be_and_the_rest_is_unsure(
     network = SequenceClassifier.load(model_file)
     chances = network.predict(faces)
     answered = chances.max(axis=1) >= network.abstention_threshold - 1e-4
-    assert f"answers {answered.mean():.1%}" in done.stdout
+    assert f"coverage {answered.mean():.1%}" in done.stdout
     assert run_step(*command).returncode == 0  # it is fitted to what the network says, not to the calibrated answers
     assert read_sequence_card(model_file).temperature == pytest.approx(card.temperature, rel=1e-3)
     done = run_step(*command, "--folds")
@@ -428,7 +428,7 @@ def test_leakage_of_sequence_and_peak_networks_is_noted_by_their_images(
     assert held_out is False and "NOT A HELD-OUT SCORE" in notes
     peak = tiny_model(LABELS, SIZE, name="peak.keras", dataset="elsewhere", listed=False)
     assert (
-        "NOT KNOWN WHETHER HELD OUT: no complete list of the training images of"
+        "NOT KNOWN WHETHER HELD OUT: there is no complete list of the training images of"
         in evaluate("dev", "--peak-model", peak)[1]
     )
     write_hashes(peak, ImageHashes.of((), table["pixel_hash"]))

@@ -140,7 +140,7 @@ def build_from(file: Path, classes: Sequence[str]) -> keras.Model:
     source: Any = load_pixel_network(file, card)
     same = list(classes) == list(labels)
     dense = [layer for layer in source.layers if isinstance(layer, keras.layers.Dense)]
-    head = dense[-1] if dense and dense[-1].clusters == len(labels) else None
+    head = dense[-1] if dense and dense[-1].units == len(labels) else None
     if head is None and not same:
         raise InputError(f"{file} does not end with a dense layer of {len(labels)} units, one per emotion; its answers "
                          f"cannot be mapped to {', '.join(classes)}; start from another network")  # fmt: skip
