@@ -16,9 +16,7 @@ from configuration import EVALUATION, FAIRNESS, EvaluationConfig, FairnessConfig
 from evaluation.metrics import fairness
 from evaluation.metrics.fairness import (
     HALVES,
-    GroupComparison,
     codes,
-    compare_groups,
     contingency_tables,
     gaps,
     permuted_tables,
@@ -26,6 +24,7 @@ from evaluation.metrics.fairness import (
     scores_by_group,
     simultaneous_width,
 )
+from evaluation.metrics.group_comparison import GroupComparison, compare_groups
 from evaluation.metrics.paired import holm
 from evaluation.sections.fairness import check_columns, fairness_section, join_group_table
 

@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 
 from common.errors import InputError
 from configuration import EVALUATION, FAIRNESS, EvaluationConfig, FairnessConfig
-from evaluation.metrics.fairness import HALVES, ODDS, OVERALL, GroupComparison, compare_groups
+from evaluation.metrics.fairness import HALVES, ODDS, OVERALL
+from evaluation.metrics.group_comparison import GroupComparison, compare_groups
 from evaluation.metrics.intervals import Estimate, subject_clusters
 from evaluation.metrics.paired import holm
 from evaluation.report.plots import SERIES, save
