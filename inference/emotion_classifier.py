@@ -35,6 +35,7 @@ class EmotionClassifier:
         card: Its card.
         batch_sizes: Values of n for `run`, ascending, the first one 1.
         features_of: Content hash of the network's file if `run` also returns features.
+        network: The Keras network with pixel input, if Keras runs it.
 
     Attributes:
         card: Its card.
