@@ -86,9 +86,7 @@ def choose_truth(truth: str | None, cards: list[ModelCard], table: pd.DataFrame)
         return truth or "labels", []
     if has_votes(table):
         return "majority", []
-    return "labels", [
-        "the model was trained on annotator votes, which the data set does not have: scored on its labels"
-    ]
+    return "labels", ["the data set has no annotator votes, on which the model was trained: scored on its labels"]
 
 
 def rows_of_split(table: pd.DataFrame, split: str | None, folder: Path) -> tuple[pd.DataFrame, str, list[str]]:
