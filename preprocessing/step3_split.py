@@ -80,7 +80,7 @@ def _describe_unused(table: pd.DataFrame, without: Sequence[str]) -> str:
         "duplicates of dev or test images": is_usable(table),
     }
     unused = table["split"] == ""
-    reason = np.select(list(reasons.values()), list(reasons), "")[unused]
+    reason = np.select([mask.to_numpy() for mask in reasons.values()], list(reasons), "")[unused.to_numpy()]
     counts = ", ".join(f"{(reason == name).sum():,} {name}" for name in reasons if name in reason)
     return f"left out: {unused.sum():,} images" + (f" ({counts})" if counts else "")
 
