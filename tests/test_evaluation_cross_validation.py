@@ -173,7 +173,7 @@ def test_networks_that_may_know_their_test_images_are_refused(evaluate, train, f
     write_table(table.drop(columns=["fold", "subject_dependent_fold"]), folder / "split.csv")
     assert refused(evaluate()[0], "no folds", "--strategy folds")
     write_table(table.assign(fold="a"), folder / "split.csv")
-    assert refused(evaluate()[0], "column fold does not hold numbers")
+    assert refused(evaluate()[0], "column fold does not contain all numbers")
     assert not (tmp_path / "reports").exists()
 
 

@@ -504,7 +504,7 @@ def test_more_bad_input_is_one_line_with_status_2(evaluate, make_dataset, tiny_m
     network: Any = keras.models.load_model(logits)
     x = keras.layers.Dense(3)(network.layers[-2].output)
     save(keras.Model(network.inputs, x), read_card(logits), logits)
-    assert refused(evaluate(folder=folder, model=logits)[0], "no probabilities", "softmax")
+    assert refused(evaluate(folder=folder, model=logits)[0], "not probabilities", "softmax")
     assert refused(evaluate("--pictures", tmp_path / "none", folder=folder, model=model)[0], "--pictures", "no folder")
     assert not list((tmp_path / "reports").rglob("report.html"))  # refused before anything took its time
     no_dev = make_dataset(name="no_dev", per_split=(("train", 3), ("test", 2)))

@@ -89,7 +89,7 @@ def _fractions(
     known = ~np.isnan(shares[:, 0])
     shares = np.nan_to_num(shares)
     total = votes.sum(axis=1).clip(min=1)
-    own = predictions.rows.get("own_emotion", predictions.rows["emotion"]).to_numpy(object)
+    own = predictions.rows.get("dataset_emotion", predictions.rows["emotion"]).to_numpy(object)
     correct, judged = correct_annotators(votes, choices)
     agreement = annotator_agreement(votes)
     ratio = np.where(shares > 0, shares, 1) / np.clip(predictions.probabilities, 1e-12, None)
