@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -81,3 +82,20 @@ def test_quoted_test_score_belongs_to_the_released_network(name):
     quoted = f"{100 * measured[0]['accuracy']:.1f} %" if measured else "PrivateTest: not yet measured"
     assert rows and quoted in rows[0]
     assert not measured or f"commit {measured[0]['commit']}" in readme
+
+
+def test_docs_mention_only_files_and_options_that_exist():
+    docs = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    text = "\n".join(file.read_text(encoding="utf-8") for file in docs)
+    code = "\n".join(file.read_text(encoding="utf-8") for file in SOURCES)
+    defined = set(re.findall(r'"(--[a-z0-9-]+)[" /]', code)) | {"--help", "--version"}
+    defined |= {f"--{name.replace('_', '-')}" for name in re.findall(r"^    (\w+): ", code, re.M)}
+    assert not set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", text)) - defined
+    files = re.findall(
+        r"`?((?:tests|docs|common|inference|preprocessing|training|evaluation|realtime)/[\w/]+\.\w+)", text
+    )
+    assert not [file for file in files if not (ROOT / file).is_file()]
+    links = [
+        (file, link) for file in docs for link in re.findall(r"\]\(([\w./-]+?\.\w+)(?:#[\w-]+)?\)", file.read_text())
+    ]
+    assert not [link for file, link in links if not (file.parent / link).is_file()]
