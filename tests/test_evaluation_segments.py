@@ -88,7 +88,7 @@ def test_scores_are_those_of_sampling_every_millisecond(compare, tmp_path):
     matrix = pd.DataFrame(found["confusion"]).T
     counted = confusion_matrix(truth[is_labelled], shown[is_labelled], labels=[*matrix.columns])
     for name, row in zip(matrix.columns, counted, strict=True):
-        assert name not in matrix.index or matrix.loc[name].tolist() == pytest.approx(row / 1000)
+        assert name not in matrix.index or list(matrix.loc[name]) == pytest.approx(row / 1000)
     assert found["unlabelled_faces"] == [3]
     changes = pd.read_csv(tmp_path / "out" / "segments_changes.csv").sort_values("time")
     assert list(changes["time"]) == [3.0, 9.5, 12.0, 22.0, 25.0]

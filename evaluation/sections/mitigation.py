@@ -149,7 +149,7 @@ def _figures(counts: np.ndarray, compared: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _sentence(column: str, found: pd.DataFrame, after: str, fairness: FairnessConfig) -> str:
-    rows: dict[str, Any] = found.to_dict("index")
+    rows: dict[Any, Any] = found.to_dict("index")
     accuracy, odds = rows.pop("accuracy"), rows["equalised odds, worst emotion"]
     verdict = f"{after} has {'smaller' if odds['change'] < 0 else 'larger'} gaps between the groups"
     if odds["p"] >= fairness.significance:
