@@ -1,9 +1,9 @@
 import numpy as np
 import pandas as pd
 import pytest
+from training.balancing import sample_weights
 
 from common.errors import InputError
-from training.balancing import sample_weights
 from training.data import FaceBatches
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from cards import model_card
+from training.fine_tuning import Start
 
 from configuration import NO_AUGMENTATION, TrainingConfig
 from evaluation.sections.provenance import protocol
@@ -17,7 +18,6 @@ from inference.keras_networks import save
 from inference.model_card import ModelCard, read_card
 from preprocessing.tables import read_table, split_hash, write_table
 from training.distillation import TaughtModel, Teachers, read_teachers, teach
-from training.fine_tuning import Start
 from training.models import build
 from training.settings import read_settings
 from training.trainer import build_trainer, read_batches

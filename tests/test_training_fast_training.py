@@ -4,11 +4,11 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from training.fast_training import training_form
 
 from common.errors import InputError
 from configuration import NO_AUGMENTATION, TrainingConfig
 from training.data import FaceBatches
-from training.fast_training import training_form
 from training.models import build
 from training.trainer import build_trainer, full_images_last
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 import keras
 import numpy as np
 import pytest
+from training.fine_tuning import build_from
 
 from common.errors import InputError
 from configuration import NO_AUGMENTATION, TrainingConfig
@@ -11,7 +12,6 @@ from inference.emotion_classifier import EmotionClassifier
 from inference.keras_networks import save
 from inference.model_card import labels_hash, read_card
 from preprocessing.tables import read_table
-from training.fine_tuning import build_from
 from training.trainer import train_network
 
 QUICK = TrainingConfig(epochs=2, batch_size=8, learning_rate=0.01, precision="float32", augmentation=NO_AUGMENTATION)

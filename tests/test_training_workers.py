@@ -4,7 +4,6 @@ import sys
 import time
 
 from conftest import ROOT
-
 from training.workers import Worker, is_at_work
 
 HOLD = """
