@@ -182,15 +182,23 @@ def search(
     end = time.monotonic() + 60 * tuning.timeout if tuning.timeout else float("inf")
 
     def objective(trial: optuna.Trial) -> float:
+        # One seed for all trials would repeat its first draws in every process and after a restart.
+        seed = np.random.default_rng([tuning.seed, trial.number]).integers(1 << 31)
+        study.sampler = optuna.samplers.TPESampler(seed=int(seed))
         for name, distribution in space.items():
             suggest(trial, name, distribution)
         return run_trial(trial)
 
+    def report(_: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        print(describe(study, trial), flush=True)
+
     while time.monotonic() < end and _finished(study) < tuning.trials:
-        # A new seed for each trial: the same seed would repeat its first draws in every process and after a restart.
-        seed = np.random.default_rng([tuning.seed, len(study.get_trials(deepcopy=False))]).integers(1 << 31)
-        study.sampler = optuna.samplers.TPESampler(seed=int(seed))
-        study.optimize(objective, n_trials=1, callbacks=[lambda _, trial: print(describe(study, trial), flush=True)])
+        try:
+            study.optimize(objective, n_trials=1, callbacks=[report])
+        except ValueError as error:
+            if not str(error).startswith("Cannot tell a "):
+                raise
+            print("this process was suspended; another process repeats its trial", flush=True)
         after_trial()
 
 
