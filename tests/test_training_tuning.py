@@ -22,8 +22,8 @@ from preprocessing.tables import read_table, usable, write_table
 from training import models
 from training.settings import read_settings
 from training.trainer import train_network
-from training.tuning import tune
 from training.tuning import search as tuning_search
+from training.tuning import tune
 from training.tuning.report import FINISHED
 from training.tuning.search import open_study, search, shown, storage_errors, subsample
 from training.tuning.space import SPACE, search_space, settings_of, start_params
@@ -65,7 +65,7 @@ def test_search_space_contains_configured_settings():
     params = start_params(BEST)
     assert settings_of(params, BEST) == BEST and set(search_space(BEST)) == set(params)
     assert set(search_space(replace(BEST, targets="votes"))) == set(params) - {"label_smoothing"}
-    with pytest.raises(InputError, match="dropout 0.9 is not in the search space"):
+    with pytest.raises(InputError, match=r"dropout 0\.9 is not in the search space"):
         search_space(replace(BEST, dropout=0.9))
 
 

@@ -66,7 +66,9 @@ def train_or_resume(
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     folder = model_file.parent / "runs" / f"{model_file.stem}-{key}"
     if not force and _is_result(model_file, key, folder):
-        print(f"unchanged: {model_file} is the result of this run (same settings, data and code); --force trains again")
+        print(
+            f"unchanged: {model_file} is the result of this run (same settings, data and code); nothing to do without --force"
+        )
         return None
     with exclusive_lock(folder, "or give another --output"):
         if force:
