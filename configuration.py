@@ -59,7 +59,8 @@ class AugmentationConfig:
     small_erasing_size: tuple[int, int] = (6, 2)  # pixels: largest longer and shorter side of a box
     cutout_max_size: int = 0  # pixels: largest side of one Cutout box, with probability 0.5; 0: off
     noise: float = 0.0  # gray levels of 255: largest standard deviation of noise, with probability 0.5; 0: off
-    crop: float = 1.0  # train on crops of this share of the side, and on full images in the last epochs (vgg only)
+    crop: float = 1.0  # train on crops of this share of the side; 1: full images (vgg only)
+    full_image_epoch_fraction: float = 0.2  # share of the epochs, the last ones, with full images in spite of `crop`
 
 
 NO_AUGMENTATION = AugmentationConfig(False, 0.0, 0.0, 0.0, 0.0, 0.0, 0)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from cards import model_card
 from conftest import ROOT
-from training.fine_tuning import build_from
+from training.pretrained import build_from
 
 from common.errors import InputError
 from evaluation.sections.grad_cam import grad_cam

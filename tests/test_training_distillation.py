@@ -59,9 +59,9 @@ def test_precomputed_targets_mix_labels_and_predictions_for_both_mirror_images(t
     np.testing.assert_array_equal(np.asarray(later.labels), np.asarray(train.labels))
     second.with_suffix(".json").write_text(json.dumps(card))
     predicted = [
-        EmotionClassifier.load(file).predict(images)
+        EmotionClassifier.load(file).predict(side)
         for file in (first, second)
-        for images in (images, np.ascontiguousarray(images[:, :, ::-1]))
+        for side in (images, np.ascontiguousarray(images[:, :, ::-1]))
     ]
     smooth = 0.9 * np.eye(3)[np.asarray(plain.labels)] + 0.1 / 3
     expected = 0.75 * smooth + 0.25 * np.mean(predicted, axis=0)

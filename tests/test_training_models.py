@@ -7,7 +7,7 @@ import pytest
 
 from common.errors import InputError
 from configuration import NO_AUGMENTATION, TrainingConfig
-from training import augmentation, models
+from training import models
 from training.augmentation import full_images_last
 from training.data import FaceBatches
 from training.models import training_form
@@ -106,9 +106,8 @@ def test_frozen_batch_normalisation_does_not_change():
         np.testing.assert_array_equal(old, new)
 
 
-def test_trains_on_crops_then_on_full_images(monkeypatch):
-    monkeypatch.setattr(augmentation, "FULL_IMAGE_EPOCHS", 0.6)
-    config = replace(SMALL, epochs=3, augmentation=replace(NO_AUGMENTATION, crop=2 / 3))
+def test_trains_on_crops_then_on_full_images():
+    config = replace(SMALL, epochs=3, augmentation=replace(NO_AUGMENTATION, crop=2 / 3, full_image_epoch_fraction=0.6))
     network, trainer = build_trainer(batches(), config)
     sizes: list[tuple[int, ...]] = []
     first = trainer.layers[-1].layers[1]

@@ -9,7 +9,6 @@ from configuration import AugmentationConfig
 
 ops: Any = keras.ops  # Keras does not type what its operations give
 VERSION = 1  # raise this to retrain finished runs when a layer changes
-FULL_IMAGE_EPOCHS = 0.2  # share of the epochs, the last ones, that train on full images in spite of `crop`
 
 
 class RandomAffine(keras.layers.Layer):
@@ -198,7 +197,9 @@ def full_images_last(options: AugmentationConfig, epochs: int) -> list[keras.cal
     """Return the callback that ends a training on crops with full images; none if the crop is the full image."""
     if options.crop == 1:
         return []
-    return [FullImagesLast(options.crop, min(round(epochs * (1 - FULL_IMAGE_EPOCHS)), epochs - 1))]
+    fraction = options.full_image_epoch_fraction
+    first = round(epochs * (1 - fraction))
+    return [FullImagesLast(options.crop, min(first, epochs - 1) if fraction else first)]
 
 
 class ToPixels(keras.layers.Layer):

@@ -67,7 +67,8 @@ def train_or_resume(
     folder = model_file.parent / "runs" / f"{model_file.stem}-{key}"
     if not force and _is_result(model_file, key, folder):
         print(
-            f"unchanged: {model_file} is the result of this run (same settings, data and code); nothing to do without --force"
+            f"unchanged: {model_file} is the result of this run (same settings, data and code); nothing to do, unless "
+            "with --force"
         )
         return None
     with exclusive_lock(folder, "or give another --output"):

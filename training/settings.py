@@ -49,6 +49,7 @@ AUGMENTATION_RANGES = {
     "cutout_max_size": (0, 24),
     "noise": (0, 60),
     "crop": (0.5, 1),
+    "full_image_epoch_fraction": (0, 1),
 }
 
 
