@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from cards import model_card
 from conftest import ROOT
-from training.pretrained import build_from
 
 from common.errors import InputError
 from evaluation.sections.grad_cam import grad_cam
 from inference.emotion_classifier import EmotionClassifier
 from inference.model_card import card_path, check_unchanged, labels_hash, read_card, write_card
+from training.pretrained import build_from
 
 LABELS = ["anger", "happiness", "neutral"]
 CARD = {"labels": LABELS, "input_size": 24, "channels": 1, "align": "box", "temperature": 1.0}
