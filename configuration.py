@@ -4,7 +4,7 @@ Each step's command-line options default to the values below, so a change here c
 option changes one run. Importing this file costs nothing: no heavy import, no file is touched.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -47,23 +47,20 @@ class SplitConfig:
 
 @dataclass(frozen=True)
 class AugmentationConfig:
-    """Random changes of a training image. All of them run inside the training graph and are not saved."""
+    """Random changes of training images. They run inside the training graph and are not saved with a network."""
 
-    flip: bool = True  # mirror left and right, half of the time
-    rotation: float = 11.0  # degrees, at most, either way
-    zoom: float = 0.15  # share of the size, at most, smaller or larger
-    shift: float = 4.0  # pixels, at most, in each direction
-    contrast: float = 0.2  # share of the contrast, at most, more or less
-    brightness: float = 20.0  # gray levels of 255, at most, more or less
-    small_erasing_count: int = 2  # black boxes per image, at most; possibly none
-    small_erasing_length: int = 6  # pixels: longer side of a scar, at most
-    small_erasing_width: int = 2  # pixels: shorter side of a scar, at most
-    cutout_max_size: int = 0  # pixels: side of one larger black box, at most, over half of the images; 0: none
-    noise: float = 0.0  # gray levels of 255: standard deviation of a camera's noise, at most, over half of the images
-    crop: float = 1.0  # share of a face's side that is trained on, the part moved by `shift`; 1: the whole (vgg only)
-    full_image_epoch_fraction: float = (
-        0.2  # share of the epochs, the last ones, that train on whole faces in spite of `crop`
-    )
+    flip: bool = True  # flip horizontally with probability 0.5
+    rotation: float = 11.0  # degrees: largest rotation in either direction
+    zoom: float = 0.15  # largest relative change of the size
+    shift: float = 4.0  # pixels: largest shift in each direction
+    contrast: float = 0.2  # largest relative change of the contrast
+    brightness: float = 20.0  # gray levels of 255: largest change
+    small_erasing_count: int = 2  # black boxes per image, each with probability 0.5
+    small_erasing_size: tuple[int, int] = (6, 2)  # pixels: largest longer and shorter side of a box
+    cutout_max_size: int = 0  # pixels: largest side of one Cutout box, with probability 0.5; 0: off
+    noise: float = 0.0  # gray levels of 255: largest standard deviation of noise, with probability 0.5; 0: off
+    crop: float = 1.0  # train on crops of this share of the side; 1: full images (vgg only)
+    full_image_epoch_fraction: float = 0.2  # share of the epochs, the last ones, with full images in spite of `crop`
 
 
 NO_AUGMENTATION = AugmentationConfig(False, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
@@ -72,65 +69,48 @@ SMALL_ERASING_ONLY = AugmentationConfig(False, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """One training run: the network, its optimiser, and when it stops."""
+    """One training run: network, targets, optimizer and stopping rule."""
 
-    network: str = "vgg"  # a name of `training.models.NETWORKS`
-    filters: tuple[int, ...] = (32, 64, 128, 256)  # filters of each stage; images are halved between stages (vgg only)
+    network: str = "vgg"  # `vgg`, `cifar10` or `project1`; see `training.models.NETWORKS`
+    filters: tuple[int, ...] = (32, 64, 128, 256)  # of each stage; pooling halves the image between stages (vgg only)
     convolutions: int = 2  # per stage (vgg only)
-    se_reduction: int = (
-        0  # each stage weighs its filters by a bottleneck of a squeeze-th of them; 0: it does not (vgg only)
-    )
-    dropout: float = 0.4  # share of the last features left out, 0-1 (vgg only)
-    pretrained: str = ""  # a finished network, whose layers and weights are taken instead; empty: from scratch
-    teachers: tuple[str, ...] = ()  # finished networks of the same emotions, whose answers are learnt too
-    distillation_weight: float = 0.5  # share of each target that is the mean of the teachers' answers, 0-1
-    teacher_targets: str = (
-        "precomputed"  # `precomputed`: they answer about each training image; `per_view`: about what the network sees
-    )
-    targets: str = "labels"  # `labels`: the data set's own; `votes`: the crowd's votes as a distribution
-    balance: str = ""  # `emotion`, a column such as `gender`, or `gender+emotion`: images weigh so that it is balanced
-    epochs: int = 36  # passes over the training split
+    se_reduction: int = 0  # squeeze-and-excitation reduction ratio; 0: no such blocks (vgg only)
+    dropout: float = 0.4  # rate before the last layer, 0-1 (vgg only)
+    pretrained: str = ""  # network whose architecture and weights are taken; empty: train from scratch
+    teachers: tuple[str, ...] = ()  # networks with the same emotions, for knowledge distillation
+    distillation_weight: float = 0.5  # share of the teachers' predictions in each target, 0-1
+    teacher_targets: str = "precomputed"  # `precomputed`: once per image; `per_view`: for each augmented image
+    targets: str = "labels"  # `labels`, or `votes`: the distribution of the annotators' votes
+    balance: str = ""  # balance the loss by `emotion`, a column such as `gender`, or `gender+emotion`
+    epochs: int = 36
     batch_size: int = 128  # images
     optimizer: str = "adamw"  # `adamw`, `adam` or `sgd`
-    learning_rate: float = 2e-3  # at the start, after the warm-up
-    schedule: str = "cosine"  # `cosine` (down to zero at the last epoch) or `constant`
-    warmup_epochs: int = 0  # epochs in which the learning rate grows from zero
-    beta_1: float = 0.9  # adam and adamw: share of the earlier mean gradient that each step keeps
-    beta_2: float = 0.999  # adam and adamw: the same of the squared gradient
+    learning_rate: float = 2e-3  # after the warm-up
+    schedule: str = "cosine"  # `cosine` (to zero at the last epoch) or `constant`
+    warmup_epochs: int = 0  # epochs in which the learning rate grows linearly from zero
     weight_decay: float = 1e-2  # adamw only
-    momentum: float = 0.0  # sgd only
-    label_smoothing: float = 0.1  # 0-1; of labels only: votes are soft already
-    mixup: float = 0.0  # both parameters of the beta distribution by which pairs of images are mixed; 0: none are
-    patience: int = 0  # epochs without a better dev accuracy before the run stops; 0: never
-    precision: str = "auto"  # `float32`, `mixed_bfloat16`, or `auto`: the faster one here, measured at the start
+    label_smoothing: float = 0.1  # 0-1; not used for votes
+    mixup: float = 0.0  # alpha of mixup's beta distribution; 0: off
+    patience: int = 0  # early stopping: epochs without a better dev accuracy; 0: off
+    precision: str = "auto"  # `float32`, `mixed_bfloat16`, or `auto`: the faster one, measured at the start
     seed: int = 7
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
 
-# The networks of the two student projects, as they trained them.
+# The networks of two student projects, with their own settings.
+_BASELINE = TrainingConfig(schedule="constant", label_smoothing=0.0, precision="float32", augmentation=NO_AUGMENTATION)
 BASELINES = {
-    "cifar10": TrainingConfig(
-        network="cifar10",
-        epochs=30,
-        batch_size=64,
-        optimizer="adam",
-        learning_rate=1e-3,
-        schedule="constant",
-        label_smoothing=0.0,
-        patience=5,
-        precision="float32",
-        augmentation=NO_AUGMENTATION,
+    "cifar10": replace(
+        _BASELINE, network="cifar10", epochs=30, batch_size=64, optimizer="adam", learning_rate=1e-3, patience=5
     ),
-    "project1": TrainingConfig(
+    "project1": replace(
+        _BASELINE,
         network="project1",
         epochs=40,
         batch_size=256,
         optimizer="sgd",
         learning_rate=0.05,
-        schedule="constant",
-        label_smoothing=0.0,
         patience=8,
-        precision="float32",
         augmentation=SMALL_ERASING_ONLY,
     ),
 }
@@ -138,25 +118,20 @@ BASELINES = {
 
 @dataclass(frozen=True)
 class SequenceConfig:
-    """The network over the frames of a sequence (step 4): what it looks back over, and how it is trained."""
+    """Step 4: the network over the frames of a sequence, and its training."""
 
-    window: int = 64  # frames that it looks back over at most: two seconds of CK+
-    rate: float = 30.0  # frames per second of the data set's sequences; live faces are resampled to it
-    ramp: float = 2.0  # a step that has seen the share s of its sequence weighs s ** ramp in the loss; the last one 1
-    cut: float = 0.5  # share of a training sequence, at most, that is cut off its start, half of the time
-    speed: float = 1.5  # times, at most, that a training sequence is played faster or slower
-    mirror: bool = True  # mirrored faces, half of the time
+    window: int = 64  # frames: longest history, about two seconds of CK+
+    rate: float = 30.0  # frames per second of the sequences; live faces are resampled to it
     config: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(
             network="convolution",  # causal dilated convolutions over time
-            filters=(32,),  # size of the temporal part
-            convolutions=5,  # blocks with dilations 1, 2, 4, 8, 16, which see 63 frames
-            dropout=0.4,
+            filters=(32,),  # of each convolution
+            convolutions=5,  # blocks with dilations 1, 2, 4, 8 and 16: a receptive field of 63 frames
             epochs=80,
             batch_size=32,  # sequences
             learning_rate=3e-3,
-            precision="float32",  # it is small, and reads numbers instead of pixels
-            augmentation=NO_AUGMENTATION,  # of pixels
+            precision="float32",
+            augmentation=NO_AUGMENTATION,
         )
     )
 
@@ -193,31 +168,13 @@ class FairnessConfig:
 
 @dataclass(frozen=True)
 class TuningConfig:
-    """The search for better settings: its budget, then what it searches, from the least to the most."""
+    """Step 2: the budget of the hyperparameter search. `training.tuning` holds the search space."""
 
-    trials: int = 60  # of the whole study: all processes and restarts together
-    epochs: int = 18  # passes of one trial, at most
-    first_check: int = 2  # epochs after which a trial may be pruned at the earliest
-    reduction: int = 3  # at each check the best 1 / reduction of the trials go on
-    train_images: int = 0  # images that a trial learns from, drawn once for all trials; 0: all
-    timeout: float = 0.0  # minutes after which this process starts no further trial; 0: never
-    attempts: int = 3  # how often settings are tried whose process died
-    heartbeat: int = 60  # seconds between signs of life in a database; after three without one a trial is dead
+    trials: int = 60  # of the whole study, over all processes and restarts
+    epochs: int = 18  # of one trial, at most
+    train_images: int = 0  # random subset of the training images, the same for all trials; 0: all
+    timeout: float = 0.0  # minutes after which this process starts no further trial; 0: no limit
     seed: int = 7
-    learning_rate: tuple[float, float] = (3e-4, 1e-2)  # by its logarithm
-    schedules: tuple[str, ...] = ("cosine", "constant")
-    warmup_epochs: tuple[int, int] = (0, 3)  # epochs
-    beta_1: tuple[float, float] = (0.8, 0.95)
-    beta_2: tuple[float, ...] = (0.95, 0.98, 0.99, 0.999)  # these values
-    weight_decay: tuple[float, float] = (1e-4, 1e-1)  # by its logarithm
-    batch_sizes: tuple[int, ...] = (64, 128, 256)  # images
-    width: tuple[int, int, int] = (16, 40, 8)  # filters of the first stage, and their step; the others in ratio
-    parameters: int = 2_400_000  # of the network, at most: a larger one is pruned before its first epoch
-    convolutions: tuple[int, int] = (1, 3)  # per stage
-    dropout: tuple[float, float] = (0.0, 0.6)
-    label_smoothing: tuple[float, float] = (0.0, 0.2)
-    augmentation: tuple[float, float] = (0.0, 1.5)  # times the configured turning, scaling, shifting and light
-    small_erasing_count: tuple[int, int] = (0, 4)  # times the configured size of the scars; 0: none
 
 
 @dataclass(frozen=True)
@@ -268,9 +225,9 @@ BEST = TrainingConfig(
 )
 FINE_TUNING = TrainingConfig(
     epochs=20, batch_size=32, learning_rate=3e-4, warmup_epochs=1
-)  # from a network that learnt elsewhere
+)  # settings with --pretrained
 TUNING = TuningConfig()
-SAMPLE_TUNING = TuningConfig(trials=4, epochs=3, first_check=1)  # the sample shows that it runs, not what is best
+SAMPLE_TUNING = TuningConfig(trials=4, epochs=3)  # a quick demonstration
 SEQUENCES = SequenceConfig()
 EVALUATION = EvaluationConfig()
 ROBUSTNESS = RobustnessConfig()

@@ -32,7 +32,8 @@ def main(dataset: DatasetName = SAMPLE_NAME, data: DataRoot = PATHS.data, output
     with quiet_start():
         import keras
 
-        from training.trainer import choose_precision, read_batches
+        from training.data.splits import read_batches
+        from training.trainer import choose_precision
     if keras.backend.backend() != "tensorflow":
         raise InputError(f"KERAS_BACKEND={keras.backend.backend()} does not run Keras's generator; use tensorflow")
     # Keras's generator has neither mixup nor training crops.
@@ -83,8 +84,7 @@ def contrast_and_erasing(options: AugmentationConfig) -> Callable[[np.ndarray], 
         image = np.clip((image - mean) * random.uniform(1 - options.contrast, 1 + options.contrast) + mean, 0, 255)
         for _ in range(options.small_erasing_count):
             if random.random() < 0.5:
-                limits = (options.small_erasing_length, options.small_erasing_width)
-                sides = [int(random.integers(1, limit + 1)) for limit in limits]
+                sides = [int(random.integers(1, limit + 1)) for limit in options.small_erasing_size]
                 height, width = sides if random.random() < 0.5 else sides[::-1]
                 top = random.integers(0, image.shape[0] - height + 1)
                 left = random.integers(0, image.shape[1] - width + 1)
@@ -102,7 +102,7 @@ def input_pipeline(train: Any, config: TrainingConfig) -> Callable[[int], int]:
 
     augmentation = build_augmentation(config.augmentation, train.images.shape[1:], seed=SEED)
     compiled = tf.function(lambda images: augmentation(images, training=True))
-    whole = max(1, len(train.images) // train.batch_size)  # batches of the full size
+    whole = max(1, len(train.rows) // train.batch_size)  # batches of the full size
     return lambda index: len(np.asarray(compiled(train[index % whole][0])))
 
 

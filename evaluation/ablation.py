@@ -51,8 +51,7 @@ from inference.model_card import check_crops, read_card
 from preprocessing.tables import SPLITS, crop_options, fold_numbers, labels_of, read_table, usable, write_table
 from preprocessing.whole_images import are_whole, write_whole_images
 from training.cross_validation import fit_folds, fold_networks
-from training.lineage import settings_images
-from training.settings import read_settings, shortened
+from training.settings import read_settings, settings_images, shortened
 
 BASELINE, FULL_IMAGES, CROPS = "baseline", "tuned-full-images", "tuned"
 FINE_TUNED, PRETRAINED = "fine-tuned", "pretrained"

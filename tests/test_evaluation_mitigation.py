@@ -12,8 +12,8 @@ from common.errors import InputError
 from configuration import EVALUATION, FAIRNESS
 from evaluation.sections.fairness import fairness_section
 from evaluation.sections.mitigation import compare_fairness, mitigation_section
-from training.balancing import sample_weights
 from training.data import FaceBatches
+from training.data.balancing import sample_weights
 
 LABELS = ("anger", "happiness")
 QUICK = replace(FAIRNESS, permutations=600), replace(EVALUATION, resamples=300)

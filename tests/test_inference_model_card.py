@@ -18,7 +18,7 @@ from common.errors import InputError
 from evaluation.sections.grad_cam import grad_cam
 from inference.emotion_classifier import EmotionClassifier
 from inference.model_card import card_path, check_unchanged, labels_hash, read_card, write_card
-from training.fine_tuning import build_from
+from training.pretrained import build_from
 
 LABELS = ["anger", "happiness", "neutral"]
 CARD = {"labels": LABELS, "input_size": 24, "channels": 1, "align": "box", "temperature": 1.0}

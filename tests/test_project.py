@@ -40,7 +40,7 @@ def test_imports_run_one_way(stage):
         packages = {name.split(".")[0] for name in imports}
         assert packages & set(MAY_IMPORT) <= MAY_IMPORT[stage] | {stage}, file
         if stage == "training":  # any backend of Keras trains, and no face is detected
-            allowed = {"tensorflow"} if file.stem == "fast_training" else set()
+            allowed = {"tensorflow"} if file.stem == "models" else set()
             assert not packages & {"tensorflow", "mtcnn"} - allowed, file
             assert not imports & {"inference.face_detector", "preprocessing.datasets.sample"}, file
 

@@ -15,12 +15,12 @@ def augmented(options: AugmentationConfig, images: np.ndarray, training: bool = 
     return np.asarray(build_augmentation(options, SHAPE, seed=1)(images, training=training))
 
 
-def test_changes_nothing_outside_training():
+def test_identity_outside_training():
     images = RANDOM.integers(0, 256, (4, *SHAPE)).astype(np.uint8)
     np.testing.assert_array_equal(augmented(AugmentationConfig(), images, training=False), images)
 
 
-def test_gives_pixels_that_differ_between_images_and_calls():
+def test_pixels_differ_between_images_and_calls():
     images = np.repeat(RANDOM.integers(0, 256, (1, *SHAPE)), 4, axis=0).astype(np.uint8)
     model = build_augmentation(AugmentationConfig(), SHAPE, seed=1)
     first, second = np.asarray(model(images, training=True)), np.asarray(model(images, training=True))
@@ -28,12 +28,12 @@ def test_gives_pixels_that_differ_between_images_and_calls():
     assert len({image.tobytes() for image in [*first, *second]}) == 8
 
 
-def test_no_augmentation_leaves_training_images_alone():
+def test_no_augmentation_is_identity():
     images = RANDOM.integers(0, 256, (4, *SHAPE)).astype(np.uint8)
     np.testing.assert_array_equal(augmented(NO_AUGMENTATION, images), images)
 
 
-def test_a_scar_is_a_black_box_of_at_most_6x2_pixels_upright_or_lying_possibly_none():
+def test_erased_box_has_at_most_6x2_pixels_in_either_orientation():
     results = augmented(replace(SMALL_ERASING_ONLY, small_erasing_count=1), np.full((600, *SHAPE), 255, np.uint8))[
         ..., 0
     ]
@@ -50,13 +50,13 @@ def test_a_scar_is_a_black_box_of_at_most_6x2_pixels_upright_or_lying_possibly_n
     assert 0.4 < np.mean([not (image == 0).any() for image in results]) < 0.6
 
 
-def test_two_scars_at_most():
+def test_at_most_two_boxes():
     results = augmented(SMALL_ERASING_ONLY, np.full((300, *SHAPE), 255, np.uint8))[..., 0]
     pieces = [cv2.connectedComponents((image == 0).astype(np.uint8))[0] - 1 for image in results]
     assert max(pieces) == 2 and min(pieces) == 0
 
 
-def test_a_flip_gives_the_image_or_its_mirror():
+def test_flip_gives_image_or_mirror_image():
     image = RANDOM.integers(0, 256, SHAPE).astype(np.uint8)
     results = augmented(replace(NO_AUGMENTATION, flip=True), np.repeat(image[None], 40, axis=0))
     mirrored = [np.array_equal(result, image[:, ::-1]) for result in results]
@@ -64,7 +64,7 @@ def test_a_flip_gives_the_image_or_its_mirror():
     assert 5 < sum(mirrored) < 35
 
 
-def test_turning_and_shifting_move_a_dot_as_far_as_allowed_and_no_farther():
+def test_rotation_shift_and_zoom_keep_their_limits():
     def positions(options: AugmentationConfig) -> np.ndarray:
         """Return where the blob at 16 pixels right of the center goes, relative to the center."""
         images = np.zeros((200, *SHAPE), np.uint8)
@@ -83,7 +83,7 @@ def test_turning_and_shifting_move_a_dot_as_far_as_allowed_and_no_farther():
     assert zoomed.min() == pytest.approx(1 / 1.2, abs=0.05) and zoomed.max() == pytest.approx(1 / 0.8, abs=0.08)
 
 
-def test_light_changes_are_one_gain_and_one_offset_per_image():
+def test_light_changes_are_one_gain_and_offset_per_image():
     images = RANDOM.integers(100, 150, (50, *SHAPE)).astype(np.uint8)
     results = augmented(replace(NO_AUGMENTATION, contrast=0.2, brightness=20.0), images)
     for image, result in zip(images, results, strict=True):
@@ -92,18 +92,18 @@ def test_light_changes_are_one_gain_and_one_offset_per_image():
         assert 0.78 < gain < 1.22 and abs(result.mean() - image.mean()) < 21
 
 
-def test_noise_is_on_half_of_the_images_at_most_as_strong_as_configured():
+def test_noise_is_on_half_of_the_images_up_to_the_limit():
     results = augmented(replace(NO_AUGMENTATION, noise=20.0), np.full((400, *SHAPE), 128, np.uint8))
     strengths = results[..., 0].astype(np.float64).std(axis=(1, 2))
     assert 0.4 < (strengths == 0).mean() < 0.6
-    assert 18 < strengths.max() < 21  # 2,304 pixels tell a standard deviation to 1.5 %
-    assert strengths[strengths > 0].mean() == pytest.approx(10, abs=1)  # all strengths alike
+    assert 18 < strengths.max() < 21  # 2,304 pixels estimate a standard deviation within 1.5 %
+    assert strengths[strengths > 0].mean() == pytest.approx(10, abs=1)  # uniform strengths
     noisy = results[strengths > 5].astype(np.float64)
     assert abs(noisy.mean() - 128) < 0.2
-    assert abs(np.corrcoef(noisy[0].ravel(), noisy[1].ravel())[0, 1]) < 0.1  # each image has its own
+    assert abs(np.corrcoef(noisy[0].ravel(), noisy[1].ravel())[0, 1]) < 0.1  # independent noise
 
 
-def test_a_crop_gives_the_middle_in_training_and_the_whole_else():
+def test_crop_gives_center_in_training_only():
     images = RANDOM.integers(0, 256, (4, *SHAPE)).astype(np.uint8)
     crop = replace(NO_AUGMENTATION, crop=5 / 6)
     np.testing.assert_array_equal(augmented(crop, images), images[:, 4:44, 4:44])

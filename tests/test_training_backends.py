@@ -41,7 +41,7 @@ def run_under(backend: str, code: str, *arguments: Path) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")
-def test_networks_trained_under_jax_and_tensorflow_load_under_both_and_agree(make_dataset, tmp_path):
+def test_networks_trained_with_jax_and_tensorflow_load_with_both_and_agree(make_dataset, tmp_path):
     folder = make_dataset()
     images = np.random.default_rng(4).integers(0, 256, (16, 24, 24, 1)).astype(np.uint8)
     np.save(tmp_path / "images.npy", images)
@@ -52,5 +52,5 @@ def test_networks_trained_under_jax_and_tensorflow_load_under_both_and_agree(mak
     for backend in backends:
         run_under(backend, PREDICT, tmp_path / "images.npy", tmp_path / f"{backend}.npy", *files)
     under_jax, under_tensorflow = (np.load(tmp_path / f"{backend}.npy") for backend in backends)
-    assert under_jax.shape == (2, 16, 3) and np.ptp(under_jax) > 0.01  # the networks do not give one answer to all
+    assert under_jax.shape == (2, 16, 3) and np.ptp(under_jax) > 0.01  # predictions differ between images
     np.testing.assert_allclose(under_jax, under_tensorflow, atol=1e-4)

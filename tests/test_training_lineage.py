@@ -1,4 +1,4 @@
-"""Which images shaped a network, over its whole lineage and whatever the data set is called."""
+"""Which images a network and its lineage were trained and selected on."""
 
 import json
 import shutil
@@ -19,7 +19,8 @@ from preprocessing.tables import read_table, write_table
 from realtime.demo import describe_scores
 from training.cross_validation import features_without, fit_folds
 from training.distillation import read_teachers
-from training.lineage import exposure_of, knows_images, settings_images
+from training.lineage import exposure_of, knows_images
+from training.settings import settings_images
 from training.trainer import train_network
 
 TINY = TrainingConfig(
@@ -34,7 +35,7 @@ TINY = TrainingConfig(
 
 
 def exposure(model_file, folder, split, dataset=None):
-    """Return what a network has seen of a split."""
+    """Return the exposure of a network to a split."""
     table = read_table(folder, "split.csv")
     rows = table.loc[table["split"] == split]
     return exposure_of(model_file, read_card(model_file), rows, table, dataset or folder.name)
@@ -60,10 +61,12 @@ def other(make_dataset):
     return folder
 
 
-def test_fine_tuned_network_is_not_held_out_on_the_data_of_its_start(make_dataset, other, train, run_step, tmp_path):
+def test_fine_tuned_network_is_not_held_out_on_data_of_its_pretrained_network(
+    make_dataset, other, train, run_step, tmp_path
+):
     folder = make_dataset()
     start = train(folder, "start.keras")
-    tuned = train(other, "tuned.keras", pretrained=str(start))
+    tuned = train(other, "finetuned.keras", pretrained=str(start))
     again = train(other, "again.keras", pretrained=str(tuned), seed=8)
     reports = ["--data", folder.parent, "--reports", tmp_path / "reports", "--quick", "--no-faces"]
     for split, key in (("train", "NOT A HELD-OUT SCORE"), ("dev", "was selected on")):
@@ -79,7 +82,7 @@ def test_fine_tuned_network_is_not_held_out_on_the_data_of_its_start(make_datase
     assert exposure(again, folder, "test").held_out is True and exposure(again, other, "train").held_out is False
 
 
-def test_renamed_or_divided_anew_or_mixed_data_is_recognized_by_its_images(make_dataset, other, train):
+def test_renamed_resplit_or_mixed_data_is_recognized_by_its_images(make_dataset, other, train):
     folder = make_dataset()
     model = train(folder, "model.keras")
     renamed = folder.with_name("renamed")
@@ -96,7 +99,7 @@ def test_renamed_or_divided_anew_or_mixed_data_is_recognized_by_its_images(make_
     assert exposure(model, other, "test").trained == 1 and exposure(model, other, "test").held_out is False
 
 
-def test_duplicates_that_a_data_set_publishes_leave_a_score_held_out_up_to_a_share(make_dataset, train):
+def test_few_cross_split_duplicates_keep_a_score_held_out(make_dataset, train):
     folder = make_dataset()
     table = read_table(folder, "split.csv")
     hashes = table.loc[table["split"] == "train", "pixel_hash"].tolist()
@@ -108,7 +111,7 @@ def test_duplicates_that_a_data_set_publishes_leave_a_score_held_out_up_to_a_sha
         assert found.training.sum() == count and found.held_out is held_out
 
 
-def test_gray_image_has_one_hash_however_it_is_stored(tmp_path):
+def test_gray_image_has_one_hash_in_every_format(tmp_path):
     gray = np.random.default_rng(1).integers(0, 256, (9, 7), dtype=np.uint8)
     colour = cv2.cvtColor(gray, cv2.COLOR_GRAY2BGR)
     changed = colour.copy()
@@ -131,19 +134,19 @@ def test_gray_image_has_one_hash_however_it_is_stored(tmp_path):
     assert len(set(hashes[:5])) == 1 and len(set(hashes)) == 3
 
 
-def test_network_without_a_list_of_images_is_judged_by_its_card_and_else_not_known(make_dataset, other, train):
+def test_without_a_list_of_images_the_card_decides(make_dataset, other, train):
     folder = make_dataset()
     model = train(folder, "model.keras")
     hashes_file(model).unlink()
     assert exposure(model, folder, "train").held_out is False and exposure(model, folder, "dev").selected == 12
     assert exposure(model, folder, "test").held_out is True  # the card names this very split
     assert exposure(model, other, "test").held_out is None
-    tuned = train(other, "tuned.keras", pretrained=str(model))
+    tuned = train(other, "finetuned.keras", pretrained=str(model))
     assert not read_hashes(tuned).complete and exposure(tuned, other, "train").held_out is False
     assert exposure(tuned, folder, "train").held_out is False and exposure(tuned, folder, "test").held_out is None
 
 
-def test_list_of_another_network_and_a_damaged_one_are_refused(tiny_model):
+def test_refuses_list_of_another_network_and_damaged_list(tiny_model):
     model = tiny_model()
     other = tiny_model(name="other.keras", labels=("anger", "fear"))
     file = hashes_file(model)
@@ -156,7 +159,7 @@ def test_list_of_another_network_and_a_damaged_one_are_refused(tiny_model):
             read_hashes(model)
 
 
-def test_list_holds_eight_bytes_an_image_and_grows_by_the_lineage(tiny_model):
+def test_list_has_eight_bytes_per_image_of_the_lineage(tiny_model):
     first = ImageHashes.of(["0123456789abcdef", "b"], ["c"])
     assert first.training.dtype == np.uint64 and 0x0123456789ABCDEF in first.training
     teacher = tiny_model(name="teacher.keras")
@@ -169,7 +172,7 @@ def test_list_holds_eight_bytes_an_image_and_grows_by_the_lineage(tiny_model):
     assert hashes_file(teacher).stat().st_size < 8 * 5000 + 2000
 
 
-def test_teacher_that_knows_images_of_dev_or_test_is_refused_whatever_its_data_set_is_called(make_dataset, train):
+def test_refuses_teacher_trained_on_dev_or_test_images_under_another_name(make_dataset, train):
     folder = make_dataset()
     renamed = folder.with_name("renamed")
     shutil.copytree(folder, renamed)
@@ -190,12 +193,12 @@ def in_folds(make_dataset):
     return folder
 
 
-def test_settings_that_were_selected_on_the_folds_are_refused_for_them(in_folds, other, tmp_path):
+def test_refuses_settings_selected_on_images_of_the_folds(in_folds, other, tmp_path):
     table, tuned = read_table(in_folds, "split.csv"), tmp_path / "models" / "best.keras"
     images = {name: table.loc[table["split"] == name, "pixel_hash"] for name in ("train", "dev")}
     for hashes, reason in (
         (ImageHashes.of(images["train"], images["dev"]), r"selected on \d+ images of the folds"),
-        (ImageHashes.of(complete=False), "not known by which images"),
+        (ImageHashes.of(complete=False), "images that selected these settings are unknown"),
     ):
         with pytest.raises(InputError, match=reason):
             fit_folds(table, in_folds, tuned, TINY, "python", settings_hashes=hashes)
@@ -204,7 +207,7 @@ def test_settings_that_were_selected_on_the_folds_are_refused_for_them(in_folds,
     assert len(fit_folds(table, in_folds, tuned, TINY, "python", settings_hashes=ImageHashes.of((), elsewhere))) == 3
 
 
-def test_start_and_features_that_know_images_of_the_folds_are_refused_for_them(in_folds, train, tmp_path):
+def test_refuses_pretrained_network_and_features_that_know_images_of_the_folds(in_folds, train, tmp_path):
     table, renamed = read_table(in_folds, "split.csv"), in_folds.with_name("renamed")
     shutil.copytree(in_folds, renamed)
     start = train(renamed, "start.keras")
@@ -214,7 +217,7 @@ def test_start_and_features_that_know_images_of_the_folds_are_refused_for_them(i
         features_without(start, in_folds.name, table, 0)
 
 
-def test_tuned_settings_are_used_only_where_they_are_named(make_dataset, run_step, tmp_path, monkeypatch):
+def test_tuned_settings_are_used_only_with_option(make_dataset, run_step, tmp_path, monkeypatch):
     monkeypatch.setattr("training.step3_best_model.BEST", TINY)
     folder, models = make_dataset(), tmp_path / "models"
     tuned = models / folder.name / "tuned.json"
@@ -229,9 +232,9 @@ def test_tuned_settings_are_used_only_where_they_are_named(make_dataset, run_ste
     done = run_step(step, *where, "--output", models / "plain.keras")
     assert done.returncode == 0 and f"{tuned} is not used" in done.stdout, done.stderr
     assert read_card(models / "plain.keras").other["seed"] != 11
-    assert run_step(step, *where, "--settings", tuned, "--output", models / "tuned.keras").returncode == 0
-    assert read_card(models / "tuned.keras").other["seed"] == 11
-    assert exposure(models / "tuned.keras", folder, "test").selected == 12  # the images that selected its settings
+    assert run_step(step, *where, "--settings", tuned, "--output", models / "finetuned.keras").returncode == 0
+    assert read_card(models / "finetuned.keras").other["seed"] == 11
+    assert exposure(models / "finetuned.keras", folder, "test").selected == 12  # the images that selected its settings
 
 
 def test_settings_written_by_hand_have_no_selection_images(make_dataset, tmp_path):
@@ -260,7 +263,7 @@ def test_released_networks_list_the_images_of_fer2013(shared_data):
     assert len(by_votes.training) > 27_000 and len(by_votes.selection) > 3_000
 
 
-def test_images_are_known_by_name_only_without_a_list(tiny_model, make_dataset):
+def test_data_set_name_decides_only_without_a_list(tiny_model, make_dataset):
     folder = make_dataset()
     rows = read_table(folder, "split.csv")
     listed, unlisted = tiny_model(dataset=folder.name), tiny_model(name="old.keras", dataset=folder.name, listed=False)
@@ -268,11 +271,11 @@ def test_images_are_known_by_name_only_without_a_list(tiny_model, make_dataset):
     assert knows_images(unlisted, read_card(unlisted), rows, folder.name)
 
 
-def test_card_alone_does_not_vouch_for_tuning_or_calibration_on_other_images(make_dataset, other, train):
+def test_held_out_is_unknown_after_tuning_or_calibration_without_a_list(make_dataset, other, train):
     folder = make_dataset()
     rows = read_table(folder, "split.csv")
     tests = ImageHashes.of((), rows.loc[rows["split"] == "test", "pixel_hash"])
-    tuned = train(folder, "tuned.keras", settings_hashes=tests)
+    tuned = train(folder, "finetuned.keras", settings_hashes=tests)
     assert exposure(tuned, folder, "test").selected == 12
     again = train(other, "again.keras", pretrained=str(tuned))
     hashes_file(tuned).unlink()
@@ -286,13 +289,13 @@ def test_card_alone_does_not_vouch_for_tuning_or_calibration_on_other_images(mak
     assert exposure(calibrated, folder, "test").held_out is None
 
 
-def test_settings_of_unknown_origin_are_another_run_and_not_known_to_be_held_out(make_dataset, train):
+def test_settings_of_unknown_origin_are_another_run_with_unknown_exposure(make_dataset, train):
     folder = make_dataset()
     assert exposure(train(folder, "model.keras"), folder, "test").held_out is True
     assert exposure(train(folder, "model.keras", settings_hashes=UNKNOWN), folder, "test").held_out is None
 
 
-def test_list_of_another_search_beside_settings_is_not_complete(make_dataset, other, tmp_path):
+def test_list_of_another_search_is_incomplete(make_dataset, other, tmp_path):
     tables = {name: read_table(folder, "split.csv") for name, folder in (("own", make_dataset()), ("other", other))}
     own, foreign = (ImageHashes.of((), table["pixel_hash"]) for table in tables.values())
     file = tmp_path / "tuned.json"
@@ -306,7 +309,7 @@ def test_list_of_another_search_beside_settings_is_not_complete(make_dataset, ot
     assert hashes is not None and not hashes.complete
 
 
-def test_score_that_is_not_held_out_says_so_in_the_card(make_dataset, train, run_step, tmp_path):
+def test_card_marks_score_that_is_not_held_out(make_dataset, train, run_step, tmp_path):
     folder = make_dataset()
     model, renamed = train(folder, "model.keras"), folder.with_name("renamed")
     shutil.copytree(folder, renamed)

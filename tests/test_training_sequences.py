@@ -22,6 +22,7 @@ from inference.model_card import read_card, read_sequence_card
 from inference.sequence_classifier import SequenceClassifier, described, save_sequence_network, window_of
 from preprocessing.tables import FACE_COLUMNS, INVENTORY_COLUMNS, read_table, write_table
 from training.lineage import exposure_of
+from training.sequences import data as sequences_data
 from training.sequences.data import SequenceBatches, frame_features, read_sequences
 from training.sequences.trainer import build_sequence_network, fit_sequences
 
@@ -29,9 +30,9 @@ SIZE, FRAMES = 24, 8
 LABELS = ("anger", "happiness", "neutral")
 
 
-def options(window: int = FRAMES, epochs: int = 2, **changes) -> SequenceConfig:
+def options(window: int = FRAMES, epochs: int = 2) -> SequenceConfig:
     config = replace(SEQUENCES.config, filters=(12,), convolutions=2, dropout=0.0, batch_size=8)
-    return replace(SEQUENCES, window=window, config=replace(config, learning_rate=0.02, epochs=epochs), **changes)
+    return replace(SEQUENCES, window=window, config=replace(config, learning_rate=0.02, epochs=epochs))
 
 
 def crop(level: float, random: np.random.Generator) -> np.ndarray:
@@ -89,14 +90,11 @@ def fit(folder: Path, model_file: Path, features_file: Path, settings: SequenceC
     return fit_sequences(read_table(folder, "split.csv"), folder, model_file, settings, features_file, "the command")
 
 
-# ---------------------------------------------------------------- time is used
-
-
-def test_tells_the_same_frames_in_opposite_order_apart_where_single_frames_cannot(
-    make_sequences, frames_network, tmp_path
-):
+def test_distinguishes_the_order_of_frames(make_sequences, frames_network, tmp_path, monkeypatch):
     folder = make_sequences((("train", 12), ("dev", 4), ("test", 8)))
-    settings = options(epochs=8, cut=0.0, speed=1.0)
+    monkeypatch.setattr(sequences_data, "CUT", 0.0)
+    monkeypatch.setattr(sequences_data, "SPEED", 1.0)
+    settings = options(epochs=8)
     fit(folder, tmp_path / "sequence.keras", frames_network, settings)
     assert accuracy(tmp_path / "sequence.keras", folder, frames_network) >= 0.9
     # With a window of one frame, the same network sees the last frame beside the first one, and no order.
@@ -118,7 +116,7 @@ def untrained(tmp_path) -> Path:
     return tmp_path / "n.keras"
 
 
-def test_later_frames_and_padding_change_nothing_and_litert_agrees(untrained, tmp_path):
+def test_network_is_causal_and_litert_agrees(untrained, tmp_path):
     file, random = untrained, np.random.default_rng(4)
     frames, reference = random.normal(0, 1, (12, 10)).astype(np.float32), random.normal(0, 1, 10).astype(np.float32)
     network: Any = keras.models.load_model(file, compile=False, safe_mode=True)
@@ -176,7 +174,7 @@ def test_missing_frames_are_stood_in_for_and_counted(make_sequences):
     assert not {"S1/0", "S2/0"} & set(found.table["sequence"]) and len(found) == 12
 
 
-def test_emotions_that_step_3_left_out_are_learnt_by_no_sequence(make_sequences):
+def test_emotions_left_out_by_step_3_are_not_classes(make_sequences):
     folder = make_sequences()
     table = read_table(folder, "split.csv")
     table.loc[table["frame"] == "1", "emotion"] = "neutral"  # --neutral-first, then --without neutral
@@ -186,10 +184,10 @@ def test_emotions_that_step_3_left_out_are_learnt_by_no_sequence(make_sequences)
     ]
     found = read_sequences(table, folder)
     assert found.classes == ("anger", "happiness") and not found.table["starts_neutral"].any()
-    assert len(found) == 13 and "1 are in no split" in found.note and "left out" not in found.note
+    assert len(found) == 13 and "1 have no split" in found.note and "left out" not in found.note
 
 
-def test_refuses_what_holds_no_whole_sequences(make_sequences):
+def test_refuses_tables_without_complete_sequences(make_sequences):
     folder = make_sequences()
     table = read_table(folder, "split.csv")
     peaks = table.loc[table["emotion"] != ""]
@@ -203,7 +201,7 @@ def test_refuses_what_holds_no_whole_sequences(make_sequences):
         read_sequences(table.assign(frame=["x", *table["frame"][1:]]), folder)
 
 
-def test_the_loss_looks_at_the_labelled_last_frame_most(make_sequences, frames_network):
+def test_loss_weights_rise_to_the_labelled_last_frame(make_sequences, frames_network, monkeypatch):
     folder = make_sequences()
     table = read_table(folder, "split.csv")
     starts = (table["frame"] == "1") & (table["sequence"].str.endswith("/0"))
@@ -212,7 +210,10 @@ def test_the_loss_looks_at_the_labelled_last_frame_most(make_sequences, frames_n
     assert found.classes == ("anger", "happiness", "neutral")
     assert list(found.table["starts_neutral"]) == [True, False] * 7
     features = frame_features(EmotionClassifier.load(frames_network, features=True), folder, found.frames)
-    settings = options(window=FRAMES + 4, cut=0.0, speed=1.0, mirror=False, ramp=2.0)
+    monkeypatch.setattr(sequences_data, "CUT", 0.0)
+    monkeypatch.setattr(sequences_data, "SPEED", 1.0)
+    features[1] = features[0]  # so that flips change nothing
+    settings = options(window=FRAMES + 4)
     settings = replace(settings, config=replace(settings.config, batch_size=16))
     windows, targets, weights = SequenceBatches(found, features, found.classes, settings, augment=False)[0]
     assert windows.shape == (14, 1 + FRAMES + 4, features.shape[2])
@@ -233,7 +234,7 @@ def test_the_loss_looks_at_the_labelled_last_frame_most(make_sequences, frames_n
     np.testing.assert_array_equal(again[0][0], learning[0][0])  # and the same after a restart
 
 
-def test_features_of_mirrored_crops_are_computed_once_and_kept(make_sequences, frames_network, monkeypatch):
+def test_features_are_computed_once_and_cached(make_sequences, frames_network, monkeypatch):
     folder = make_sequences()
     frames = read_sequences(read_table(folder, "split.csv"), folder).frames
     classifier = EmotionClassifier.load(frames_network, features=True)
@@ -255,17 +256,17 @@ def test_features_of_mirrored_crops_are_computed_once_and_kept(make_sequences, f
         lambda content: content.replace(b"(2, ", b"(9, ", 1),
     ],
 )
-def test_a_damaged_feature_cache_is_made_anew_and_named(make_sequences, frames_network, capsys, spoil):
+def test_damaged_feature_cache_is_made_again(make_sequences, frames_network, capsys, spoil):
     folder = make_sequences()
     frames = read_sequences(read_table(folder, "split.csv"), folder).frames
     classifier = EmotionClassifier.load(frames_network, features=True)
     features = frame_features(classifier, folder, frames)
-    cache = max(folder.glob("cache/*.npy"), key=lambda file: file.stat().st_mtime_ns)
+    cache = max(folder.glob("cache/features-*.npy"), key=lambda file: file.stat().st_mtime_ns)
     content = cache.read_bytes()
     cache.write_bytes(spoil(content))
     capsys.readouterr()
     np.testing.assert_array_equal(frame_features(classifier, folder, frames), features)
-    assert capsys.readouterr().out == f"{cache} is damaged; it is made anew\n" and cache.read_bytes() == content
+    assert capsys.readouterr().out == f"{cache} is damaged; it is made again\n" and cache.read_bytes() == content
     cache.unlink()
     with files_of_at_most(len(content) - 1), pytest.raises(OSError, match="File too large") as caught:
         frame_features(classifier, folder, frames)
@@ -281,9 +282,7 @@ def history(models_folder: Path) -> list[list[str]]:
         return list(csv.reader(lines))
 
 
-def test_an_interrupted_run_ends_as_an_uninterrupted_one_and_a_finished_one_is_not_repeated(
-    make_sequences, frames_network, tmp_path, monkeypatch, capsys
-):
+def test_resumed_run_ends_like_an_uninterrupted_one(make_sequences, frames_network, tmp_path, monkeypatch, capsys):
     folder, settings = make_sequences(), options(epochs=3)
     fit(folder, tmp_path / "straight" / "sequence.keras", frames_network, settings)
 
@@ -310,9 +309,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one_and_a_finished_one_is_n
     assert "nothing to do" in capsys.readouterr().out
 
 
-def test_each_fold_is_scored_by_the_network_that_never_saw_its_people(
-    make_sequences, frames_network, tmp_path, run_step
-):
+def test_each_fold_is_scored_by_the_network_trained_without_it(make_sequences, frames_network, tmp_path, run_step):
     folder = make_sequences((("train", 6),), folds=3)
     places = [
         "--dataset",
@@ -342,9 +339,7 @@ def test_each_fold_is_scored_by_the_network_that_never_saw_its_people(
     assert (report / "seen.png").stat().st_size > 5000 and "no peak-only network" in done.stdout
 
 
-def test_calibrated_answers_are_as_sure_as_they_may_be_and_the_rest_is_unsure(
-    make_sequences, frames_network, tmp_path, run_step
-):
+def test_calibration_minimises_log_loss_and_sets_the_threshold(make_sequences, frames_network, tmp_path, run_step):
     folder, model_file = make_sequences((("train", 6), ("dev", 8), ("test", 2))), tmp_path / "sequence.keras"
     table = read_table(folder, "split.csv")
     table.loc[table["sequence"].isin(["S6/0", "S7/0", "S8/0"]) & (table["emotion"] != ""), "emotion"] = "anger"
@@ -377,7 +372,7 @@ def test_calibrated_answers_are_as_sure_as_they_may_be_and_the_rest_is_unsure(
     assert done.returncode == 2 and "--calibrate" in done.stderr
 
 
-def test_one_line_for_what_cannot_be_done(make_sequences, frames_network, tiny_model, tmp_path, run_step):
+def test_refuses_unusable_options_in_one_line(make_sequences, frames_network, tiny_model, tmp_path, run_step):
     folder = make_sequences((("train", 6),), folds=3)
     places = ["--dataset", folder.name, "--data", folder.parent, "--models", tmp_path / "m"]
     own = tiny_model(LABELS, SIZE, name="own.keras", trained_on=folder)
@@ -393,12 +388,12 @@ def test_one_line_for_what_cannot_be_done(make_sequences, frames_network, tiny_m
     assert done.returncode == 2 and again in done.stderr
 
 
-def test_a_sequence_network_is_not_taken_for_one_of_single_faces(untrained):
+def test_sequence_network_is_not_a_network_of_single_faces(untrained):
     with pytest.raises(InputError, match="--temporal"):
         read_card(untrained)
 
 
-def test_leakage_of_sequence_and_peak_networks_is_noted_by_their_images(
+def test_leakage_of_sequence_and_peak_networks_is_reported(
     make_sequences, frames_network, tiny_model, tmp_path, run_step
 ):
     folder, model = make_sequences(), tmp_path / "sequence.keras"
@@ -435,9 +430,7 @@ def test_leakage_of_sequence_and_peak_networks_is_noted_by_their_images(
     assert "peak.keras was selected on" in evaluate("dev", "--peak-model", peak)[1]
 
 
-def test_sequence_network_over_features_of_unknown_origin_is_not_known_to_be_held_out(
-    make_sequences, frames_network, tmp_path
-):
+def test_features_of_unknown_origin_make_held_out_unknown(make_sequences, frames_network, tmp_path):
     folder, model = make_sequences(), tmp_path / "sequence.keras"
     hashes_file(frames_network).unlink()
     fit(folder, model, frames_network, options(epochs=1))

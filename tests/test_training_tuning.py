@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -14,22 +14,26 @@ import keras
 import optuna
 import pytest
 from conftest import ROOT, files_of_at_most
-from optuna.trial import TrialState
+from optuna.distributions import CategoricalDistribution
 
 from common.errors import InputError
-from configuration import BEST, TUNING, TrainingConfig, TuningConfig
+from configuration import BEST, TrainingConfig, TuningConfig
 from preprocessing.tables import read_table, usable, write_table
 from training import models
-from training import trainer as training_fitting
 from training.settings import read_settings
-from training.tuning import Search, drawn, open_study, search_space, settings_of, start_params, storage_errors, tune
+from training.trainer import train_network
+from training.tuning import search as tuning_search
+from training.tuning import tune
+from training.tuning.report import FINISHED
+from training.tuning.search import open_study, search, shown, storage_errors, subsample
+from training.tuning.space import SPACE, search_space, settings_of, start_params
 
-QUICK = TuningConfig(trials=4, epochs=4, first_check=1, batch_sizes=(8, 16))
+QUICK = TuningConfig(trials=4, epochs=4)
 BASE = TrainingConfig(network="tiny", batch_size=8, learning_rate=5e-3, precision="float32")
 
 
 @pytest.fixture(autouse=True)
-def tiny_network(monkeypatch):
+def tiny_search(monkeypatch):
     def build_tiny(input_shape, classes, dropout=0.0):
         inputs = keras.Input(input_shape, dtype="uint8")
         x = keras.layers.Flatten()(keras.layers.AveragePooling2D(3)(keras.layers.Rescaling(1 / 255)(inputs)))
@@ -37,15 +41,15 @@ def tiny_network(monkeypatch):
         return keras.Model(inputs, keras.layers.Dense(classes, activation="softmax", dtype="float32")(x))
 
     monkeypatch.setitem(models.NETWORKS, "tiny", build_tiny)
+    monkeypatch.setitem(SPACE, "batch_size", CategoricalDistribution((8, 16, 128)))
 
 
-def study_in(storage: str | Path, tuning: TuningConfig = QUICK, **facts) -> optuna.Study:
-    return open_study("faces-labels", storage, BASE, tuning, facts)
+def study_in(folder: Path, **facts) -> optuna.Study:
+    return open_study("faces-labels", f"sqlite:///{folder / 'tuning.db'}", BASE, facts)
 
 
-def search(study: optuna.Study, folder: Path, run_trial, tuning: TuningConfig = QUICK, workers: bool = True) -> Search:
-    places = folder / "workers" if workers else None
-    return Search(study, tuning, run_trial, search_space(BASE, tuning), places, lambda study: None)
+def run_search(study: optuna.Study, run_trial, tuning: TuningConfig = QUICK) -> None:
+    search(study, tuning, search_space(BASE), run_trial, lambda: None)
 
 
 def accuracy_of(trial: optuna.Trial) -> float:
@@ -57,45 +61,21 @@ def states(study: optuna.Study) -> list[str]:
     return [trial.state.name for trial in study.get_trials()]
 
 
-def test_the_configured_settings_lie_in_the_searched_ranges():
-    space = search_space(BEST, TUNING)
-    params = start_params(BEST, space)
-    assert settings_of(params, BEST) == BEST
-    for name, distribution in space.items():
-        assert distribution._contains(distribution.to_internal_repr(params[name])), name
-    assert set(search_space(replace(BEST, targets="votes"), TUNING)) == set(space) - {"label_smoothing"}
+def test_search_space_contains_configured_settings():
+    params = start_params(BEST)
+    assert settings_of(params, BEST) == BEST and set(search_space(BEST)) == set(params)
+    assert set(search_space(replace(BEST, targets="votes"))) == set(params) - {"label_smoothing"}
+    with pytest.raises(InputError, match=r"dropout 0\.9 is not in the search space"):
+        search_space(replace(BEST, dropout=0.9))
 
 
-@pytest.mark.parametrize("size", [10, 700, 3000, 5000])
-def test_a_study_on_a_full_disk_names_the_file_and_goes_on_later(tmp_path, capsys, size):
-    journal = tmp_path / "tuning.journal"
-
-    def run() -> optuna.Study:
-        with storage_errors(journal):
-            study = study_in(journal)
-            search(study, tmp_path, accuracy_of).run()
-        return study
-
-    with files_of_at_most(size), pytest.raises(OSError, match="File too large") as caught:
-        run()
-    assert caught.value.filename == str(journal)
-    assert [state for state in states(run()) if state in ("COMPLETE", "PRUNED")] == states(run())[-4:]
-
-
-def test_strengths_scale_what_is_configured():
-    params = start_params(BEST, search_space(BEST, TUNING)) | {
-        "augmentation": 0.5,
-        "small_erasing_count": 3,
-        "width": 16,
-    }
-    settings = settings_of(params, BEST)
+def test_factors_scale_configured_augmentation():
+    settings = settings_of(start_params(BEST) | {"augmentation": 0.5, "small_erasing": 3, "width": 16}, BEST)
     assert settings.filters == (16, 32, 64, 128)
-    strength = asdict(settings.augmentation)
-    assert strength == {"flip": True, "rotation": 5.5, "zoom": 0.075, "shift": 2.0, "contrast": 0.1, "brightness": 10.0,
-                        "small_erasing_count": 2, "small_erasing_length": 18, "small_erasing_width": 6,
-                        "cutout_max_size": 0, "noise": 0.0,
-                        "crop": BEST.augmentation.crop, "full_image_epoch_fraction": 0.2}  # fmt: skip
-    assert settings_of(params | {"small_erasing_count": 0}, BEST).augmentation.small_erasing_count == 0
+    found, configured = settings.augmentation, BEST.augmentation
+    assert (found.rotation, found.shift, found.brightness) == (5.5, 2.0, 10.0)
+    assert found.small_erasing_size == (18, 6) and (found.flip, found.crop) == (True, configured.crop)
+    assert settings_of(start_params(BEST) | {"small_erasing": 0}, BEST).augmentation.small_erasing_count == 0
 
 
 def test_finds_settings_and_writes_them_with_table_and_plots(make_dataset, tmp_path, capsys):
@@ -113,29 +93,31 @@ def test_finds_settings_and_writes_them_with_table_and_plots(make_dataset, tmp_p
     assert sum(found["trials"].values()) == 4 and found["command"] == "python -m some.step"
     chosen = rows[found["best_trial"]]
     assert settings.learning_rate == pytest.approx(float(chosen["learning_rate"]))
-    assert settings.dropout == pytest.approx(float(chosen["dropout"]))
     assert (settings.epochs, settings.seed, settings.precision) == (BASE.epochs, BASE.seed, BASE.precision)
-    assert float(rows[0]["learning_rate"]) == BASE.learning_rate  # the first trial is what is configured
+    assert float(rows[0]["learning_rate"]) == BASE.learning_rate  # trial 0 is the configured network
     assert len({row["learning_rate"] for row in rows}) == 4
     for plot in ("history", "parallel_coordinates"):
         picture = cv2.imread(str(models_folder / "tuning" / f"{plot}.png"))
         assert picture is not None and min(picture.shape[:2]) > 400
-    assert "4 of 4" not in capsys.readouterr().out
-    tune(table, folder, models_folder, BASE, QUICK, "python -m some.step")  # nothing is left to do
-    assert "4 of 4 trials done" in capsys.readouterr().out
+    capsys.readouterr()
     tune(table, folder, models_folder, BASE, replace(QUICK, trials=5), "python -m some.step")
+    assert "4 of 5 trials finished" in capsys.readouterr().out
     assert len((models_folder / "tuning" / "trials.csv").read_text().splitlines()) == 6
+    with pytest.raises(InputError, match=r"other epochs \(4, not 5\)"):
+        tune(table, folder, models_folder, BASE, replace(QUICK, epochs=5), "python")
+    table.loc[table.index[0], "split"] = ""
+    write_table(table, folder / "split.csv")
+    with pytest.raises(InputError, match="other split_hash"):
+        tune(table, folder, models_folder, BASE, QUICK, "python")
 
 
-def test_a_trial_trains_as_the_training_step_does(make_dataset, tmp_path):
-    """Trial 0 and a training of its settings reach the same accuracy: nothing of the data or the network differs."""
+def test_trial_trains_like_training_step(make_dataset, tmp_path):
     folder = make_dataset()
     table = read_table(folder, "split.csv")
     one = replace(QUICK, trials=1)
     tune(table, folder, tmp_path / "tuned", BASE, one, "python")
-    training_fitting.train_network(
-        table, folder, tmp_path / "best.keras", replace(BASE, epochs=one.epochs, seed=one.seed), "python"
-    )
+    config = replace(BASE, epochs=one.epochs, seed=one.seed)
+    train_network(table, folder, tmp_path / "best.keras", config, "python")
     (history,) = tmp_path.glob("runs/*/history.csv")
     with history.open(newline="") as lines:
         best = max(float(row["val_accuracy"]) for row in csv.DictReader(lines))
@@ -143,232 +125,156 @@ def test_a_trial_trains_as_the_training_step_does(make_dataset, tmp_path):
     assert found["dev_accuracy"] == pytest.approx(best, abs=1 / 12 + 1e-6)  # one image: the random numbers differ
 
 
-def test_what_cannot_be_compared_is_refused(make_dataset, tmp_path):
-    folder, models_folder = make_dataset(), tmp_path / "models" / "stripes"
-    table = read_table(folder, "split.csv")
-    tune(table, folder, models_folder, BASE, replace(QUICK, trials=1), "python")
-    with pytest.raises(InputError, match=r"other epochs \(4, not 5\)"):
-        tune(table, folder, models_folder, BASE, replace(QUICK, trials=1, epochs=5), "python")
-    table.loc[table.index[0], "split"] = ""
-    write_table(table, folder / "split.csv")
-    with pytest.raises(InputError, match="other split_hash"):
-        tune(table, folder, models_folder, BASE, replace(QUICK, trials=1), "python")
-
-
-def test_labels_and_votes_are_searched_side_by_side(make_dataset, tmp_path):
+def test_labels_and_votes_have_separate_studies(make_dataset, tmp_path):
     folder, models_folder = make_dataset(), tmp_path / "models" / "stripes"
     table = read_table(folder, "split.csv")
     for emotion in ("anger", "happiness", "neutral"):
         table[f"votes_{emotion}"] = 10 * (table["emotion"] == emotion)
-    tune(table, folder, models_folder, BASE, replace(QUICK, trials=2, epochs=1), "python")
+    once = replace(QUICK, trials=1, epochs=1)
+    tune(table, folder, models_folder, BASE, once, "python")
     labels = (models_folder / "tuned.json").read_text()
-    tune(table, folder, models_folder, replace(BASE, targets="votes"), replace(QUICK, trials=1, epochs=1), "python")
+    tune(table, folder, models_folder, replace(BASE, targets="votes"), once, "python")
     assert (models_folder / "tuned.json").read_text() == labels
-    assert len((models_folder / "tuning" / "trials.csv").read_text().splitlines()) == 3
     assert read_settings(models_folder / "tuned-votes.json").targets == "votes"
     assert len((models_folder / "tuning-votes" / "trials.csv").read_text().splitlines()) == 2
     table["votes_neutral"] += 3
     with pytest.raises(InputError, match="other votes_hash"):
-        tune(table, folder, models_folder, replace(BASE, targets="votes"), replace(QUICK, trials=2, epochs=1), "python")
+        tune(table, folder, models_folder, replace(BASE, targets="votes"), once, "python")
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"trials": 0}, "--trials 0"),
-        ({"epochs": 0}, "--epochs 0"),
-        ({"train_images": -1}, "--train-images -1"),
-        ({"timeout": -1.0}, "--timeout -1"),
-        ({"timeout": float("nan")}, "--timeout nan"),
-        ({"seed": -1}, "seed -1"),
-    ],
+    "wrong",
+    [{"trials": 0}, {"epochs": 0}, {"train_images": -1}, {"timeout": -1.0}, {"timeout": float("nan")}, {"seed": -1}],
 )
-def test_budgets_that_cannot_be_used_are_refused(make_dataset, tmp_path, wrong, message):
+def test_refuses_budgets_out_of_range(make_dataset, tmp_path, wrong):
     folder = make_dataset()
-    with pytest.raises(InputError, match=message):
+    ((name, value),) = wrong.items()
+    with pytest.raises(InputError, match=f"{name} {value}"):
         tune(read_table(folder, "split.csv"), folder, tmp_path / "models", BASE, replace(QUICK, **wrong), "python")
     assert not (tmp_path / "models").exists()
 
 
-@pytest.mark.parametrize(
-    "url", ["", "sqlite:///", "nonsense", "sqlite:////no/such/folder/tuning.db", "nodriver://host/tuning"]
-)
-def test_a_storage_that_cannot_be_used_is_refused(url):
-    with pytest.raises(InputError, match=r"--storage .* (cannot be used|keeps nothing)"):
-        study_in(url)
-
-
-@pytest.mark.parametrize("lines", ['{"op_code": 4, "stu\n{}\n', "[]\n", '{"op_code": 99}\n', "7\n"])
-def test_a_damaged_journal_is_refused(tmp_path, lines):
-    study_in(tmp_path / "tuning.journal")
-    with (tmp_path / "tuning.journal").open("a") as file:
-        file.write(lines)
-    with pytest.raises(InputError, match="is damaged"):
-        study_in(tmp_path / "tuning.journal")
-
-
-def test_a_half_line_that_a_full_disk_left_is_cut_by_whoever_writes_next(tmp_path):
-    journal = tmp_path / "tuning.journal"
-    study = study_in(journal)
-
-    def half_line() -> None:
-        with journal.open("a") as file:
-            file.write('{"op_code":9,"wor')
-
-    def beside_a_full_disk(trial: optuna.Trial) -> float:
-        if trial.number == 1:  # another process's write ends in its middle
-            half_line()
-        return accuracy_of(trial)
-
-    search(study, tmp_path, beside_a_full_disk).run()
-    half_line()
-    trials = study_in(journal).get_trials()
-    assert [trial.params for trial in trials] == [trial.params for trial in study.get_trials()] and len(trials) == 4
-    assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
-
-
-def test_training_images_are_drawn_once_and_dev_is_left_whole(make_dataset):
+def test_subsample_is_reproducible_and_keeps_dev(make_dataset):
     table = read_table(make_dataset(), "split.csv")
-    table.loc[table.index[[0, 3]], "face_status"] = "no_face"  # so that usable rows have other numbers
-    part = drawn(table, 10, seed=3)
+    table.loc[table.index[[0, 3]], "face_status"] = "no_face"  # usable rows then have other numbers
+    part = subsample(table, 10, seed=3)
     assert usable(part)["split"].value_counts().to_dict() == {"train": 10, "dev": 12, "test": 12}
-    assert list(drawn(table, 10, seed=3).index) == list(part.index) != list(drawn(table, 10, seed=4).index)
-    assert drawn(table, 0, seed=3) is table and drawn(table, 10_000, seed=3) is table
+    assert list(subsample(table, 10, seed=3).index) == list(part.index) != list(subsample(table, 10, seed=4).index)
+    assert subsample(table, 0, seed=3) is table and subsample(table, 10_000, seed=3) is table
 
 
-@pytest.mark.parametrize("database", [False, True])
-def test_processes_that_race_share_one_budget_and_never_try_the_same(tmp_path, database):
-    storage = f"sqlite:///{tmp_path / 'tuning.db'}" if database else tmp_path / "tuning.journal"
-    tuning = replace(QUICK, trials=9)
-    barrier = threading.Barrier(3)
+# ---------------------------------------------------------------- storage
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", "sqlite:///", "nonsense", "sqlite:////no/such/folder/tuning.db", "nodriver://host/tuning"),
+        *("postgresql://me:hunter2@nowhere.invalid/tuning", "mysql+none://me:hunter2@host/x?password=hunter2"),
+    ],
+)
+def test_refuses_unusable_storage_without_showing_password(url):
+    with pytest.raises(InputError, match=r"--storage .* (cannot be used|keeps nothing)") as caught:
+        with storage_errors(url):
+            open_study("faces-labels", url, BASE, {})
+    assert "hunter2" not in str(caught.value) and "\n" not in str(caught.value)
+    assert caught.value.__cause__ is None and "hunter2" not in shown(url)
+
+
+def test_password_is_not_written(make_dataset, tmp_path, monkeypatch, capsys):
+    folder, secret = make_dataset(), "postgresql://me:hunter2@host/tuning?sslpassword=hunter3"
+    store = optuna.storages.InMemoryStorage()
+    monkeypatch.setattr(tuning_search, "RDBStorage", lambda *_, **__: store)
+    command = f"python -m training.step2_tuning --storage '{secret}'"
+    tune(read_table(folder, "split.csv"), folder, tmp_path, BASE, replace(QUICK, trials=1, epochs=1), command, secret)
+    written = [(tmp_path / name).read_text() for name in ("tuned.json", "tuning/trials.csv")]
+    assert not any(word in text for text in (*written, *capsys.readouterr()) for word in ("hunter2", "hunter3"))
+    assert "--storage 'postgresql://" in json.loads(written[0])["found"]["command"]
+
+
+def test_refuses_damaged_database(tmp_path):
+    study_in(tmp_path)
+    (tmp_path / "tuning.db").write_bytes(b"no database" * 1000)
+    with pytest.raises(InputError, match="cannot be used"), storage_errors("sqlite:///tuning.db"):
+        study_in(tmp_path)
+
+
+def test_full_disk_is_one_line_and_search_continues_later(tmp_path):
+    study = study_in(tmp_path)
+    run_search(study, accuracy_of, replace(QUICK, trials=1))
+    size = (tmp_path / "tuning.db").stat().st_size
+    with files_of_at_most(size), pytest.raises(InputError, match=r"cannot be used .*finished trials are kept"):
+        with storage_errors("sqlite:///tuning.db"):
+            run_search(study_in(tmp_path), lambda trial: trial.set_user_attr("big", "x" * 9000) or accuracy_of(trial))
+    run_search(study := study_in(tmp_path), accuracy_of)
+    assert len(study.get_trials(states=FINISHED)) == 4
+
+
+def test_processes_share_one_budget_and_never_repeat_parameters(tmp_path):
+    study_in(tmp_path)
 
     def slow(trial: optuna.Trial) -> float:
-        time.sleep(0.05)
+        time.sleep(0.1)
         return accuracy_of(trial)
 
-    searches = [search(study_in(storage, tuning), tmp_path, slow, tuning, not database) for _ in range(3)]
-
-    def run(one: Search) -> None:
-        barrier.wait()
-        one.run()
-
-    threads = [threading.Thread(target=run, args=(one,)) for one in searches]
+    tuning = replace(QUICK, trials=8)
+    threads = [threading.Thread(target=lambda: run_search(study_in(tmp_path), slow, tuning)) for _ in range(3)]
     for thread in threads:
         thread.start()
+        time.sleep(0.05)
     for thread in threads:
         thread.join()
-    trials = study_in(storage, tuning).get_trials()
-    ended = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-    assert len(ended) == 9 and all("withdrawn" in trial.user_attrs for trial in trials if trial not in ended)
-    assert len({trial.params["learning_rate"] for trial in ended}) == 9
+    finished = study_in(tmp_path).get_trials(states=FINISHED)
+    assert 8 <= len(finished) <= 10
+    assert len({trial.params["learning_rate"] for trial in finished}) == len(finished)
 
 
-def test_a_trial_created_when_the_budget_was_full_is_given_back(tmp_path):
-    study = study_in(tmp_path / "tuning.journal", replace(QUICK, trials=1))
-    one = search(study, tmp_path, accuracy_of, replace(QUICK, trials=1))
-    # Another process's trial appears after this one has counted and before it creates its own.
-    other = study_in(tmp_path / "tuning.journal", replace(QUICK, trials=1)).ask()
-    with one_worker(tmp_path) as worker:
-        other.set_user_attr("worker", worker.name)
-        one._run_one(worker)
-        assert states(study) == ["RUNNING", "FAIL"] and study.trials[1].user_attrs["withdrawn"]
-
-
-def one_worker(folder: Path):
-    from training.workers import Worker
-
-    return Worker(folder / "workers")
-
-
-def test_settings_of_a_dead_process_are_tried_again_three_times_at_most(tmp_path):
-    study = study_in(tmp_path / "tuning.journal")
-    for attempt in range(3):
-        trial = study.ask()
-        trial.set_user_attr("worker", "a-process-that-is-gone")
-        assert trial.suggest_float("dropout", 0.0, 0.6) == BASE.dropout  # trial 0, and then the same again
-        assert trial.user_attrs.get("attempt", 1) == attempt + 1
-        search(study, tmp_path, accuracy_of)._notice_deaths()
-    assert states(study) == ["FAIL"] * 3
-    search(study, tmp_path, accuracy_of, replace(QUICK, trials=2)).run()
-    assert sorted(states(study)[3:]) in (["COMPLETE", "COMPLETE"], ["COMPLETE", "PRUNED"])
-
-
-def test_the_trial_of_a_living_process_is_left_alone(tmp_path):
-    study = study_in(tmp_path / "tuning.journal")
-    with one_worker(tmp_path) as worker:
-        study.ask().set_user_attr("worker", worker.name)
-        search(study, tmp_path, accuracy_of)._notice_deaths()
-        assert states(study) == ["RUNNING"]
-    search(study, tmp_path, accuracy_of)._notice_deaths()
-    assert states(study) == ["FAIL", "WAITING"]
-
-
-@pytest.mark.parametrize("end", [KeyboardInterrupt, OSError, MemoryError, InputError])
-def test_a_trial_that_something_else_than_its_settings_ended_is_queued_again(tmp_path, end):
-    study = study_in(tmp_path / "tuning.journal")
-
+@pytest.mark.parametrize("end", [KeyboardInterrupt, OSError, InputError, ValueError])
+def test_interrupted_trial_0_is_enqueued_again(tmp_path, end):
     def interrupted(trial: optuna.Trial) -> float:
         raise end
 
     with pytest.raises(end):
-        search(study, tmp_path, interrupted).run()
+        run_search(study_in(tmp_path), interrupted)
+    study = study_in(tmp_path)
     assert states(study) == ["FAIL", "WAITING"]
-    search(study, tmp_path, accuracy_of).run()
+    run_search(study, accuracy_of)
     params = [trial.params for trial in study.get_trials()]
-    assert params[1] == params[0] == start_params(BASE, search_space(BASE, QUICK))
+    assert params[1] == params[0] == start_params(BASE) and len(study.get_trials(states=FINISHED)) == 4
 
 
-def test_a_defect_in_a_trial_is_not_hidden(tmp_path):
-    def broken(trial: optuna.Trial) -> float:
-        raise ValueError("a defect")
-
-    with pytest.raises(ValueError, match="a defect"):
-        search(study_in(tmp_path / "tuning.journal"), tmp_path, broken).run()
-
-
-@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
-def test_a_database_notices_the_dead_by_their_heartbeats(tmp_path):
-    url = f"sqlite:///{tmp_path / 'tuning.db'}"
-    tuning = replace(QUICK, heartbeat=1, trials=2)
-    study = study_in(url, tuning)
-    dead = study.ask()  # its process shows one sign of life and no other
-    study._storage.record_heartbeat(dead._trial_id)  # type: ignore[attr-defined]
-    time.sleep(4.2)
-    search(study_in(url, tuning), tmp_path, accuracy_of, tuning, workers=False).run()
-    trials = study.get_trials()
-    assert states(study)[0] == "FAIL" and trials[1].user_attrs == {"attempt": 2, "again": 0}
-    assert sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials) == 2
-
-
-def test_a_trial_wrongly_taken_for_dead_is_let_go(tmp_path, capsys):
-    study = study_in(tmp_path / "tuning.journal", replace(QUICK, trials=1))
+def test_trial_taken_over_by_another_process_is_dropped(tmp_path, capsys):
+    study = study_in(tmp_path)
 
     def overtaken(trial: optuna.Trial) -> float:
-        if trial.number == 0:
-            study_in(tmp_path / "tuning.journal", replace(QUICK, trials=1)).tell(0, state=TrialState.FAIL)
+        if trial.number == 0:  # another process declares it stale, as after this one was suspended
+            study_in(tmp_path).tell(0, state=optuna.trial.TrialState.FAIL)
         return accuracy_of(trial)
 
-    search(study, tmp_path, overtaken, replace(QUICK, trials=1)).run()
-    assert states(study) == ["FAIL", "COMPLETE"] and "was taken for dead" in capsys.readouterr().out
+    run_search(study, overtaken, replace(QUICK, trials=1))
+    assert states(study) == ["FAIL", "COMPLETE"] and "another process" in capsys.readouterr().out
 
 
 KILLED = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_training_tuning import QUICK, search, study_in
+import test_training_tuning as tests
+from optuna.distributions import CategoricalDistribution
+tests.SPACE["batch_size"] = CategoricalDistribution((8, 16, 128))
+tests.tuning_search.HEARTBEAT = 1
 folder = Path(sys.argv[1])
 def endless(trial):
-    if trial.number < 2:
-        trial.report(0.5, 1)
-        return 0.5
-    (folder / "started").touch()
-    time.sleep(60)
-search(study_in(folder / "tuning.journal"), folder, endless).run()
+    trial.report(0.5, 1)
+    if trial.number == 1:
+        (folder / "started").touch()
+        time.sleep(60)
+    return 0.5
+tests.run_search(tests.study_in(folder), endless)
 """
 
 
-def test_a_killed_search_goes_on_where_it_was_and_tries_the_lost_trial_again(tmp_path):
+def test_parameters_of_killed_process_are_tried_again(tmp_path, monkeypatch):
     code = KILLED.format(tests=str(ROOT / "tests"))
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, env={**os.environ})
     deadline = time.monotonic() + 120
@@ -376,17 +282,17 @@ def test_a_killed_search_goes_on_where_it_was_and_tries_the_lost_trial_again(tmp
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    study = study_in(tmp_path / "tuning.journal")
-    assert states(study) == ["COMPLETE", "COMPLETE", "RUNNING"]
-    search(study, tmp_path, accuracy_of).run()
+    time.sleep(4)
+    monkeypatch.setattr(tuning_search, "HEARTBEAT", 1)
+    study = study_in(tmp_path)
+    assert states(study) == ["COMPLETE", "RUNNING"]
+    run_search(study, accuracy_of)
     trials = study.get_trials()
-    assert [trial.state.name for trial in trials[:3]] == ["COMPLETE", "COMPLETE", "FAIL"]
-    assert sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials) == 4
-    assert trials[3].params == trials[2].params and trials[3].user_attrs["again"] == 2
-    assert not list((tmp_path / "workers").iterdir())
+    assert [trial.state.name for trial in trials[:2]] == ["COMPLETE", "FAIL"]
+    assert trials[1].params in [trial.params for trial in trials[2:]] and len(study.get_trials(states=FINISHED)) == 4
 
 
-def test_the_training_step_takes_tuned_settings_and_typed_options_before_them(make_dataset, tmp_path, run_step):
+def test_training_step_reads_tuned_settings_and_options_take_precedence(make_dataset, tmp_path, run_step):
     folder = make_dataset()
     models_folder = tmp_path / "models" / "stripes"
     places = ("--dataset", "stripes", "--data", folder.parent, "--models", tmp_path / "models", "--epochs", 1)
@@ -401,3 +307,6 @@ def test_the_training_step_takes_tuned_settings_and_typed_options_before_them(ma
     assert (used["epochs"], used["learning_rate"], used["dropout"]) == (1, 0.001, 0.25)
     missing = run_step("training.step3_best_model", *places, "--settings", tmp_path / "none.json")
     assert missing.returncode == 2 and "none.json does not exist" in missing.stderr
+    replacing = run_step("training.step3_best_model", *places, "--output", models_folder / "tuned.keras")
+    assert replacing.returncode == 2 and "a file of settings" in replacing.stderr
+    assert "config" in json.loads((models_folder / "tuned.json").read_text())

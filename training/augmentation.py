@@ -1,4 +1,4 @@
-"""Random changes of training images, as Keras layers in the training graph; none of them is saved with a network."""
+"""Data augmentation as Keras layers in the training graph; they are not saved with a network."""
 
 from typing import Any
 
@@ -8,20 +8,20 @@ import numpy as np
 from configuration import AugmentationConfig
 
 ops: Any = keras.ops  # Keras does not type what its operations give
-VERSION = 1  # raise this when the same settings are to change images otherwise: finished runs are then repeated
+VERSION = 1  # raise this to retrain finished runs when a layer changes
 
 
 class RandomAffine(keras.layers.Layer):
-    """Mirror, turn, scale and shift each image by one bilinear sampling; edges are repeated outwards.
+    """Flip, rotate, zoom and shift each image with one bilinear sampling; edge pixels are repeated outwards.
 
-    Takes and gives float images, (n, height, width, channels). Outside training it changes nothing.
+    Input and output are float images, (n, height, width, channels). It is the identity outside training.
 
     Args:
-        flip: Mirror left and right, half of the time.
-        rotation: Degrees, at most, either way.
-        zoom: Share of the size, at most, smaller or larger.
-        shift: Pixels, at most, in each direction.
-        seed: Seed of the random numbers.
+        flip: Flip horizontally with probability 0.5.
+        rotation: Degrees: largest rotation in either direction.
+        zoom: Largest relative change of the size.
+        shift: Pixels: largest shift in each direction.
+        seed: Random seed.
     """
 
     def __init__(self, flip: bool, rotation: float, zoom: float, shift: float, seed: int):
@@ -30,7 +30,7 @@ class RandomAffine(keras.layers.Layer):
         self.random = keras.random.SeedGenerator(seed)
 
     def call(self, images: Any, training: bool = False) -> Any:
-        """Return the changed images, float32, of the same shape."""
+        """Return the changed images, float32, same shape."""
         if not training:
             return images
         n, height, width = ops.shape(images)[0], images.shape[1], images.shape[2]
@@ -52,12 +52,12 @@ class RandomAffine(keras.layers.Layer):
 
 
 class RandomLight(keras.layers.Layer):
-    """Change each image's contrast (about its mean) and brightness.
+    """Change the contrast (about the mean) and the brightness of each image.
 
     Args:
-        contrast: Share of the contrast, at most, more or less.
-        brightness: Gray levels of 255, at most, more or less.
-        seed: Seed of the random numbers.
+        contrast: Largest relative change of the contrast.
+        brightness: Gray levels of 255: largest change.
+        seed: Random seed.
     """
 
     def __init__(self, contrast: float, brightness: float, seed: int):
@@ -66,7 +66,7 @@ class RandomLight(keras.layers.Layer):
         self.random = keras.random.SeedGenerator(seed)
 
     def call(self, images: Any, training: bool = False) -> Any:
-        """Return the changed images, float32, within 0-255."""
+        """Return the changed images, float32, 0-255."""
         if not training:
             return images
         shape = (ops.shape(images)[0], 1, 1, 1)
@@ -76,17 +76,17 @@ class RandomLight(keras.layers.Layer):
         return ops.clip((images - mean) * factor + mean + offset, 0, 255)
 
 
-class RandomScars(keras.layers.Layer):
-    """Cover boxes with black, so that no single feature of a face decides.
+class RandomErasing(keras.layers.Layer):
+    """Set random boxes to black (random erasing, Zhong et al. 2020; one large box is Cutout).
 
-    Each of `count` boxes is there half of the time, lies anywhere, and is up to `length` x `width` pixels, upright or
-    lying.
+    Each of `count` boxes appears with probability 0.5 at a random position, and is up to `length` x `width` pixels in
+    either orientation.
 
     Args:
-        count: Boxes per image, at most.
-        length: Pixels of the longer side, at most.
-        width: Pixels of the shorter side, at most.
-        seed: Seed of the random numbers.
+        count: Largest number of boxes per image.
+        length: Pixels: largest longer side.
+        width: Pixels: largest shorter side.
+        seed: Random seed.
     """
 
     def __init__(self, count: int, length: int, width: int, seed: int):
@@ -95,36 +95,36 @@ class RandomScars(keras.layers.Layer):
         self.random = keras.random.SeedGenerator(seed)
 
     def call(self, images: Any, training: bool = False) -> Any:
-        """Return the scarred images, float32."""
+        """Return the images with the boxes, float32."""
         if not training:
             return images
         shape = (ops.shape(images)[0], 1, 1, self.count)
 
-        def whole_number(low: int, high: Any) -> Any:
+        def integer(low: int, high: Any) -> Any:
             return low + ops.floor(keras.random.uniform(shape, seed=self.random) * (high - low + 1))
 
-        def yes() -> Any:
+        def coin() -> Any:
             return keras.random.uniform(shape, seed=self.random) < 0.5
 
-        longer, shorter, lying = whole_number(1, self.length), whole_number(1, self.width), yes()
-        box_height, box_width = ops.where(lying, shorter, longer), ops.where(lying, longer, shorter)
+        longer, shorter, horizontal = integer(1, self.length), integer(1, self.width), coin()
+        box_height, box_width = ops.where(horizontal, shorter, longer), ops.where(horizontal, longer, shorter)
         height, width = images.shape[1], images.shape[2]
-        top, left = whole_number(0, height - box_height), whole_number(0, width - box_width)
+        top, left = integer(0, height - box_height), integer(0, width - box_width)
         rows = ops.reshape(ops.arange(height, dtype="float32"), (1, height, 1, 1))
         columns = ops.reshape(ops.arange(width, dtype="float32"), (1, 1, width, 1))
-        in_rows = ops.cast((rows >= top) & (rows < top + box_height) & yes(), "float32")
+        in_rows = ops.cast((rows >= top) & (rows < top + box_height) & coin(), "float32")
         in_columns = ops.cast((columns >= left) & (columns < left + box_width), "float32")
-        # Counts the boxes over each pixel, (n, height, width, 1); comparing every pixel with every box takes longer.
+        # Number of boxes over each pixel, (n, height, width, 1); comparing every pixel with every box is slower.
         covering = ops.matmul(in_rows[:, :, 0], ops.transpose(in_columns[:, 0], (0, 2, 1)))[..., None]
         return ops.where(covering > 0, 0.0, images)
 
 
 class RandomNoise(keras.layers.Layer):
-    """Add a camera's noise to half of the images: normal, of its own strength in each image, alike in all channels.
+    """Add Gaussian noise to half of the images, with a random strength per image, the same in all channels.
 
     Args:
-        noise: Gray levels of 255: the standard deviation, at most.
-        seed: Seed of the random numbers.
+        noise: Gray levels of 255: largest standard deviation.
+        seed: Random seed.
     """
 
     def __init__(self, noise: float, seed: int):
@@ -133,7 +133,7 @@ class RandomNoise(keras.layers.Layer):
         self.random = keras.random.SeedGenerator(seed)
 
     def call(self, images: Any, training: bool = False) -> Any:
-        """Return the noisy images, float32; they may leave 0-255."""
+        """Return the noisy images, float32; values may leave 0-255."""
         if not training:
             return images
         n, height, width = ops.shape(images)[0], images.shape[1], images.shape[2]
@@ -142,13 +142,13 @@ class RandomNoise(keras.layers.Layer):
 
 
 class TrainingCrop(keras.layers.Layer):
-    """Give the middle of each image in training, and the whole image else.
+    """Crop the center of each image in training.
 
-    After `RandomAffine` has moved the image, that is a part drawn anywhere. Parts at their true size take less time,
-    and are another kind of augmentation; `WholeFacesLast` ends with whole faces, as the network will be given.
+    After the shift of `RandomAffine` this is a random crop. Smaller images train faster; `FullImagesLast` ends with
+    full images, which the network takes later.
 
     Args:
-        share: Share of the height and of the width that is given, 0-1. It may be changed between epochs.
+        share: Share of the height and of the width, 0-1. It may change between epochs.
     """
 
     def __init__(self, share: float):
@@ -164,19 +164,19 @@ class TrainingCrop(keras.layers.Layer):
         return images[:, top : top + height, left : left + width]
 
     def compute_output_spec(self, images: Any, training: bool = False) -> Any:
-        """Return what is known of the images before they come: not their height and width."""
+        """Return the symbolic output, whose height and width are unknown."""
         return keras.KerasTensor((images.shape[0], None, None, images.shape[3]), dtype="float32")
 
 
-class WholeFacesLast(keras.callbacks.Callback):
-    """Let a training that sees parts of faces see whole ones in its last epochs.
+class FullImagesLast(keras.callbacks.Callback):
+    """Train the last epochs on full images after a training on crops.
 
-    A network that has only seen parts answers less well for whole faces (Touvron et al. 2019,
-    https://arxiv.org/abs/1906.06423); a few epochs mend it.
+    A network trained on crops only is less accurate on full images; a few epochs correct that (Touvron et al. 2019,
+    https://arxiv.org/abs/1906.06423).
 
     Args:
-        share: Share of a face's side that is trained on before that, 0-1.
-        first: Number of the first epoch, from 0, that trains on whole faces.
+        share: Share of the side that the crops have, 0-1.
+        first: Number of the first epoch, from 0, with full images.
     """
 
     def __init__(self, share: float, first: int):
@@ -184,7 +184,7 @@ class WholeFacesLast(keras.callbacks.Callback):
         self.share, self.first = share, first
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Set the share of this epoch, and trace the training step anew where it is another one."""
+        """Set the share of this epoch; retrace the training step if it changed."""
         trainer: Any = self.model
         share = self.share if epoch < self.first else 1.0
         for layer in trainer.get_layer("augmentation").layers:
@@ -193,8 +193,17 @@ class WholeFacesLast(keras.callbacks.Callback):
                 trainer.make_train_function(force=True)
 
 
+def full_images_last(options: AugmentationConfig, epochs: int) -> list[keras.callbacks.Callback]:
+    """Return the callback that ends a training on crops with full images; none if the crop is the full image."""
+    if options.crop == 1:
+        return []
+    fraction = options.full_image_epoch_fraction
+    first = round(epochs * (1 - fraction))
+    return [FullImagesLast(options.crop, min(first, epochs - 1) if fraction else first)]
+
+
 class ToPixels(keras.layers.Layer):
-    """Round to uint8, 0-255: what the network takes, when serving as when training."""
+    """Round to uint8, 0-255, the input type of the networks."""
 
     def call(self, images: Any) -> Any:
         """Return uint8 images."""
@@ -202,9 +211,9 @@ class ToPixels(keras.layers.Layer):
 
 
 def build_augmentation(options: AugmentationConfig, input_shape: tuple[int, int, int], seed: int) -> keras.Model:
-    """Return a model from uint8 images to randomly changed uint8 images, (n, height, width, channels).
+    """Return a model from uint8 images to augmented uint8 images, (n, height, width, channels).
 
-    Changes whose strength is zero leave no layer behind. With `crop`, images are smaller in training.
+    Augmentations of strength zero add no layer. With `crop`, images are smaller in training.
     """
     inputs = keras.Input(input_shape, dtype="uint8")
     images = keras.layers.Rescaling(1.0, dtype="float32")(inputs)
@@ -213,11 +222,9 @@ def build_augmentation(options: AugmentationConfig, input_shape: tuple[int, int,
     if options.contrast or options.brightness:
         images = RandomLight(options.contrast, options.brightness, seed + 1)(images)
     if options.small_erasing_count:
-        images = RandomScars(
-            options.small_erasing_count, options.small_erasing_length, options.small_erasing_width, seed + 2
-        )(images)
+        images = RandomErasing(options.small_erasing_count, *options.small_erasing_size, seed + 2)(images)
     if options.cutout_max_size:
-        images = RandomScars(1, options.cutout_max_size, options.cutout_max_size, seed + 3)(images)
+        images = RandomErasing(1, options.cutout_max_size, options.cutout_max_size, seed + 3)(images)
     if options.noise:
         images = RandomNoise(options.noise, seed + 4)(images)
     if options.crop < 1:

@@ -1,11 +1,10 @@
-"""Learn from finished networks as well as from labels: knowledge distillation.
+"""Knowledge distillation: targets that mix labels with the predictions of teachers.
 
-The teachers' answers, at temperature 1, are mixed with the labels into one target per image (Hinton et al. 2015,
-https://arxiv.org/abs/1503.02531). They are asked in one of two ways:
+The predictions have temperature 1 (Hinton et al. 2015, https://arxiv.org/abs/1503.02531). There are two kinds:
 
-- `precomputed`, about each training image and its mirror image: such a training takes no longer than another one;
-- about the `per_view`, the turned, mixed and covered images that the network itself sees, in every step (Beyer et al.
-  2022, https://arxiv.org/abs/2106.05237). Each teacher adds a third of a step's time, but none knows these by heart.
+- `precomputed`: predictions for each training image and its flip, computed once. A training step takes no longer.
+- `per_view`: predictions for the augmented images that the network sees, in every step (consistent teaching, Beyer et
+  al. 2022, https://arxiv.org/abs/2106.05237). Each teacher adds about a third to the time of a step.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,94 +20,94 @@ from common.errors import InputError
 from inference.emotion_classifier import EmotionClassifier
 from inference.model_card import check_crops
 from training.data import FaceBatches
-from training.fast_training import training_form
-from training.fine_tuning import Start, build_from
 from training.lineage import exposure_of
+from training.models import training_form
+from training.pretrained import PretrainedNetwork, build_from
 
-ops: Any = keras.ops  # Keras does not type what its operations give
-VERSION = 1  # raise this when teachers are to shape the targets otherwise: finished runs are then repeated
+ops: Any = keras.ops  # Keras does not type the results of its operations
+VERSION = 1  # raise this to retrain finished runs when the targets change
 
 
 def read_teachers(
     files: Sequence[str], classes: Sequence[str], about: Mapping[str, Any], table: pd.DataFrame
-) -> list[Start]:
-    """Return the networks to learn from.
+) -> list[PretrainedNetwork]:
+    """Return the teachers, checked.
 
     Args:
         files: The `.keras` files.
         classes: Class names of the data, in class order.
-        about: What a card says of the data: at least `dataset`, `split_hash` and `crops`.
+        about: Card entries about the data: at least `dataset`, `split_hash` and `crops`.
         table: The data set's `split.csv`.
 
     Raises:
-        InputError: One is missing, takes other crops, knows other emotions, or its lineage was trained on images of
-            the dev or test split, other than cross-split duplicates.
+        InputError: A network is missing, takes other crops, has other classes, or its lineage was trained on images
+            of the dev or test split, other than cross-split duplicates.
     """
-    teachers = [Start.read(Path(file)) for file in files]
+    teachers = [PretrainedNetwork.read(Path(file)) for file in files]
+    held_out = table.loc[table["split"].isin(["dev", "test"])]
     for teacher in teachers:
         check_crops(teacher.file, teacher.card, about["crops"], about["dataset"])
         if list(teacher.card.labels) != list(classes):
             raise InputError(
-                f"teacher {teacher.file} knows {', '.join(teacher.card.labels)}; it must know what is to be learnt: "
-                f"{', '.join(classes)}"
+                f"teacher {teacher.file} has the classes {', '.join(teacher.card.labels)}; it must have those of the "
+                f"data: {', '.join(classes)}"
             )
-        judged = table.loc[table["split"].isin(["dev", "test"])]
-        exposure = exposure_of(teacher.file, teacher.card, judged, table, about["dataset"])
+        remedy = "which score the new network; train the teacher again on this split"
+        exposure = exposure_of(teacher.file, teacher.card, held_out, table, about["dataset"])
         if exposure.trained:
             raise InputError(
                 f"teacher {teacher.file} was trained on {exposure.trained:,} images of the dev or test split of "
-                f"{about['dataset']}, by which the new network is judged; train the teacher again on this split"
+                f"{about['dataset']}, {remedy}"
             )
         if teacher.card.was_trained_on_another_split(about["dataset"], about["split_hash"]):
             raise InputError(
-                f"teacher {teacher.file} was trained on another split of {about['dataset']}, so it may know the images "
-                "by which the new network is judged; train the teacher again on this split"
+                f"teacher {teacher.file} was trained on another split of {about['dataset']}, perhaps on images {remedy}"
             )
     return teachers
 
 
-def teach(train: FaceBatches, teachers: Sequence[Start], share: float, smoothing: float) -> None:
-    """Give the batches targets in which the teachers have their share.
+def set_teacher_targets(
+    train: FaceBatches, teachers: Sequence[PretrainedNetwork], weight: float, smoothing: float
+) -> None:
+    """Replace the targets of the batches by precomputed distillation targets.
 
     Args:
-        train: Batches to learn from; their targets are class indices or distributions.
-        teachers: The networks.
-        share: Share of each target that is the mean of their answers, 0-1.
-        smoothing: Label smoothing, 0-1, of the batches' own targets; the answers are soft already.
+        train: The training batches.
+        teachers: The teachers.
+        weight: Share of the teachers' mean prediction in each target, 0-1.
+        smoothing: Label smoothing of the other share, 0-1.
     """
-    predictions = []
+    images, predictions = train.images[train.rows], []
     for teacher in teachers:
         classifier = EmotionClassifier.load(teacher.file)
-        # Its targets do not depend on whether the teacher was calibrated.
-        classifier.card = replace(classifier.card, temperature=1.0)
-        predictions += [classifier.predict(images) for images in (train.images, train.images[:, :, ::-1])]
+        classifier.card = replace(classifier.card, temperature=1.0)  # the same targets with and without calibration
+        predictions += [classifier.predict(images), classifier.predict(images[:, :, ::-1])]
     own: Any = train.labels
     if own.ndim == 1:
         own = np.eye(len(train.classes), dtype=np.float32)[own]
-    train.set_targets(_mixed(own, np.mean(predictions, axis=0, dtype=np.float32), share, smoothing))
+    train.set_targets(_mixed(own, np.mean(predictions, axis=0, dtype=np.float32), weight, smoothing))
 
 
-def _mixed(own: Any, told: Any, share: float, smoothing: float) -> Any:
-    """Return targets, (n, classes): the data's own, smoothed, and in their share what teachers told."""
-    own = (1 - smoothing) * own + smoothing / told.shape[-1]
-    return (1 - share) * own + share * told
+def _mixed(own: Any, teacher: Any, weight: float, smoothing: float) -> Any:
+    """Return distillation targets, (n, classes), from own targets and teacher predictions of that shape."""
+    own = (1 - smoothing) * own + smoothing / teacher.shape[-1]
+    return (1 - weight) * own + weight * teacher
 
 
 class Teachers(keras.layers.Layer):
-    """Finished networks that answer, in training, about the images that a network learns from.
+    """The mean prediction of the teachers for the augmented images of a training step.
 
-    Takes uint8 images, (n, height, width, channels), and gives the mean of the answers, float32 (n, classes). Each is
-    about the image or about its mirror image, by chance: in the long run the mean of both, in half of the time.
-    Outside training nobody is asked, and the answers are zeros.
+    Input is uint8 (n, height, width, channels), output float32 (n, classes). Each image is flipped with probability
+    0.5, which averages over both versions at half the cost. Outside training the output is zero.
 
     Args:
-        files: The networks, as `read_teachers` accepts them.
+        files: The networks, as accepted by `read_teachers`.
         classes: Class names of the data, in class order.
-        any_size: The images may be of another size than the networks were made for.
-        seed: Seed of the random numbers.
+        any_size: Accept images of another size than the networks have.
+        seed: Random seed.
 
     Raises:
-        InputError: a network is not the one of its card; or `any_size`, and it is bound to its size.
+        InputError: A network does not match its card, or cannot take `any_size`.
     """
 
     def __init__(self, files: Sequence[str], classes: Sequence[str], any_size: bool, seed: int):
@@ -125,46 +124,46 @@ class Teachers(keras.layers.Layer):
         self.trainable = False
 
     def call(self, images: Any, training: bool = False) -> Any:
-        """Return the mean answers."""
+        """Return the mean predictions."""
         if not training:
             return ops.zeros((ops.shape(images)[0], self.classes))
         predictions = []
         for network in self.networks:
-            mirrored = keras.random.uniform((ops.shape(images)[0], 1, 1, 1), seed=self.random) < 0.5
-            asked = ops.where(mirrored, images[:, :, ::-1], images)
-            predictions += keras.tree.flatten(network(asked, training=False))
+            flipped = keras.random.uniform((ops.shape(images)[0], 1, 1, 1), seed=self.random) < 0.5
+            views = ops.where(flipped, images[:, :, ::-1], images)
+            predictions += keras.tree.flatten(network(views, training=False))
         return sum(predictions) / len(predictions)
 
     def compute_output_spec(self, images: Any, training: bool = False) -> Any:
-        """Return what is known of the answers before the images come."""
+        """Return the symbolic output."""
         return keras.KerasTensor((images.shape[0], self.classes), dtype="float32")
 
 
-class TaughtModel(keras.Model):
-    """A model of two outputs, a network's answers and its teachers', that learns from both labels and teachers.
+class DistillationModel(keras.Model):
+    """A model with two outputs, student and teacher predictions, trained on labels and teachers.
 
-    It is compiled as if it had the first output alone, and is judged by labels alone.
+    It is compiled as if it had the first output only; metrics and the dev loss use the labels.
 
     Args:
         inputs: Its input.
-        outputs: The network's answers and those of `Teachers`, (n, classes) each.
-        share: Share of each target that the teachers' answers are, 0-1.
-        smoothing: Label smoothing, 0-1, of the labels.
+        outputs: Predictions of the student and of `Teachers`, (n, classes) each.
+        weight: Share of the teachers' predictions in each target, 0-1.
+        smoothing: Label smoothing, 0-1.
     """
 
-    def __init__(self, inputs: Any, outputs: Sequence[Any], share: float, smoothing: float, name: str):
+    def __init__(self, inputs: Any, outputs: Sequence[Any], weight: float, smoothing: float, name: str):
         super().__init__(inputs=inputs, outputs=list(outputs), name=name)
-        self.share, self.smoothing = share, smoothing
+        self.weight, self.smoothing = weight, smoothing
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Any:
-        """Return the loss of the network's answers."""
-        predictions, told = y_pred
+        """Return the loss of the student."""
+        student, teacher = y_pred
         if training:
-            y = _mixed(y, ops.stop_gradient(told), self.share, self.smoothing)
-        return super().compute_loss(x, y, predictions, sample_weight, training)
+            y = _mixed(y, ops.stop_gradient(teacher), self.weight, self.smoothing)
+        return super().compute_loss(x, y, student, sample_weight, training)
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        """Return the figures of the network's answers."""
+        """Return the metrics of the student."""
         return super().compute_metrics(x, y, y_pred[0], sample_weight)

@@ -1,12 +1,12 @@
-"""Search for better settings of the configured network.
+"""Search for better hyperparameters of the configured network.
 
-Reads:  data/NAME/split.csv and the crops it names
-Writes: models/NAME/tuned.json, which step3_best_model reads; models/NAME/tuning.journal, the study (or --storage);
-        models/NAME/tuning/ (trials.csv; history, importance and parallel coordinates as PNG)
+Reads:  data/NAME/split.csv and its crops
+Writes: models/NAME/tuned.json, for step3_best_model --settings; models/NAME/tuning.db, the study (or --storage);
+        models/NAME/tuning/ (trials.csv, and plots of the history, the importance and parallel coordinates)
 
     python -m training.step2_tuning --dataset fer2013
 
-Start it several times to use several processes; start it again after a kill to go on.
+Start it several times to use several processes. Start it again after an interruption to continue.
 """
 
 from dataclasses import replace
@@ -25,49 +25,45 @@ def main(
     data: DataRoot = PATHS.data,
     models: ModelsRoot = PATHS.models,
     targets: Annotated[
-        str, typer.Option(help="labels: the data set's own; votes: crowd votes as a distribution.")
+        str, typer.Option(help="Targets: labels, or votes (distribution of the annotators' votes).")
     ] = BEST.targets,
     trials: Annotated[
         int | None,
         typer.Option(
-            help="Trials of the whole study, all processes and restarts together.",
+            help="Trials of the whole study, over all processes and restarts.",
             show_default=f"{TUNING.trials}; sample: {SAMPLE_TUNING.trials}",
         ),
     ] = None,
     epochs: Annotated[
         int | None,
         typer.Option(
-            help="Passes of one trial, at most.", show_default=f"{TUNING.epochs}; sample: {SAMPLE_TUNING.epochs}"
+            help="Largest number of epochs of a trial.",
+            show_default=f"{TUNING.epochs}; sample: {SAMPLE_TUNING.epochs}",
         ),
     ] = None,
     train_images: Annotated[
-        int, typer.Option(help="Training images of a trial, drawn once for all trials; 0: all.")
+        int, typer.Option(help="Random subset of training images, same for all trials; 0: all.")
     ] = TUNING.train_images,
     timeout: Annotated[
-        float, typer.Option(help="Minutes after which this process starts no further trial; 0: never.")
+        float, typer.Option(help="Minutes after which this process starts no trial; 0: no limit.")
     ] = TUNING.timeout,
-    seed: Annotated[int, typer.Option(help="Seed of the study and of every trial.")] = TUNING.seed,
+    seed: Annotated[int, typer.Option(help="Random seed of the study and of every trial.")] = TUNING.seed,
     storage: Annotated[
-        str | None, typer.Option(help="URL of a database that several machines share; else the journal file.")
+        str | None, typer.Option(help="Database URL of the study.", show_default="SQLite file in the models folder")
     ] = None,
 ) -> None:
-    """Search for better settings on a data set's training split, judged on its dev split."""
+    """Search for better hyperparameters on the training split, by dev accuracy."""
     folder = dataset_folder(data, dataset)
-    table = read_table(folder, "split.csv")  # before Keras is imported, so that a mistake is told at once
+    table = read_table(folder, "split.csv")  # before Keras is imported: mistakes are reported at once
     with quiet_start():
         from training.tuning import tune
 
-    tuning = SAMPLE_TUNING if dataset == SAMPLE_NAME else TUNING
+    budget = {"trials": trials, "epochs": epochs, "train_images": train_images, "timeout": timeout, "seed": seed}
     tuning = replace(
-        tuning,
-        trials=tuning.trials if trials is None else trials,
-        epochs=tuning.epochs if epochs is None else epochs,
-        train_images=train_images,
-        timeout=timeout,
-        seed=seed,
+        SAMPLE_TUNING if dataset == SAMPLE_NAME else TUNING,
+        **{name: value for name, value in budget.items() if value is not None},
     )
-    base = replace(BEST, targets=targets)
-    tune(table, folder, models / dataset, base, tuning, typed_command(), storage)
+    tune(table, folder, models / dataset, replace(BEST, targets=targets), tuning, typed_command(), storage)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Train a network over the frames of sequences, from the neutral face to the peak of its expression.
+"""Train a network over the frames of sequences, from the neutral face to the peak of the expression.
 
-Reads:  data/NAME/split.csv, of a data set listed with `step1_inventory --frames all`, and the crops it names; a network
-        of single faces (--features), whose features it reads and does not change
-Writes: models/NAME/sequence.keras and its card (or --output); with --folds a network per fold instead, in
-        sequence-folds/; models/NAME/runs/ (history, curves, states to resume from); data/NAME/cache/ (the features)
+Reads:  data/NAME/split.csv of a data set listed with `step1_inventory --frames all`, and its crops; a network of
+        single faces (--features), whose features are the input
+Writes: models/NAME/sequence.keras and its card (or --output), with --folds one network per fold in sequence-folds/;
+        models/NAME/runs/ (history, curves, checkpoints); data/NAME/cache/ (the features)
 
     python -m training.step4_sequence_model --dataset ckplus
     python -m evaluation.sequences          --dataset ckplus
@@ -19,60 +19,50 @@ import typer
 from common.command_line import DataRoot, DatasetName, Force, ModelsRoot, dataset_folder, run, typed_command
 from common.logging import quiet_start
 from configuration import PATHS, SAMPLE_NAME, SEQUENCES
-from inference.keras_networks import check_output
 from inference.model_card import read_card
-from preprocessing.tables import fold_numbers, read_table, split_by_fold
-from training.cross_validation import SUBJECT_INDEPENDENT, check_number, features_without, fold_file
+from preprocessing.tables import read_table
+from training.cross_validation import SUBJECT_INDEPENDENT, check_number
+from training.settings import check_output
 
-FITTING = SEQUENCES.config
+CONFIG = SEQUENCES.config
 
 
 def main(
     dataset: DatasetName = SAMPLE_NAME,
     data: DataRoot = PATHS.data,
     models: ModelsRoot = PATHS.models,
-    features: Annotated[Path, typer.Option(help="Network of single faces whose features are read.")] = PATHS.pretrained,
+    features: Annotated[Path, typer.Option(help="Network of single faces that computes the features.")] = (
+        PATHS.pretrained
+    ),
     folds: Annotated[
-        int | None,
-        typer.Option(min=3, help="Train a network for each of the K folds that step3_split --strategy folds made."),
+        int | None, typer.Option(min=3, help="Cross-validate: train one network per fold of the split.")
     ] = None,
-    window: Annotated[int, typer.Option(help="Frames that it looks back over at most.")] = SEQUENCES.window,
-    rate: Annotated[float, typer.Option(help="Frames per second of the data set's sequences.")] = SEQUENCES.rate,
-    epochs: Annotated[int, typer.Option(help="Passes over the training split.")] = FITTING.epochs,
-    batch_size: Annotated[int, typer.Option(help="Sequences per step.")] = FITTING.batch_size,
-    learning_rate: Annotated[float, typer.Option(help="Step size at the start.")] = FITTING.learning_rate,
-    seed: Annotated[int, typer.Option(help="Seed of the run.")] = FITTING.seed,
+    window: Annotated[int, typer.Option(help="Longest history, frames.")] = SEQUENCES.window,
+    rate: Annotated[float, typer.Option(help="Frames per second of the sequences.")] = SEQUENCES.rate,
+    epochs: Annotated[int, typer.Option(help="Number of epochs.")] = CONFIG.epochs,
+    batch_size: Annotated[int, typer.Option(help="Sequences per step.")] = CONFIG.batch_size,
+    learning_rate: Annotated[float, typer.Option(help="Initial learning rate.")] = CONFIG.learning_rate,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = CONFIG.seed,
     output: Annotated[
-        Path | None, typer.Option(help="Where the network goes; else models/NAME/sequence.keras.")
+        Path | None, typer.Option(help="File of the network.", show_default="models/NAME/sequence.keras")
     ] = None,
     force: Force = False,
 ) -> None:
-    """Train a network over the frames of sequences, on the features of a network of single faces."""
+    """Train a network over the frames of sequences, on features of a network of single faces."""
     folder = dataset_folder(data, dataset)
-    table = read_table(folder, "split.csv")  # before Keras is imported, so that a mistake is told at once
-    model_file, command = output or models / dataset / "sequence.keras", typed_command()
+    table = read_table(folder, "split.csv")  # before Keras is imported: mistakes are reported at once
+    model_file = output or models / dataset / "sequence.keras"
     check_output(model_file)
     read_card(features)
     if folds is not None:
         check_number(table, folds, SUBJECT_INDEPENDENT, folder)
     with quiet_start():
-        from training.sequences.trainer import fit_sequences
+        from training.sequences.trainer import fit_sequence_folds, fit_sequences
 
-    config = replace(
-        FITTING,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        seed=seed,
-    )
+    config = replace(CONFIG, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
     options = replace(SEQUENCES, window=window, rate=rate, config=config)
-    if folds is None:
-        fit_sequences(table, folder, model_file, options, features, command, force)
-        return
-    for fold in fold_numbers(table):
-        print(f"fold {fold} of {folds}", flush=True)
-        source, without = features_without(features, dataset, table, fold), split_by_fold(table, fold)
-        fit_sequences(without, folder, fold_file(model_file, fold), options, source, command, force)
+    fit = fit_sequences if folds is None else fit_sequence_folds
+    fit(table, folder, model_file, options, features, typed_command(), force)
 
 
 if __name__ == "__main__":

@@ -99,9 +99,11 @@ def find_pretrained(card: ModelCard) -> Path:
 
 def describe_network(file: Path, dataset: str) -> str:
     """Return the name of a cross-dataset network in a table of protocols."""
-    from training.fine_tuning import Start  # imports Keras
+    from training.pretrained import PretrainedNetwork  # imports Keras
 
-    return f"cross-dataset: {file.name}, trained on {', '.join(Start.read(file).trained_on)}, not on {dataset}"
+    return (
+        f"cross-dataset: {file.name}, trained on {', '.join(PretrainedNetwork.read(file).trained_on)}, not on {dataset}"
+    )
 
 
 def cross_dataset_section(

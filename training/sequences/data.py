@@ -1,7 +1,8 @@
-"""Table rows to sequences: which frames belong together, what a network sees in each, and batches of windows."""
+"""Sequences of a data set: their frames, the features of each frame, and batches of windows."""
 
 import hashlib
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,10 +20,14 @@ from configuration import SequenceConfig
 from inference.emotion_classifier import EmotionClassifier
 from inference.sequence_classifier import window_of
 from preprocessing.tables import has_image
-from training.data import read_cache, read_crops
+from training.data.crops import read_cache, read_crops
 
-VERSION = 1  # raise this when sequences are to be read or augmented otherwise: finished runs are then repeated
-_AT_ONCE = 256  # images whose features are computed at once
+VERSION = 1  # raise this to retrain finished runs when sequences are read or augmented differently
+RAMP = 2.0  # the loss weight of a step is the share of the sequence seen so far, to this power
+CUT = 0.5  # largest share cut off the start of a training sequence, with probability 0.5
+SPEED = 1.5  # largest factor by which a training sequence is played faster or slower
+_FEATURE_BATCH = 256  # images
+_KEPT_FEATURES = 12  # cache files; the least recently used ones are removed
 
 
 @dataclass(frozen=True)
@@ -31,11 +36,11 @@ class SequenceSet:
 
     Attributes:
         frames: The rows of `split.csv` that the sequences are made of, numbered from 0.
-        steps: Of each sequence, int (t,): its frames in the order of time, as rows of `frames`.
-        table: A row per sequence: `sequence`, `subject`, `emotion`, `split` (all as its last frame has them), and
+        steps: Frames of each sequence in order of time, as positions in `frames`, int (t,).
+        table: A row per sequence: `sequence`, `subject`, `emotion`, `split` (those of its last frame), and
             `starts_neutral`, whether its first frame is labelled neutral.
-        classes: All emotions that they show, in class order.
-        note: What a user must know of how they were read.
+        classes: All emotions of the sequences, in class order.
+        note: Number of sequences, and what was left out or filled in.
     """
 
     frames: pd.DataFrame
@@ -49,11 +54,11 @@ class SequenceSet:
 
     @property
     def shown(self) -> set[str]:
-        """The emotions at the sequences' ends, and neutral where one starts so."""
+        """Emotions of the last frames, and neutral if a first frame has it."""
         return set(self.table["emotion"]) | ({"neutral"} if self.table["starts_neutral"].any() else set())
 
     def of_split(self, split: str) -> "SequenceSet":
-        """Return the sequences of a split; `frames` stays as it is."""
+        """Return the sequences of a split; `frames` does not change."""
         chosen = (self.table["split"] == split).to_numpy()
         steps = [steps for steps, keep in zip(self.steps, chosen, strict=True) if keep]
         return replace(self, steps=steps, table=self.table.loc[chosen].reset_index(drop=True))
@@ -62,31 +67,31 @@ class SequenceSet:
 def read_sequences(table: pd.DataFrame, folder: Path) -> SequenceSet:
     """Return the labelled sequences of a data set that was listed with all frames.
 
-    A frame that is missing in a sequence's middle, or that shows no face, is stood in for by the frame before it, as a
-    face that is lost for a moment is on camera. A sequence without its labelled last frame, or of which more than half
-    is missing, is left out; the note counts all of it.
+    A missing frame, or one without a face, is replaced by the frame before it, as in the realtime program. Sequences
+    without their labelled last frame, or with more than half of the frames missing, are left out. `note` counts both.
 
     Args:
         table: `split.csv`.
         folder: The data set's folder.
 
     Raises:
-        InputError: there are no sequences, only their peaks are listed, or a frame has no number.
+        InputError: There are no sequences, only their peaks are listed, or a frame has no number.
     """
     file = folder / "split.csv"
     rows = table.loc[table["sequence"] != ""]
     if rows.empty:
         raise InputError(
-            f"{file} has no sequences: its pictures stand alone; give a data set of sequences, such as CK+ "
+            f"{file} has no sequences, only single images; give a data set of sequences, such as CK+ "
             "(python -m preprocessing.step1_inventory --source CK+/ --frames all)"
         )
     numbers = pd.to_numeric(rows["frame"], errors="coerce")
     if numbers.isna().any():
         wrong = rows.loc[numbers.isna()].iloc[0]
-        raise InputError(f"{file}: frame {wrong['frame']!r} of sequence {wrong['sequence']} is no number; list again")
-    rows = rows.assign(number=numbers.astype(int), seen=has_image(rows)).sort_values(
-        ["sequence", "number"], kind="stable"
-    )
+        raise InputError(
+            f"{file}: frame {wrong['frame']!r} of sequence {wrong['sequence']} is no number; run step 1 again"
+        )
+    rows = rows.assign(number=numbers.astype(int), seen=has_image(rows))
+    rows = rows.sort_values(["sequence", "number"], kind="stable")
     labelled = [part for _, part in rows.groupby("sequence", sort=True) if part["emotion"].iloc[-1] != ""]
     if not any((part["emotion"].iloc[:-1] == "").any() for part in labelled):
         raise InputError(
@@ -94,34 +99,36 @@ def read_sequences(table: pd.DataFrame, folder: Path) -> SequenceSet:
             f"steps 2 and 3 again: python -m preprocessing.step1_inventory --dataset {folder.name} --source ... "
             "--frames all"
         )
-    whole, missing, holed, left_out, in_no_split = [], 0, 0, 0, 0
+    return _joined(*_usable(labelled, file))
+
+
+def _usable(labelled: list[pd.DataFrame], file: Path) -> tuple[list[pd.DataFrame], str]:
+    """Return the readable frames of the sequences that are not left out, and a note with counts."""
+    parts, missing, incomplete, left_out, in_no_split = [], 0, 0, 0, 0
     for part in labelled:
         seen = part.loc[part["seen"]]
-        if not part["seen"].iloc[-1]:
-            left_out += 1
-            continue
-        if part["split"].iloc[-1] == "":
+        gaps = len(seen) and int(seen["number"].iloc[-1] - seen["number"].iloc[0] + 1 - seen["number"].nunique())
+        has_end = part["seen"].iloc[-1]
+        if has_end and part["split"].iloc[-1] == "":
             in_no_split += 1
-            continue
-        gaps = int(seen["number"].iloc[-1] - seen["number"].iloc[0] + 1 - seen["number"].nunique())
-        if len(seen) < 2 or gaps > len(seen):
+        elif not has_end or len(seen) < 2 or gaps > len(seen):
             left_out += 1
-            continue
-        missing, holed = missing + gaps, holed + (gaps > 0)
-        whole.append(seen.drop_duplicates("number"))
-    if not whole:
+        else:
+            missing, incomplete = missing + gaps, incomplete + (gaps > 0)
+            parts.append(seen.drop_duplicates("number"))
+    if not parts:
         raise InputError(f"{file} has no sequence with two readable frames and its label on the last; see its statuses")
-    note = f"sequences: {len(whole):,} with a label, of {min(map(len, whole))} to {max(map(len, whole))} frames"
-    if holed:
-        note += f"; {missing:,} frames of {holed:,} of them are missing: the frame before stands in for each"
+    note = f"sequences: {len(parts):,} with a label, of {min(map(len, parts))} to {max(map(len, parts))} frames"
+    if incomplete:
+        note += f"; {missing:,} frames of {incomplete:,} of them are missing and replaced by the frame before"
     if left_out:
         note += f"; left out: {left_out:,} without a usable last frame, or with more than half of the frames missing"
     if in_no_split:
-        note += f"; {in_no_split:,} are in no split (step 3, such as --without)"
-    return _gathered(whole, note)
+        note += f"; {in_no_split:,} have no split (step 3, such as --without)"
+    return parts, note
 
 
-def _gathered(parts: list[pd.DataFrame], note: str) -> SequenceSet:
+def _joined(parts: list[pd.DataFrame], note: str) -> SequenceSet:
     frames = pd.concat(parts, ignore_index=True)
     steps, first = [], 0
     for part in parts:
@@ -134,61 +141,64 @@ def _gathered(parts: list[pd.DataFrame], note: str) -> SequenceSet:
     starts = frames.iloc[[each[0] for each in steps]]
     neutral = (starts["emotion"] == "neutral") & (starts["split"] != "")  # step 3 may have left neutral out
     table = table.assign(starts_neutral=neutral.to_numpy())
-    shown = set(table["emotion"]) | ({"neutral"} if table["starts_neutral"].any() else set())
-    return SequenceSet(frames.drop(columns=["number", "seen"]), steps, table, tuple(in_class_order(shown)), note)
+    found = SequenceSet(frames.drop(columns=["number", "seen"]), steps, table, (), note)
+    return replace(found, classes=tuple(in_class_order(found.shown)))
 
 
 def frame_features(classifier: EmotionClassifier, folder: Path, frames: pd.DataFrame) -> np.ndarray:
-    """Return what a network sees in each frame's crop, as it is and mirrored; computed once and kept.
+    """Return the features of each frame's crop and of its flip, from a cache if they were computed before.
 
     Args:
-        classifier: Loaded with its features.
-        folder: The data set's folder; its `cache/` keeps the numbers.
+        classifier: A network loaded with its features.
+        folder: The data set's folder, with `cache/`.
         frames: Rows with `face_path`.
 
     Returns:
-        float32, (2, n, size): of the crops, of the mirrored crops; see `EmotionClassifier.features`.
+        float32 (2, n, size): of the crops, and of the flipped crops; see `EmotionClassifier.features`.
 
     Raises:
-        InputError: a crop is missing, or of another size than the network takes.
+        InputError: A crop is missing or has another size than the network takes.
     """
     images = read_crops(classifier, folder, frames)
     crops = fingerprint({path: folder / path for path in frames["face_path"]})
     key = hashlib.sha256(f"{classifier.features_of}{crops}".encode()).hexdigest()[:16]
-    file = folder / "cache" / f"{key}.npy"
+    file = folder / "cache" / f"features-{key}.npy"
     known = read_cache(file, (2, len(images), None), np.float32)
     if known is not None:
+        os.utime(file)
         return known
     parts: list[np.ndarray] = []
     with progress_bar() as bar:
-        for start in bar.track(range(0, len(images), _AT_ONCE), description="features"):
-            part = np.asarray(images[start : start + _AT_ONCE])
+        for start in bar.track(range(0, len(images), _FEATURE_BATCH), description="features"):
+            part = np.asarray(images[start : start + _FEATURE_BATCH])
             parts.append(np.stack([classifier.features(part), classifier.features(part[:, :, ::-1])]))
     features = np.concatenate(parts, axis=1)
     content = io.BytesIO()
     np.save(content, features)
     write_file(file, content.getvalue())
+    for old in sorted(file.parent.glob("features-*.npy"), key=lambda f: f.stat().st_mtime)[:-_KEPT_FEATURES]:
+        old.unlink(missing_ok=True)
     return features
 
 
 class SequenceBatches(keras.utils.PyDataset):
-    """Batches of windows, their targets at each step, and how much each step weighs in the loss.
+    """Batches of windows, with a target and a loss weight for each step.
 
-    The last step of a sequence has its label and the weight 1. Where it is augmented, an earlier one that has seen the
-    share s has the same label and the weight s ** ramp, since nobody has said where the expression begins; and a first
-    frame that is labelled neutral has that label and the weight 1. Only the last step counts otherwise, so that the
-    accuracy of a batch is that of its sequences. Every epoch's changes depend on the seed and the epoch's number alone.
+    The last step of a sequence has its label and weight 1. In training, a step after the share s of the sequence has
+    the same label and weight s ** RAMP, since the onset of the expression is not labelled. A first frame labelled
+    neutral has that label and weight 1. In evaluation only the last step counts, so the accuracy of a batch is that of
+    its sequences. The augmentation of an epoch depends only on the seed and the epoch's number.
 
     Args:
-        sequences: Whose batches.
-        features: float32 (2, n, size), as `frame_features` gives them.
-        classes: Class names in class order.
-        options: Window, augmentation, batch size and seed.
-        augment: Random start, speed and mirroring, in a new order in every epoch; for training.
+        sequences: The sequences.
+        features: float32 (2, n, size) of `frame_features`.
+        classes: Class names, in class order.
+        options: Window, batch size and seed.
+        augment: Random start, speed and flip, in a new order in every epoch; for training.
 
     Attributes:
-        classes: Class names in class order.
-        epoch: Number of the epoch being served; set it before a run is resumed.
+        classes: Class names, in class order.
+        epoch: Number of the current epoch, from 0; set it before a run is resumed.
     """
 
     def __init__(
@@ -215,41 +225,41 @@ class SequenceBatches(keras.utils.PyDataset):
         if self._augment:
             np.random.default_rng([seed, self.epoch]).shuffle(order)
         random = np.random.default_rng([seed, self.epoch, index])
-        windows, targets, weights = zip(*(self._one(n, random) for n in order[index * size :][:size]), strict=True)
+        windows, targets, weights = zip(*(self._window(n, random) for n in order[index * size :][:size]), strict=True)
         return np.stack(windows), np.stack(targets), np.stack(weights)
 
     def on_epoch_end(self) -> None:
-        """Go on to the next epoch's order and changes."""
+        """Go on to the order and augmentation of the next epoch."""
         self.epoch += 1
 
-    def _one(self, number: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        steps, mirrored, whole = self._sequences.steps[number], 0, True
+    def _window(self, number: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        steps, flipped, complete = self._sequences.steps[number], 0, True
         if self._augment:
-            steps, whole = _replayed(steps, self._options, random)
-            mirrored = int(self._options.mirror and random.random() < 0.5)
-        frames = self._features[mirrored][steps]
+            steps, complete = _replayed(steps, random)
+            flipped = int(random.random() < 0.5)
+        frames = self._features[flipped][steps]
         window = self._options.window
         rows, count = window_of(frames, frames[0], window)
         targets = np.zeros((window, len(self.classes)), np.float32)
         targets[:, self._label[number]] = 1
         weights = np.zeros(window, np.float32)
         if self._augment:
-            weights[:count] = ((np.arange(count) + 1) / count) ** self._options.ramp
-            if whole and self._starts_neutral[number] and count == len(frames):
+            weights[:count] = ((np.arange(count) + 1) / count) ** RAMP
+            if complete and self._starts_neutral[number] and count == len(frames):
                 targets[0] = np.eye(len(self.classes))[self.classes.index("neutral")]
                 weights[0] = 1
         weights[count - 1] = 1
         return rows, targets, weights
 
 
-def _replayed(steps: np.ndarray, options: SequenceConfig, random: np.random.Generator) -> tuple[np.ndarray, bool]:
-    """Return a sequence's steps as if it had begun later or run faster or slower, and whether it has its first one.
+def _replayed(steps: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, bool]:
+    """Return the steps of a sequence with a random start and speed, and whether the first step is among them.
 
-    Its last step stays, and at least two steps.
+    The last step and at least two steps are kept.
     """
     start = 0
     if random.random() < 0.5:
-        start = int(random.uniform(0, options.cut) * (len(steps) - 1))
-    speed = options.speed ** random.uniform(-1, 1)
+        start = int(random.uniform(0, CUT) * (len(steps) - 1))
+    speed = SPEED ** random.uniform(-1, 1)
     count = max(2, round((len(steps) - start) / speed))
     return steps[np.round(np.linspace(start, len(steps) - 1, count)).astype(int)], start == 0

@@ -1,8 +1,8 @@
-"""The networks over the frames of a sequence, as functional Keras models, and how they are trained.
+"""The network over the frames of a sequence, as a functional Keras model, and its training.
 
-Each takes float32 windows, (n, 1 + window, size): the reference, then the frames (`sequence_classifier.window_of`), and
-gives a softmax at each frame, (n, window, classes). All of it is causal, so the rows behind a sequence's last frame
-change nothing before them, and sequences of any length need no mask. Built-in layers only.
+It takes float32 windows, (n, 1 + window, size): the reference, then the frames (`sequence_classifier.window_of`), and
+returns a softmax for each frame, (n, window, classes). All layers are causal, so padding after the last frame has no
+effect on earlier outputs and no mask is needed. Built-in layers only.
 """
 
 from dataclasses import asdict
@@ -17,23 +17,24 @@ from common.command_line import counted
 from common.errors import InputError
 from configuration import SequenceConfig, TrainingConfig
 from inference.emotion_classifier import EmotionClassifier
-from inference.keras_networks import check_output
 from inference.lineage import ImageHashes, lineage_hashes
 from inference.model_card import SequenceCard, card_path
 from inference.sequence_classifier import described, save_sequence_network
-from preprocessing.tables import content_hash, split_hash
-from training.sequences.data import VERSION as SEQUENCES_VERSION
+from preprocessing.tables import content_hash, fold_numbers, split_by_fold, split_hash
+from training import trainer
+from training.cross_validation import features_without, fold_file
+from training.data.splits import USE_CAVEAT
+from training.runs import saving, train_or_resume
+from training.sequences import data
 from training.sequences.data import SequenceBatches, SequenceSet, frame_features, read_sequences
-from training.trainer import NOT_FEELINGS, build_optimizer, check_settings, train_or_resume
-from training.trainer import VERSION as FITTING_VERSION
+from training.settings import check_output, check_ranges, check_settings
 
-# Raise this when the same settings are to make or to train another network: finished runs are then repeated.
-VERSION = 1
-_LEAST_SPREAD = 1e-3  # features that hardly ever change are not blown up
+VERSION = 1  # raise this to retrain finished runs when the network or its training changes
+_MIN_DEVIATION = 1e-3  # keeps the scale of almost constant features
 
 
 def build_sequence_network(
-    config: TrainingConfig, window: int, spread: tuple[np.ndarray, np.ndarray, np.ndarray], classes: int
+    config: TrainingConfig, window: int, scales: tuple[np.ndarray, np.ndarray, np.ndarray], classes: int
 ) -> keras.Model:
     """Return a new network.
 
@@ -41,13 +42,13 @@ def build_sequence_network(
     (Bai et al. 2018) run over time.
 
     Args:
-        fitting: `widths[0]` is the number of filters, `convolutions` the number of blocks; `dropout`.
+        config: `filters[0]` of each convolution, the number of blocks `convolutions`, and `dropout`.
         window: Frames.
-        spread: Constants of the training frames, (size,) each: mean, standard deviation, and root mean square of the
+        scales: Statistics of the training frames, (size,) each: mean, standard deviation, and root mean square of the
             differences from the reference.
         classes: Number of classes.
     """
-    mean, deviation, change = spread
+    mean, deviation, change = scales
     size, width = len(mean), config.filters[0]
     inputs = keras.Input((1 + window, size))
     reference = keras.layers.Cropping1D((0, window))(inputs)
@@ -76,23 +77,22 @@ def fit_sequences(
     command: str,
     force: bool = False,
 ) -> bool:
-    """Train a network on the sequences of a data set's table, and save its best epoch with its card.
+    """Train a network on the sequences of a data set; save the best epoch with its card.
 
     Args:
         table: The data set's `split.csv`.
         folder: The data set's folder.
-        model_file: Where the network goes.
-        options: Every setting of the run.
-        features_file: The network of single faces whose features it reads.
-        command: The command that makes this network again, for its card.
-        force: Train from the first epoch, even where this run is finished.
+        model_file: Where the network is saved.
+        options: Settings of the run.
+        features_file: The network of single faces that computes the features.
+        command: The command that trains this network again, for its card.
+        force: Train from the first epoch, even if the run is finished.
 
     Returns:
-        False where this very run had been finished before and nothing was done.
+        False if `model_file` is already the result of this run.
 
     Raises:
-        InputError: a setting is not accepted, the table has no whole sequences, the train or dev split has none, or
-            an emotion has no training sequence.
+        InputError: A setting is not accepted, a split has no sequences, or an emotion has no training sequence.
     """
     check_options(options)
     check_output(model_file)
@@ -100,21 +100,24 @@ def fit_sequences(
     print(sequences.note, flush=True)
     train, dev = _split(sequences, folder)
     if "neutral" not in sequences.classes:
-        print("note: no sequence shows neutral, so a live face at rest will be named as an emotion; list the data set "
-              "again with step1_inventory --frames all --neutral-first to learn it", flush=True)  # fmt: skip
+        print(
+            "note: no sequence shows neutral, so a live face at rest gets an emotion; to learn neutral, list the data "
+            "set again with step1_inventory --frames all --neutral-first",
+            flush=True,
+        )
     features = frame_features(EmotionClassifier.load(features_file, features=True), folder, sequences.frames)
-    learning = SequenceBatches(train, features, sequences.classes, options, augment=True)
-    choosing = SequenceBatches(dev, features, sequences.classes, options, augment=False)
+    train_batches = SequenceBatches(train, features, sequences.classes, options, augment=True)
+    dev_batches = SequenceBatches(dev, features, sequences.classes, options, augment=False)
     config, origin = options.config, described(features_file)
-    temporal = asdict(options)
+    settings_of_run = asdict(options)
     settings = {
-        "config": temporal.pop("config"),
-        "temporal": temporal,
+        "config": settings_of_run.pop("config"),
+        "temporal": settings_of_run,
         "labels": list(sequences.classes),
         "split_hash": split_hash(table),
         "sequences": content_hash(sequences.frames[["path", "pixel_hash"]]),
         "features": origin["sha256"],
-        "code_versions": {"sequence_model": VERSION, "sequences": SEQUENCES_VERSION, "config": FITTING_VERSION},
+        "code_versions": {"sequence_model": VERSION, "sequences": data.VERSION, "trainer": trainer.VERSION},
     }
     print(f"{folder.name}: {len(train)} train, {counted(len(dev), 'dev sequence')}, {len(sequences.classes)} emotions; "
           f"{config.network} over the features of {features_file}", flush=True)  # fmt: skip
@@ -123,13 +126,10 @@ def fit_sequences(
     hashes = lineage_hashes(ImageHashes.of(trained, selected), [features_file])
 
     def build(_: str) -> tuple[keras.Model, keras.Model]:
-        spread = _spread(features[0], train)
-        network = build_sequence_network(config, options.window, spread, len(sequences.classes))
-        return network, _compiled(network, config, len(learning))
+        network = build_sequence_network(config, options.window, _scales(features[0], train), len(sequences.classes))
+        return network, _compiled(network, config, len(train_batches))
 
-    done = train_or_resume(
-        learning, choosing, model_file, config, settings, build, choose=lambda: "float32", force=force
-    )
+    done = train_or_resume(train_batches, dev_batches, model_file, config, settings, build, lambda: "float32", force)
     if done is None:
         return False
     network, run = done
@@ -141,14 +141,13 @@ def fit_sequences(
         "feature_size": features.shape[-1],
         "features": origin,
         "temperature": 1.0,
-        "abstention_threshold": 0.0,
         "dataset": folder.name,
         "split_hash": settings["split_hash"],
         "command": command,
         "caveats": [
-            NOT_FEELINGS,
-            "It learnt from sequences that run from a neutral face to the peak: faces that return to neutral, speak or "
-            "begin in the middle of an expression were not shown to it.",
+            USE_CAVEAT,
+            "The training sequences run from a neutral face to the peak: it was not trained on faces that return to "
+            "neutral, speak, or begin in the middle of an expression.",
         ],
         "training_sequences": len(train),
         "dev_sequences": len(dev),
@@ -156,23 +155,37 @@ def fit_sequences(
         "hyperparameters": asdict(options),
     }
     card = SequenceCard.from_json(entries, card_path(model_file))
-    save_sequence_network(network, card, model_file, hashes)
+    with saving(model_file):
+        save_sequence_network(network, card, model_file, hashes)
     print(f"network: {model_file}")
     return True
 
 
+def fit_sequence_folds(
+    table: pd.DataFrame,
+    folder: Path,
+    model_file: Path,
+    options: SequenceConfig,
+    features_file: Path,
+    command: str,
+    force: bool = False,
+) -> None:
+    """Train one network per fold of the split; the arguments are those of `fit_sequences`."""
+    folds = fold_numbers(table)
+    for fold in folds:
+        print(f"fold {fold} of 0-{folds[-1]}", flush=True)
+        source, split = features_without(features_file, folder.name, table, fold), split_by_fold(table, fold)
+        fit_sequences(split, folder, fold_file(model_file, fold), options, source, command, force)
+
+
 def check_options(options: SequenceConfig) -> None:
-    """Refuse settings that cannot be used, each by its name.
+    """Refuse settings that are not accepted.
 
     Raises:
-        InputError: with the value and what is accepted.
+        InputError: A value is not accepted; the message names it and what is accepted.
     """
     check_settings(options.config, ["convolution"])
-    for name, least, most in (("window", 1, 1024), ("rate", 1, 1000), ("ramp", 0, 100), ("speed", 1, 4)):
-        if not least <= getattr(options, name) <= most:
-            raise InputError(f"{name} {getattr(options, name)} is not in {least} to {most}")
-    if not 0 <= options.cut < 1:
-        raise InputError(f"cut {options.cut} is not in 0 to 1")
+    check_ranges(options, {"window": (1, 1024), "rate": (1, 1000)})
 
 
 def _split(sequences: SequenceSet, folder: Path) -> tuple[SequenceSet, SequenceSet]:
@@ -186,29 +199,29 @@ def _split(sequences: SequenceSet, folder: Path) -> tuple[SequenceSet, SequenceS
     return train, dev
 
 
-def _spread(features: np.ndarray, train: SequenceSet) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the constants by which `build_sequence_network` standardises, from the training sequences alone."""
+def _scales(features: np.ndarray, train: SequenceSet) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the scales of `build_sequence_network`, from the training sequences only."""
     frames = features[np.concatenate(train.steps)].astype(np.float64)
     change = np.concatenate([features[steps] - features[steps[0]] for steps in train.steps]).astype(np.float64)
     return (
         frames.mean(axis=0),
-        np.maximum(frames.std(axis=0), _LEAST_SPREAD),
-        np.maximum(np.sqrt((change**2).mean(axis=0)), _LEAST_SPREAD),
+        np.maximum(frames.std(axis=0), _MIN_DEVIATION),
+        np.maximum(np.sqrt((change**2).mean(axis=0)), _MIN_DEVIATION),
     )
 
 
 def _compiled(network: keras.Model, config: TrainingConfig, steps_per_epoch: int) -> keras.Model:
-    """Return the model that trains a network, which shares its weights."""
-    trainer = keras.Model(network.inputs, network.outputs, name="trainer")
-    # TensorFlow's XLA takes longer to compile a loop over steps than these networks take to train.
+    """Return the compiled model that trains a network and shares its weights."""
+    model = keras.Model(network.inputs, network.outputs, name="trainer")
+    # TensorFlow's XLA takes longer to compile than this network takes to train.
     jit_compile: Any = False if keras.backend.backend() == "tensorflow" else "auto"
-    trainer.compile(
-        optimizer=build_optimizer(config, steps_per_epoch),
+    model.compile(
+        optimizer=trainer.build_optimizer(config, steps_per_epoch),
         loss=keras.losses.CategoricalCrossentropy(
             label_smoothing=config.label_smoothing, reduction="mean_with_sample_weight"
         ),
         weighted_metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")],
         jit_compile=jit_compile,
     )
-    trainer.optimizer.build(trainer.trainable_variables)  # so that a saved state finds its place before step one
-    return trainer
+    model.optimizer.build(model.trainable_variables)  # a saved state is loaded before the first step
+    return model

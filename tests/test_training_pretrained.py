@@ -11,7 +11,7 @@ from inference.emotion_classifier import EmotionClassifier
 from inference.keras_networks import save
 from inference.model_card import labels_hash, read_card
 from preprocessing.tables import read_table
-from training.fine_tuning import build_from
+from training.pretrained import build_from
 from training.trainer import train_network
 
 QUICK = TrainingConfig(epochs=2, batch_size=8, learning_rate=0.01, precision="float32", augmentation=NO_AUGMENTATION)
@@ -31,7 +31,7 @@ def features_of(images: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("old", "new"), [(SEVEN, EIGHT), (EIGHT, SEVEN), (SEVEN, SEVEN), (SEVEN[::3], SEVEN[1:])])
-def test_the_last_layer_keeps_what_both_know(tiny_model, old, new):
+def test_last_layer_keeps_weights_of_shared_emotions(tiny_model, old, new):
     file = tiny_model(labels=old)
     images = np.random.default_rng(1).integers(0, 256, (5, 24, 24, 1)).astype(np.uint8)
     before = EmotionClassifier.load(file).predict(images)
@@ -47,7 +47,7 @@ def test_the_last_layer_keeps_what_both_know(tiny_model, old, new):
         assert np.abs(weights[:, new.index(label)]).max() > 0 and bias[new.index(label)] == 0
 
 
-def test_fine_tuning_says_what_it_took_and_its_card_where_it_came_from(make_dataset, tiny_model, tmp_path, run_step):
+def test_log_and_card_describe_the_pretrained_network(make_dataset, tiny_model, tmp_path, run_step):
     folder = make_dataset()
     start = tiny_model(labels=("anger", "happiness", "contempt"), dataset="elsewhere", targets="votes",
                        caveats=["Its pictures are old."])  # fmt: skip
@@ -56,10 +56,10 @@ def test_fine_tuning_says_what_it_took_and_its_card_where_it_came_from(make_data
     command = ["training.step3_best_model", *roots, *settings]
     done = run_step(*command, "--cutout-max-size", "4", "--balance", "emotion", "--seed", "3")
     assert done.returncode == 0, done.stderr
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("starts from")]
-    assert "rows for anger, happiness; new rows for neutral; dropped contempt" in line
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("pretrained:")]
+    assert "last layer kept for anger, happiness; new for neutral; dropped contempt" in line
     card = json.loads((tmp_path / "models" / folder.name / "best.json").read_text())
-    assert card["pretrained"]["trained_on"] == ["elsewhere (crowd votes)"]
+    assert card["pretrained"]["trained_on"] == ["elsewhere (annotator votes)"]
     assert card["pretrained"]["file"].endswith("tiny.keras") and len(card["pretrained"]["sha256"]) == 16
     assert any("Its pictures are old" in line for line in card["caveats"])
     assert "filters" not in card["hyperparameters"] and card["hyperparameters"]["learning_rate"] == 3e-4
@@ -68,7 +68,7 @@ def test_fine_tuning_says_what_it_took_and_its_card_where_it_came_from(make_data
     assert "nothing to do" in again.stdout
 
 
-def test_a_run_is_told_by_the_content_it_started_from(make_dataset, tiny_model, tmp_path):
+def test_run_is_identified_by_content_of_pretrained_network(make_dataset, tiny_model, tmp_path):
     folder, model_file = make_dataset(), tmp_path / "out" / "best.keras"
     table = read_table(folder, "split.csv")
 
@@ -81,12 +81,12 @@ def test_a_run_is_told_by_the_content_it_started_from(make_dataset, tiny_model, 
     moved.write_bytes(start.read_bytes())
     moved.with_suffix(".json").write_bytes(start.with_suffix(".json").read_bytes())
     assert not fit(moved)
-    assert not fit(start, filters=(8, 8), network="cifar10")  # not used: the file has the layers
+    assert not fit(start, filters=(8, 8), network="cifar10")  # ignored: the file has the architecture
     other = tiny_model(labels=SEVEN, name="other.keras")
     assert fit(other)
 
 
-def test_mistakes_end_in_one_line(make_dataset, tiny_model, tmp_path, run_step):
+def test_refuses_unusable_pretrained_network_in_one_line(make_dataset, tiny_model, tmp_path, run_step):
     folder = make_dataset()
     command = ["training.step3_best_model", "--dataset", folder.name, "--data", folder.parent, "--models", tmp_path]
     for start, words in {
@@ -99,7 +99,7 @@ def test_mistakes_end_in_one_line(make_dataset, tiny_model, tmp_path, run_step):
     assert not list(tmp_path.rglob("best.keras"))
 
 
-def test_a_network_without_a_last_dense_layer_is_refused_for_other_classes(tiny_model):
+def test_refuses_network_without_last_dense_layer_for_other_classes(tiny_model):
     file = tiny_model(SEVEN[:3])
     inputs = keras.Input((24, 24, 1), dtype="uint8")
     maps = keras.layers.Conv2D(3, 3)(keras.layers.Rescaling(1 / 255)(inputs))

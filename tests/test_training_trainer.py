@@ -1,0 +1,221 @@
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from conftest import ROOT
+from tiny_training import TINY, build_tiny, fit, history_of
+
+from common.errors import InputError
+from configuration import NO_AUGMENTATION
+from inference.emotion_classifier import EmotionClassifier
+from inference.keras_networks import RELEASED
+from preprocessing.tables import read_table, usable, write_table
+from training import models
+from training.data import read_crops
+from training.settings import check_output
+from training.trainer import train_network
+
+
+@pytest.fixture(autouse=True)
+def tiny_network(monkeypatch):
+    monkeypatch.setitem(models.NETWORKS, "tiny", build_tiny)
+
+
+def accuracy_on(folder: Path, model_file: Path, split: str) -> float:
+    rows = usable(read_table(folder, "split.csv")).query("split == @split")
+    classifier = EmotionClassifier.load(model_file)
+    images = read_crops(classifier, folder, rows)
+    prediction = np.array(classifier.labels)[classifier.predict(images).argmax(axis=1)]
+    return float(np.mean(prediction == rows["emotion"].to_numpy()))
+
+
+def test_learns_and_saves_best_epoch_with_card_curves_and_history(make_dataset, tmp_path):
+    folder, model_file = make_dataset(), tmp_path / "models" / "best.keras"
+    assert fit(folder, model_file, replace(TINY, epochs=12, augmentation=NO_AUGMENTATION))
+    assert accuracy_on(folder, model_file, "test") == 1.0
+    card = json.loads(model_file.with_suffix(".json").read_text())
+    history = history_of(tmp_path / "models")
+    best = max(history, key=lambda row: (float(row["val_accuracy"]), -float(row["val_loss"])))
+    assert card["epoch_chosen"] == int(best["epoch"]) and card["epochs_run"] == len(history) == 12
+    assert accuracy_on(folder, model_file, "dev") == pytest.approx(float(best["val_accuracy"]))
+    assert card["labels"] == ["anger", "happiness", "neutral"] and card["hyperparameters"]["learning_rate"] == 0.02
+    assert card["command"] == "python -m some.step" and card["dataset"] == folder.name and card["scores"] == []
+    assert any("bias by any of these is not measured" in line and "race" in line for line in card["caveats"])
+    (curves,) = tmp_path.glob("models/runs/*/curves.png")
+    assert curves.stat().st_size > 5000
+    assert float(history[0]["learning_rate"]) > float(history[-1]["learning_rate"]) >= 0  # cosine
+
+
+def test_saved_network_has_no_augmentation(make_dataset, tmp_path):
+    folder, model_file = make_dataset(), tmp_path / "models" / "best.keras"
+    fit(folder, model_file)
+    network: Any = keras.models.load_model(model_file, safe_mode=True)  # custom layers would be refused here
+    assert not [layer.name for layer in network.layers if "random" in layer.name or "augmentation" in layer.name]
+    assert network.count_params() == 8 * 8 * 3 + 3
+
+
+def test_finished_run_is_not_repeated_and_other_settings_are_another_run(make_dataset, tmp_path, capsys):
+    folder, model_file = make_dataset(), tmp_path / "models" / "best.keras"
+    assert fit(folder, model_file)
+    written = model_file.stat().st_mtime_ns
+    assert not fit(folder, model_file)
+    assert "nothing to do" in capsys.readouterr().out and model_file.stat().st_mtime_ns == written
+    model_file.write_bytes(model_file.read_bytes()[:30])
+    assert fit(folder, model_file)  # a damaged network is written again
+    EmotionClassifier.load(model_file)
+    assert fit(folder, model_file, replace(TINY, seed=8))
+    assert len(list(tmp_path.glob("models/runs/best-*"))) == 2
+
+
+@pytest.mark.parametrize("now", ["other images", "step 2 runs"])
+def test_refuses_images_that_were_replaced_after_the_table_was_read(make_dataset, tmp_path, now):
+    folder = make_dataset()
+    table = read_table(folder, "split.csv")
+    if now == "other images":  # under the old names
+        write_table(table.assign(pixel_hash=table["pixel_hash"] + "-new"), folder / "split.csv")
+    else:
+        (folder / "split.csv").unlink()
+    with pytest.raises(InputError, match=r"stripes changed while they were read; wait for steps 1 to 3, then run"):
+        train_network(table, folder, tmp_path / "models" / "best.keras", TINY, "python -m some.step")
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize("released", RELEASED, ids=lambda file: file.name)
+def test_refuses_every_spelling_of_a_released_name(tmp_path, monkeypatch, released):
+    (tmp_path / "link").symlink_to(released.parent)
+    (tmp_path / "link.keras").symlink_to(released)
+    monkeypatch.chdir(ROOT / "tests")
+    for file in (
+        released,
+        Path(os.path.relpath(released)),
+        released.parent / ".." / "models" / released.name,
+        released.with_name(released.name.replace("e", "E", 1)),
+        tmp_path / "link" / released.name,
+        tmp_path / "link.keras",
+    ):
+        with pytest.raises(InputError, match=f"would replace the released network {released.name}; give another name"):
+            check_output(file)
+    check_output(tmp_path / released.name)
+    check_output(released.with_name("mine.keras"))
+
+
+@pytest.mark.parametrize("step", ["step1_baseline", "step3_best_model", "step3_best_model --folds 3",
+                                  "step4_sequence_model", "step4_sequence_model --folds 3"])  # fmt: skip
+def test_every_training_step_refuses_a_released_name(make_dataset, tmp_path, monkeypatch, run_step, step):
+    folder = make_dataset()
+    table = read_table(folder, "split.csv")
+    write_table(table.assign(fold=[str(n % 3) for n in range(len(table))]), folder / "split.csv")
+    released = tmp_path / "models" / folder.name / "baseline_project1.keras"
+    released.parent.mkdir(parents=True)
+    released.write_bytes(b"kept")
+    monkeypatch.setattr("inference.keras_networks.RELEASED", (released,))
+    module, *options = f"training.{step}".split()
+    output = [] if "step1" in step else ["--output", released]
+    places = ["--dataset", folder.name, "--data", folder.parent, "--models", tmp_path / "models"]
+    done = run_step(module, *places, *options, *output)
+    assert done.returncode == 2 and "would replace the released network" in done.stderr, done.stderr
+    assert [file.name for file in released.parent.iterdir()] == [released.name] and released.read_bytes() == b"kept"
+
+
+def test_refuses_emotion_without_training_image(make_dataset, tmp_path):
+    folder = make_dataset()
+    table = read_table(folder, "split.csv")
+    table.loc[(table["emotion"] == "happiness") & (table["split"] == "train"), "split"] = ""
+    write_table(table, folder / "split.csv")
+    with pytest.raises(InputError, match="no training image shows happiness"):
+        fit(folder, tmp_path / "models" / "best.keras")
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        *((name, rf"{name} is not the name of a \.keras file") for name in ("best.h5", "best", "folder.keras")),
+        ("tuned.keras", "tuned.json, a file of settings"),
+        ("mine.keras", "mine.json, a file of settings"),
+    ],
+)
+def test_refuses_output_names_before_training(make_dataset, tmp_path, name, message):
+    (tmp_path / "models" / "folder.keras").mkdir(parents=True)
+    (tmp_path / "models" / "mine.json").write_text('{"config": {}}')
+    with pytest.raises(InputError, match=message):
+        fit(make_dataset(), tmp_path / "models" / name)
+    assert sorted(file.name for file in (tmp_path / "models").iterdir()) == ["folder.keras", "mine.json"]
+
+
+def test_refuses_a_single_emotion(make_dataset, tmp_path):
+    with pytest.raises(InputError, match="show anger; at least two"):
+        fit(make_dataset(emotions=("anger",)), tmp_path / "models" / "best.keras")
+
+
+@pytest.mark.parametrize("change", [{"align": "box"}, {"detect": True}])
+def test_other_crops_of_the_same_split_are_another_run(make_dataset, tmp_path, capsys, change):
+    folder, model_file = make_dataset(), tmp_path / "models" / "best.keras"
+    fit(folder, model_file)
+    crops = json.loads((folder / "faces.json").read_text())
+    crops["options"] |= change
+    (folder / "faces.json").write_text(json.dumps(crops))
+    capsys.readouterr()
+    assert fit(folder, model_file)
+    assert "resuming" not in (printed := capsys.readouterr().out) and "Epoch 1/6" in printed
+    assert json.loads(model_file.with_suffix(".json").read_text())["crops"] == crops["options"]
+    assert not fit(folder, model_file)
+
+
+def test_crops_of_another_size_are_another_run(make_dataset, tmp_path):
+    model_file = tmp_path / "models" / "best.keras"
+    fit(make_dataset(), model_file)
+    assert fit(make_dataset(size=48, name="larger"), model_file)
+    assert EmotionClassifier.load(model_file).input_size == 48
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"options": {"size": 24}}'])
+def test_refuses_crops_without_options(make_dataset, tmp_path, content):
+    folder = make_dataset()
+    if content is None:
+        (folder / "faces.json").unlink()
+    else:
+        (folder / "faces.json").write_text(content)
+    with pytest.raises(InputError, match=r"faces\.json.*missing or damaged.*step2_face_crops"):
+        fit(folder, tmp_path / "models" / "best.keras")
+
+
+def with_votes(folder: Path, by_emotion: dict[str, dict[str, int]]) -> None:
+    """Add annotator votes by the label of each image."""
+    table = read_table(folder, "split.csv")
+    for answer in ("anger", "happiness", "neutral", "contempt", "unknown", "nf"):
+        table[f"votes_{answer}"] = [by_emotion[emotion].get(answer, 0) for emotion in table["emotion"]]
+    write_table(table, folder / "split.csv")
+
+
+def test_votes_are_targets_and_dev_accuracy_uses_their_majority(make_dataset, tmp_path):
+    folder, model_file = make_dataset(), tmp_path / "models" / "best.keras"
+    # The votes disagree with the labels: the majority calls anger contempt.
+    with_votes(folder, {"anger": {"contempt": 8, "anger": 2}, "happiness": {"happiness": 9, "nf": 1},
+                        "neutral": {"neutral": 6, "anger": 4}})  # fmt: skip
+    settings = {"targets": "votes", "epochs": 80, "learning_rate": 0.05, "augmentation": NO_AUGMENTATION}
+    assert fit(folder, model_file, replace(TINY, **settings))
+    classifier = EmotionClassifier.load(model_file)
+    assert classifier.labels == ("anger", "happiness", "neutral", "contempt") and classifier.card.targets == "votes"
+    last = history_of(tmp_path / "models")[-1]
+    assert float(last["val_accuracy"]) == 1.0  # of the majorities: contempt, happiness, neutral
+    # The entropy of the votes is the smallest possible loss.
+    entropy = np.mean([-np.sum(shares * np.log(shares)) for shares in ([0.8, 0.2], [1.0], [0.6, 0.4])])
+    assert float(last["val_loss"]) == pytest.approx(entropy, abs=0.05)
+
+
+def test_images_without_votes_for_an_emotion_are_left_out(make_dataset, tmp_path, capsys):
+    folder = make_dataset()
+    with_votes(folder, {"anger": {"nf": 9}, "happiness": {"happiness": 9}, "neutral": {"neutral": 5, "anger": 5}})
+    fit(folder, tmp_path / "models" / "best.keras", replace(TINY, targets="votes", epochs=1))
+    assert "24 train, 4 dev images, 4 emotions" in capsys.readouterr().out  # for dev more than half must agree
+
+
+def test_refuses_votes_if_there_are_none(make_dataset, tmp_path):
+    with pytest.raises(InputError, match="votes"):
+        fit(make_dataset(), tmp_path / "models" / "best.keras", replace(TINY, targets="votes"))
