@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ MAY_IMPORT = {
 }
 SOURCES = [ROOT / "configuration.py", *(f for stage in MAY_IMPORT for f in sorted((ROOT / stage).rglob("*.py")))]
 COMMANDS = [file for file in SOURCES if "if __name__ ==" in file.read_text(encoding="utf-8")]
+MAX_LINES, MAX_FILES = 400, 14
 
 
 def imports_of(file: Path) -> set[str]:
@@ -71,6 +73,12 @@ def test_every_command_has_help(file, run_step):
 
 def test_files_do_not_edit_the_import_path():
     assert not [file for file in SOURCES if "sys.path" in file.read_text(encoding="utf-8")]
+
+
+def test_modules_and_packages_stay_small():
+    assert not [file for file in SOURCES if len(file.read_text(encoding="utf-8").splitlines()) > MAX_LINES]
+    counts = Counter(file.parent for file in SOURCES if file.name != "__init__.py")
+    assert not {folder for folder, count in counts.items() if count > MAX_FILES}
 
 
 @pytest.mark.parametrize("name", ["pretrained", "fer2013"])
