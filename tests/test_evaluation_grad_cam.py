@@ -36,7 +36,9 @@ def test_map_shows_the_evidence_for_the_class(softmax_in_dense):
 
 
 def test_a_network_without_a_convolution_has_no_map(tiny_model):
-    assert grad_cam(keras.models.load_model(tiny_model()), np.zeros((1, 24, 24, 1), np.uint8), np.array([0])) is None
+    network = keras.models.load_model(tiny_model())
+    assert isinstance(network, keras.Model)
+    assert grad_cam(network, np.zeros((1, 24, 24, 1), np.uint8), np.array([0])) is None
 
 
 def test_no_images_give_no_maps():
