@@ -94,7 +94,7 @@ def read_segments(file: Path, option: str, label_column: str) -> pd.DataFrame:
     is_same_face = read["track_id"] == read["track_id"].shift()
     overlaps = is_same_face & (read["start"] < read["end"].shift())
     if overlaps.any():
-        one: dict[str, Any] = read[overlaps].iloc[0].to_dict()
+        one: dict[Any, Any] = read[overlaps].iloc[0].to_dict()
         raise InputError(
             f"{name}: the segment of face {one['track_id']} at {one['start']:g} to {one['end']:g} s overlaps the one "
             "before; a face has one label at a time, and faces differ by the column track_id"
@@ -159,7 +159,7 @@ def delays(labelled: pd.DataFrame, lines: pd.DataFrame) -> pd.DataFrame:
     """
     before = labelled.groupby("track_id")["label"].shift()
     rows = []
-    segments: list[dict[str, Any]] = labelled.to_dict("records")
+    segments: list[dict[Any, Any]] = labelled.to_dict("records")
     for previous, segment in zip(before, segments, strict=True):
         if pd.notna(previous) and previous != segment["label"]:
             during = (lines["track_id"] == segment["track_id"]) & lines["start"].between(
