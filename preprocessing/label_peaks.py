@@ -26,7 +26,6 @@ from preprocessing.labelling.page import (
     Sequence,
     build_app,
     labelled_sequences,
-    read_suggestions,
     unlabelled_sequences,
 )
 from preprocessing.labelling.store import label_files, open_store, read_labels
@@ -37,9 +36,6 @@ def main(
     annotator: Annotated[str, typer.Option(help="Name of the annotator; one per person.")],
     dataset: DatasetName = SAMPLE_NAME,
     source: Annotated[Path | None, typer.Option(help="CK+ download with all frames. [default: as in step 1]")] = None,
-    suggestions: Annotated[
-        Path | None, typer.Option(help="CSV of predictions; each is shown after the choice.")
-    ] = None,
     data: DataRoot = PATHS.data,
 ) -> None:
     """Label the unlabelled sequences of a CK+ data set on a local web page."""
@@ -56,10 +52,9 @@ def main(
         frames = read_ckplus(files)
         sequences = unlabelled_sequences(frames, inventory)
         _check(sequences, frames, labels)
-        suggested = read_suggestions(suggestions, frames) if suggestions else {}
         command = _next_command(dataset, data, source, labels, provenance)
-        _print_start(sequences, inventory, source, suggested)
-        app, listener = build_app(sequences, store, suggested, dataset, command), listen()
+        _print_start(sequences, inventory, source)
+        app, listener = build_app(sequences, store, dataset, command), listen()
         print(f"open {address(app, listener)}  (Ctrl-C ends)", flush=True)
         serve(app, listener)
         chosen = {sequence for sequence, _ in store.choices()} & {sequence.name for sequence in sequences}
@@ -97,7 +92,7 @@ def _next_command(dataset: str, data: Path, source: Path, labels: Path, provenan
     return shlex.join(["python", "-m", "preprocessing.step1_inventory", *options])
 
 
-def _print_start(sequences: list[Sequence], inventory: pd.DataFrame, source: Path, suggestions: dict) -> None:
+def _print_start(sequences: list[Sequence], inventory: pd.DataFrame, source: Path) -> None:
     """Print how many sequences there are to label, and what is missing."""
     names = [sequence.name for sequence in sequences]
     print(f"{len(sequences):,} sequences to label, from {source}")
@@ -107,8 +102,6 @@ def _print_start(sequences: list[Sequence], inventory: pd.DataFrame, source: Pat
     absent = sorted(set(inventory["sequence"]) - labelled_sequences(inventory) - set(names))
     if absent:
         print(f"{len(absent):,} unlabelled sequences of the inventory have no frames there ({shortened(absent)})")
-    if suggestions:
-        print(f"suggestions for {len(suggestions.keys() & set(names)):,} of them")
 
 
 if __name__ == "__main__":

@@ -135,9 +135,6 @@ def test_only_network_of_a_data_set_is_taken_and_several_are_listed(make_dataset
     )
     tiny_model(name="stripes/baseline_cifar10.keras")
     assert refused(run(), "choose one", "baseline_cifar10.keras, ", "baseline_project1.keras")
-    assert refused(run_step("evaluation.suggestions", *roots), "faces.csv")
-    write_table(read_table(folder, "split.csv").assign(emotion="").drop(columns="split"), folder / "faces.csv")
-    assert refused(run_step("evaluation.suggestions", *roots), "choose one", "baseline_cifar10.keras, ")
     tiny_model(name="stripes/best.keras")
     done = run()
     assert refused(done, "'none'") and "the only network" not in done.stdout

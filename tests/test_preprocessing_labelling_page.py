@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from common.errors import InputError
 from preprocessing.datasets.ckplus import read_ckplus
 from preprocessing.inventory import write_inventory
-from preprocessing.labelling.page import Suggestion, build_app, read_suggestions, unlabelled_sequences
+from preprocessing.labelling.page import build_app, unlabelled_sequences
 from preprocessing.labelling.store import open_store
 from preprocessing.tables import read_table
 
@@ -71,7 +70,7 @@ class Window:
 
 @pytest.fixture
 def app(sequences, store):
-    return build_app(sequences, store, {"S005/002": Suggestion("surprise", 0.61)}, "ck", "python -m next")
+    return build_app(sequences, store, "ck", "python -m next")
 
 
 @pytest.fixture
@@ -100,13 +99,6 @@ def test_choice_is_on_disk_before_the_response_and_can_be_undone(window, store):
     response = window.send("undo", sequence="S005/002", seen="fear")
     assert response.status_code == 200
     assert of(response, "S005/002")["choice"] == "" and response.json()["last"] is None
-
-
-def test_suggestion_is_sent_after_the_choice_only(window):
-    assert "0.61" not in window.get("state").text and "0.61" not in window.get("").text
-    response = window.send("choose", sequence="S005/002", emotion="fear", seen="")
-    assert of(response, "S005/002")["suggestion"] == {"emotion": "surprise", "probability": 0.61}
-    assert of(response, "S010/001")["suggestion"] is None
 
 
 def test_two_windows_overwrite_nothing_unseen(app, store, tmp_path):
@@ -207,7 +199,7 @@ def test_no_address_leads_to_other_files(window, path):
 
 
 def test_page_loads_nothing_from_elsewhere(window, app, sequences, store):
-    assert len(window.token) >= 32 and build_app(sequences, store, {}, "ck", "").state.token != window.token
+    assert len(window.token) >= 32 and build_app(sequences, store, "ck", "").state.token != window.token
     response = window.get("")
     policy = response.headers["content-security-policy"]
     assert "default-src 'none'" in policy and "connect-src 'self'" in policy and "unsafe" not in policy
@@ -232,29 +224,6 @@ def test_agreement_and_disputes_show_for_chosen_sequences_only(window, tmp_path)
     assert of(response, "S010/001")["disputed"] is None
     assert response.json()["agreements"][0]["kappa"] == 1
     assert response.json()["agreements"][0]["first_kappa"] == pair["kappa"]
-
-
-def test_suggestion_is_the_prediction_for_the_last_frame(frames, tmp_path):
-    file = tmp_path / "predictions.csv"
-    file.write_text(
-        "path,truth,prediction,p_anger,p_fear\n"
-        "images/S005/002/S005_002_00000003.png,,fear,0.25,0.75\n"
-        "images/S005/002/S005_002_00000002.png,,anger,0.9,0.1\n"
-        "images/S010/001/S010_001_00000001.png,,anger,,\n"
-        "images/elsewhere.png,,anger,1,0\n"
-    )
-    assert read_suggestions(file, frames) == {
-        "S005/002": Suggestion("fear", 0.75),
-        "S010/001": Suggestion("anger", None),
-    }
-    for content, expected in (
-        ("", "not a readable CSV"),
-        ("path,truth\nx,y\n", "lacks path or prediction"),
-        ("path,prediction\nimages/x.png,fear\n", "contains no image of this data set"),
-    ):
-        file.write_text(content)
-        with pytest.raises(InputError, match=expected):
-            read_suggestions(file, frames)
 
 
 def test_step_1_reads_the_labels_of_the_page(window, tmp_path, capsys):

@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from common.emotions import EMOTIONS, canonical
+from common.emotions import EMOTIONS
 from common.errors import InputError
 from common.images import read_gray_or_bgr
 from common.web import html_page, private_app, read_json
@@ -33,7 +33,6 @@ from preprocessing.labelling.store import (
     label_files,
     read_labels,
 )
-from preprocessing.tables import unescaped
 
 
 @dataclass(frozen=True)
@@ -49,14 +48,6 @@ class Sequence:
     name: str
     frames: tuple[Path, ...]
     missing: str
-
-
-@dataclass(frozen=True)
-class Suggestion:
-    """A network's prediction for a sequence's peak; the probability is 0-1, None where unknown."""
-
-    emotion: str
-    probability: float | None
 
 
 def labelled_sequences(inventory: pd.DataFrame) -> set[str]:
@@ -84,46 +75,9 @@ def _missing_numbers(numbers: list[int]) -> str:
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in gaps)
 
 
-def read_suggestions(file: Path, table: pd.DataFrame) -> dict[str, Suggestion]:
-    """Read a network's predictions for a data set's images.
-
-    Args:
-        file: CSV with `path` (as in inventory.csv), `prediction`, and the probabilities `p_<emotion>`.
-        table: The data set's raw table.
-
-    Returns:
-        By sequence, the prediction for the last of its frames that the file contains.
-
-    Raises:
-        InputError: The file is not such a table, or contains no image of the data set.
-    """
-    try:
-        rows = unescaped(pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig").fillna(""))
-    except FileNotFoundError as error:
-        raise InputError(f"--suggestions {file} does not exist; run: python -m evaluation.suggestions") from error
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise InputError(f"--suggestions {file} is not a readable CSV table ({error})") from error
-    if not {"path", "prediction"} <= set(rows.columns):
-        raise InputError(f"--suggestions {file} lacks path or prediction; its columns: {', '.join(rows.columns)}")
-    sequence_of = table.set_index("path")["sequence"]
-    rows = rows[rows["path"].isin(set(sequence_of.index))].sort_values("path")
-    if rows.empty:
-        raise InputError(f"--suggestions {file} contains no image of this data set; predict this data set's images")
-    suggestions = {}
-    for row in rows.to_dict("records"):
-        try:
-            emotion = canonical(row["prediction"])
-            probability = float(row[f"p_{emotion}"]) if row.get(f"p_{emotion}") else None
-        except ValueError as error:  # InputError is one, too
-            raise InputError(f"--suggestions {file}, {row['path']}: {error}") from error
-        suggestions[str(sequence_of[row["path"]])] = Suggestion(emotion, probability)
-    return suggestions
-
-
 def build_app(
     sequences: list[Sequence],
     store: LabelStore,
-    suggestions: dict[str, Suggestion],
     dataset: str,
     next_command: str,
 ) -> Starlette:
@@ -132,11 +86,10 @@ def build_app(
     Args:
         sequences: The sequences to label.
         store: The annotator's labels.
-        suggestions: By sequence; each is sent to the page after the annotator has chosen a label.
         dataset: The data set's name, as shown on the page.
         next_command: The command that adds the labels to the inventory, as shown on the page.
     """
-    page = _Page(sequences, store, suggestions, {"dataset": dataset, "next_command": next_command})
+    page = _Page(sequences, store, {"dataset": dataset, "next_command": next_command})
     return private_app(
         [
             Route("/", page.show),
@@ -155,12 +108,10 @@ class _Page:
         self,
         sequences: list[Sequence],
         store: LabelStore,
-        suggestions: dict[str, Suggestion],
         texts: dict[str, str],
     ):
         self.sequences = sequences
         self.store = store
-        self.suggestions = suggestions
         self.texts = texts
         self.names = {sequence.name for sequence in sequences}
         loader = jinja2.FileSystemLoader(Path(__file__).parent)
@@ -213,7 +164,7 @@ class _Page:
         return JSONResponse({**self.state(), "error": error}, status)
 
     def state(self) -> dict[str, Any]:
-        """Return what the page shows. Other annotators' labels and suggestions are sent for chosen sequences only."""
+        """Return what the page shows. Other annotators' labels are sent for chosen sequences only."""
         choices = [choice for choice in self.store.choices() if choice[0] in self.names]
         chosen = dict(choices)
         try:
@@ -230,7 +181,6 @@ class _Page:
                     "frames": len(sequence.frames),
                     "missing": sequence.missing,
                     "choice": chosen.get(sequence.name, ""),
-                    "suggestion": _shown(self.suggestions.get(sequence.name), sequence.name in chosen),
                     "disputed": disputed.get(sequence.name) if sequence.name in chosen else None,
                 }
                 for sequence in self.sequences
@@ -239,7 +189,3 @@ class _Page:
             "agreements": [asdict(agreement) for agreement in agreements(labels)],
             "problem": problem,
         }
-
-
-def _shown(suggestion: Suggestion | None, is_chosen: bool) -> dict[str, Any] | None:
-    return asdict(suggestion) if suggestion and is_chosen else None
