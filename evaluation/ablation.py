@@ -53,7 +53,7 @@ from preprocessing.whole_images import are_whole, write_whole_images
 from training.cross_validation import fit_folds, fold_networks
 from training.settings import read_settings, settings_images, shortened
 
-BASELINE, FULL_IMAGES, CROPS = "baseline", "tuned-full-images", "tuned"
+BASELINE, FULL_IMAGES, CROPS = "baseline", "tuned-full-images", "tuned-crops"
 FINE_TUNED, PRETRAINED = "fine-tuned", "pretrained"
 
 

@@ -48,11 +48,11 @@ def test_variants_are_compared_on_the_same_images(ablate):
     done, folder, start, reports = ablate("--epochs", "1")
     assert done.returncode == 0, done.stderr
     variants = pd.read_csv(reports / "ablation.csv").set_index("variant")
-    assert variants.index.tolist() == ["baseline", "tuned-full-images", "tuned", "fine-tuned", "pretrained"]
+    assert variants.index.tolist() == ["baseline", "tuned-full-images", "tuned-crops", "fine-tuned", "pretrained"]
     assert variants[["n", "dataset", "split"]].drop_duplicates().to_numpy().tolist() == [[12, "stripes", "test split"]]
     rows = read_table(folder, "split.csv").query("split == 'test'")
     images = np.stack([read_image(folder / path, (24, 24), "grayscale") for path in rows["face_path"]])
-    for variant, file in {"pretrained": start, "tuned": start.parent / "stripes" / "ablation" / "tuned.keras"}.items():
+    for variant, file in {"pretrained": start, "tuned-crops": start.parent / "stripes" / "ablation" / "tuned-crops.keras"}.items():
         classifier = EmotionClassifier.load(file)
         right = np.array(classifier.labels)[classifier.predict(images).argmax(axis=1)] == rows["emotion"]
         assert variants.loc[variant, "accuracy"] == pytest.approx(right.mean())
@@ -90,7 +90,7 @@ def test_each_fold_is_predicted_by_its_own_network(ablate, make_dataset):
     variants = pd.read_csv(reports / "ablation.csv").set_index("variant")
     assert set(variants["n"]) == {len(table)} and set(variants["split"]) == {"3 folds"}
     assert sorted((start.parent / "stripes" / "ablation" / "fine-tuned-folds").glob("[0-2].keras"))
-    assert variants["protocol"]["tuned"].startswith("one network per fold")
+    assert variants["protocol"]["tuned-crops"].startswith("one network per fold")
 
 
 def test_input_is_checked_before_training(ablate, tmp_path):

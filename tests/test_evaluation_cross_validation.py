@@ -188,7 +188,7 @@ def best_model(run_step, folder, tmp_path):
 
 def test_training_refuses_folds_that_the_split_does_not_have(best_model, folder):
     assert refused(best_model("--folds", 10), "--folds 10: the split has 3 folds; give --folds 3, or", "--folds 10")
-    assert refused(best_model("--subject-dependent"), "--subject-dependent goes with --folds")
+    assert refused(best_model("--subject-dependent"), "--subject-dependent needs --folds")
     table = read_table(folder, "split.csv").drop(columns="subject_dependent_fold")
     write_table(table, folder / "split.csv")
     assert refused(best_model("--folds", 3, "--subject-dependent"), "no loose folds", "--strategy folds")
