@@ -35,7 +35,7 @@ def teacher(make_dataset, tiny_model):
 
 def protocol_of(card: dict[str, Any]) -> str:
     predictions: Any = SimpleNamespace(
-        card=ModelCard.from_json(card, Path("card.json")), by_crowd=False, fold_column=""
+        card=ModelCard.from_json(card, Path("card.json")), scored_by_majority=False, fold_column=""
     )
     return protocol(predictions)
 
