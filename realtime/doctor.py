@@ -183,7 +183,7 @@ def check_model(model: Path, load: Callable[[Path], Any]) -> tuple[Finding, Any]
         f"{score['accuracy']:.1%} on {score['dataset']} {score['split']}"
         + (f" ({score['banner']})" if score.get("banner") else "")
         for score in card.scores
-        if "averaging" not in score  # the camera does without test-time augmentation
+        if "tta" not in score  # the camera does without test-time augmentation
     ]
     is_calibrated = bool(card.calibration) or card.temperature != 1.0
     text = "; ".join(
