@@ -159,7 +159,7 @@ def test_card_of_a_distilled_network_names_teachers_and_trains_it_again(teacher,
     assert done.returncode == 0 and "distilled from teacher.keras (precomputed targets)" in done.stdout, done.stderr
     file = tmp_path / folder.name / "best.json"
     card = json.loads(file.read_text())
-    said = "no extra labels, distilled from teacher.keras, which learnt from stripes (labels)"
+    said = "no extra labels, distilled from teacher.keras (trained on stripes (labels))"
     assert protocol_of(card).endswith(said)
     assert read_settings(file).teachers == (str(first),)
     again = run_step(*command, "--settings", file)
@@ -167,16 +167,14 @@ def test_card_of_a_distilled_network_names_teachers_and_trains_it_again(teacher,
     assert PretrainedNetwork.read(file.with_suffix(".keras")).trained_on == ["stripes (labels)"]
     begun = {**card, "pretrained": {**card["teachers"][0], "file": "models/begun.keras"}}
     assert protocol_of(begun).endswith(
-        "no extra labels, started from begun.keras, which learnt from stripes (labels), distilled from teacher.keras, "
-        "which learnt from stripes (labels)"
+        "no extra labels, initialised from begun.keras (trained on stripes (labels)), distilled from teacher.keras "
+        "(trained on stripes (labels))"
     )
     begun["pretrained"]["trained_on"] = ["elsewhere (labels)", "stripes (labels)"]
-    assert "extra data: started from begun.keras, which learnt from elsewhere" in protocol_of(begun)
+    assert "extra data: initialised from begun.keras (trained on elsewhere" in protocol_of(begun)
     assert "no extra" not in protocol_of(begun)
     votes = {**card, "teachers": [{**card["teachers"][0], "trained_on": ["stripes (annotator votes)"]}]}
-    assert "extra labels, distilled from teacher.keras, which learnt from stripes (annotator votes)" in protocol_of(
-        votes
-    )
+    assert "extra labels, distilled from teacher.keras (trained on stripes (annotator votes))" in protocol_of(votes)
 
 
 def test_refuses_unusable_teachers_in_one_line(teacher, tiny_model, tmp_path, run_step):
