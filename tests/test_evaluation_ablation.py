@@ -52,7 +52,10 @@ def test_variants_are_compared_on_the_same_images(ablate):
     assert variants[["n", "dataset", "split"]].drop_duplicates().to_numpy().tolist() == [[12, "stripes", "test split"]]
     rows = read_table(folder, "split.csv").query("split == 'test'")
     images = np.stack([read_image(folder / path, (24, 24), "grayscale") for path in rows["face_path"]])
-    for variant, file in {"pretrained": start, "tuned-crops": start.parent / "stripes" / "ablation" / "tuned-crops.keras"}.items():
+    for variant, file in {
+        "pretrained": start,
+        "tuned-crops": start.parent / "stripes" / "ablation" / "tuned-crops.keras",
+    }.items():
         classifier = EmotionClassifier.load(file)
         right = np.array(classifier.labels)[classifier.predict(images).argmax(axis=1)] == rows["emotion"]
         assert variants.loc[variant, "accuracy"] == pytest.approx(right.mean())
