@@ -93,9 +93,6 @@ def main(
     epochs: Annotated[
         int | None, typer.Option(help="Epochs of every variant.", show_default="each variant's own")
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Random seed of every variant.", show_default="each variant's own")
-    ] = None,
 ) -> None:
     """Train baseline, tuned and fine-tuned networks on a data set, and compare them."""
     folder = dataset_folder(data, dataset)
@@ -112,7 +109,7 @@ def main(
         full = write_whole_images(folder)
         left_out = len(usable(table.assign(face_status="found"))) - len(usable(table))
         notes = [f"No variant uses the {left_out:,} images without a detected face."]
-    variants = plan(folder, full, settings, pretrained, epochs, seed)
+    variants = plan(folder, full, settings, pretrained, epochs)
     files = {variant.name: models / dataset / "ablation" / f"{variant.name}.keras" for variant in variants}
     for variant in variants:
         print(f"--- {variant.title}", flush=True)
@@ -125,9 +122,7 @@ def main(
     write_ablation(predictions, titles, table, notes, report, EVALUATION)
 
 
-def plan(
-    folder: Path, full: Path, settings: Path | None, pretrained: Path, epochs: int | None, seed: int | None
-) -> list[Variant]:
+def plan(folder: Path, full: Path, settings: Path | None, pretrained: Path, epochs: int | None) -> list[Variant]:
     """Return the variants to train.
 
     Args:
@@ -136,7 +131,6 @@ def plan(
         settings: File of settings that step2_tuning wrote; None for the configured ones.
         pretrained: Network to fine-tune.
         epochs: Epochs of every variant; None for its own.
-        seed: Random seed of every variant; None for its own.
     """
     has_full = full != folder
     on_full, on_crops = ("full images", "face crops") if has_full else ("the images", "the images")
@@ -151,9 +145,10 @@ def plan(
         Variant(CROPS, f"{how} on {on_crops}", folder, best, hashes),
         Variant(FINE_TUNED, f"fine-tuned from {pretrained.name} on {on_crops}", folder, fine_tuning),
     ]
-    own: dict[str, Any] = {"epochs": epochs, "seed": seed}
-    typed = {name: value for name, value in own.items() if value is not None}
-    return [replace(variant, config=shortened(replace(variant.config, **typed))) for variant in variants]
+    return [
+        replace(variant, config=shortened(replace(variant.config, epochs=epochs or variant.config.epochs)))
+        for variant in variants
+    ]
 
 
 def train(variant: Variant, model_file: Path, folds: bool) -> None:

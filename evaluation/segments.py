@@ -3,7 +3,7 @@
 Reads:  the webcam's `--segments` table, and hand labels: a CSV with the columns `start`, `end` (seconds since the first
         frame), `emotion`, and `track_id` (optional where the webcam's table holds one face)
 Writes: FOLDER/segments.json, segments.csv (both time lines, cut at every change of label) and segments_changes.csv;
-        FOLDER is reports/segments/SEGMENTS-TRUTH, the names of both files
+        FOLDER is REPORTS/segments/SEGMENTS-TRUTH, the names of both files
 
     python -m realtime.webcam --source talk.mp4 --no-window --segments talk.csv
     python -m evaluation.segments --segments talk.csv --truth labels.csv
@@ -17,7 +17,7 @@ import pandas as pd
 import typer
 from sklearn.metrics import accuracy_score, cohen_kappa_score
 
-from common.command_line import run
+from common.command_line import ReportsRoot, run
 from common.emotions import canonical
 from common.errors import InputError
 from configuration import PATHS
@@ -31,9 +31,7 @@ NOT_SURE, NO_FACE = "unsure", "no face"  # predictions other than emotions
 def main(
     segments: Annotated[Path, typer.Option(help="CSV that realtime.webcam wrote with --segments.")],
     truth: Annotated[Path, typer.Option(help="CSV of hand labels: start, end (seconds), emotion, track_id.")],
-    report: Annotated[
-        Path | None, typer.Option(help="Output folder.", show_default="reports/segments/SEGMENTS-TRUTH")
-    ] = None,
+    reports: ReportsRoot = PATHS.reports,
 ) -> None:
     """Compare the webcam's segments with hand-labelled segments."""
     predicted, labelled = read_segments(segments, "--segments", "label"), read_segments(truth, "--truth", "emotion")
@@ -54,7 +52,7 @@ def main(
     changes = delays(labelled, lines)
     found = agreement(lines, changes["delay"])
     others = sorted({*predicted["track_id"]} - {*labelled["track_id"]})
-    folder = report or PATHS.reports / "segments" / f"{segments.stem}-{truth.stem}"
+    folder = reports / "segments" / f"{segments.stem}-{truth.stem}"
     write_table(lines, folder / "segments.csv")
     write_table(changes.replace(np.inf, np.nan), folder / "segments_changes.csv")
     facts = {"segments": str(segments), "truth": str(truth), **found, "unlabelled_faces": others}

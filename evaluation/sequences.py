@@ -68,10 +68,6 @@ def main(
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Fit temperature and abstention threshold on dev first.")
     ] = False,
-    resamples: Annotated[
-        int, typer.Option(min=20, max=100_000, help="Bootstrap resamples for each interval.")
-    ] = EVALUATION.resamples,
-    seed: Annotated[int, typer.Option(min=0, help="Random seed for resampling.")] = EVALUATION.seed,
 ) -> None:
     """Compare a sequence network with networks that see the last frame only."""
     folder = dataset_folder(data, dataset)
@@ -110,9 +106,8 @@ def main(
     exposure = Exposure.joined([part.exposure(file, read_sequence_card(file), folder) for file, part in files.items()])
     notes += leakage_notes(model_file, exposure)
     rows = pd.concat([part.sequences.table for part in parts], ignore_index=True)
-    options = EvaluationConfig(resamples=resamples, seed=seed)
     report = reports / dataset / model_file.stem / (split or "folds")
-    write_report(predictions, rows, labels_of(sequences.table), notes, heading, report, options, exposure.held_out)
+    write_report(predictions, rows, labels_of(sequences.table), notes, heading, report, EVALUATION, exposure.held_out)
 
 
 def calibrate_card(dev: Part, folder: Path, model_file: Path, options: EvaluationConfig = EVALUATION) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -21,6 +22,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from cards import model_card
+from matplotlib.figure import Figure
 
 from common import command_line
 from preprocessing.tables import FACE_COLUMNS, INVENTORY_COLUMNS, read_table, write_table
@@ -36,6 +38,18 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"no real data at {SHARED_DATA}")
     return SHARED_DATA
+
+
+@pytest.fixture(autouse=True)
+def _quick_figures(request, monkeypatch) -> None:
+    """Build every figure but draw none, which takes most of the time of a report, unless the test is marked `figures`."""
+
+    def savefig(figure: Figure, file: Any, **options: object) -> None:
+        content = cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1].tobytes()
+        _ = file.write(content) if hasattr(file, "write") else Path(file).write_bytes(content)
+
+    if not request.node.get_closest_marker("figures"):
+        monkeypatch.setattr(Figure, "savefig", savefig)
 
 
 @contextmanager

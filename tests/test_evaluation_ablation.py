@@ -44,6 +44,7 @@ def ablate(run_step, make_dataset, tiny_model, tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.figures
 def test_variants_are_compared_on_the_same_images(ablate):
     done, folder, start, reports = ablate("--epochs", "1")
     assert done.returncode == 0, done.stderr

@@ -19,6 +19,7 @@ from inference.keras_networks import save
 from inference.lineage import read_hashes
 from inference.model_card import read_card
 
+pytestmark = pytest.mark.figures
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE = 60  # seconds that Chromium may take for an reply
 WIDTHS = {"laptop": 1366, "phone": 390}  # CSS pixels

@@ -273,7 +273,7 @@ def test_sequences_and_ablation_on_a_tree_of_the_shape_of_ckplus(run_step, tmp_p
     kept = [take for take in takes if take.emotion not in ("", "contempt", "fear", "sadness")]
 
     step("training.step4_sequence_model", *data, *models, "--folds", 3, "--epochs", 1)
-    step("evaluation.sequences", *data, *models, *reports, "--folds", "--resamples", 50)
+    step("evaluation.sequences", *data, *models, *reports, "--folds")
     found = json.loads((tmp_path / "reports" / "ck" / "sequence" / "folds" / "metrics.json").read_text())
     assert found["n"] == len(kept)
 

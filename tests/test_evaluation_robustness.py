@@ -151,6 +151,7 @@ def mouth_model(images: np.ndarray) -> np.ndarray:
     return np.stack([np.full(len(images), 0.55), bright], axis=1)
 
 
+@pytest.mark.figures
 def test_model_of_the_mouth_fails_when_the_mouth_is_occluded(tmp_path):
     rows, images = dataset(120)
     models = {"mouth": mouth_model, "constant": lambda images: np.tile([1.0, 0.0], (len(images), 1))}

@@ -44,9 +44,7 @@ def compare(run_step, tmp_path):
         rows = [(*row, 0.9, 1) for row in segments]
         predicted = write(tmp_path / "segments.csv", SEGMENT_COLUMNS, rows)
         truth = write(tmp_path / "labels.csv", columns, labels)
-        return run_step(
-            "evaluation.segments", "--segments", predicted, "--truth", truth, "--report", tmp_path / "out"
-        )  # fmt: skip
+        return run_step("evaluation.segments", "--segments", predicted, "--truth", truth, "--reports", tmp_path / "out")
 
     return run
 
@@ -64,7 +62,7 @@ def sampled(rows, track_id, until=31.0):
 def test_scores_are_those_of_sampling_every_millisecond(compare, tmp_path):
     done = compare()
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "out" / "segments.json").read_text())
+    found = json.loads((tmp_path / "out/segments/segments-labels" / "segments.json").read_text())
     truth, shown = (np.concatenate([sampled(rows, track) for track in (1, 2)]) for rows in (LABELS, SEGMENTS))
     shown[shown == ""] = "no face"
     is_seen, is_labelled, agree = shown != "no face", truth != "", truth == shown
@@ -90,7 +88,7 @@ def test_scores_are_those_of_sampling_every_millisecond(compare, tmp_path):
     for name, row in zip(matrix.columns, counted, strict=True):
         assert name not in matrix.index or list(matrix.loc[name]) == pytest.approx(row / 1000)
     assert found["unlabelled_faces"] == [3]
-    changes = pd.read_csv(tmp_path / "out" / "segments_changes.csv").sort_values("time")
+    changes = pd.read_csv(tmp_path / "out/segments/segments-labels" / "segments_changes.csv").sort_values("time")
     assert list(changes["time"]) == [3.0, 9.5, 12.0, 22.0, 25.0]
     assert list(changes["emotion"]) == ["happiness", "surprise", "contempt", "sadness", "anger"]
     np.testing.assert_allclose(changes["delay"], [0.7, 0.5, 0.6, 0.0, np.nan])
@@ -106,7 +104,7 @@ def test_table_of_the_webcam_is_read(run_step, tmp_path):
         table.write(cast(Any, SimpleNamespace(frame=SimpleNamespace(time=index / 10), recognitions=[face])))
     table.close()
     truth = write(tmp_path / "labels.csv", ("start", "end", "emotion"), [(0, 2, "happiness"), (2, 4, "neutral")])
-    files = ("--segments", tmp_path / "segments.csv", "--truth", truth, "--report", tmp_path)
+    files = ("--segments", tmp_path / "segments.csv", "--truth", truth, "--reports", tmp_path)
     done = run_step("evaluation.segments", *files)
     assert done.returncode == 0, done.stderr
     assert "accuracy 50.0\u00a0% " in done.stdout and "unsure 25.0\u00a0%, no face 0.0\u00a0%" in done.stdout

@@ -320,13 +320,13 @@ def test_each_fold_is_scored_by_the_network_trained_without_it(make_sequences, f
         tmp_path / "m",
     ]
     places += ["--features", frames_network]
-    done = run_step("training.step4_sequence_model", *places, "--folds", 3, "--epochs", 1, "--window", FRAMES)
+    done = run_step("training.step4_sequence_model", *places, "--folds", 3, "--epochs", 1)
     assert done.returncode == 0, done.stderr
     cards = [json.loads(file.read_text()) for file in sorted(tmp_path.glob("m/waves/sequence-folds/*.json"))]
     assert len(cards) == 3 and len({card["split_hash"] for card in cards}) == 3
-    assert cards[0]["training_sequences"] == 4 and cards[0]["window_seconds"] == round(FRAMES / 30, 3)
+    assert cards[0]["training_sequences"] == 4 and cards[0]["window_seconds"] == round(64 / 30, 3)
     assert cards[0]["features"] == described(frames_network)
-    done = run_step("evaluation.sequences", *places, "--folds", "--reports", tmp_path / "r", "--resamples", 20)
+    done = run_step("evaluation.sequences", *places, "--folds", "--reports", tmp_path / "r")
     assert done.returncode == 0, done.stderr
     report = tmp_path / "r" / "waves" / "sequence" / "folds"
     predictions = pd.read_csv(report / "predictions.csv")
@@ -349,7 +349,7 @@ def test_calibration_minimises_log_loss_and_sets_the_threshold(make_sequences, f
     features = frame_features(EmotionClassifier.load(frames_network, features=True), folder, dev.frames)[0]
     faces = [(features[steps], features[steps[0]]) for steps in dev.steps]
     raw = SequenceClassifier.load(model_file).predict(faces).astype(float)
-    places = ["--dataset", folder.name, "--data", folder.parent, "--features", frames_network, "--resamples", 20]
+    places = ["--dataset", folder.name, "--data", folder.parent, "--features", frames_network]
     command = ("evaluation.sequences", *places, "--model", model_file, "--reports", tmp_path / "r", "--calibrate")
     done = run_step(*command)
     assert done.returncode == 0, done.stderr
@@ -408,7 +408,7 @@ def test_leakage_of_sequence_and_peak_networks_is_reported(
         places = ["--data", folder.parent, "--models", tmp_path / "m", "--reports", tmp_path / "r", "--model", model]
         done = run_step(
             "evaluation.sequences", "--dataset", "renamed", *places, "--split", split, "--features", frames_network,
-            "--resamples", 20, *more,
+            *more,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         (file,) = tmp_path.glob(f"r/renamed/sequence/{split}/metrics.json")

@@ -24,7 +24,6 @@ def main(
     models: ModelsRoot = PATHS.models,
     network: Annotated[str, typer.Option(help=f"Baseline: {' or '.join(BASELINES)}.")] = "project1",
     epochs: Annotated[int | None, typer.Option(help="Number of epochs.", show_default="as in the project")] = None,
-    seed: Annotated[int | None, typer.Option(help="Random seed.", show_default="as in the project")] = None,
     force: Force = False,
 ) -> None:
     """Train a student project's network on a data set's training split."""
@@ -35,9 +34,10 @@ def main(
     with quiet_start():
         from training.trainer import train_network
 
-    typed = {name: value for name, value in (("epochs", epochs), ("seed", seed)) if value is not None}
-    model_file = models / dataset / f"baseline_{network}.keras"
-    train_network(table, folder, model_file, replace(BASELINES[network], **typed), typed_command(), force=force)
+    config = BASELINES[network]
+    if epochs is not None:
+        config = replace(config, epochs=epochs)
+    train_network(table, folder, models / dataset / f"baseline_{network}.keras", config, typed_command(), force=force)
 
 
 if __name__ == "__main__":

@@ -44,10 +44,6 @@ def main(
     train_images: Annotated[
         int, typer.Option(help="Random subset of training images, same for all trials; 0: all.")
     ] = TUNING.train_images,
-    timeout: Annotated[
-        float, typer.Option(help="Minutes after which this process starts no trial; 0: no limit.")
-    ] = TUNING.timeout,
-    seed: Annotated[int, typer.Option(help="Random seed of the study and of every trial.")] = TUNING.seed,
     storage: Annotated[
         str | None, typer.Option(help="Database URL of the study.", show_default="SQLite file in the models folder")
     ] = None,
@@ -58,7 +54,7 @@ def main(
     with quiet_start():
         from training.tuning import tune
 
-    budget = {"trials": trials, "epochs": epochs, "train_images": train_images, "timeout": timeout, "seed": seed}
+    budget = {"trials": trials, "epochs": epochs, "train_images": train_images}
     tuning = replace(
         SAMPLE_TUNING if dataset == SAMPLE_NAME else TUNING,
         **{name: value for name, value in budget.items() if value is not None},

@@ -64,9 +64,6 @@ def main(
     epochs: Annotated[
         int | None, typer.Option(help="Number of epochs.", show_default=f"{BEST.epochs}, or as in --settings")
     ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Images per step.", show_default=f"{BEST.batch_size}, or as in --settings")
-    ] = None,
     learning_rate: Annotated[
         float | None,
         typer.Option(help="Learning rate after warm-up.", show_default=f"{BEST.learning_rate}, or as in --settings"),
@@ -109,7 +106,6 @@ def main(
         "targets": targets,
         "balance": balance,
         "epochs": epochs,
-        "batch_size": batch_size,
         "learning_rate": learning_rate,
         "precision": precision,
         "seed": seed,

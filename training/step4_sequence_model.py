@@ -37,11 +37,7 @@ def main(
     folds: Annotated[
         int | None, typer.Option(min=3, help="Cross-validate: train one network per fold of the split.")
     ] = None,
-    window: Annotated[int, typer.Option(help="Longest history, frames.")] = SEQUENCES.window,
-    rate: Annotated[float, typer.Option(help="Frames per second of the sequences.")] = SEQUENCES.rate,
     epochs: Annotated[int, typer.Option(help="Number of epochs.")] = CONFIG.epochs,
-    batch_size: Annotated[int, typer.Option(help="Sequences per step.")] = CONFIG.batch_size,
-    learning_rate: Annotated[float, typer.Option(help="Initial learning rate.")] = CONFIG.learning_rate,
     seed: Annotated[int, typer.Option(help="Random seed.")] = CONFIG.seed,
     output: Annotated[
         Path | None, typer.Option(help="File of the network.", show_default="models/NAME/sequence.keras")
@@ -59,8 +55,7 @@ def main(
     with quiet_start():
         from training.sequences.trainer import fit_sequence_folds, fit_sequences
 
-    config = replace(CONFIG, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
-    options = replace(SEQUENCES, window=window, rate=rate, config=config)
+    options = replace(SEQUENCES, config=replace(CONFIG, epochs=epochs, seed=seed))
     fit = fit_sequences if folds is None else fit_sequence_folds
     fit(table, folder, model_file, options, features, typed_command(), force)
 

@@ -334,16 +334,19 @@ def _draw_curve(axes: Axes, accuracy: pd.DataFrame, curve: Curve, models: list[s
 
 def _draw_examples(images: np.ndarray, points: np.ndarray, seed: int, file: Path) -> Figure:
     """Draw the images under every perturbation."""
-    columns = 7
-    rows = -(-len(NAMES) // columns)
+    versions = {CLEAN: images} | {each.name: perturb(each, images, points, seed) for each in PERTURBATIONS}
+    count, side, columns = len(images), images.shape[1], 7
+    height, width = round(1.35 * side), round((count + 0.15) * side)  # of a place, with room for its name
+    rows = -(-len(versions) // columns)
+    sheet = np.full((rows * height, columns * width, 3), 255, np.uint8)
     figure = matplotlib.figure.Figure(figsize=(1.75 * columns, 1.2 * rows), layout="constrained")
-    panels = cast(np.ndarray, figure.subplots(rows, columns)).ravel()
-    for axes in panels:
-        axes.axis("off")
-    for axes, perturbation in zip(panels, [None, *PERTURBATIONS], strict=False):
-        shown = perturb(perturbation, images, points, seed) if perturbation else images
-        axes.imshow(np.repeat(np.concatenate(list(shown), axis=1), 3 // images.shape[3], axis=2))
-        axes.set_title(perturbation.name if perturbation else CLEAN, fontsize=8)
+    axes = figure.subplots()
+    for place, (name, shown) in enumerate(versions.items()):
+        bottom, left = (place // columns + 1) * height, place % columns * width
+        sheet[bottom - side : bottom, left : left + count * side] = np.concatenate(list(shown), axis=1)  # gray or RGB
+        axes.text(left, bottom - side - 0.05 * side, name, fontsize=8)
+    axes.imshow(sheet)
+    axes.axis("off")
     return Figure(
         save(figure, file),
         "Two of the images under every perturbation.",
