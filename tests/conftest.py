@@ -42,7 +42,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(autouse=True)
 def _quick_figures(request, monkeypatch) -> None:
-    """Build every figure but draw none, which takes most of the time of a report, unless the test is marked `figures`."""
+    """Build every figure but draw none unless the test is marked `figures`: drawing takes most of a report's time."""
 
     def savefig(figure: Figure, file: Any, **options: object) -> None:
         content = cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1].tobytes()

@@ -67,6 +67,7 @@ def test_soak_test_has_flat_memory_and_equal_counts(tmp_path, capsys, monkeypatc
     assert f"clip.mp4: frames: 3000, faces: {faces}, " in capsys.readouterr().out
 
 
+@pytest.mark.system
 def test_training_input_and_quantization_are_measured(make_dataset, tiny_model, tmp_path, run_step, monkeypatch):
     folder, model, file = make_dataset(size=48), tiny_model(size=48), tmp_path / "new" / "rows.json"
     places = ["--dataset", folder.name, "--data", folder.parent, "--json", file]

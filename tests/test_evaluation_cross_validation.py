@@ -253,6 +253,7 @@ def test_ckplus_in_an_afternoon(run_step, tmp_path):
     assert text in (report / "report.html").read_text()
 
 
+@pytest.mark.system
 def test_sequences_and_ablation_on_a_tree_of_the_shape_of_ckplus(run_step, tmp_path):
     """The commands that `test_ckplus_in_an_afternoon` leaves out; the sequence network is trained for one epoch."""
     takes = write_ckplus_tree(tmp_path / "CK+", subjects=16)

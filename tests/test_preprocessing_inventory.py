@@ -666,6 +666,7 @@ def test_command_prints_the_audit_and_repeats_nothing(tmp_path, run_step):
     assert times_below(tmp_path / "data") == before
 
 
+@pytest.mark.system
 def test_real_fer2013_has_known_counts_and_majorities(tmp_path, shared_data):
     writer = shared_data / "fer2013" / "write_csv.py"
     subprocess.run([sys.executable, writer, tmp_path], check=True, stdout=subprocess.DEVNULL)
