@@ -148,7 +148,7 @@ def wilson_interval(share: float, size: float, level: float) -> tuple[float, flo
 
     Args:
         share: 0-1.
-        size: Number of independent observations; an effective sample size need not be whole.
+        size: Number of independent observations; an effective sample size may be fractional.
         level: Level of the interval, 0-1.
 
     Returns:

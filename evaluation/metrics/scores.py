@@ -239,7 +239,7 @@ def _auc_boundary_interval(
 
 
 def _mean_of_known(values: np.ndarray) -> np.ndarray:
-    """Return each row's mean over what is no NaN; NaN where all is."""
+    """Return the mean of each row without its NaN values; NaN for a row of NaN only."""
     known = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
         return np.where(known, values, 0).sum(axis=1) / known.sum(axis=1)

@@ -21,7 +21,7 @@ def open_stream(address: str, mirror: bool) -> Video | Live:
     """Open a stream, or a video file on a server.
 
     Raises:
-        InputError: it gives no image.
+        InputError: The stream has no image.
     """
     timeouts: list[Any] = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _TIMEOUT, cv2.CAP_PROP_READ_TIMEOUT_MSEC, _TIMEOUT]
 
