@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from conftest import ROOT
 from realtime_fakes import FACE, FakeClassifier, write_video
 
