@@ -17,29 +17,6 @@ from evaluation.metrics.paired import holm, mcnemar
 from evaluation.metrics.scores import estimate_scores
 
 
-def mean_of(values):
-    return lambda weights: {"mean": weights @ values / weights.sum(axis=1)}
-
-
-def interval_of(values, groups, seed=0, resamples=400):
-    return percentile_intervals(bootstrap(mean_of(values), groups, resamples, seed), 0.95)["mean"]
-
-
-def test_coverage_of_intervals_resampled_by_subject():
-    random = np.random.default_rng(2)
-    held_by_person, held_by_image = 0, 0
-    for repetition in range(200):
-        people = np.repeat(np.arange(40), 8)
-        skill = random.choice([0.2, 1.0], 40)  # one person's images are mostly right, another's mostly wrong
-        values = (random.random(320) < skill[people]).astype(float)
-        low, high = interval_of(values, people, seed=repetition)
-        held_by_person += low <= 0.6 <= high
-        low, high = interval_of(values, np.arange(320), seed=repetition)
-        held_by_image += low <= 0.6 <= high
-    assert held_by_person > 0.89 * 200
-    assert held_by_image < 0.75 * 200  # what one gets by ignoring who is in the pictures
-
-
 def test_weights_are_draws_of_whole_subjects_and_reproducible(monkeypatch):
     seen = []
 
