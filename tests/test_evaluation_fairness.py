@@ -143,9 +143,9 @@ def test_other_mix_of_emotions_of_subjects_is_no_bias_but_a_real_bias_is_found()
     few, options = replace(FEW, permutations=300), replace(QUICK, resamples=20)
     found = [
         comparison_of(rows, rows["person"].to_numpy(), few, options)
-        for rows in (by_subject(200 + n) for n in range(12))
+        for rows in (by_subject(200 + n) for n in range(8))
     ]
-    assert sum(map(alarms, found)) <= 3  # permuting whole subjects would alarm in half of them
+    assert sum(map(alarms, found)) <= 2  # permuting whole subjects would alarm in half of them
     rows = by_subject(9)
     hurt = (rows["gender"] == "b") & (np.random.default_rng(1).random(len(rows)) < 0.5)
     rows.loc[hurt, "prediction"] = "neutral"
