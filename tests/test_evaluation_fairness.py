@@ -142,8 +142,7 @@ def test_permutations_keep_the_number_of_images_of_each_group_and_emotion(cluste
 def test_other_mix_of_emotions_of_subjects_is_no_bias_but_a_real_bias_is_found():
     few, options = replace(FEW, permutations=300), replace(QUICK, resamples=20)
     found = [
-        comparison_of(rows, rows["person"].to_numpy(), few, options)
-        for rows in (by_subject(200 + n) for n in range(8))
+        comparison_of(rows, rows["person"].to_numpy(), few, options) for rows in (by_subject(200 + n) for n in range(8))
     ]
     assert sum(map(alarms, found)) <= 2  # permuting whole subjects would alarm in half of them
     rows = by_subject(9)
