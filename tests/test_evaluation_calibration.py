@@ -4,7 +4,6 @@ from sklearn.metrics import log_loss as sklearn_log_loss
 
 from evaluation.metrics.calibration import (
     choose_threshold,
-    coverage_curve,
     cross_fit,
     fit_temperature,
     log_loss,
@@ -35,38 +34,26 @@ def test_calibration_error_by_hand():
             confidence, accuracy = np.mean([c for c, _ in inside]), np.mean([r for _, r in inside])
             total += len(inside) / len(truth) * abs(accuracy - confidence)
     assert reliability(probabilities, truth, 15).expected_error == pytest.approx(total)
-
-
-def test_last_bin_includes_its_upper_limit_and_empty_bins_are_nan():
-    diagram = reliability(np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([0, 1]), 15)
-    assert diagram.count[-1] == 2 and diagram.count.sum() == 2
-    assert diagram.accuracy[-1] == 0.5 and np.isnan(diagram.accuracy[0])
-    assert diagram.expected_error == 0.5
+    certain = reliability(np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([0, 1]), 15)
+    assert certain.count[-1] == certain.count.sum() == 2 and certain.expected_error == certain.accuracy[-1] == 0.5
 
 
 def test_brier_and_log_loss_by_hand():
     probabilities, truth = predictions(50)
-    by_hand = [
-        sum((p - (index == t)) ** 2 for index, p in enumerate(row)) for row, t in zip(probabilities, truth, strict=True)
-    ]
-    assert squared_errors(probabilities, truth).mean() == pytest.approx(np.mean(by_hand))
+    by_hand = ((probabilities - np.eye(4)[truth]) ** 2).sum(axis=1)
+    np.testing.assert_allclose(squared_errors(probabilities, truth), by_hand)
     assert log_loss(probabilities, truth) == pytest.approx(sklearn_log_loss(truth, probabilities, labels=range(4)))
+    assert np.isfinite(log_loss(np.array([[1.0, 0.0]]), np.array([1])))  # a mistake that was certain
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.7, 3.0])
+@pytest.mark.parametrize("temperature", [0.5, 3.0])
 def test_fit_temperature_recovers_the_temperature(temperature):
     calibrated, truth = predictions(4000, seed=3)
     distorted = with_temperature(calibrated, 1 / temperature)
     assert fit_temperature(distorted, truth) == pytest.approx(temperature, rel=0.06)
     undone = with_temperature(distorted, temperature)
     np.testing.assert_allclose(undone, calibrated, atol=1e-9)
-    assert (distorted.argmax(axis=1) == calibrated.argmax(axis=1)).all()
-
-
-def test_certain_mistake_has_a_finite_loss():
-    scaled = with_temperature(np.array([[1.0, 0.0]]), 2.0)
-    assert np.isfinite(scaled).all() and scaled.sum() == pytest.approx(1)
-    assert np.isfinite(log_loss(np.array([[1.0, 0.0]]), np.array([1])))
+    assert np.isfinite(with_temperature(np.array([[1.0, 0.0]]), temperature)).all()
 
 
 def brute_force(probabilities, truth, target, least):
@@ -81,7 +68,7 @@ def brute_force(probabilities, truth, target, least):
     return min((c for c in candidates if c[1] >= least), key=lambda c: c[1])
 
 
-@pytest.mark.parametrize(("target", "least"), [(0.5, 0.0), (0.7, 0.3), (0.8, 0.5), (0.99, 0.5), (0.999, 0.0)])
+@pytest.mark.parametrize(("target", "least"), [(0.7, 0.3), (0.99, 0.5), (0.999, 0.0)])
 def test_threshold_agrees_with_brute_force(target, least):
     probabilities, truth = predictions(120, seed=6)
     probabilities = probabilities.round(2)  # many equal ones
@@ -89,13 +76,6 @@ def test_threshold_agrees_with_brute_force(target, least):
     threshold, coverage, accuracy = brute_force(probabilities, truth, target, least)
     assert (found.threshold, found.coverage, found.accuracy) == pytest.approx((threshold, coverage, accuracy))
     assert found.reached == (accuracy >= target)
-
-
-def test_the_coverage_curve_ends_at_the_plain_accuracy():
-    probabilities, truth = predictions(200)
-    thresholds, coverage, accuracy = coverage_curve(probabilities, truth)
-    assert coverage[-1] == 1 and accuracy[-1] == pytest.approx((probabilities.argmax(axis=1) == truth).mean())
-    assert (np.diff(thresholds) < 0).all() and (np.diff(coverage) > 0).all()
 
 
 def test_cross_fitting_does_not_use_the_own_label():

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from cards import model_card
+from reports import change_split, with_swapped_votes
 
 from common.emotions import LabelRule
 from common.errors import InputError
@@ -18,46 +19,39 @@ from evaluation.sections.cross_validation import gap
 from evaluation.sections.mitigation import compare_fairness
 from evaluation.sections.robustness import robustness_section
 from evaluation.sequence_predictions import SHARES, SequencePredictions
-from preprocessing.tables import FACE_COLUMNS, INVENTORY_COLUMNS, read_table, write_table
+from preprocessing.tables import FACE_COLUMNS, INVENTORY_COLUMNS
 from training.lineage import Exposure
 
 LABELS = ("anger", "happiness")
 QUICK = EvaluationConfig(resamples=20)
 
 
-def answers_of(name: str, seed: int, paths: list[str], emotions: list[str]) -> Predictions:
+def predictions_of(name: str, seed: int, rows: pd.DataFrame) -> Predictions:
     """Return the predictions of a model that guesses."""
-    rows = pd.DataFrame({"path": paths, "emotion": emotions}).assign(subject="", pixel_hash="", label_source="dataset")
     probabilities = np.random.default_rng(seed).dirichlet([1, 1], len(rows))
-    images = np.zeros((len(rows), 8, 8, 1), np.uint8)
-    card = model_card(dataset="elsewhere")
-    rule = LabelRule(LABELS, (0, 1), "")
-    unseen = np.zeros(len(rows), bool)
-    exposure = Exposure(unseen, unseen, unseen, unseen, complete=True)
-    return Predictions(
-        name, Path(f"{name}.keras"), card, "stripes", "test", rows, images, rule, 0, probabilities, exposure
-    )
+    images, unseen = np.zeros((len(rows), 8, 8, 1), np.uint8), np.zeros(len(rows), bool)
+    card, exposure = model_card(dataset="elsewhere"), Exposure(unseen, unseen, unseen, unseen, complete=True)
+    rule, file = LabelRule(LABELS, (0, 1), ""), Path(f"{name}.keras")
+    return Predictions(name, file, card, "stripes", "test", rows, images, rule, 0, probabilities, exposure)
 
 
 @pytest.mark.parametrize("change", ["order", "labels", "images", "fewer"])
 def test_paired_comparisons_refuse_rows_that_do_not_align(tmp_path, change):
-    paths, emotions = [f"{number}.png" for number in range(20)], ["anger", "happiness"] * 10
-    first, other = answers_of("a", 1, paths, emotions), (paths[:], emotions[:])
-    if change == "order":
-        other = paths[::-1], emotions[::-1]
-    elif change == "labels":
-        other[1][3] = "anger"
-    elif change == "images":
-        other[0][3] = "other.png"
-    else:
-        other = paths[:-1], emotions[:-1]
-    second = answers_of("b", 2, *other)
+    rows = pd.DataFrame({"path": [f"{number}.png" for number in range(20)], "emotion": LABELS * 10})
+    rows = rows.assign(subject="", pixel_hash="", label_source="dataset")
+    others = {
+        "order": rows[::-1].reset_index(drop=True),
+        "labels": rows.assign(emotion="anger"),
+        "images": rows.assign(path="other/" + rows["path"]),
+        "fewer": rows[:-1],
+    }
+    first, second = predictions_of("a", 1, rows), predictions_of("b", 2, others[change])
     with pytest.raises(InputError, match="a and b were not scored on the same images"):
         comparison_section([first, second], tmp_path, QUICK)
-    if change in ("order", "labels"):  # `gap` itself restricts both to the images that both answered
+    if change in ("order", "labels"):  # `gap` itself restricts both to the images that both predicted
         with pytest.raises(InputError, match="evaluate both on one split"):
             gap(first, second, QUICK)
-    check_aligned([first, answers_of("c", 3, paths, emotions)])
+    check_aligned([first, predictions_of("c", 3, rows)])
     assert not list(tmp_path.iterdir())
 
 
@@ -72,16 +66,14 @@ def test_paired_robustness_and_groups_refuse_predictions_of_other_images(tmp_pat
         compare_fairness(*columns, ["anger"] * 79, LABELS, None)
 
 
-def seen(name: str, random: np.random.Generator, names: list[str]) -> SequencePredictions:
-    return SequencePredictions(
-        name, LABELS, random.dirichlet([1, 1], (len(SHARES), len(names))), np.array(names, object)
-    )
-
-
 def test_sequences_have_a_p_value_of_accuracy_alone_and_refuse_another_order(tmp_path):
     random, names = np.random.default_rng(0), [f"S{number}" for number in range(30)]
     rows = pd.DataFrame({"sequence": names, "subject": names, "emotion": ["anger", "happiness"] * 15})
-    networks = [seen("sequence", random, names), seen("peak", random, names)]
+    draws = random.dirichlet([1, 1], (2, len(SHARES), 30))
+    networks = [
+        SequencePredictions(name, LABELS, draw, np.array(names, object))
+        for name, draw in zip(("sequence", "peak"), draws, strict=True)
+    ]
     found = sequences.write_report(networks, rows, LABELS, [], "waves", tmp_path / "test", QUICK, held_out=True)
     p_values = {row["score"]: row["p_value"] for row in found["differences"]}
     stored = json.loads((tmp_path / "test" / "metrics.json").read_text())["differences"]
@@ -96,11 +88,7 @@ def test_sequences_have_a_p_value_of_accuracy_alone_and_refuse_another_order(tmp
 def test_texts_name_the_level_that_is_configured(make_dataset, tiny_model, run_step, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluator, "EVALUATION", replace(EVALUATION, level=0.9))
     folder = make_dataset(per_split=(("train", 3), ("dev", 3), ("test", 30)))
-    table = read_table(folder, "split.csv")
-    for label in ("anger", "happiness", "neutral"):
-        table[f"votes_{label}"] = 7 * (table["emotion"] == label) + 2
-    table["gender"] = np.where(np.arange(len(table)) % 2, "a", "b")
-    write_table(table, folder / "split.csv")
+    change_split(folder, lambda table: with_swapped_votes(table).assign(gender=["a", "b"] * 54))
     roots = ["--data", folder.parent, "--reports", tmp_path / "reports", "--dataset", folder.name]
     options = ["--model", tiny_model(), "--groups", "gender", "--quick"]
     done = run_step("evaluation.model_evaluation", *roots, *options)

@@ -1,9 +1,7 @@
 import json
-import tracemalloc
 from dataclasses import replace
 from typing import Any
 
-import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +10,7 @@ from scipy.stats import fisher_exact, studentized_range
 from sklearn import metrics
 
 from common.errors import InputError
-from configuration import EVALUATION, FAIRNESS, EvaluationConfig, FairnessConfig
+from configuration import EVALUATION, FAIRNESS
 from evaluation.metrics import fairness
 from evaluation.metrics.fairness import (
     HALVES,
@@ -37,9 +35,7 @@ def few_tables_at_once(monkeypatch):
     monkeypatch.setattr(fairness, "_CHUNK", 20_000)
 
 
-def people(
-    count: int, seed: int, accuracy: dict[str, float], mix: dict[str, list[float]] | None = None
-) -> pd.DataFrame:
+def people(count: int, seed: int, accuracy: dict[str, float], mix: dict[str, list[float]] | None = None):
     """Return rows with a group, a true emotion (by group in the shares `mix`), and a prediction."""
     random = np.random.default_rng(seed)
     group = random.choice(list(accuracy), count)
@@ -55,24 +51,14 @@ def section_of(rows: pd.DataFrame, columns: list[str], report):
     return fairness_section(rows, rows["prediction"].tolist(), LABELS, columns, report, FEW, QUICK)
 
 
-def coded(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    groups = sorted(set(rows["gender"]))
-    group, truth, prediction = (
-        codes(rows[name].to_numpy(), of)
-        for name, of in (("gender", groups), ("emotion", LABELS), ("prediction", LABELS))
-    )
-    return group, truth, prediction
+def coded(rows: pd.DataFrame) -> list[np.ndarray]:
+    names = {"gender": sorted(set(rows["gender"])), "emotion": LABELS, "prediction": LABELS}
+    return [codes(rows[column].to_numpy(), of) for column, of in names.items()]
 
 
-def comparison_of(
-    rows: pd.DataFrame,
-    clusters: np.ndarray | None = None,
-    few: FairnessConfig = FEW,
-    options: EvaluationConfig = QUICK,
-) -> GroupComparison:
-    found = compare_groups(
-        rows["gender"], rows["emotion"].to_numpy(), rows["prediction"].to_numpy(), LABELS, clusters, few, options
-    )
+def comparison_of(rows: pd.DataFrame, clusters: np.ndarray | None = None, few=FEW, options=QUICK) -> GroupComparison:
+    truth, prediction = rows["emotion"].to_numpy(), rows["prediction"].to_numpy()
+    found = compare_groups(rows["gender"], truth, prediction, LABELS, clusters, few, options)
     assert found is not None
     return found
 
@@ -82,17 +68,11 @@ def alarms(found: GroupComparison) -> bool:
     return bool((holm(tested.to_numpy()) < FAIRNESS.significance).any())
 
 
-# ---------------------------------------------------------------- scores and gaps
-
-
 def test_scores_and_gaps_are_those_of_scikit_learn_and_fairlearn():
     rows = people(400, 1, {"a": 0.8, "b": 0.6, "c": 0.5})
     counts = contingency_tables(*coded(rows), 3, 3)
-    frame, found, spread = (
-        scores_by_group(counts, list("abc"), LABELS),
-        rates(counts),
-        gaps(counts, np.ones((3, 3), bool)),
-    )
+    frame, found = scores_by_group(counts, list("abc"), LABELS), rates(counts)
+    spread = gaps(counts, np.ones((3, 3), bool))
     for number, name in enumerate("abc"):
         own = rows[rows["gender"] == name]
         report: Any = metrics.classification_report(own["emotion"], own["prediction"], output_dict=True)
@@ -120,9 +100,6 @@ def test_emotion_with_few_images_in_a_group_is_not_compared():
     counts[1, 0, 1] = 1  # one missed image of anger in the second group
     found = gaps(counts, fairness.enough_images(counts, 10))
     assert np.isnan(found["recall"][0]) and np.isnan(found["equalised odds"][0]) and found["recall"][1] == 0
-
-
-# ---------------------------------------------------------------- permutation test
 
 
 def test_permutation_test_agrees_with_fishers_exact_test():
@@ -165,23 +142,13 @@ def test_permutations_keep_the_number_of_images_of_each_group_and_emotion(cluste
 def test_other_mix_of_emotions_of_subjects_is_no_bias_but_a_real_bias_is_found():
     few, options = replace(FEW, permutations=300), replace(QUICK, resamples=20)
     found = [
-        comparison_of(rows, rows["person"].to_numpy(), few, options)
-        for rows in (by_subject(200 + n) for n in range(12))
+        comparison_of(rows, rows["person"].to_numpy(), few, options) for rows in (by_subject(200 + n) for n in range(8))
     ]
-    assert sum(map(alarms, found)) <= 3  # permuting whole subjects would alarm in half of them
+    assert sum(map(alarms, found)) <= 2  # permuting whole subjects would alarm in half of them
     rows = by_subject(9)
     hurt = (rows["gender"] == "b") & (np.random.default_rng(1).random(len(rows)) < 0.5)
     rows.loc[hurt, "prediction"] = "neutral"
     assert comparison_of(rows, rows["person"].to_numpy()).gaps.set_index("score")["p"]["accuracy"] < 0.02
-
-
-def test_unbiased_model_does_not_alarm():
-    options = replace(QUICK, resamples=20)
-    assert sum(alarms(comparison_of(people(500, 100 + seed, dict.fromkeys("abc", 0.7)), options=options))
-               for seed in range(20)) <= 1  # fmt: skip
-
-
-# ---------------------------------------------------------------- intervals
 
 
 def test_intervals_have_the_width_of_theory():
@@ -232,52 +199,22 @@ def test_subjects_are_resampled_and_permuted_as_a_whole():
     assert comparison_of(rows.assign(gender=random.permutation(group)), clusters).mixed_subjects
 
 
-def test_million_images_take_little_memory():
-    rows = pd.concat([people(20_000, 11, {"a": 0.7, "b": 0.72})] * 50, ignore_index=True)
-    tracemalloc.start()
-    found = comparison_of(rows, options=EVALUATION)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert found.images == 1_000_000 and peak < 400e6
-
-
-# ---------------------------------------------------------------- section
-
-
-def test_bias_is_found_and_named(tmp_path):
-    rows = people(900, 6, {"female": 0.85, "male": 0.6})
-    section = section_of(rows, ["gender"], tmp_path)
-    assert section.values["gender"]["alarm"]
-    assert json.loads(json.dumps(section.values, allow_nan=False)) == section.values
-    text = " ".join(section.sentences)
-    assert "Worst accuracy: male" in text and "best: female" in text and "differ significantly" in text
-    gap = pd.DataFrame(section.values["gender"]["gaps"]).iloc[0]
-    real = rows.groupby("gender").apply(lambda own: (own["emotion"] == own["prediction"]).mean())
-    assert gap["gap"] == pytest.approx(real["female"] - real["male"]) and gap["low"] < 0.25 < gap["high"]
-    (figure,) = section.figures
-    assert matplotlib.image.imread(figure.file).shape[1] > 500
-    assert set(pd.read_csv(figure.file.with_suffix(".csv"))["group"]) == {"female", "male"}
-
-
-def test_bias_against_one_emotion_of_an_intersection_is_found(tmp_path):
-    rows, random = people(2400, 7, {"female": 0.8, "male": 0.8}), np.random.default_rng(8)
+def test_biases_of_a_group_and_of_one_emotion_of_an_intersection_are_found_and_named(tmp_path):
+    rows, random = people(2400, 7, {"female": 0.85, "male": 0.7}), np.random.default_rng(8)
     rows["race"] = random.choice(["x", "y"], len(rows))
     hurt = (rows["gender"] == "male") & (rows["race"] == "y") & (rows["emotion"] == "happiness")
     rows.loc[hurt, "prediction"] = random.choice(["anger", "happiness"], int(hurt.sum()), p=[0.7, 0.3])
     section = section_of(rows, ["gender", "race"], tmp_path)
-    assert set(section.values) == {"gender", "race", "gender x race"} and len(section.figures) == 3
-    assert "gender x race: the recall of happiness is lowest for male, y" in " ".join(section.sentences)
-
-
-def test_other_mix_of_emotions_alone_is_no_bias(tmp_path):
-    # The model often misses anger, and one group shows more of it.
-    rows = people(1500, 9, {"a": 1, "b": 1}, {"a": [0.2, 0.7, 0.1], "b": [0.7, 0.2, 0.1]})
-    missed = (rows["emotion"] == "anger") & (np.random.default_rng(9).random(len(rows)) < 0.6)
-    rows.loc[missed, "prediction"] = "neutral"
-    section = section_of(rows, ["gender"], tmp_path)
+    assert json.loads(json.dumps(section.values, allow_nan=False)) == section.values
+    assert set(section.values) == {"gender", "race", "gender x race"} and section.values["gender"]["alarm"]
+    text = " ".join(section.sentences)
+    assert "Worst accuracy: male" in text and "best: female" in text and "differ significantly" in text
+    assert "gender x race: the recall of happiness is lowest for male, y" in text
     gap = pd.DataFrame(section.values["gender"]["gaps"]).iloc[0]
-    assert gap["gap"] > 0.2 and gap["by chance"] == pytest.approx(gap["gap"], abs=0.08)
-    assert not section.values["gender"]["alarm"] and "does not prove fairness" in section.sentences[-1]
+    real = (rows["emotion"] == rows["prediction"]).groupby(rows["gender"]).mean()
+    assert gap["gap"] == pytest.approx(real["female"] - real["male"]) and gap["low"] < gap["gap"] < gap["high"]
+    assert len(section.figures) == 3
+    assert set(pd.read_csv(section.figures[0].file.with_suffix(".csv"))["group"]) == {"female", "male"}
 
 
 def test_small_groups_are_named_but_not_scored(tmp_path):
@@ -292,50 +229,41 @@ def test_small_groups_are_named_but_not_scored(tmp_path):
     assert "b (10)" in alone.warnings[0] and not alone.figures and not alone.values
 
 
-# ---------------------------------------------------------------- group columns
-
-
 @pytest.mark.parametrize(
-    ("column", "values", "words"),
+    ("values", "words"),
     [
-        ("sex", ["f", "m"], "is not a column of groups; the table has gender; join"),
-        ("emotion", None, "is not a column of groups"),
-        ("gender", ["f", ""], "the one value 'f'"),
-        ("gender", ["", ""], "no value"),
-        ("gender", [str(number) for number in range(60)], "60 values"),
+        (None, "is not a column of groups; the table has race; join"),
+        (["f", ""], "the one value 'f'"),
+        (["", ""], "no value"),
+        ([str(number) for number in range(60)], "60 values"),
     ],
 )
-def test_columns_that_do_not_define_groups_are_refused(column, values, words):
+def test_columns_that_do_not_define_groups_are_refused(values, words):
     rows = people(120, 0, {"a": 0.5, "b": 0.5}).drop(columns=["prediction"])
-    if values:
-        rows["gender"] = np.resize(values, len(rows))
+    rows = rows.assign(gender=np.resize(values, 120)) if values else rows.rename(columns={"gender": "race"})
     with pytest.raises(InputError, match=words):
-        check_columns(rows, [column])
-
-
-def test_group_table_is_joined_by_path(tmp_path):
-    rows = people(6, 0, {"a": 1}).drop(columns="gender").iloc[::-1]
-    file = tmp_path / "groups.csv"
-    file.write_text("path,gender\nimages/1.png,female\nimages/4.png,male\nimages/99.png,male\n", encoding="utf-8")
-    joined = join_group_table(rows, file)
-    assert joined["gender"].tolist() == ["", "male", "", "", "female", ""]
-    assert joined["path"].tolist() == rows["path"].tolist() and joined.index.equals(rows.index)
+        check_columns(rows, ["gender"])
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, "does not exist"),
         ("picture,gender\n1,f\n", "it needs path"),
         ("path,gender\nimages/1.png,f\nimages/1.png,m\n", "'images/1.png' twice"),
         ("path,emotion\nimages/1.png,anger\n", "has a column 'emotion' already"),
         ("path,gender\nelse/1.png,f\n", "none of its paths"),
-        ("", "not a readable CSV"),
+        ("path,gender\nimages/1.png,female\nimages/4.png,male\nimages/99.png,male\n", ""),
     ],
 )
-def test_unusable_group_table_is_refused(tmp_path, content, words):
-    rows = people(6, 0, {"a": 1}).drop(columns="gender")
-    if content is not None:
-        (tmp_path / "groups.csv").write_text(content, encoding="utf-8")
-    with pytest.raises(InputError, match=words):
-        join_group_table(rows, tmp_path / "groups.csv")
+def test_group_table_is_joined_by_path_or_refused(tmp_path, content, words):
+    rows, file = people(6, 0, {"a": 1}).drop(columns="gender").iloc[::-1], tmp_path / "groups.csv"
+    with pytest.raises(InputError, match="does not exist"):
+        join_group_table(rows, file)
+    file.write_text(content, encoding="utf-8")
+    if words:
+        with pytest.raises(InputError, match=words):
+            join_group_table(rows, file)
+        return
+    joined = join_group_table(rows, file)
+    assert joined["gender"].tolist() == ["", "male", "", "", "female", ""]
+    assert joined["path"].tolist() == rows["path"].tolist() and joined.index.equals(rows.index)

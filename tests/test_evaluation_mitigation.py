@@ -41,20 +41,18 @@ def train(rows: pd.DataFrame, images: np.ndarray, weights: np.ndarray | None) ->
     return network
 
 
-def predictions(network: keras.Model, images: np.ndarray) -> list[str]:
-    return [LABELS[index] for index in np.asarray(network.predict_on_batch(images)).argmax(axis=1)]
-
-
 @pytest.fixture(scope="module")
 def biased_and_balanced():
     """Train on angry men and happy women, with and without balancing; predict a balanced mix of others."""
     skewed = {("f", "anger"): 150, ("f", "happiness"): 1350, ("m", "anger"): 1350, ("m", "happiness"): 150}
     rows, images = faces(0, skewed)
-    even = {(group, emotion): 400 for group in "fm" for emotion in LABELS}
-    test_rows, test_images = faces(1, even)
-    plain = predictions(train(rows, images, None), test_images)
-    balanced = predictions(train(rows, images, sample_weights(rows, "gender+emotion")), test_images)
-    return test_rows, plain, balanced
+    test_rows, test_images = faces(1, {(group, emotion): 400 for group in "fm" for emotion in LABELS})
+
+    def predict(weights: np.ndarray | None) -> list[str]:
+        predictions = np.asarray(train(rows, images, weights).predict_on_batch(test_images))
+        return [LABELS[index] for index in predictions.argmax(axis=1)]
+
+    return test_rows, predict(None), predict(sample_weights(rows, "gender+emotion"))
 
 
 def test_bias_is_found_and_balancing_reduces_it(biased_and_balanced, tmp_path):
@@ -92,10 +90,8 @@ def test_changes_are_recomputed_and_paired(biased_and_balanced):
     assert (same["p"].dropna() == 1).all()
 
 
-def test_equal_models_have_no_significant_change(biased_and_balanced):
+def test_small_groups_are_not_compared_and_other_columns_refused(biased_and_balanced):
     rows, plain, _ = biased_and_balanced
-    section = mitigation_section(rows, plain, plain, ("a", "b"), LABELS, ["gender"], *QUICK)
-    assert "no significant change" in section.sentences[0]
     few = mitigation_section(rows.iloc[::40], plain[::40], plain[::40], ("a", "b"), LABELS, ["gender"], *QUICK)
     assert "not compared" in few.warnings[0] and not few.tables
     with pytest.raises(InputError, match="is not a column of groups"):

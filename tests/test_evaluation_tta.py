@@ -1,4 +1,3 @@
-import json
 from typing import Any
 
 import cv2
@@ -6,42 +5,40 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from reports import SWAPPED, change_split, images_of, metrics_of, with_swapped_votes
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from inference.emotion_classifier import EmotionClassifier
 from inference.keras_networks import save
 from inference.lineage import read_hashes
 from inference.model_card import read_card
-from preprocessing.splitting import Strategy, split_table
-from preprocessing.tables import read_table, split_by_fold, split_hash, write_table
+from preprocessing.tables import read_table
 from realtime.doctor import check_model
-from training.cross_validation import fold_file
-from training.data import read_image
 
-SPLITS = (("train", 3), ("dev", 3), ("test", 30))
 FLIP_MEAN = "mean over the image and its flip"
 
 
 @pytest.fixture
 def noisy_dataset(make_dataset):
-    """Make a data set of noise, whose images are not symmetric; predictions are random."""
+    """A data set of noise, whose images are not symmetric; predictions are random."""
 
-    def make(per_split=SPLITS):
-        folder, random = make_dataset(per_split=per_split), np.random.default_rng(1)
-        for path in read_table(folder, "split.csv")["face_path"]:
-            cv2.imwrite(str(folder / path), random.integers(0, 256, (24, 24)).astype(np.uint8))
-        return folder
-
-    return make
+    folder = make_dataset(per_split=(("train", 3), ("dev", 3), ("test", 30)))
+    random = np.random.default_rng(1)
+    for path in read_table(folder, "split.csv")["face_path"]:
+        cv2.imwrite(str(folder / path), random.integers(0, 256, (24, 24)).astype(np.uint8))
+    return folder
 
 
 @pytest.fixture
 def evaluate(run_step, tmp_path):
-    def run(folder, *options):
-        roots = ["--data", folder.parent, "--reports", tmp_path / "reports"]
-        done = run_step("evaluation.model_evaluation", "--dataset", folder.name, *roots, "--quick", *options)
+    """Evaluate networks, and return what was printed and the folder of the reports."""
+
+    def run(folder, *models, options=("--flip",)):
+        roots = ["--data", folder.parent, "--reports", tmp_path / "reports", "--dataset", folder.name, "--quick"]
+        given = [option for model in models for option in ("--model", model)]
+        done = run_step("evaluation.model_evaluation", *roots, *given, *options)
         assert done.returncode == 0, done.stderr
-        return done
+        return done.stdout, tmp_path / "reports" / folder.name
 
     return run
 
@@ -59,32 +56,20 @@ def with_weights(model, seed=0, symmetric=False):
     return model
 
 
-def images_of(folder, rows):
-    return np.stack([read_image(folder / path, (24, 24), "grayscale") for path in rows["face_path"]])
-
-
-def metrics_of(tmp_path, folder, name, part="test-labels"):
-    return json.loads(report_of(tmp_path, folder, name, part).joinpath("metrics.json").read_text())
-
-
-def report_of(tmp_path, folder, name, part="test-labels"):
-    return tmp_path / "reports" / folder.name / name / f"{part}-quick"
-
-
-def test_tta_is_reported_apart_and_changes_no_other_number(evaluate, noisy_dataset, tiny_model, tmp_path):
-    folder, model = noisy_dataset(), with_weights(tiny_model(temperature=2.5))
-    evaluate(folder, "--model", model)
-    without = metrics_of(tmp_path, folder, "tiny")
-    table = (report_of(tmp_path, folder, "tiny") / "predictions.csv").read_bytes()
-    done = evaluate(folder, "--model", model, "--flip")
-    report = report_of(tmp_path, folder, "tiny")
-    metrics = metrics_of(tmp_path, folder, "tiny")
+def test_tta_is_reported_and_entered_in_the_card_apart_and_changes_no_other_number(
+    evaluate, noisy_dataset, tiny_model, tmp_path
+):
+    folder, model = noisy_dataset, with_weights(tiny_model(temperature=2.5))
+    report = evaluate(folder, model, options=["--update-card"])[1] / "tiny" / "test-labels-quick"
+    (score,), without, table = read_card(model).scores, metrics_of(report), (report / "predictions.csv").read_bytes()
+    printed, _ = evaluate(folder, model, options=["--update-card", "--flip"])
+    metrics = metrics_of(report)
     averaged = metrics.pop("tta")
     assert "tta" not in without and without.pop("inputs") != metrics.pop("inputs")
     assert metrics == without and (report / "predictions.csv").read_bytes() == table
 
     rows = read_table(folder, "split.csv").query("split == 'test'")
-    classifier, images = EmotionClassifier.load(model), images_of(folder, rows)
+    classifier, images = EmotionClassifier.load(model), images_of(folder, rows["face_path"])
     mean = (classifier.predict(images) + classifier.predict(np.flip(images, axis=2).copy())) / 2
     truth, predictions = rows["emotion"].to_numpy(), np.array(classifier.labels)[mean.argmax(axis=1)]
     expected = {
@@ -93,148 +78,79 @@ def test_tta_is_reported_apart_and_changes_no_other_number(evaluate, noisy_datas
         "macro_f1": f1_score(truth, predictions, average="macro"),
     }
     assert expected["accuracy"] != metrics["accuracy"]
-    for score, value in expected.items():
-        assert averaged["averaged"][score] == pytest.approx(value)
-        assert averaged["single"][score] == pytest.approx(metrics[score])
-        assert averaged["averaged"][f"{score}_low"] < value < averaged["averaged"][f"{score}_high"]
-        assert averaged["difference"][score]["value"] == pytest.approx(value - metrics[score])
-    single = pd.read_csv(report / "predictions.csv")["prediction"].to_numpy()
-    right, alone = truth == predictions, truth == single
+    for name, value in expected.items():
+        assert averaged["averaged"][name] == pytest.approx(value)
+        assert averaged["single"][name] == pytest.approx(metrics[name])
+        assert averaged["averaged"][f"{name}_low"] < value < averaged["averaged"][f"{name}_high"]
+        assert averaged["difference"][name]["value"] == pytest.approx(value - metrics[name])
+    right, alone = truth == predictions, truth == pd.read_csv(report / "predictions.csv")["prediction"].to_numpy()
     # Of paired differences the textbook knows the spread: that of the mean of -1, 0 and 1.
     spread = (right.astype(int) - alone.astype(int)).std() / np.sqrt(len(truth))
     low, high = averaged["difference"]["accuracy"]["interval"]
     assert high - low == pytest.approx(2 * 1.96 * spread, rel=0.25)
     assert averaged["mcnemar"]["only_b"] == (right & ~alone).sum() > 0
     assert averaged["mcnemar"]["only_a"] == (alone & ~right).sum()
-
     assert f"test-time augmentation: {FLIP_MEAN}" in averaged["protocol"]
-    assert "no test-time augmentation" in metrics["protocol"] and FLIP_MEAN not in json.dumps(metrics)
-    page = (report / "report.html").read_text()
-    _, section = page.split('<section id="tta">')
-    assert "Test-time augmentation" in section and "temperature 2.5" in section and f"{FLIP_MEAN}</th>" in section
-    assert f"TTA ({FLIP_MEAN})" in done.stdout and f"n = 90  accuracy {metrics['accuracy']:.4f}" in done.stdout
-    again = evaluate(folder, "--model", model, "--flip")
-    assert "unchanged" in again.stdout and "TTA (" in again.stdout
+    assert "no test-time augmentation" in metrics["protocol"]
+    _, section = (report / "report.html").read_text().split('<section id="tta">')
+    assert "temperature 2.5" in section and f"{FLIP_MEAN}</th>" in section
+    assert f"TTA ({FLIP_MEAN})" in printed and f"n = 90  accuracy {metrics['accuracy']:.4f}" in printed
 
-
-def test_tta_averages_calibrated_probabilities(evaluate, noisy_dataset, tiny_model, tmp_path):
-    folder = noisy_dataset()
-    accuracies = {}
-    for temperature in (0.05, 20.0):
-        model = with_weights(tiny_model(name=f"at{temperature:g}.keras", temperature=temperature))
-        evaluate(folder, "--model", model, "--flip")
-        metrics = metrics_of(tmp_path, folder, model.stem)
-        accuracies[temperature] = metrics["accuracy"], metrics["tta"]["averaged"]["accuracy"]
-    assert accuracies[0.05][0] == accuracies[20.0][0] and accuracies[0.05][1] != accuracies[20.0][1]
-
-
-def test_tta_of_a_symmetric_network_changes_nothing(evaluate, noisy_dataset, tiny_model, tmp_path):
-    folder = noisy_dataset()
-    evaluate(folder, "--model", with_weights(tiny_model(), symmetric=True), "--flip")
-    metrics = metrics_of(tmp_path, folder, "tiny")
-    averaged = metrics["tta"]
-    for score in ("accuracy", "balanced_accuracy", "macro_f1"):
-        assert averaged["difference"][score] == {"value": 0, "interval": [0, 0]}
-        assert averaged["averaged"][score] == averaged["single"][score]
-    assert 0 < metrics["accuracy"] < 1 and averaged["mcnemar"] == {"only_a": 0, "only_b": 0, "p_value": 1}
-
-
-def test_tta_difference_is_resampled_by_subject(evaluate, noisy_dataset, tiny_model, tmp_path):
-    folder, model = noisy_dataset(), with_weights(tiny_model())
-    evaluate(folder, "--model", model, "--flip")
-    by_image = metrics_of(tmp_path, folder, "tiny")["tta"]
-    table = read_table(folder, "split.csv")
-    write_table(table.assign(subject="one"), folder / "split.csv")  # each resample is then the whole
-    evaluate(folder, "--model", model, "--flip")
-    of_one = metrics_of(tmp_path, folder, "tiny")["tta"]
-    assert by_image["difference"]["accuracy"]["value"] == of_one["difference"]["accuracy"]["value"]
-    low, high = of_one["difference"]["accuracy"]["interval"]
-    assert low == pytest.approx(high) and of_one["averaged"]["accuracy_low"] == of_one["averaged"]["accuracy_high"]
-    low, high = by_image["difference"]["accuracy"]["interval"]
-    assert low < high
-
-
-def test_card_has_an_entry_for_tta(evaluate, noisy_dataset, tiny_model, tmp_path):
-    folder, model = noisy_dataset(), with_weights(tiny_model(temperature=2.0))
-    evaluate(folder, "--model", model, "--update-card")
-    (before,) = read_card(model).scores
-    for _ in range(2):  # a second time in place of the first
-        evaluate(folder, "--model", model, "--update-card", "--flip")
-        single, averaged = read_card(model).scores
-        assert single == before
-    found = metrics_of(tmp_path, folder, "tiny")["tta"]
-    assert averaged["accuracy"] == round(found["averaged"]["accuracy"], 4) != single["accuracy"]
-    assert averaged["protocol"] == found["protocol"] and averaged["tta"] == FLIP_MEAN
-    assert averaged["temperature"] == 2.0 and averaged["n"] == 90
-    assert averaged["accuracy_interval"] == [round(found["averaged"][f"accuracy_{end}"], 4) for end in ("low", "high")]
-    evaluate(folder, "--model", model, "--update-card")
-    assert read_card(model).scores == [averaged, single]
+    again, _ = evaluate(folder, model, options=["--update-card", "--flip"])
+    assert "unchanged" in again and "TTA (" in again
+    single, entry = read_card(model).scores
+    assert single == score and entry["temperature"] == 2.5 and entry["n"] == 90
+    assert entry["accuracy"] == round(averaged["averaged"]["accuracy"], 4) != single["accuracy"]
+    assert entry["protocol"] == averaged["protocol"] and entry["tta"] == FLIP_MEAN
+    assert entry["accuracy_interval"] == [round(averaged["averaged"][f"accuracy_{end}"], 4) for end in ("low", "high")]
     finding, _ = check_model(model, EmotionClassifier.load)
     assert f"accuracy {single['accuracy']:.1%} on stripes test;" in finding.text  # the camera does not use TTA
 
 
-def test_of_several_models_each_report_has_it_and_the_comparison_is_of_single_answers(
-    evaluate, noisy_dataset, tiny_model, tmp_path
+def test_tta_difference_of_a_symmetric_network_is_zero_and_one_subject_has_no_spread(
+    evaluate, noisy_dataset, tiny_model
 ):
-    folder = noisy_dataset()
-    models = with_weights(tiny_model()), with_weights(tiny_model(name="second.keras"), seed=1)
-    both = ["--model", models[0], "--model", models[1]]
-    evaluate(folder, *both, "--flip")
-    compared = metrics_of(tmp_path, folder, "comparison-tiny-second")
-    for name in ("tiny", "second"):
-        metrics = metrics_of(tmp_path, folder, name)
-        assert metrics["tta"]["averaged"]["accuracy"] != metrics["accuracy"]
-        assert compared["comparison"]["measured"][f"{name}|accuracy"] == pytest.approx(metrics["accuracy"])
-    comparison = report_of(tmp_path, folder, "comparison-tiny-second") / "metrics.json"
-    written = comparison.stat().st_mtime_ns
-    evaluate(folder, *both)
-    assert "tta" not in metrics_of(tmp_path, folder, "tiny")
-    assert comparison.stat().st_mtime_ns == written  # it does not depend on the option
+    folder = noisy_dataset
+    change_split(folder, lambda table: table.assign(subject="one"))  # each resample is then the whole
+    models = with_weights(tiny_model(name="even.keras"), symmetric=True), with_weights(tiny_model())
+    _, reports = evaluate(folder, *models)
+    even, other = (metrics_of(reports / name / "test-labels-quick") for name in ("even", "tiny"))
+    for score in ("accuracy", "balanced_accuracy", "macro_f1"):
+        assert even["tta"]["difference"][score] == {"value": 0, "interval": [0, 0]}
+    assert 0 < even["accuracy"] < 1 and even["tta"]["mcnemar"] == {"only_a": 0, "only_b": 0, "p_value": 1}
+    change = other["tta"]["difference"]["accuracy"]
+    assert change["interval"] == pytest.approx([change["value"]] * 2) and change["value"] != 0
+    assert other["tta"]["averaged"]["accuracy_low"] == other["tta"]["averaged"]["accuracy_high"]
 
 
-def test_tta_is_scored_against_the_majority(evaluate, noisy_dataset, tiny_model, tmp_path):
-    folder = noisy_dataset()
-    table = read_table(folder, "split.csv")
-    swapped = {"anger": "happiness", "happiness": "anger", "neutral": "neutral"}
-    for label in swapped:
-        table[f"votes_{label}"] = 7 * (table["emotion"].map(swapped) == label) + 3 * (label == "neutral")
-    write_table(table, folder / "split.csv")
+def test_each_model_has_calibrated_tta_and_the_comparison_is_of_single_predictions(evaluate, noisy_dataset, tiny_model):
+    folder, models = noisy_dataset, {}
+    for name, temperature in {"sharp": 0.05, "flat": 20.0}.items():
+        models[name] = with_weights(tiny_model(name=f"{name}.keras", temperature=temperature))
+    _, reports = evaluate(folder, *models.values())
+    compared = reports / "comparison-sharp-flat" / "test-labels-quick" / "metrics.json"
+    measured, written = metrics_of(compared.parent)["comparison"]["measured"], compared.stat().st_mtime_ns
+    sharp, flat = (metrics_of(reports / name / "test-labels-quick") for name in models)
+    assert sharp["accuracy"] == flat["accuracy"]
+    assert sharp["tta"]["averaged"]["accuracy"] != flat["tta"]["averaged"]["accuracy"]
+    assert [measured[f"{name}|accuracy"] for name in models] == pytest.approx([sharp["accuracy"]] * 2)
+    evaluate(folder, *models.values(), options=[])
+    assert "tta" not in metrics_of(reports / "flat" / "test-labels-quick")
+    assert compared.stat().st_mtime_ns == written  # it does not depend on the option
+
+
+def test_tta_is_scored_against_the_majority(evaluate, noisy_dataset, tiny_model):
+    folder = noisy_dataset
+    change_split(folder, with_swapped_votes)
     model = with_weights(tiny_model(labels=("anger", "happiness", "neutral", "contempt")))
-    evaluate(folder, "--model", model, "--flip", "--truth", "majority")
-    rows = table.query("split == 'test'")
-    classifier, images = EmotionClassifier.load(model), images_of(folder, rows)
+    _, reports = evaluate(folder, model, options=["--flip", "--truth", "majority"])
+    rows = read_table(folder, "split.csv").query("split == 'test'")
+    classifier, images = EmotionClassifier.load(model), images_of(folder, rows["face_path"])
     alone, mirrored = (classifier.predict(images[:, :, ::step])[:, :3].astype(float) for step in (1, -1))
     mean = alone / alone.sum(axis=1, keepdims=True) + mirrored / mirrored.sum(axis=1, keepdims=True)
     predictions = np.array(classifier.labels)[mean.argmax(axis=1)]
-    averaged = metrics_of(tmp_path, folder, "tiny", "test-majority")["tta"]
-    accuracy = (predictions == rows["emotion"].map(swapped).to_numpy()).mean()
+    averaged = metrics_of(reports / "tiny" / "test-majority-quick")["tta"]
+    accuracy = (predictions == rows["emotion"].map(SWAPPED).to_numpy()).mean()
     assert averaged["averaged"]["accuracy"] == pytest.approx(accuracy)
     assert averaged["mcnemar"]["only_a"] > 0 and averaged["mcnemar"]["only_b"] > 0
     assert "scored against the majority" in averaged["protocol"]
-
-
-def test_tta_of_folds_uses_the_network_of_each_fold(evaluate, noisy_dataset, tiny_model, tmp_path):
-    folder, models = noisy_dataset((("train", 20),)), tmp_path / "models"
-    table = read_table(folder, "split.csv")
-    table["subject"] = [f"S{row % 6}" for row in range(len(table))]
-    write_table(split_table(table, Strategy.FOLDS, folds=3), folder / "split.csv")
-    table = read_table(folder, "split.csv")
-    mean = np.zeros((len(table), 3))
-    for fold in range(3):
-        fits = {"dataset": folder.name, "split_hash": split_hash(split_by_fold(table, fold, "fold"))}
-        number = {"number": fold, "of": 3, "column": "fold"}
-        plain = with_weights(tiny_model(**fits, fold=number, temperature=1.0 + fold), seed=fold)
-        file = fold_file(models / "best.keras", fold, False)
-        network: Any = keras.models.load_model(plain)  # without its card, hence at temperature 1
-        save(network, read_card(plain), file)
-        in_fold = (table["fold"] == str(fold)).to_numpy()
-        images = images_of(folder, table[in_fold])
-        mean[in_fold] = (network.predict(images, verbose=0) + network.predict(images[:, :, ::-1], verbose=0)) / 2
-    done = evaluate(folder, "--model", models / "best.keras", "--folds", "--flip")
-    metrics = metrics_of(tmp_path, folder, "best", "folds-labels")
-    averaged = metrics["tta"]
-    right = np.array(["anger", "happiness", "neutral"])[mean.argmax(axis=1)] == table["emotion"].to_numpy()
-    assert averaged["averaged"]["accuracy"] == pytest.approx(right.mean()) and averaged["temperature"] == 1
-    assert averaged["single"]["accuracy"] == metrics["accuracy"] == metrics["folds"]["pooled"]["accuracy"]
-    assert metrics["accuracy"] != averaged["averaged"]["accuracy"]
-    assert averaged["protocol"].startswith("one network per fold") and "TTA (" in done.stdout
