@@ -10,7 +10,7 @@ from realtime_fakes import FACE, FakeClassifier, FakeDetector
 
 from common.errors import InputError
 from realtime import doctor
-from realtime.doctor import check_cameras, check_model, check_opencv, examine, measure, portrait_frame, probe
+from realtime.doctor import check_cameras, check_model, check_opencv, examine, probe
 
 LINUX_ONLY = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs device files of Linux")
 
@@ -145,10 +145,3 @@ def test_driver_crash_ends_only_the_probe(monkeypatch):
     monkeypatch.setattr(doctor, "PROBE_SECONDS", 10.0)
     monkeypatch.setattr(doctor, "_PROBE", "import os; os.abort()")
     assert probe(0) == ([], "its driver crashes OpenCV")
-
-
-def test_slow_machine_gets_remedy(monkeypatch):
-    monkeypatch.setattr(doctor, "milliseconds", lambda _: 30.0)
-    speed = measure(portrait_frame(), FakeDetector(FACE), FakeClassifier())
-    assert "detection 30.0 ms" in speed.text
-    assert "about 8 frames/s" in speed.text and "--min-face-size" in speed.remedy

@@ -74,27 +74,15 @@ def clip(count):
     return [Frame(np.zeros((64, 96, 3), np.uint8), i, i / 30, "clip.mp4") for i in range(count)]
 
 
-def test_labels_are_smoothed_unless_raw():
+def test_labels_are_smoothed_and_may_be_unsure_unless_raw():
     smoothed = [r.recognitions[0].label for r in recognize(clip(60), FakeDetector(FACE), ChangingClassifier(30))]
     raw = [r.recognitions[0].label for r in recognize(clip(60), FakeDetector(FACE), ChangingClassifier(30), raw=True)]
     changes = [sum(a != b for a, b in pairwise(labels)) for labels in (smoothed, raw)]
     assert changes == [1, 22]
     assert smoothed[29] == "happiness" and smoothed[30 + 21] == "anger"  # within 0.7 s
-
-
-def test_unsure_below_card_threshold_unless_raw():
-    for raw, unsure in ((False, {True}), (True, {False})):
+    for raw, unsure in ((False, {True}), (True, {False})):  # below the card's threshold
         results = list(recognize(clip(20), FakeDetector(FACE), ChangingClassifier(99, 0.9), raw=raw))
         assert {result.recognitions[0].unsure for result in results} == unsure
-
-
-def test_only_videos_have_track_ids(tmp_path):
-    seen = [r.recognitions[0] for r in recognize(clip(3), FakeDetector(FACE), FakeClassifier())]
-    assert [(each.track_id, each.tentative) for each in seen] == [(0, True), (1, False), (1, False)]
-    for name in "ab":
-        cv2.imwrite(str(tmp_path / f"{name}.png"), np.zeros((64, 96, 3), np.uint8))
-    results = list(watch(tmp_path, FakeClassifier(), FakeDetector(FACE)))
-    assert [(r.recognitions[0].track_id, r.recognitions[0].tentative) for r in results] == [(0, False)] * 2
 
 
 def test_watch_gives_every_frame_and_closes_source(tmp_path, monkeypatch):

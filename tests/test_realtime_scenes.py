@@ -37,15 +37,6 @@ def test_cut_is_detected_at_every_brightness(brightness):
     assert cuts(*frames) == [8, 16, 24]
 
 
-def test_cut_between_black_bars_is_detected():
-    def barred(seed):
-        image = np.zeros((240, 427, 3), np.uint8)
-        image[:, 146:281] = scene(seed, (135, 240))
-        return image
-
-    assert cuts(*[barred(index // 6) for index in range(18)]) == [6, 12]
-
-
 def test_frame_of_another_size_is_a_cut():
     assert cuts(scene(0), scene(0), scene(0, (160, 120)), scene(0, (160, 120)), scene(0)) == [2, 4]
     black = np.zeros((240, 320, 3), np.uint8)
