@@ -97,15 +97,6 @@ def test_snapshot_key_writes_the_drawn_frame(tmp_path, monkeypatch, shown, capsy
     assert cv2.absdiff(screen.shown[4], screen.shown[3])[:20].any(), "the note"
 
 
-def test_captures_that_cannot_be_written_do_not_end_the_run(tmp_path, monkeypatch, shown, capsys):
-    (tmp_path / "captures").write_text("a file where a folder is needed")
-    screen = FakeScreen(monkeypatch, at={2: "s", 4: "r"})
-    run(shown(log=tmp_path / "out.csv"))
-    printed = capsys.readouterr().err
-    assert "no snapshot" in printed and "no recording" in printed
-    assert len(screen.shown) == 22
-
-
 def test_record_key_stops_the_recording_and_starts_another(tmp_path, monkeypatch, shown):
     FakeScreen(monkeypatch, at={3: "r", 10: "r", 15: "r"})
     controller = run(shown(record=tmp_path / "out.mp4"))
@@ -116,15 +107,22 @@ def test_record_key_stops_the_recording_and_starts_another(tmp_path, monkeypatch
     assert [(len(images), fps) for images, fps in recordings] == [(3, 10), (5, 10)]
 
 
-def test_recording_that_cannot_be_finished_does_not_end_the_run(tmp_path, monkeypatch, shown, capsys):
+def test_captures_that_fail_do_not_end_the_run(tmp_path, monkeypatch, shown, capsys):
     def fail(recording):
         raise InputError("no room")
 
-    monkeypatch.setattr("realtime.sinks.recording.VideoRecording.close", fail)
-    screen = FakeScreen(monkeypatch, at={2: "r", 5: "r"})
-    run(shown(log=tmp_path / "out.csv"))
-    assert "the recording could not be finished: no room" in capsys.readouterr().err
-    assert len(screen.shown) == 22 and len((tmp_path / "out.csv").read_text().splitlines()) == 21
+    with monkeypatch.context() as patch:
+        patch.setattr("realtime.sinks.recording.VideoRecording.close", fail)
+        screen = FakeScreen(patch, at={2: "r", 5: "r"})
+        run(shown(log=tmp_path / "out.csv"))
+        assert "the recording could not be finished: no room" in capsys.readouterr().err
+        assert len(screen.shown) == 22 and len((tmp_path / "out.csv").read_text().splitlines()) == 21
+    shutil.rmtree(tmp_path / "captures")
+    (tmp_path / "captures").write_text("a file where a folder is needed")
+    screen = FakeScreen(monkeypatch, at={2: "s", 4: "r"})
+    run(shown())
+    printed = capsys.readouterr().err
+    assert "no snapshot" in printed and "no recording" in printed and len(screen.shown) == 22
 
 
 def test_captures_never_replace_a_file(tmp_path, monkeypatch, shown):

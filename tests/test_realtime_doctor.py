@@ -12,8 +12,6 @@ from common.errors import InputError
 from realtime import doctor
 from realtime.doctor import check_cameras, check_model, check_opencv, examine, probe
 
-LINUX_ONLY = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs device files of Linux")
-
 
 class CardClassifier(FakeClassifier):
     card = model_card(
@@ -40,26 +38,14 @@ def examined(load=lambda _: CardClassifier()):
 def test_healthy_machine_has_no_fault(healthy):
     is_well, said = examined()
     assert is_well and "FAULT" not in said
-    for words in (
-        cv2.__version__,
-        "FFmpeg",
-        "camera 0    1280x720, 640x480",
-        "--source 0",
-        "anger, happiness, neutral",
-        "67.4% on fer2013 dev",
-        "temperature 1.30",
-        "unsure below a smoothed probability of 40.00%",
-        "finds the face of a portrait",
-        "everything needed works",
-    ):
+    for words in ("camera 0    1280x720, 640x480", "anger, happiness, neutral", "67.4% on fer2013 dev",
+                  "temperature 1.30", "unsure below a smoothed probability of 40.00%",
+                  "finds the face of a portrait", "everything needed works"):  # fmt: skip
         assert words in said
-    for stage in ("detection", "crop", "network", "drawing"):
-        assert f"{stage} " in said.split("speed")[1]
 
 
 def test_missing_camera_and_display_are_no_fault(healthy, monkeypatch):
     monkeypatch.setattr(doctor, "camera_numbers", lambda: [])
-    monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.setattr(doctor, "has_display", lambda: False)
     is_well, said = examined()
     assert is_well
@@ -126,7 +112,7 @@ def test_opencv_remedy_removes_both_builds(monkeypatch):
     )
 
 
-@LINUX_ONLY
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs device files of Linux")
 @pytest.mark.parametrize("is_readable", [True, False])
 def test_camera_finding_names_reason(monkeypatch, tmp_path, is_readable):
     monkeypatch.setattr(doctor, "camera_numbers", lambda: [3])

@@ -47,8 +47,8 @@ def inputs_of(network: Network, times: list[float], neutrals: list[float] | None
 )
 def test_frames_are_resampled_to_training_rate(fps, last):
     jitter = np.random.default_rng(1).uniform(-0.15, 0.15, 30) / fps
-    inputs = inputs_of(Network(), [frame / fps + late for frame, late in enumerate(jitter)] if fps == 30 else
-                [frame / fps for frame in range(30)])  # fmt: skip
+    late = jitter if fps == 30 else np.zeros(30)
+    inputs = inputs_of(Network(), list(np.arange(30) / fps + late))
     frames = inputs[-1][0]
     assert len(frames) == 6 and frames[-1] == 29 and max(frames) == 29
     assert np.abs(np.array(frames) - last).max() <= 1 and (fps not in (30.0, 60.0) or frames == last)

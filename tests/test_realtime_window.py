@@ -45,7 +45,6 @@ run(webcam.main)
         ((0xFFB3, ord("3"), 0x100000 | 0xFFB3), "3"),
         ((27, 0xFF1B), "\x1b"),
         ((13, 0xFF0D, 0xFF8D), "\r"),
-        ((8, 0xFF08, 0x7F), "\b"),
         ((0xE9, -0x17), "é"),
         ((-0x4E,), "²"),  # of a French keyboard; its low bytes are the keypad's 2
         ((0xFF52, 0xFF54, 0xFF50, 0xFF57, 0x260000, 0x280000, 0xF700, 0xF701), ""),  # up, down, home, end
@@ -61,7 +60,7 @@ def test_key_has_the_same_name_on_every_platform(codes, name):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere there is always a display")
 @pytest.mark.parametrize(
     ("display", "shown"),
-    [(":4242", True), (":4242.0", True), (":4243", False), ("localhost:4243.0", False), ("", False), (None, False)],
+    [(":4242", True), (":4242.0", True), (":4243", False), ("localhost:4243.0", False), (None, False)],
 )
 def test_display_on_linux_must_accept_connections(monkeypatch, display, shown):
     monkeypatch.delenv("DISPLAY", raising=False)

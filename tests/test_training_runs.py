@@ -69,6 +69,7 @@ def test_refuses_a_run_folder_that_is_damaged_or_in_use(make_dataset, tmp_path):
             fit(folder, model_file)
 
 
+@pytest.mark.figures
 def test_run_ends_like_an_uninterrupted_one_after_full_disks_and_a_kill(make_dataset, tmp_path, monkeypatch):
     folder, model_file = make_dataset(), tmp_path / "resumed" / "best.keras"
     config = replace(TINY, epochs=3)
