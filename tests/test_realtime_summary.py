@@ -1,5 +1,4 @@
 import csv
-import itertools
 import random
 import re
 from xml.etree import ElementTree
@@ -46,16 +45,6 @@ def test_each_track_has_its_own_segments_and_tentative_faces_none():
     assert [each.frames for each in segments if each.track_id == 1] == [6]
     assert [each.frames for each in segments if each.track_id == 2] == [1] * 6
     assert len(segments) == 7
-
-
-def test_segments_cover_the_time_in_which_the_face_was_detected():
-    choose = random.Random(5)
-    labels = [choose.choice([*LABELS, "unsure"]) for _ in range(300)]
-    segments = segments_of([frame(index / 10, f1=label) for index, label in enumerate(labels)])
-    for label in (*LABELS, "unsure"):
-        seconds = sum(segment.end - segment.start for segment in segments if segment.label == label)
-        assert seconds == pytest.approx(labels.count(label) / 10)
-    assert len(segments) == 1 + sum(a != b for a, b in itertools.pairwise(labels))
 
 
 def test_segment_is_written_when_it_ends(tmp_path):

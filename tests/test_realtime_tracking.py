@@ -51,14 +51,6 @@ def track_ids(tracker: Tracker, frame: int) -> list[int]:
     return [track_id for track_id, _ in update(tracker, FRAME, frame / RATE)]
 
 
-def test_full_detection_runs_at_intervals():
-    detector = PropagatingDetector(at(10))
-    tracker = Tracker(detector, replace(ONE_HIT, detect_every=0.5))
-    for frame in range(61):
-        assert track_ids(tracker, frame) == [1]
-    assert detector.detections == 5  # at 0, 0.5, 1, 1.5 and 2 seconds
-
-
 @pytest.mark.parametrize("kind", [FakeDetector, PropagatingDetector])
 @pytest.mark.parametrize(("seconds", "track_id"), [(0.6, 1), (1.5, 2)])
 def test_track_survives_short_gap_only(kind, seconds, track_id):
@@ -73,14 +65,6 @@ def test_track_survives_short_gap_only(kind, seconds, track_id):
     seen = [track_ids(tracker, frame) for frame in range(back, back + RATE)]
     assert seen[-1] == [track_id]
     assert {n for row in seen for n in row} == {track_id}
-
-
-def test_two_tracks_never_share_a_face():
-    detector = PropagatingDetector(at(10), at(30))
-    tracker = Tracker(detector, replace(ONE_HIT, detect_every=10.0))
-    assert track_ids(tracker, 0) == [1, 2]
-    detector.faces = [at(20)]  # one is hidden by the other
-    assert len(track_ids(tracker, 1)) == 1
 
 
 def test_track_is_tentative_until_second_detection_and_takes_no_track_id_if_missed():

@@ -4,7 +4,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -45,24 +44,6 @@ def test_video_is_recognized_to_its_end_and_all_outputs_are_written(tmp_path, ca
     assert (counts.frames, counts.faces) == (12, 22)
     printed = capsys.readouterr().out
     assert printed.startswith("clip.mp4: frames: 12, faces: 22, ") and printed.endswith(f"; wrote {log}, {video}\n")
-
-
-def test_false_detection_in_one_frame_is_tentative_and_not_counted(tmp_path, capsys):
-    class Flickering(FakeDetector):
-        def detect(self, image_rgb):
-            faces = super().detect(image_rgb)
-            return [*faces, replace(FACE, left=60.0, width=20.0)] if len(self.seen) % 4 == 3 else faces
-
-    source = open_source(str(write_video(tmp_path / "clip.mp4", frames=12, fps=10)))
-    log, segments, page = (tmp_path / name for name in ("out.csv", "segments.csv", "out.html"))
-    options = OutputOptions(log=log, segments=segments, summary=page)
-    counts = run_program(source, Flickering(FACE), FakeClassifier(), options)
-    false = [row for row in rows_of(log) if float(row["box_left"]) == 60]
-    assert len(false) == 3 and all((row["track_id"], row["tentative"]) == ("0", "1") for row in false)
-    assert {row["track_id"] for row in rows_of(log) if row["tentative"] == "0"} == {"1"}
-    assert counts.faces == 11 and "faces: 11," in capsys.readouterr().out
-    assert {row["track_id"] for row in rows_of(segments)} == {"1"}
-    assert "12 frames, 1 face" in page.read_text(encoding="utf-8")
 
 
 def test_log_of_a_folder_joins_the_logs_of_its_files(tmp_path):

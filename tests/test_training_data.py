@@ -1,6 +1,4 @@
 import os
-import time
-from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import matplotlib.image
@@ -117,23 +115,6 @@ def test_large_cache_is_memory_mapped_and_colour_images_are_rgb(make_dataset, mo
     cv2.imwrite(str(folder / table["face_path"][0]), np.full((24, 24, 3), (0, 0, 200), np.uint8))
     images = pixels(table.head(1), folder, color_mode="rgb")
     assert images.shape == (1, 24, 24, 3) and images[0, 0, 0].tolist() == [200, 0, 0]
-
-
-def test_two_processes_decode_the_images_once(make_dataset, monkeypatch):
-    folder = make_dataset()
-    table = read_table(folder, "split.csv")
-    read_image, decoded = crops.read_image, []
-
-    def read_slowly(*arguments):
-        decoded.append(arguments)
-        time.sleep(0.01)
-        return read_image(*arguments)
-
-    monkeypatch.setattr(crops, "read_image", read_slowly)
-    with ThreadPoolExecutor() as pool:
-        one, other = pool.map(lambda _: pixels(table, folder), range(2))
-    assert len(decoded) == len(table)
-    np.testing.assert_array_equal(one, other)
 
 
 def test_refuses_crops_that_change_while_they_are_read(make_dataset, tiny_model, monkeypatch):
