@@ -10,7 +10,7 @@ from realtime_fakes import FACE, FakeClassifier, FakeDetector
 
 from common.errors import InputError
 from realtime import doctor
-from realtime.doctor import check_cameras, check_model, check_opencv, examine, probe
+from realtime.doctor import check_model, check_opencv, examine, probe
 
 
 class CardClassifier(FakeClassifier):
@@ -110,18 +110,6 @@ def test_opencv_remedy_removes_both_builds(monkeypatch):
     assert check_opencv().remedy == (
         "python -m pip uninstall -y opencv-python opencv-python-headless; python -m pip install -r requirements.txt"
     )
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs device files of Linux")
-@pytest.mark.parametrize("is_readable", [True, False])
-def test_camera_finding_names_reason(monkeypatch, tmp_path, is_readable):
-    monkeypatch.setattr(doctor, "camera_numbers", lambda: [3])
-    monkeypatch.setattr(doctor, "probe", lambda _: ([], "gives no picture"))
-    monkeypatch.setattr("realtime.sources.cameras.camera_node", lambda _: tmp_path)
-    monkeypatch.setattr("os.access", lambda *_: is_readable)
-    camera, cameras = check_cameras()
-    assert (camera.subject, camera.text, cameras.text) == ("camera 3", "gives no picture", "none gives a picture")
-    assert ("fuser -v" if is_readable else "this user may not read") in camera.remedy
 
 
 def test_driver_crash_ends_only_the_probe(monkeypatch):

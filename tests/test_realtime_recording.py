@@ -68,30 +68,22 @@ def test_frames_of_another_size_are_fitted_into_the_first_size(tmp_path):
     assert fitted.shape == (60, 100, 3) and (fitted[:, 35:65] == 200).all() and not fitted[:, :35].any()
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("nowhere/out.mp4", "nowhere does not exist"),
-        ("folder.mp4", "cannot be written"),
-        ("source.mp4", "is the source itself"),
-        ("link.mp4", "is the source itself"),
-    ],
-)
-def test_target_that_cannot_be_written_is_refused(tmp_path, name, message):
-    source = write_video(tmp_path / "source.mp4", frames=2)
-    (tmp_path / "link.mp4").symlink_to(source)
-    (tmp_path / "folder.mp4").mkdir()
-    before = source.read_bytes()
-    with pytest.raises(InputError, match=message):
-        check_target("--record", tmp_path / name, str(source), overwrite=True)
-    assert source.read_bytes() == before
-
-
-def test_file_of_the_source_folder_is_not_overwritten(tmp_path):
+def test_target_that_cannot_be_written_or_is_in_the_source_is_refused(tmp_path):
     (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / "clip.mp4").write_bytes(b"content")
-    with pytest.raises(InputError, match="is the source itself"):
-        check_target("--record", tmp_path / "deep" / "clip.mp4", str(tmp_path), overwrite=True)
+    (tmp_path / "folder.mp4").mkdir()
+    source = write_video(tmp_path / "deep" / "source.mp4", frames=2)
+    (tmp_path / "link.mp4").symlink_to(source)
+    before = source.read_bytes()
+    for name, place, message in (
+        ("nowhere/out.mp4", source, "nowhere does not exist"),
+        ("folder.mp4", source, "cannot be written"),
+        ("deep/source.mp4", source, "is the source itself"),
+        ("link.mp4", source, "is the source itself"),
+        ("deep/source.mp4", tmp_path, "is the source itself"),
+    ):
+        with pytest.raises(InputError, match=message):
+            check_target("--record", tmp_path / name, str(place), overwrite=True)
+    assert source.read_bytes() == before
     (tmp_path / "log.csv").write_bytes(b"content")
     check_target("--log", tmp_path / "log.csv", str(tmp_path), overwrite=True)
 

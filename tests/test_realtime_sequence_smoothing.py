@@ -4,7 +4,6 @@ from cards import sequence_card
 from realtime_fakes import FACE, FakeClassifier, FakeDetector, scene, write_video
 
 from common.errors import InputError
-from configuration import SMOOTHING
 from inference.sequence_classifier import SequenceClassifier
 from realtime.recognition import recognize, watch
 from realtime.sequence_smoothing import SequenceSmoother
@@ -71,16 +70,6 @@ def test_tracks_have_separate_pasts():
     assert network.inputs[1:] == [[([8, 7], 8)], [([7, 7, 7], 7), ([8, 7, 8], 8)]]
     smoother.update([2], row[:1], 0.0)
     assert network.inputs[-1] == [([7], 7)]
-
-
-def test_sequence_label_changes_only_by_margin():
-    half = SMOOTHING.margin / 2
-    network = Network(predictions=(0.6, 0.5 - half / 2, 0.5 - half, 0.5 - 2 * half, 0.5, 0.5 + 2 * half))
-    smoother = SequenceSmoother(network, SINGLE)
-    row = np.array([[0, 0.5, 0.5]], np.float32)
-    shown = [smoother.update([1], row, frame / 30)[0] for frame in range(6)]
-    assert [prediction.index for prediction in shown] == [0, 0, 0, 1, 1, 0]
-    assert shown[2].probabilities[1] > shown[2].probabilities[0] and not any(prediction.unsure for prediction in shown)
 
 
 class FakeFeatureClassifier(FakeClassifier):

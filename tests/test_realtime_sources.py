@@ -138,23 +138,19 @@ def test_folder_of_images_and_videos(tmp_path, capsys):
     assert source.warning == "3 of 8 files could not be read: 0.mp4, 6.jpg, 7.mkv"
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
+def test_unreadable_file_is_refused(tmp_path):
+    for name, content, message in (
         ("missing.mp4", None, "does not exist"),
         ("x" * 300, None, "cannot be read"),
         ("letter.mp4", b"Dear camera,\n" * 100, "is no video"),
         ("empty.jpg", b"", "no readable picture"),
         ("letter.png", b"Dear camera,\n" * 100, "no readable picture"),
-    ],
-)
-def test_unreadable_file_is_refused(tmp_path, name, content, message):
-    file = tmp_path / name
-    if content is not None:
-        file.write_bytes(content)
-    with pytest.raises(InputError, match=message) as refusal:
-        open_source(str(file))
-    assert name in str(refusal.value)
+    ):
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=message) as refusal:
+            open_source(str(tmp_path / name))
+        assert name in str(refusal.value)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere the system does not tell these apart")

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pytest
 from realtime_fakes import read_times, write_video
 
@@ -141,17 +140,6 @@ def show(tmp_path):
     for process in (*(program.child for program in started), server):
         process.kill()
         process.wait()
-
-
-@pytest.mark.system
-def test_still_picture_waits_for_a_key_and_q_quits(tmp_path, show):
-    cv2.imwrite(str(tmp_path / "me.png"), np.full((240, 320, 3), 90, np.uint8))
-    program = show("--source", tmp_path / "me.png", "--record", tmp_path / "out.png")
-    assert not program.has_ended()
-    program.press_until("q", program.has_ended)
-    assert program.child.returncode == 0
-    assert program.child.communicate()[0].endswith(f"wrote {tmp_path / 'out.png'}\n")
-    assert (tmp_path / "out.png").is_file()
 
 
 STALLED_CAMERA = """

@@ -123,7 +123,7 @@ def test_gray_image_has_one_hash_in_every_format(tmp_path):
     assert len(set(hashes[:5])) == 1 and len(set(hashes)) == 3
 
 
-def test_list_has_eight_bytes_per_image_of_the_lineage(tiny_model):
+def test_list_has_the_images_of_the_lineage(tiny_model):
     first = ImageHashes.of(["0123456789abcdef", "b"], ["c"])
     assert first.training.dtype == np.uint64 and 0x0123456789ABCDEF in first.training
     teacher = tiny_model(name="teacher.keras")
@@ -131,9 +131,6 @@ def test_list_has_eight_bytes_per_image_of_the_lineage(tiny_model):
     both = lineage_hashes(ImageHashes.of(["d"], ["e"]), [teacher])
     assert sorted(both.training) == sorted(hash_codes(["0123456789abcdef", "b", "d"]))
     assert sorted(both.selection) == sorted(hash_codes(["c", "e"])) and both.complete
-    many = ImageHashes.of(map(str, range(5000)))
-    write_hashes(teacher, many)
-    assert hashes_file(teacher).stat().st_size < 8 * 5000 + 2000
 
 
 def test_released_networks_list_the_images_of_fer2013(shared_data):

@@ -85,19 +85,6 @@ def test_run_is_identified_by_content_of_pretrained_network(make_dataset, tiny_m
     assert fit(tiny_model(labels=SEVEN, name="other.keras"))
 
 
-def test_refuses_unusable_pretrained_network_in_one_line(make_dataset, tiny_model, tmp_path, run_step):
-    folder = make_dataset()
-    command = ["training.step3_best_model", "--dataset", folder.name, "--data", folder.parent, "--models", tmp_path]
-    for start, words in {
-        tmp_path / "none.keras": ["none.keras does not exist"],
-        tiny_model(size=48, name="large.keras"): ["24x24 pixels gray", "takes 48x48 pixels gray", "--size 48"],
-    }.items():
-        done = run_step(*command, "--pretrained", start)
-        assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
-        assert all(word in done.stderr for word in words)
-    assert not list(tmp_path.rglob("best.keras"))
-
-
 def test_refuses_network_without_last_dense_layer_for_other_classes(tiny_model):
     file = tiny_model(SEVEN[:3])
     inputs = keras.Input((24, 24, 1), dtype="uint8")

@@ -117,19 +117,15 @@ def test_every_training_step_refuses_a_released_name(make_dataset, tmp_path, mon
     assert [file.name for file in released.parent.iterdir()] == [released.name] and released.read_bytes() == b"kept"
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        *((name, rf"{name} is not the name of a \.keras file") for name in ("best.h5", "best", "folder.keras")),
-        ("tuned.keras", "tuned.json, a file of settings"),
-        ("mine.keras", "mine.json, a file of settings"),
-    ],
-)
-def test_refuses_output_names_before_training(make_dataset, tmp_path, name, message):
+def test_refuses_output_names_before_training(make_dataset, tmp_path):
+    folder = make_dataset()
     (tmp_path / "models" / "folder.keras").mkdir(parents=True)
     (tmp_path / "models" / "mine.json").write_text('{"config": {}}')
-    with pytest.raises(InputError, match=message):
-        fit(make_dataset(), tmp_path / "models" / name)
+    messages = dict.fromkeys(("best.h5", "best", "folder.keras"), r"is not the name of a \.keras file")
+    messages |= {f"{name}.keras": f"{name}.json, a file of settings" for name in ("tuned", "mine")}
+    for name, message in messages.items():
+        with pytest.raises(InputError, match=message):
+            fit(folder, tmp_path / "models" / name)
     assert sorted(file.name for file in (tmp_path / "models").iterdir()) == ["folder.keras", "mine.json"]
 
 
