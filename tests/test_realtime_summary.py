@@ -39,27 +39,20 @@ def test_segment_continues_over_a_short_gap_only():
     assert second.start == 60.0
 
 
-def test_each_track_has_its_own_segments_and_tentative_faces_none():
-    frames = [frame(index / 10, f1="anger", f2="neutral" if index % 2 else "anger", f0="anger") for index in range(6)]
-    segments = segments_of(frames)
-    assert [each.frames for each in segments if each.track_id == 1] == [6]
-    assert [each.frames for each in segments if each.track_id == 2] == [1] * 6
-    assert len(segments) == 7
-
-
-def test_segment_is_written_when_it_ends(tmp_path):
+def test_segments_of_each_track_are_written_when_they_end_and_tentative_faces_have_none(tmp_path):
     file = tmp_path / "segments.csv"
     table = SegmentTable(file)
     for index, label in enumerate(["anger", "anger", "neutral", "unsure"]):
-        table.write(frame(index / 10, f7=label))
+        table.write(frame(index / 10, f7=label, f8="anger", f0="anger"))
     assert len(file.read_text().splitlines()) == 3, "the header and two ended segments"
     table.close()
     with file.open(newline="") as stream:
         rows = [list(row.values()) for row in csv.DictReader(stream)]
-    assert rows == [
+    assert sorted(rows) == [
         ["7", "0.000", "0.200", "anger", "0.70000", "2"],
         ["7", "0.200", "0.300", "neutral", "0.70000", "1"],
         ["7", "0.300", "0.400", "unsure", "0.70000", "1"],
+        ["8", "0.000", "0.400", "anger", "0.70000", "4"],
     ]
 
 
