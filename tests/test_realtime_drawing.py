@@ -119,9 +119,9 @@ def in_color(drawn_bgr, label):
 
 def test_history_shows_the_last_ten_seconds_of_a_track():
     drawer = Drawer()
-    for index in range(200):  # twenty seconds: ten of anger, five of happiness, five of neutral
-        label = "anger" if index < 100 else "happiness" if index < 150 else "neutral"
-        drawn_bgr, _ = bars(recognition(LARGE, label, 0.8, track_id=3), drawer=drawer, time=index / 10)
+    for index in range(100):  # twenty seconds: ten of anger, five of happiness, five of neutral
+        label = "anger" if index < 50 else "happiness" if index < 75 else "neutral"
+        drawn_bgr, _ = bars(recognition(LARGE, label, 0.8, track_id=3), drawer=drawer, time=index / 5)
     columns = {
         label: in_color(drawn_bgr[172:202, 305:], label).any(axis=0) for label in ("anger", "happiness", "neutral")
     }

@@ -169,10 +169,8 @@ def test_fast_face_is_propagated_from_predicted_place():
 
         def propagate(self, image_rgb, faces):
             near = [any(overlap(seen, face) >= 0.3 for seen in self.faces) for face in faces]
-            found = super().propagate(image_rgb, faces)
-            return [
-                each if is_near else replace(each, confidence=0.01) for each, is_near in zip(found, near, strict=True)
-            ]
+            found = zip(super().propagate(image_rgb, faces), near, strict=True)
+            return [each if is_near else replace(each, confidence=0.01) for each, is_near in found]
 
     detector = Near()
     tracker = Tracker(detector, replace(ONE_HIT, detect_every=10.0))
