@@ -70,7 +70,9 @@ def test_refuses_a_run_folder_that_is_damaged_or_in_use(make_dataset, tmp_path):
 
 
 @pytest.mark.figures
-def test_run_ends_like_an_uninterrupted_one_after_full_disks_and_a_kill(make_dataset, tmp_path, monkeypatch):
+def test_run_ends_like_an_uninterrupted_one_after_full_disks_and_a_kill(
+    make_dataset, tmp_path, monkeypatch, capsys
+):  # with `capsys`, what is printed is in no file that the limit concerns
     folder, model_file = make_dataset(), tmp_path / "resumed" / "best.keras"
     config = replace(TINY, epochs=3)
     fit(folder, tmp_path / "straight" / "best.keras", config)
