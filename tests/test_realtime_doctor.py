@@ -10,9 +10,7 @@ from realtime_fakes import FACE, FakeClassifier, FakeDetector
 
 from common.errors import InputError
 from realtime import doctor
-from realtime.doctor import check_cameras, check_model, check_opencv, examine, measure, portrait_frame, probe
-
-LINUX_ONLY = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs device files of Linux")
+from realtime.doctor import check_model, check_opencv, examine, probe
 
 
 class CardClassifier(FakeClassifier):
@@ -40,26 +38,14 @@ def examined(load=lambda _: CardClassifier()):
 def test_healthy_machine_has_no_fault(healthy):
     is_well, said = examined()
     assert is_well and "FAULT" not in said
-    for words in (
-        cv2.__version__,
-        "FFmpeg",
-        "camera 0    1280x720, 640x480",
-        "--source 0",
-        "anger, happiness, neutral",
-        "67.4% on fer2013 dev",
-        "temperature 1.30",
-        "unsure below a smoothed probability of 40.00%",
-        "finds the face of a portrait",
-        "everything needed works",
-    ):
+    for words in ("camera 0    1280x720, 640x480", "anger, happiness, neutral", "67.4% on fer2013 dev",
+                  "temperature 1.30", "unsure below a smoothed probability of 40.00%",
+                  "finds the face of a portrait", "everything needed works"):  # fmt: skip
         assert words in said
-    for stage in ("detection", "crop", "network", "drawing"):
-        assert f"{stage} " in said.split("speed")[1]
 
 
 def test_missing_camera_and_display_are_no_fault(healthy, monkeypatch):
     monkeypatch.setattr(doctor, "camera_numbers", lambda: [])
-    monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.setattr(doctor, "has_display", lambda: False)
     is_well, said = examined()
     assert is_well
@@ -126,18 +112,6 @@ def test_opencv_remedy_removes_both_builds(monkeypatch):
     )
 
 
-@LINUX_ONLY
-@pytest.mark.parametrize("is_readable", [True, False])
-def test_camera_finding_names_reason(monkeypatch, tmp_path, is_readable):
-    monkeypatch.setattr(doctor, "camera_numbers", lambda: [3])
-    monkeypatch.setattr(doctor, "probe", lambda _: ([], "gives no picture"))
-    monkeypatch.setattr("realtime.sources.cameras.camera_node", lambda _: tmp_path)
-    monkeypatch.setattr("os.access", lambda *_: is_readable)
-    camera, cameras = check_cameras()
-    assert (camera.subject, camera.text, cameras.text) == ("camera 3", "gives no picture", "none gives a picture")
-    assert ("fuser -v" if is_readable else "this user may not read") in camera.remedy
-
-
 def test_driver_crash_ends_only_the_probe(monkeypatch):
     monkeypatch.setattr(doctor, "_PROBE", "import time; time.sleep(60)")
     monkeypatch.setattr(doctor, "PROBE_SECONDS", 0.5)
@@ -145,10 +119,3 @@ def test_driver_crash_ends_only_the_probe(monkeypatch):
     monkeypatch.setattr(doctor, "PROBE_SECONDS", 10.0)
     monkeypatch.setattr(doctor, "_PROBE", "import os; os.abort()")
     assert probe(0) == ([], "its driver crashes OpenCV")
-
-
-def test_slow_machine_gets_remedy(monkeypatch):
-    monkeypatch.setattr(doctor, "milliseconds", lambda _: 30.0)
-    speed = measure(portrait_frame(), FakeDetector(FACE), FakeClassifier())
-    assert "detection 30.0 ms" in speed.text
-    assert "about 8 frames/s" in speed.text and "--min-face-size" in speed.remedy

@@ -30,14 +30,6 @@ def luminance(color_bgr):
     return linear @ [0.2126, 0.7152, 0.0722]
 
 
-def test_frame_is_not_changed():
-    image_bgr = np.full(SHAPE, 90, np.uint8)
-    drawn_bgr = draw(result(image_bgr, recognition(FACE_IN_THE_MIDDLE)))
-    assert (image_bgr == 90).all()
-    assert drawn_bgr.shape == SHAPE
-    assert (drawn_bgr != 90).any()
-
-
 def test_box_leaves_the_face_visible():
     mask, _ = drawn_pixels(SHAPE, recognition(FACE_IN_THE_MIDDLE))
     assert mask[100:180, 120].all() and mask[100:180, 180].all()
@@ -78,21 +70,13 @@ def test_label_contrasts_with_its_background(emotion):
     assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) >= 4.5
 
 
-@pytest.mark.parametrize(
-    "face",
-    [
-        Face(-20.0, -30.0, 60.0, 80.0, 0.9),
-        Face(290.0, 200.0, 60.0, 80.0, 0.9),
-        Face(300.0, -5.0, 30.0, 30.0, 0.9),
-        Face(-5.0, -5.0, 400.0, 300.0, 0.9),
-    ],
-)
-def test_label_at_the_border_stays_inside_the_frame(face):
+def test_label_at_the_border_stays_inside_the_frame():
     mask, drawn_bgr = drawn_pixels(SHAPE, recognition(FACE_IN_THE_MIDDLE))
     rows, columns = np.nonzero(mask[:98])
     tag_bgr = drawn_bgr[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-    border_bgr = drawn_pixels(SHAPE, recognition(face))[1]
-    assert cv2.matchTemplate(border_bgr, tag_bgr, cv2.TM_SQDIFF).min() < 1
+    for box in ((-20.0, -30.0, 60.0, 80.0), (290.0, 200.0, 60.0, 80.0), (-5.0, -5.0, 400.0, 300.0)):
+        border_bgr = drawn_pixels(SHAPE, recognition(Face(*box, confidence=0.9)))[1]
+        assert cv2.matchTemplate(border_bgr, tag_bgr, cv2.TM_SQDIFF).min() < 1
 
 
 def bars(recognition, shape=(480, 640, 3), drawer=None, time=0.0):
@@ -129,25 +113,15 @@ def test_bars_do_not_cover_faces_and_can_be_turned_off():
     assert not outside[:, 148:].any(), "the others have none"
 
 
-def test_thirty_faces_have_boxes_and_labels_that_do_not_overlap():
-    faces = [Face(25.0 + 100 * (i % 6), 25.0 + 90 * (i // 6), 45.0, 55.0, 0.9) for i in range(30)]
-    mask, drawn_bgr = drawn_pixels((480, 640, 3), *(recognition(f, track_id=n) for n, f in enumerate(faces, 1)))
-    for face in faces:
-        assert mask[round(face.top) : round(face.top) + 55, round(face.left)].all()
-    alone_bgr = drawn_pixels((480, 640, 3), recognition(faces[7], track_id=8))[1]
-    yellow, alone = (in_color(image_bgr, "happiness").sum() for image_bgr in (drawn_bgr, alone_bgr))
-    assert yellow > 0.25 * 30 * alone, "most labels are complete"
-
-
 def in_color(drawn_bgr, label):
     return (drawn_bgr == COLORS[label][::-1]).all(axis=2)
 
 
 def test_history_shows_the_last_ten_seconds_of_a_track():
     drawer = Drawer()
-    for index in range(200):  # twenty seconds: ten of anger, five of happiness, five of neutral
-        label = "anger" if index < 100 else "happiness" if index < 150 else "neutral"
-        drawn_bgr, _ = bars(recognition(LARGE, label, 0.8, track_id=3), drawer=drawer, time=index / 10)
+    for index in range(100):  # twenty seconds: ten of anger, five of happiness, five of neutral
+        label = "anger" if index < 50 else "happiness" if index < 75 else "neutral"
+        drawn_bgr, _ = bars(recognition(LARGE, label, 0.8, track_id=3), drawer=drawer, time=index / 5)
     columns = {
         label: in_color(drawn_bgr[172:202, 305:], label).any(axis=0) for label in ("anger", "happiness", "neutral")
     }
@@ -166,18 +140,6 @@ def test_status_line_is_drawn_on_videos_only():
     dark = drawer.draw(frame).max(axis=2) < 80
     assert dark[-20:, :60].mean() > 0.6 and not dark[:440].any()
     assert (draw(frame) == 255).all()
-
-
-def test_followed_face_is_highlighted():
-    first, second = Face(60.0, 120.0, 100.0, 120.0, 0.9), Face(400.0, 120.0, 100.0, 120.0, 0.9)
-    frame = result(
-        np.full((480, 640, 3), 255, np.uint8), recognition(first, track_id=1), recognition(second, "anger", track_id=2)
-    )
-    drawn_bgr = Drawer().draw(frame, View(followed=2))
-    assert (drawn_bgr[120:240, 400] == COLORS["anger"][::-1]).all(axis=1).any()
-    left_half = drawn_bgr[:400, :170]
-    assert not (left_half == COLORS["happiness"][::-1]).all(axis=2).any()
-    assert (left_half[125:235, 60] == 160).all(), "a thin gray box"
 
 
 def test_notes_and_help_are_not_recorded():

@@ -5,14 +5,12 @@ import threading
 import time
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import cv2
-import matplotlib
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import PORTRAIT, ROOT
 from realtime_fakes import FACE, FakeClassifier, FakeDetector, scene, write_video
 
 from configuration import FACES, TRACKING
@@ -23,29 +21,10 @@ from realtime.recognition import analyze, recognize, watch
 from realtime.sources import Frame, open_source
 
 
-@pytest.fixture
-def frames():
-    noise = np.random.default_rng(3)
-    return [Frame(noise.integers(0, 256, (64, 96, 3), np.uint8), i, i / 10, "clip.mp4") for i in range(3)]
-
-
-def test_faces_of_a_frame_are_one_batch(frames):
-    faces = [FACE, replace(FACE, left=50.0)]
-    classifier = FakeClassifier()
-    results = list(recognize(frames, FakeDetector(*faces), classifier))
-    assert [len(batch) for batch in classifier.batches] == [2, 2, 2]
-    assert [result.frame for result in results] == frames
-    assert [recognition.face for recognition in results[0].recognitions] == faces
-    assert [recognition.label for recognition in results[0].recognitions] == ["happiness", "anger"]
-    assert [recognition.probability for recognition in results[0].recognitions] == pytest.approx([0.7, 0.6])
-    assert results[0].recognitions[0].probabilities == pytest.approx({"anger": 0.1, "happiness": 0.7, "neutral": 0.2})
-
-
 @pytest.mark.parametrize("name", ["haar", "mtcnn"])
 @pytest.mark.parametrize(("channels", "flags"), [(1, cv2.IMREAD_GRAYSCALE), (3, cv2.IMREAD_COLOR_RGB)])
 def test_crops_equal_those_of_step_2(tmp_path, name, channels, flags):
-    portrait = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
-    (tmp_path / "portrait.jpg").write_bytes(portrait.read_bytes())
+    (tmp_path / "portrait.jpg").write_bytes(PORTRAIT.read_bytes())
     options = replace(FACES, channels=channels)
     detector, classifier = build_detector(name, options), FakeClassifier(options)
     row = crop_face(tmp_path, "portrait.jpg", "faces/portrait.png", options, lambda: detector)
@@ -74,43 +53,28 @@ def clip(count):
     return [Frame(np.zeros((64, 96, 3), np.uint8), i, i / 30, "clip.mp4") for i in range(count)]
 
 
-def test_labels_are_smoothed_unless_raw():
+def test_labels_are_smoothed_and_may_be_unsure_unless_raw():
     smoothed = [r.recognitions[0].label for r in recognize(clip(60), FakeDetector(FACE), ChangingClassifier(30))]
     raw = [r.recognitions[0].label for r in recognize(clip(60), FakeDetector(FACE), ChangingClassifier(30), raw=True)]
     changes = [sum(a != b for a, b in pairwise(labels)) for labels in (smoothed, raw)]
     assert changes == [1, 22]
     assert smoothed[29] == "happiness" and smoothed[30 + 21] == "anger"  # within 0.7 s
-
-
-def test_unsure_below_card_threshold_unless_raw():
-    for raw, unsure in ((False, {True}), (True, {False})):
+    for raw, unsure in ((False, {True}), (True, {False})):  # below the card's threshold
         results = list(recognize(clip(20), FakeDetector(FACE), ChangingClassifier(99, 0.9), raw=raw))
         assert {result.recognitions[0].unsure for result in results} == unsure
 
 
-def test_only_videos_have_track_ids(tmp_path):
-    seen = [r.recognitions[0] for r in recognize(clip(3), FakeDetector(FACE), FakeClassifier())]
-    assert [(each.track_id, each.tentative) for each in seen] == [(0, True), (1, False), (1, False)]
-    for name in "ab":
-        cv2.imwrite(str(tmp_path / f"{name}.png"), np.zeros((64, 96, 3), np.uint8))
-    results = list(watch(tmp_path, FakeClassifier(), FakeDetector(FACE)))
-    assert [(r.recognitions[0].track_id, r.recognitions[0].tentative) for r in results] == [(0, False)] * 2
-
-
-def test_watch_gives_every_frame_and_closes_source(tmp_path, monkeypatch):
+def test_watch_gives_every_frame_and_closes_its_own_source(tmp_path, monkeypatch):
     closed = []
     video = write_video(tmp_path / "clip.mp4", frames=12, fps=10)
     monkeypatch.setattr("realtime.sources.video.Video.close", lambda source: closed.append(source.name))
     results = watch(video, FakeClassifier(), FakeDetector(FACE))
-    assert [result.frame.index for result in results] == list(range(12))
-    assert closed == ["clip.mp4"]
+    assert [result.frame.index for result in results] == list(range(12)) and len(closed) == 1
     left_early = watch(str(video), FakeClassifier(), FakeDetector(FACE))
     assert next(left_early).timing.network >= 0
     left_early.close()
     assert len(closed) == 2
-    with_own = open_source(str(video))
-    assert len(list(watch(with_own, FakeClassifier(), FakeDetector(FACE)))) == 12
-    assert len(closed) == 2
+    assert len(list(watch(open_source(str(video)), FakeClassifier(), FakeDetector(FACE)))) == 12 and len(closed) == 2
 
 
 def test_analyze_accepts_file_and_array(tmp_path):
@@ -128,16 +92,15 @@ def test_analyze_accepts_file_and_array(tmp_path):
 
 def test_api_does_not_import_tensorflow(tmp_path):
     """Also holds the live path to its word: neither TensorFlow, Keras, pandas nor matplotlib is imported."""
-    portrait = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
     code = f"""
 import sys
 from realtime import analyze, watch
-(face,) = analyze({str(portrait)!r})
-((result,),) = [list(watch({str(portrait)!r}))]
+(face,) = analyze({str(PORTRAIT)!r})
+((result,),) = [list(watch({str(PORTRAIT)!r}))]
 assert result.recognitions[0].probabilities == face.probabilities
 print(*{{"tensorflow", "keras", "pandas", "matplotlib", "scipy", "mtcnn"}} & set(sys.modules))
 """
-    analyze(portrait)  # converts the networks where they are not converted yet
+    analyze(PORTRAIT)  # converts the networks where they are not converted yet
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
@@ -165,8 +128,7 @@ def test_slow_detection_of_live_source_runs_in_background():
     def threads():
         return [thread for thread in threading.enumerate() if thread.name.startswith("detector")]
 
-    portrait = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
-    portrait_bgr = cv2.cvtColor(read_image_rgb(portrait), cv2.COLOR_RGB2BGR)[::2, ::2].copy()
+    portrait_bgr = cv2.cvtColor(read_image_rgb(PORTRAIT), cv2.COLOR_RGB2BGR)[::2, ::2].copy()
 
     class SlowDetector(FaceDetector):
         def detect(self, image_rgb):

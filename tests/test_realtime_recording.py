@@ -28,15 +28,6 @@ def record(file, frames, size=(96, 64), fps=10.0):
     return read_video(file)[0]
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov", ".avi"])
-def test_video_has_every_frame_at_the_given_rate(tmp_path, suffix):
-    file = tmp_path / f"out{suffix}"
-    images = record(file, [(index / 29.97, flat(10 * index)) for index in range(20)], fps=29.97)
-    assert read_video(file)[1] == pytest.approx(29.97, abs=0.01)
-    assert [image.shape for image in images] == [(64, 96, 3)] * 20
-    assert [image.mean() for image in images] == pytest.approx([10 * index for index in range(20)], abs=4)
-
-
 @pytest.mark.parametrize(("suffix", "tolerance"), [(".mp4", 0.001), (".mov", 0.001), (".mkv", 0.001), (".avi", 0.05)])
 def test_frames_keep_their_own_times(tmp_path, suffix, tolerance):
     """Time starts with the first frame; a frame that is not later than the last one is skipped."""
@@ -77,32 +68,23 @@ def test_frames_of_another_size_are_fitted_into_the_first_size(tmp_path):
     assert fitted.shape == (60, 100, 3) and (fitted[:, 35:65] == 200).all() and not fitted[:, :35].any()
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("nowhere/out.mp4", "nowhere does not exist"),
-        ("folder.mp4", "cannot be written"),
-        ("source.mp4", "is the source itself"),
-        ("link.mp4", "is the source itself"),
-    ],
-)
-def test_target_that_cannot_be_written_is_refused(tmp_path, name, message):
-    source = write_video(tmp_path / "source.mp4", frames=2)
-    (tmp_path / "link.mp4").symlink_to(source)
-    (tmp_path / "folder.mp4").mkdir()
-    before = source.read_bytes()
-    with pytest.raises(InputError, match=message):
-        check_target("--record", tmp_path / name, str(source), overwrite=True)
-    assert source.read_bytes() == before
-
-
-def test_file_of_the_source_folder_is_not_overwritten(tmp_path):
+def test_target_that_cannot_be_written_or_is_in_the_source_is_refused(tmp_path):
     (tmp_path / "deep").mkdir()
-    for name in ("me.png", "deep/clip.mp4", "log.csv"):
-        (tmp_path / name).write_bytes(b"content")
-    for name in ("me.png", "deep/clip.mp4"):
-        with pytest.raises(InputError, match="is the source itself"):
-            check_target("--record", tmp_path / name, str(tmp_path), overwrite=True)
+    (tmp_path / "folder.mp4").mkdir()
+    source = write_video(tmp_path / "deep" / "source.mp4", frames=2)
+    (tmp_path / "link.mp4").symlink_to(source)
+    before = source.read_bytes()
+    for name, place, message in (
+        ("nowhere/out.mp4", source, "nowhere does not exist"),
+        ("folder.mp4", source, "cannot be written"),
+        ("deep/source.mp4", source, "is the source itself"),
+        ("link.mp4", source, "is the source itself"),
+        ("deep/source.mp4", tmp_path, "is the source itself"),
+    ):
+        with pytest.raises(InputError, match=message):
+            check_target("--record", tmp_path / name, str(place), overwrite=True)
+    assert source.read_bytes() == before
+    (tmp_path / "log.csv").write_bytes(b"content")
     check_target("--log", tmp_path / "log.csv", str(tmp_path), overwrite=True)
 
 
@@ -119,11 +101,6 @@ def test_existing_file_is_refused_without_overwrite(tmp_path):
     assert claim("--log", tmp_path / "new.csv") is True and (tmp_path / "new.csv").read_bytes() == b""
 
 
-def test_size_that_no_codec_accepts_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"out\.mp4 cannot be written as a video of 70000x2 pixels \("):
-        VideoRecording(tmp_path / "out.mp4", (70_000, 2), 25.0)
-
-
 def test_video_ends_while_the_disk_has_room_for_its_index(tmp_path, monkeypatch):
     recording = VideoRecording(tmp_path / "out.mp4", (96, 64), 10.0)
     for index in range(5):
@@ -137,6 +114,9 @@ def test_video_ends_while_the_disk_has_room_for_its_index(tmp_path, monkeypatch)
     with pytest.raises(InputError, match="free"):
         VideoRecording(tmp_path / "other.mp4", (96, 64), 10.0)
     assert not (tmp_path / "other.mp4").exists()
+    monkeypatch.undo()
+    with pytest.raises(InputError, match=r"out\.mp4 cannot be written as a video of 70000x2 pixels \("):
+        VideoRecording(tmp_path / "out.mp4", (70_000, 2), 25.0)
 
 
 def test_failed_picture_or_animation_leaves_the_earlier_one(tmp_path, monkeypatch):

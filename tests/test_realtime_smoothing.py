@@ -35,12 +35,9 @@ def test_change_shows_after_same_time_at_any_frame_rate(rate):
 
 
 def test_label_changes_only_by_margin():
-    close, clear = [0.45, 0.55], [0.3, 0.7]
-    predictions = smoothed(
-        TemporalSmoother(options=SmoothingConfig(0.1, margin=0.2)), [[0.6, 0.4]] * 30 + [close] * 60 + [clear] * 60
-    )
-    assert {prediction.index for prediction in predictions[:90]} == {0}
-    assert predictions[-1].index == 1
+    rows = [[0.6, 0.4]] * 30 + [[0.45, 0.55]] * 60 + [[0.3, 0.7]] * 60
+    predictions = smoothed(TemporalSmoother(options=SmoothingConfig(0.1, margin=0.2)), rows)
+    assert {prediction.index for prediction in predictions[:90]} == {0} and predictions[-1].index == 1
 
 
 def test_unsure_exactly_below_threshold():
@@ -63,16 +60,10 @@ def test_label_below_threshold_changes_without_margin():
 
 def test_new_track_does_not_flicker():
     rows = [[0.58, 0.42], [0.15, 0.85], [0.72, 0.28], [0.33, 0.67], [0.7, 0.3], [0.65, 0.35]]
-    shown = {
-        new_track_margin_factor: [
-            prediction.index
-            for prediction in smoothed(
-                TemporalSmoother(0.0, SmoothingConfig(new_track_margin_factor=new_track_margin_factor, margin=0.1)),
-                rows,
-            )
-        ]
-        for new_track_margin_factor in (1.0, 3.0)
-    }
+    shown = {}
+    for factor in (1.0, 3.0):
+        smoother = TemporalSmoother(0.0, SmoothingConfig(new_track_margin_factor=factor, margin=0.1))
+        shown[factor] = [prediction.index for prediction in smoothed(smoother, rows)]
     assert len(set(shown[1.0])) > 1  # else the rows would show nothing
     assert set(shown[3.0]) == {0}
 

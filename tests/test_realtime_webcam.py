@@ -4,7 +4,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -45,31 +44,6 @@ def test_video_is_recognized_to_its_end_and_all_outputs_are_written(tmp_path, ca
     assert (counts.frames, counts.faces) == (12, 22)
     printed = capsys.readouterr().out
     assert printed.startswith("clip.mp4: frames: 12, faces: 22, ") and printed.endswith(f"; wrote {log}, {video}\n")
-
-
-def test_false_detection_in_one_frame_is_tentative_and_not_counted(tmp_path, capsys):
-    class Flickering(FakeDetector):
-        def detect(self, image_rgb):
-            faces = super().detect(image_rgb)
-            return [*faces, replace(FACE, left=60.0, width=20.0)] if len(self.seen) % 4 == 3 else faces
-
-    source = open_source(str(write_video(tmp_path / "clip.mp4", frames=12, fps=10)))
-    log, segments, page = (tmp_path / name for name in ("out.csv", "segments.csv", "out.html"))
-    options = OutputOptions(log=log, segments=segments, summary=page)
-    counts = run_program(source, Flickering(FACE), FakeClassifier(), options)
-    false = [row for row in rows_of(log) if float(row["box_left"]) == 60]
-    assert len(false) == 3 and all((row["track_id"], row["tentative"]) == ("0", "1") for row in false)
-    assert {row["track_id"] for row in rows_of(log) if row["tentative"] == "0"} == {"1"}
-    assert counts.faces == 11 and "faces: 11," in capsys.readouterr().out
-    assert {row["track_id"] for row in rows_of(segments)} == {"1"}
-    assert "12 frames, 1 face" in page.read_text(encoding="utf-8")
-
-
-def test_video_without_a_face_gives_a_log_with_a_header(tmp_path):
-    counts = run_on(write_video(tmp_path / "clip.mp4", frames=5), OutputOptions(log=tmp_path / "out.csv"))
-    assert (counts.frames, counts.faces) == (5, 0)
-    header = "time,frame,name,track_id,box_left,box_top,box_width,box_height,label,probability,unsure,tentative,"
-    assert (tmp_path / "out.csv").read_text() == header + "p_anger,p_happiness,p_neutral\n"
 
 
 def test_log_of_a_folder_joins_the_logs_of_its_files(tmp_path):
@@ -129,15 +103,12 @@ def test_program_continues_without_a_display(tmp_path, command, capsys):
     ("arguments", "message"),
     [
         (["--source", "987"], "camera 987 gives no picture"),
-        (["--source", "missing.mp4"], "missing.mp4 does not exist"),
         (["--source", "nothing"], "nothing holds no readable picture or video"),
         (["--source", "films", "--record", "films/b/2.mp4"], "is the source itself"),
         (["--source", "films", "--segments", "out.csv"], "--segments out.csv needs one video or a camera"),
         (["--source", "films", "--blur-unknown"], "--blur-unknown needs one video or a camera"),
         (["--source", "rtsp://me:s@cret@127.0.0.1:9/1?token=abc"], "rtsp://127.0.0.1:9/1?*** gives no picture"),
         (["--source", "me:secret@127.0.0.1/1?token=abc"], "--source ***@127.0.0.1/1?*** does not exist"),
-        (["--source", "clip.mp4", "--record", "out.png"], "must end in .mp4"),
-        (["--source", "clip.mp4", "--record", "nowhere/out.mp4"], "nowhere does not exist"),
         (["--source", "clip.mp4", "--min-face-size", "big"], "--min-face-size"),
         (["--source", "987", "--log", "kept.csv"], "--log kept.csv exists already; give another name, or --overwrite"),
         (["--source", "987", "--log", "a.csv", "--segments", "./a.csv"], "both name a.csv"),
@@ -201,7 +172,7 @@ run(webcam.main)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
-@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 129)])
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
 def test_signal_leaves_complete_files(tmp_path, name, status):
     clip = write_video(tmp_path / "clip.mp4", frames=30)
     video, log, segments, page = (tmp_path / name for name in ("out.mp4", "out.csv", "segments.csv", "out.html"))

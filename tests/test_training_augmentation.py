@@ -15,9 +15,10 @@ def augmented(options: AugmentationConfig, images: np.ndarray, training: bool = 
     return np.asarray(build_augmentation(options, SHAPE, seed=1)(images, training=training))
 
 
-def test_identity_outside_training():
+def test_identity_without_augmentation_and_outside_training():
     images = RANDOM.integers(0, 256, (4, *SHAPE)).astype(np.uint8)
     np.testing.assert_array_equal(augmented(AugmentationConfig(), images, training=False), images)
+    np.testing.assert_array_equal(augmented(NO_AUGMENTATION, images), images)
 
 
 def test_pixels_differ_between_images_and_calls():
@@ -28,15 +29,9 @@ def test_pixels_differ_between_images_and_calls():
     assert len({image.tobytes() for image in [*first, *second]}) == 8
 
 
-def test_no_augmentation_is_identity():
-    images = RANDOM.integers(0, 256, (4, *SHAPE)).astype(np.uint8)
-    np.testing.assert_array_equal(augmented(NO_AUGMENTATION, images), images)
-
-
-def test_erased_box_has_at_most_6x2_pixels_in_either_orientation():
-    results = augmented(replace(SMALL_ERASING_ONLY, small_erasing_count=1), np.full((600, *SHAPE), 255, np.uint8))[
-        ..., 0
-    ]
+def test_erased_boxes_are_at_most_two_with_at_most_6x2_pixels_in_either_orientation():
+    white = np.full((600, *SHAPE), 255, np.uint8)
+    results = augmented(replace(SMALL_ERASING_ONLY, small_erasing_count=1), white)[..., 0]
     sizes = set()
     for image in results:
         assert set(np.unique(image)) <= {0, 255}
@@ -48,10 +43,7 @@ def test_erased_box_has_at_most_6x2_pixels_in_either_orientation():
     boxes |= {(width, height) for height, width in boxes}
     assert sizes <= boxes | {(0, 0)} and {(0, 0), (6, 2), (2, 6)} <= sizes
     assert 0.4 < np.mean([not (image == 0).any() for image in results]) < 0.6
-
-
-def test_at_most_two_boxes():
-    results = augmented(SMALL_ERASING_ONLY, np.full((300, *SHAPE), 255, np.uint8))[..., 0]
+    results = augmented(SMALL_ERASING_ONLY, white)[..., 0]
     pieces = [cv2.connectedComponents((image == 0).astype(np.uint8))[0] - 1 for image in results]
     assert max(pieces) == 2 and min(pieces) == 0
 

@@ -1,6 +1,4 @@
 import os
-import time
-from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import matplotlib.image
@@ -71,56 +69,9 @@ def test_all_splits_share_one_array_that_is_decoded_once(make_dataset, monkeypat
 
 
 @pytest.mark.parametrize(
-    "damage",
-    [
-        lambda content: b"",
-        lambda content: content[:60],
-        lambda content: content[:3000],
-        lambda content: b"\x00" * len(content),
-        lambda content: b"PK\x03\x04" + content,
-        lambda content: content.replace(b"|u1", b"|i1", 1),
-        lambda content: content.replace(b"(60,)", b"(99,)", 1),
-    ],
-)
-def test_damaged_cache_is_made_again(make_dataset, capsys, damage):
-    folder = make_dataset()
-    table = read_table(folder, "split.csv")
-    before = pixels(table, folder)
-    (cache,) = folder.glob("cache/*.npy")
-    content = cache.read_bytes()
-    assert damage(content) != content
-    cache.write_bytes(damage(content))
-    np.testing.assert_array_equal(pixels(table, folder), before)
-    assert f"{cache} is damaged; it is made again\n" in capsys.readouterr().out and cache.read_bytes() == content
-
-
-def test_large_cache_is_memory_mapped(make_dataset, monkeypatch):
-    folder = make_dataset()
-    table = read_table(folder, "split.csv")
-    before = pixels(table, folder)
-    crops._load.cache_clear()
-    monkeypatch.setattr(crops, "MEMORY_LIMIT", 100)
-    flow = flow_from_dataframe(table, folder, target_size=SIZE, shuffle=False)
-    assert isinstance(flow.images, np.memmap)
-    np.testing.assert_array_equal(flow.images[flow.rows], before)
-    crops._load.cache_clear()
-
-
-def test_colour_images_are_rgb(make_dataset):
-    folder = make_dataset()
-    table = read_table(folder, "split.csv").head(1)
-    red_bgr = np.zeros((24, 24, 3), np.uint8)
-    red_bgr[..., 2] = 200
-    cv2.imwrite(str(folder / table["face_path"][0]), red_bgr)
-    images = pixels(table, folder, color_mode="rgb")
-    assert images.shape == (1, 24, 24, 3) and images[0, 0, 0].tolist() == [200, 0, 0]
-
-
-@pytest.mark.parametrize(
     ("damage", "arguments", "message"),
     [
         (lambda file: file.unlink(), {}, "is missing"),
-        (lambda file: file.write_bytes(b"no picture"), {}, "not a readable image"),
         (lambda file: file.write_bytes(b""), {}, "not a readable image"),
         (lambda file: None, {"target_size": (48, 48)}, "24x24 pixels, not 48x48"),
         (lambda file: None, {"classes": ["anger", "fear"]}, "'happiness' is not one of the classes"),
@@ -139,21 +90,31 @@ def test_refuses_images_and_arguments_that_cannot_be_used(make_dataset, damage, 
         flow_from_dataframe(table.head(0), folder)
 
 
-def test_two_processes_decode_the_images_once(make_dataset, monkeypatch):
+def test_damaged_cache_is_made_again(make_dataset, capsys):
     folder = make_dataset()
     table = read_table(folder, "split.csv")
-    read_image, decoded = crops.read_image, []
+    before = pixels(table, folder)
+    (cache,) = folder.glob("cache/*.npy")
+    content = cache.read_bytes()
+    for damaged in (b"", content[:3000], b"\x00" * len(content), content.replace(b"(60,)", b"(99,)", 1)):
+        cache.write_bytes(damaged)
+        np.testing.assert_array_equal(pixels(table, folder), before)
+        assert f"{cache} is damaged; it is made again\n" in capsys.readouterr().out and cache.read_bytes() == content
 
-    def read_slowly(*arguments):
-        decoded.append(arguments)
-        time.sleep(0.01)
-        return read_image(*arguments)
 
-    monkeypatch.setattr(crops, "read_image", read_slowly)
-    with ThreadPoolExecutor() as pool:
-        one, other = pool.map(lambda _: pixels(table, folder), range(2))
-    assert len(decoded) == len(table)
-    np.testing.assert_array_equal(one, other)
+def test_large_cache_is_memory_mapped_and_colour_images_are_rgb(make_dataset, monkeypatch):
+    folder = make_dataset()
+    table = read_table(folder, "split.csv")
+    before = pixels(table, folder)
+    crops._load.cache_clear()
+    monkeypatch.setattr(crops, "MEMORY_LIMIT", 100)
+    flow = flow_from_dataframe(table, folder, target_size=SIZE, shuffle=False)
+    assert isinstance(flow.images, np.memmap)
+    np.testing.assert_array_equal(flow.images[flow.rows], before)
+    crops._load.cache_clear()
+    cv2.imwrite(str(folder / table["face_path"][0]), np.full((24, 24, 3), (0, 0, 200), np.uint8))
+    images = pixels(table.head(1), folder, color_mode="rgb")
+    assert images.shape == (1, 24, 24, 3) and images[0, 0, 0].tolist() == [200, 0, 0]
 
 
 def test_refuses_crops_that_change_while_they_are_read(make_dataset, tiny_model, monkeypatch):
@@ -220,18 +181,14 @@ def shares(rows: pd.DataFrame, weights: np.ndarray, by: list[str]) -> pd.Series:
     return totals / totals.sum()
 
 
-@pytest.mark.parametrize("column", ["emotion", "gender"])
-def test_single_column_gives_equal_shares(column):
-    rows = balanced_table()
-    weights = sample_weights(rows, column)
-    assert weights.dtype == np.float32 and weights.mean() == pytest.approx(1)
-    np.testing.assert_allclose(shares(rows, weights, [column]), 0.5, rtol=1e-6)
-
-
-@pytest.mark.parametrize("balance", ["gender+emotion", "emotion+gender"])
-def test_reweighing_makes_group_and_emotion_independent(balance):
-    rows = balanced_table()
+def test_balance_gives_equal_shares_or_makes_group_and_emotion_independent():
+    rows, balance = balanced_table(), "gender+emotion"
+    for column in ("emotion", "gender"):
+        weights = sample_weights(rows, column)
+        assert weights.dtype == np.float32 and weights.mean() == pytest.approx(1)
+        np.testing.assert_allclose(shares(rows, weights, [column]), 0.5, rtol=1e-6)
     weights = sample_weights(rows, balance)
+    np.testing.assert_array_equal(weights, sample_weights(rows, "emotion+gender"))
     found = shares(rows, weights, ["gender", "emotion"]).unstack()
     np.testing.assert_allclose(found, np.outer([0.6, 0.4], [0.4, 0.6]), rtol=1e-6)
     assert weights[0] == pytest.approx(0.6 * 0.4 / 0.1)  # the formula of Kamiran and Calders
@@ -245,7 +202,7 @@ def test_reweighing_makes_group_and_emotion_independent(balance):
 @pytest.mark.parametrize(
     ("balance", "words"),
     [
-        *((text, "not accepted") for text in ("", "gender+", "gender+race", "emotion+emotion")),
+        *((text, "not accepted") for text in ("gender+race", "emotion+emotion")),
         ("age", "no column 'age'"),
         ("one", "only x in one"),
         ("none", "no value in none"),

@@ -11,11 +11,11 @@ import pytest
 
 from common.errors import InputError
 from common.images import pixel_hash, read_gray_or_bgr
-from configuration import PATHS, AugmentationConfig, TrainingConfig
+from configuration import PATHS, TrainingConfig
 from inference.lineage import UNKNOWN, ImageHashes, hash_codes, hashes_file, lineage_hashes, read_hashes, write_hashes
 from inference.model_card import read_card, write_card
 from preprocessing.splitting import Strategy, split_table
-from preprocessing.tables import read_table, write_table
+from preprocessing.tables import read_table, split_hash, write_table
 from realtime.demo import describe_scores
 from training.cross_validation import features_without, fit_folds
 from training.distillation import read_teachers
@@ -23,15 +23,7 @@ from training.lineage import exposure_of, knows_images
 from training.settings import settings_images
 from training.trainer import train_network
 
-TINY = TrainingConfig(
-    network="vgg",
-    filters=(4,),
-    convolutions=1,
-    epochs=1,
-    batch_size=32,
-    precision="float32",
-    augmentation=AugmentationConfig(),
-)
+TINY = TrainingConfig(filters=(4,), convolutions=1, epochs=1, batch_size=32, precision="float32")
 
 
 def exposure(model_file, folder, split, dataset=None):
@@ -61,17 +53,27 @@ def other(make_dataset):
     return folder
 
 
+@pytest.fixture
+def copied(make_dataset):
+    """Return a data set, a copy whose training images are test images, and the table of the copy."""
+    folder = make_dataset()
+    renamed = folder.with_name("renamed")
+    shutil.copytree(folder, renamed)
+    table = read_table(renamed, "split.csv")
+    table["split"] = table["split"].map({"train": "test", "test": "train", "dev": "dev"})
+    write_table(table, renamed / "split.csv")
+    return folder, renamed, table
+
+
 def test_fine_tuned_network_is_not_held_out_on_data_of_its_pretrained_network(
-    make_dataset, other, train, run_step, tmp_path
+    make_dataset, tiny_model, other, train, run_step, tmp_path
 ):
     folder = make_dataset()
-    start = train(folder, "start.keras")
-    tuned = train(other, "finetuned.keras", pretrained=str(start))
-    again = train(other, "again.keras", pretrained=str(tuned), seed=8)
+    tuned = train(other, "finetuned.keras", pretrained=str(tiny_model(trained_on=folder)))
     reports = ["--data", folder.parent, "--reports", tmp_path / "reports", "--quick", "--no-faces"]
     for split, key in (("train", "NOT A HELD-OUT SCORE"), ("dev", "was selected on")):
         done = run_step(
-            "evaluation.model_evaluation", "--dataset", folder.name, "--model", again, "--split", split, *reports
+            "evaluation.model_evaluation", "--dataset", folder.name, "--model", tuned, "--split", split, *reports
         )
         assert done.returncode == 0 and key in done.stdout, done.stdout
         (written,) = (tmp_path / "reports").rglob("metrics.json")
@@ -79,19 +81,13 @@ def test_fine_tuned_network_is_not_held_out_on_data_of_its_pretrained_network(
         assert metrics["held_out"] is (split != "train")
         assert metrics["provenance"]["selected_on"] is (split == "dev")
         shutil.rmtree(tmp_path / "reports")
-    assert exposure(again, folder, "test").held_out is True and exposure(again, other, "train").held_out is False
+    assert exposure(tuned, folder, "test").held_out is True and exposure(tuned, other, "train").held_out is False
 
 
-def test_renamed_resplit_or_mixed_data_is_recognized_by_its_images(make_dataset, other, train):
-    folder = make_dataset()
-    model = train(folder, "model.keras")
-    renamed = folder.with_name("renamed")
-    shutil.copytree(folder, renamed)
-    assert exposure(model, renamed, "train").held_out is False
-    assert exposure(model, renamed, "dev").selected == 12 and exposure(model, renamed, "test").held_out is True
-    table = read_table(renamed, "split.csv")
-    swapped = table["split"].map({"train": "test", "test": "train", "dev": "dev"})
-    write_table(table.assign(split=swapped), renamed / "split.csv")
+def test_renamed_resplit_or_mixed_data_is_recognized_by_its_images(copied, other, tiny_model):
+    folder, renamed, table = copied
+    model = tiny_model(trained_on=folder)
+    assert exposure(model, renamed, "train").held_out is True and exposure(model, renamed, "dev").selected == 12
     assert exposure(model, renamed, "test").trained == 36
     mixed = read_table(other, "split.csv")
     mixed.loc[mixed.index[-1], "pixel_hash"] = table["pixel_hash"][0]
@@ -99,7 +95,7 @@ def test_renamed_resplit_or_mixed_data_is_recognized_by_its_images(make_dataset,
     assert exposure(model, other, "test").trained == 1 and exposure(model, other, "test").held_out is False
 
 
-def test_few_cross_split_duplicates_keep_a_score_held_out(make_dataset, train):
+def test_few_cross_split_duplicates_keep_a_score_held_out(make_dataset, tiny_model):
     folder = make_dataset()
     table = read_table(folder, "split.csv")
     hashes = table.loc[table["split"] == "train", "pixel_hash"].tolist()
@@ -107,7 +103,7 @@ def test_few_cross_split_duplicates_keep_a_score_held_out(make_dataset, train):
     for count, held_out in ((2, True), (3, False)):  # of 12
         table.loc[rows[:count], "pixel_hash"] = hashes[:count]
         write_table(table, folder / "split.csv")
-        found = exposure(train(folder, f"{count}.keras"), folder, "test")
+        found = exposure(tiny_model(trained_on=folder), folder, "test")
         assert found.training.sum() == count and found.held_out is held_out
 
 
@@ -116,17 +112,10 @@ def test_gray_image_has_one_hash_in_every_format(tmp_path):
     colour = cv2.cvtColor(gray, cv2.COLOR_GRAY2BGR)
     changed = colour.copy()
     changed[0, 0, 0] ^= 1
-    stored = {
-        "gray.png": gray,
-        "colour.png": colour,
-        "alpha.png": cv2.cvtColor(gray, cv2.COLOR_GRAY2BGRA),
-        "colour.bmp": colour,
-        "gray.tiff": gray,
-        "changed.png": changed,
-        "turned.png": gray.T,
-    }
+    alpha = cv2.cvtColor(gray, cv2.COLOR_GRAY2BGRA)
+    stored = {"gray.png": gray, "colour.png": colour, "alpha.png": alpha, "colour.bmp": colour, "gray.tiff": gray}
     hashes = []
-    for name, image in stored.items():
+    for name, image in (stored | {"changed.png": changed, "turned.png": gray.T}).items():
         cv2.imwrite(str(tmp_path / name), image)
         pixels = read_gray_or_bgr(tmp_path / name)
         assert pixels is not None
@@ -134,32 +123,7 @@ def test_gray_image_has_one_hash_in_every_format(tmp_path):
     assert len(set(hashes[:5])) == 1 and len(set(hashes)) == 3
 
 
-def test_without_a_list_of_images_the_card_decides(make_dataset, other, train):
-    folder = make_dataset()
-    model = train(folder, "model.keras")
-    hashes_file(model).unlink()
-    assert exposure(model, folder, "train").held_out is False and exposure(model, folder, "dev").selected == 12
-    assert exposure(model, folder, "test").held_out is True  # the card names this very split
-    assert exposure(model, other, "test").held_out is None
-    tuned = train(other, "finetuned.keras", pretrained=str(model))
-    assert not read_hashes(tuned).complete and exposure(tuned, other, "train").held_out is False
-    assert exposure(tuned, folder, "train").held_out is False and exposure(tuned, folder, "test").held_out is None
-
-
-def test_refuses_list_of_another_network_and_damaged_list(tiny_model):
-    model = tiny_model()
-    other = tiny_model(name="other.keras", labels=("anger", "fear"))
-    file = hashes_file(model)
-    shutil.copy(hashes_file(other), file)
-    with pytest.raises(InputError, match=r"tiny\.hashes\.npz.*belongs to another file"):
-        read_hashes(model)
-    for content in (b"", b"junk", hashes_file(other).read_bytes()[:-40]):
-        file.write_bytes(content)
-        with pytest.raises(InputError, match=r"tiny\.hashes\.npz.*damaged"):
-            read_hashes(model)
-
-
-def test_list_has_eight_bytes_per_image_of_the_lineage(tiny_model):
+def test_list_has_the_images_of_the_lineage(tiny_model):
     first = ImageHashes.of(["0123456789abcdef", "b"], ["c"])
     assert first.training.dtype == np.uint64 and 0x0123456789ABCDEF in first.training
     teacher = tiny_model(name="teacher.keras")
@@ -167,84 +131,6 @@ def test_list_has_eight_bytes_per_image_of_the_lineage(tiny_model):
     both = lineage_hashes(ImageHashes.of(["d"], ["e"]), [teacher])
     assert sorted(both.training) == sorted(hash_codes(["0123456789abcdef", "b", "d"]))
     assert sorted(both.selection) == sorted(hash_codes(["c", "e"])) and both.complete
-    many = ImageHashes.of(map(str, range(5000)))
-    write_hashes(teacher, many)
-    assert hashes_file(teacher).stat().st_size < 8 * 5000 + 2000
-
-
-def test_refuses_teacher_trained_on_dev_or_test_images_under_another_name(make_dataset, train):
-    folder = make_dataset()
-    renamed = folder.with_name("renamed")
-    shutil.copytree(folder, renamed)
-    table = read_table(renamed, "split.csv")
-    write_table(
-        table.assign(split=table["split"].map({"train": "test", "test": "train", "dev": "dev"})), renamed / "split.csv"
-    )
-    teacher = train(renamed, "teacher.keras")
-    about = {"dataset": folder.name, "split_hash": "", "crops": {"size": 24, "channels": 1}}
-    with pytest.raises(InputError, match="was trained on 12 images of the dev or test split of stripes"):
-        read_teachers([str(teacher)], read_card(teacher).labels, about, read_table(folder, "split.csv"))
-
-
-@pytest.fixture
-def in_folds(make_dataset):
-    folder = make_dataset()
-    write_table(split_table(read_table(folder, "split.csv"), Strategy.FOLDS, folds=3), folder / "split.csv")
-    return folder
-
-
-def test_refuses_settings_selected_on_images_of_the_folds(in_folds, other, tmp_path):
-    table, tuned = read_table(in_folds, "split.csv"), tmp_path / "models" / "best.keras"
-    images = {name: table.loc[table["split"] == name, "pixel_hash"] for name in ("train", "dev")}
-    for hashes, reason in (
-        (ImageHashes.of(images["train"], images["dev"]), r"selected on \d+ images of the folds"),
-        (ImageHashes.of(complete=False), "images that selected these settings are unknown"),
-    ):
-        with pytest.raises(InputError, match=reason):
-            fit_folds(table, in_folds, tuned, TINY, "python", settings_hashes=hashes)
-    assert not tuned.parent.exists()
-    elsewhere = read_table(other, "split.csv")["pixel_hash"]
-    assert len(fit_folds(table, in_folds, tuned, TINY, "python", settings_hashes=ImageHashes.of((), elsewhere))) == 3
-
-
-def test_refuses_pretrained_network_and_features_that_know_images_of_the_folds(in_folds, train, tmp_path):
-    table, renamed = read_table(in_folds, "split.csv"), in_folds.with_name("renamed")
-    shutil.copytree(in_folds, renamed)
-    start = train(renamed, "start.keras")
-    with pytest.raises(InputError, match="trained or selected on images of the folds"):
-        fit_folds(table, in_folds, tmp_path / "best.keras", replace(TINY, pretrained=str(start)), "python")
-    with pytest.raises(InputError, match="was trained on images of the folds"):
-        features_without(start, in_folds.name, table, 0)
-
-
-def test_tuned_settings_are_used_only_with_option(make_dataset, run_step, tmp_path, monkeypatch):
-    monkeypatch.setattr("training.step3_best_model.BEST", TINY)
-    folder, models = make_dataset(), tmp_path / "models"
-    tuned = models / folder.name / "tuned.json"
-    tuned.parent.mkdir(parents=True)
-    table = read_table(folder, "split.csv")
-    settings = {"network": "vgg", "filters": [4], "convolutions": 1, "epochs": 1, "batch_size": 32, "seed": 11}
-    found = {"dataset": folder.name, "split_hash": "another"}
-    tuned.write_text(json.dumps({"config": settings, "found": found}))
-    write_hashes(tuned.with_suffix(".keras"), ImageHashes.of((), table.loc[table["split"] == "test", "pixel_hash"]))
-    where = ["--dataset", folder.name, "--data", folder.parent, "--models", models]
-    step = "training.step3_best_model"
-    done = run_step(step, *where, "--output", models / "plain.keras")
-    assert done.returncode == 0 and f"{tuned} is not used" in done.stdout, done.stderr
-    assert read_card(models / "plain.keras").other["seed"] != 11
-    assert run_step(step, *where, "--settings", tuned, "--output", models / "finetuned.keras").returncode == 0
-    assert read_card(models / "finetuned.keras").other["seed"] == 11
-    assert exposure(models / "finetuned.keras", folder, "test").selected == 12  # the images that selected its settings
-
-
-def test_settings_written_by_hand_have_no_selection_images(make_dataset, tmp_path):
-    folder = make_dataset()
-    table, file = read_table(folder, "split.csv"), tmp_path / "own.json"
-    file.write_text(json.dumps({"config": {}}))
-    assert settings_images(file, table, folder.name) is None
-    file.write_text(json.dumps({"config": {}, "found": {"dataset": "elsewhere"}}))
-    hashes = settings_images(file, table, folder.name)
-    assert hashes is not None and not hashes.complete
 
 
 def test_released_networks_list_the_images_of_fer2013(shared_data):
@@ -263,15 +149,27 @@ def test_released_networks_list_the_images_of_fer2013(shared_data):
     assert len(by_votes.training) > 27_000 and len(by_votes.selection) > 3_000
 
 
-def test_data_set_name_decides_only_without_a_list(tiny_model, make_dataset):
+def test_without_a_list_of_images_the_card_decides(make_dataset, other, tiny_model, train):
     folder = make_dataset()
     rows = read_table(folder, "split.csv")
-    listed, unlisted = tiny_model(dataset=folder.name), tiny_model(name="old.keras", dataset=folder.name, listed=False)
+    listed, model = (
+        tiny_model(name=name, dataset=folder.name, split_hash=split_hash(rows), listed=name == "listed.keras")
+        for name in ("listed.keras", "model.keras")
+    )
+    assert knows_images(model, read_card(model), rows, folder.name)
     assert not knows_images(listed, read_card(listed), rows, folder.name)
-    assert knows_images(unlisted, read_card(unlisted), rows, folder.name)
+    assert exposure(model, folder, "train").held_out is False and exposure(model, folder, "dev").selected == 12
+    assert exposure(model, folder, "test").held_out is True  # the card names this very split
+    assert exposure(model, other, "test").held_out is None
+    tuned = train(other, "finetuned.keras", pretrained=str(model))
+    assert not read_hashes(tuned).complete and exposure(tuned, other, "train").held_out is False
+    assert exposure(tuned, folder, "train").held_out is False and exposure(tuned, folder, "test").held_out is None
+    how = {"dataset": "a copy of stripes", "split": "dev"}
+    write_card(replace(read_card(model), calibration=how), model)
+    assert exposure(model, folder, "test").held_out is None
 
 
-def test_held_out_is_unknown_after_tuning_or_calibration_without_a_list(make_dataset, other, train):
+def test_settings_that_were_selected_on_other_images_are_another_run(make_dataset, other, train):
     folder = make_dataset()
     rows = read_table(folder, "split.csv")
     tests = ImageHashes.of((), rows.loc[rows["split"] == "test", "pixel_hash"])
@@ -281,41 +179,97 @@ def test_held_out_is_unknown_after_tuning_or_calibration_without_a_list(make_dat
     hashes_file(tuned).unlink()
     hashes_file(again).unlink()
     assert exposure(tuned, folder, "test").held_out is None and exposure(again, folder, "test").held_out is None
-    calibrated = train(folder, "calibrated.keras")
-    hashes_file(calibrated).unlink()
-    assert exposure(calibrated, folder, "test").held_out is True
-    how = {"dataset": "a copy of stripes", "split": "dev"}
-    write_card(replace(read_card(calibrated), calibration=how), calibrated)
-    assert exposure(calibrated, folder, "test").held_out is None
+    assert exposure(train(folder, "finetuned.keras"), folder, "test").held_out is True
+    assert exposure(train(folder, "finetuned.keras", settings_hashes=UNKNOWN), folder, "test").held_out is None
 
 
-def test_settings_of_unknown_origin_are_another_run_with_unknown_exposure(make_dataset, train):
-    folder = make_dataset()
-    assert exposure(train(folder, "model.keras"), folder, "test").held_out is True
-    assert exposure(train(folder, "model.keras", settings_hashes=UNKNOWN), folder, "test").held_out is None
+def test_refuses_list_of_another_network_and_damaged_list(tiny_model):
+    model = tiny_model()
+    other = tiny_model(name="other.keras", labels=("anger", "fear"))
+    file = hashes_file(model)
+    whole = hashes_file(other).read_bytes()
+    for content, reason in ((whole, "belongs to another file"), (b"", "damaged"), (whole[:-40], "damaged")):
+        file.write_bytes(content)
+        with pytest.raises(InputError, match=rf"tiny\.hashes\.npz.*{reason}"):
+            read_hashes(model)
 
 
-def test_list_of_another_search_is_incomplete(make_dataset, other, tmp_path):
-    tables = {name: read_table(folder, "split.csv") for name, folder in (("own", make_dataset()), ("other", other))}
-    own, foreign = (ImageHashes.of((), table["pixel_hash"]) for table in tables.values())
-    file = tmp_path / "tuned.json"
-    file.write_text(json.dumps({"config": {}, "found": {"dataset": "elsewhere", "images": own.content_hash}}))
-    for listed, complete in ((own, True), (foreign, False)):
-        write_hashes(file.with_suffix(".keras"), listed)
-        hashes = settings_images(file, tables["own"], "stripes")
-        assert hashes is not None and hashes.complete is complete
+def test_refuses_teacher_trained_on_dev_or_test_images_under_another_name(copied, tiny_model):
+    folder, renamed, _ = copied
+    teacher = tiny_model(trained_on=renamed)
+    about = {"dataset": folder.name, "split_hash": "", "crops": {"size": 24, "channels": 1}}
+    with pytest.raises(InputError, match="was trained on 12 images of the dev or test split of stripes"):
+        read_teachers([str(teacher)], read_card(teacher).labels, about, read_table(folder, "split.csv"))
+
+
+def test_refuses_settings_pretrained_network_and_features_that_know_images_of_the_folds(copied, tiny_model, tmp_path):
+    folder, renamed, _ = copied
+    table = split_table(read_table(folder, "split.csv"), Strategy.FOLDS, folds=3)
+    write_table(table, folder / "split.csv")
+    start, output = tiny_model(trained_on=renamed), tmp_path / "output" / "best.keras"
+    for config, hashes, reason in (
+        (TINY, ImageHashes.of((), table["pixel_hash"][:9]), r"selected on \d+ images of the folds"),
+        (TINY, UNKNOWN, "images that selected these settings are unknown"),
+        (replace(TINY, pretrained=str(start)), None, "trained or selected on images of the folds"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            fit_folds(table, folder, output, config, "python", settings_hashes=hashes)
+    assert not output.parent.exists()
+    with pytest.raises(InputError, match="was trained on images of the folds"):
+        features_without(start, folder.name, table, 0)
+
+
+def test_tuned_settings_are_used_only_with_option(make_dataset, run_step, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.step3_best_model.BEST", TINY)
+    folder, models = make_dataset(), tmp_path / "models"
+    tuned = models / folder.name / "tuned.json"
+    tuned.parent.mkdir(parents=True)
+    table = read_table(folder, "split.csv")
+    settings = {"network": "vgg", "filters": [4], "convolutions": 1, "epochs": 9, "batch_size": 32, "seed": 11}
+    settings["precision"] = "float32"
+    tuned.write_text(json.dumps({"config": settings, "found": {"dataset": folder.name, "split_hash": "another"}}))
+    write_hashes(tuned.with_suffix(".keras"), ImageHashes.of((), table.loc[table["split"] == "test", "pixel_hash"]))
+    given = ["--settings", tuned, "--epochs", 1, "--learning-rate", 0.001]
+    step = ["training.step3_best_model", "--dataset", folder.name, "--data", folder.parent, "--models", models]
+    done = run_step(*step, "--output", models / "plain.keras")
+    assert done.returncode == 0 and f"{tuned} is not used" in done.stdout, done.stderr
+    assert read_card(models / "plain.keras").other["seed"] != 11
+    done = run_step(*step, *given, "--output", models / "finetuned.keras")
+    assert done.returncode == 0 and f"settings: {tuned}" in done.stdout, done.stderr
+    used = json.loads((models / "finetuned.json").read_text())["hyperparameters"]
+    assert (used["seed"], used["epochs"], used["learning_rate"]) == (11, 1, 0.001)  # options take precedence
+    assert exposure(models / "finetuned.keras", folder, "test").selected == 12  # the images that selected its settings
+    for arguments, words in (
+        (["--settings", tmp_path / "none.json"], "none.json does not exist"),
+        (["--output", tuned.with_suffix(".keras")], "a file of settings"),
+    ):
+        done = run_step(*step, *arguments)
+        assert done.returncode == 2 and words in done.stderr
+    assert "config" in json.loads(tuned.read_text())
+
+
+def test_list_of_another_search_or_of_settings_by_hand_is_incomplete(make_dataset, other, tmp_path):
+    table, foreign = read_table(make_dataset(), "split.csv"), read_table(other, "split.csv")
+    file = tmp_path / "own.json"
     file.write_text(json.dumps({"config": {}}))
-    hashes = settings_images(file, tables["own"], "stripes")
-    assert hashes is not None and not hashes.complete
+    assert settings_images(file, table, "stripes") is None
+    images = ImageHashes.of((), table["pixel_hash"])
+    for listed, found, complete in (
+        (None, {"dataset": "elsewhere"}, False),
+        (images, {"dataset": "elsewhere", "images": images.content_hash}, True),
+        (ImageHashes.of((), foreign["pixel_hash"]), {"dataset": "elsewhere", "images": images.content_hash}, False),
+        (None, None, False),
+    ):
+        file.write_text(json.dumps({"config": {}, **({"found": found} if found else {})}))
+        if listed:
+            write_hashes(file.with_suffix(".keras"), listed)
+        hashes = settings_images(file, table, "stripes")
+        assert hashes is not None and hashes.complete is complete
 
 
-def test_card_marks_score_that_is_not_held_out(make_dataset, train, run_step, tmp_path):
-    folder = make_dataset()
-    model, renamed = train(folder, "model.keras"), folder.with_name("renamed")
-    shutil.copytree(folder, renamed)
-    table = read_table(renamed, "split.csv")
-    swapped = table["split"].map({"train": "test", "test": "train", "dev": "dev"})
-    write_table(table.assign(split=swapped), renamed / "split.csv")
+def test_card_marks_score_that_is_not_held_out(copied, tiny_model, run_step, tmp_path):
+    folder, renamed, _ = copied
+    model = tiny_model(trained_on=folder)
     reports = ["--data", folder.parent, "--reports", tmp_path / "reports", "--quick", "--no-faces", "--update-card"]
     for dataset in (renamed, folder):
         done = run_step("evaluation.model_evaluation", "--dataset", dataset.name, "--model", model, *reports)

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 
 import keras
@@ -14,7 +15,7 @@ from preprocessing.tables import read_table
 from training.pretrained import build_from
 from training.trainer import train_network
 
-QUICK = TrainingConfig(epochs=2, batch_size=8, learning_rate=0.01, precision="float32", augmentation=NO_AUGMENTATION)
+QUICK = TrainingConfig(epochs=1, batch_size=8, learning_rate=0.01, precision="float32", augmentation=NO_AUGMENTATION)
 SEVEN = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")
 EIGHT = (*SEVEN, "contempt")
 
@@ -70,33 +71,18 @@ def test_log_and_card_describe_the_pretrained_network(make_dataset, tiny_model, 
 
 def test_run_is_identified_by_content_of_pretrained_network(make_dataset, tiny_model, tmp_path):
     folder, model_file = make_dataset(), tmp_path / "out" / "best.keras"
-    table = read_table(folder, "split.csv")
+    table, start = read_table(folder, "split.csv"), tiny_model()
 
     def fit(start, **changes) -> bool:
         return train_network(table, folder, model_file, replace(QUICK, pretrained=str(start), **changes), "a step")
 
-    start = tiny_model()
     assert fit(start)
     moved = tmp_path / "elsewhere.keras"
-    moved.write_bytes(start.read_bytes())
-    moved.with_suffix(".json").write_bytes(start.with_suffix(".json").read_bytes())
+    for suffix in (".keras", ".json"):
+        shutil.copy(start.with_suffix(suffix), moved.with_suffix(suffix))
     assert not fit(moved)
     assert not fit(start, filters=(8, 8), network="cifar10")  # ignored: the file has the architecture
-    other = tiny_model(labels=SEVEN, name="other.keras")
-    assert fit(other)
-
-
-def test_refuses_unusable_pretrained_network_in_one_line(make_dataset, tiny_model, tmp_path, run_step):
-    folder = make_dataset()
-    command = ["training.step3_best_model", "--dataset", folder.name, "--data", folder.parent, "--models", tmp_path]
-    for start, words in {
-        tmp_path / "none.keras": ["none.keras does not exist"],
-        tiny_model(size=48, name="large.keras"): ["24x24 pixels gray", "takes 48x48 pixels gray", "--size 48"],
-    }.items():
-        done = run_step(*command, "--pretrained", start)
-        assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
-        assert all(word in done.stderr for word in words)
-    assert not list(tmp_path.rglob("best.keras"))
+    assert fit(tiny_model(labels=SEVEN, name="other.keras"))
 
 
 def test_refuses_network_without_last_dense_layer_for_other_classes(tiny_model):

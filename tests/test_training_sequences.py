@@ -1,4 +1,3 @@
-import csv
 import json
 import shutil
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import pandas as pd
 import pytest
 from cards import sequence_card
 from conftest import files_of_at_most
+from tiny_training import history_of
 
 from common.errors import InputError
 from configuration import SEQUENCES, SequenceConfig
@@ -78,31 +78,28 @@ def frames_network(tiny_model) -> Path:
     return tiny_model(LABELS, SIZE, name="frames.keras")
 
 
-def accuracy(model_file: Path, folder: Path, features_file: Path, split: str = "test") -> float:
-    network = SequenceClassifier.load(model_file)
-    chosen = read_sequences(read_table(folder, "split.csv"), folder).of_split(split)
-    features = frame_features(EmotionClassifier.load(features_file, features=True), folder, chosen.frames)[0]
-    predictions = network.predict([(features[steps], features[steps[0]]) for steps in chosen.steps])
-    return float(np.mean(np.array(network.labels)[predictions.argmax(axis=1)] == chosen.table["emotion"]))
-
-
 def fit(folder: Path, model_file: Path, features_file: Path, settings: SequenceConfig) -> bool:
     return fit_sequences(read_table(folder, "split.csv"), folder, model_file, settings, features_file, "the command")
 
 
-def test_distinguishes_the_order_of_frames(make_sequences, frames_network, tmp_path, monkeypatch):
-    folder = make_sequences((("train", 12), ("dev", 4), ("test", 8)))
+def test_learns_the_order_of_frames_on_features_whose_images_are_unknown(
+    make_sequences, frames_network, tmp_path, monkeypatch
+):
+    folder, model = make_sequences((("train", 12), ("dev", 4), ("test", 8))), tmp_path / "sequence.keras"
     monkeypatch.setattr(sequences_data, "CUT", 0.0)
     monkeypatch.setattr(sequences_data, "SPEED", 1.0)
-    settings = options(epochs=8)
-    fit(folder, tmp_path / "sequence.keras", frames_network, settings)
-    assert accuracy(tmp_path / "sequence.keras", folder, frames_network) >= 0.9
-    # With a window of one frame, the same network sees the last frame beside the first one, and no order.
-    fit(folder, tmp_path / "single.keras", frames_network, replace(settings, window=1))
-    assert accuracy(tmp_path / "single.keras", folder, frames_network) == 0.5
-
-
-# ---------------------------------------------------------------- the network
+    hashes_file(frames_network).unlink()
+    fit(folder, model, frames_network, options(epochs=8))
+    network, table = SequenceClassifier.load(model), read_table(folder, "split.csv")
+    chosen = read_sequences(table, folder).of_split("test")
+    features = frame_features(EmotionClassifier.load(frames_network, features=True), folder, chosen.frames)[0]
+    predictions = network.predict([(features[steps], features[steps[0]]) for steps in chosen.steps])
+    labels = np.array(network.labels)[predictions.argmax(axis=1)]
+    assert np.mean(labels == chosen.table["emotion"]) >= 0.9  # without the order 0.5: the pictures are the same
+    rows = table.loc[table["split"] == "test"]
+    for _ in ("incomplete list", "no list"):
+        assert exposure_of(model, read_sequence_card(model), rows, table, folder.name).held_out is None
+        hashes_file(model).unlink(missing_ok=True)
 
 
 @pytest.fixture
@@ -178,10 +175,8 @@ def test_emotions_left_out_by_step_3_are_not_classes(make_sequences):
     folder = make_sequences()
     table = read_table(folder, "split.csv")
     table.loc[table["frame"] == "1", "emotion"] = "neutral"  # --neutral-first, then --without neutral
-    table.loc[(table["sequence"] == "S0/0") & (table["emotion"] == "happiness"), ["emotion", "split"]] = [
-        "contempt",
-        "",
-    ]
+    peak = (table["sequence"] == "S0/0") & (table["emotion"] == "happiness")
+    table.loc[peak, ["emotion", "split"]] = ["contempt", ""]
     found = read_sequences(table, folder)
     assert found.classes == ("anger", "happiness") and not found.table["starts_neutral"].any()
     assert len(found) == 13 and "1 have no split" in found.note and "left out" not in found.note
@@ -234,7 +229,9 @@ def test_loss_weights_rise_to_the_labelled_last_frame(make_sequences, frames_net
     np.testing.assert_array_equal(again[0][0], learning[0][0])  # and the same after a restart
 
 
-def test_features_are_computed_once_and_cached(make_sequences, frames_network, monkeypatch):
+def test_features_are_computed_once_and_a_damaged_cache_is_made_again(
+    make_sequences, frames_network, capsys, monkeypatch
+):
     folder = make_sequences()
     frames = read_sequences(read_table(folder, "split.csv"), folder).frames
     classifier = EmotionClassifier.load(frames_network, features=True)
@@ -242,83 +239,52 @@ def test_features_are_computed_once_and_cached(make_sequences, frames_network, m
     image: Any = cv2.imread(str(folder / frames["face_path"].iloc[3]), cv2.IMREAD_GRAYSCALE)
     seen = np.stack([image, cv2.flip(image, 1)])[..., None]
     np.testing.assert_allclose(features[:, 3], classifier.features(seen), atol=1e-5)
-    monkeypatch.setattr(EmotionClassifier, "features", None)
-    np.testing.assert_array_equal(frame_features(classifier, folder, frames), features)
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda content: content[: len(content) // 2],
-        lambda content: b"",
-        lambda content: b"no numbers",
-        lambda content: b"PK\x03\x04" + content,
-        lambda content: content.replace(b"(2, ", b"(9, ", 1),
-    ],
-)
-def test_damaged_feature_cache_is_made_again(make_sequences, frames_network, capsys, spoil):
-    folder = make_sequences()
-    frames = read_sequences(read_table(folder, "split.csv"), folder).frames
-    classifier = EmotionClassifier.load(frames_network, features=True)
-    features = frame_features(classifier, folder, frames)
     cache = max(folder.glob("cache/features-*.npy"), key=lambda file: file.stat().st_mtime_ns)
     content = cache.read_bytes()
-    cache.write_bytes(spoil(content))
-    capsys.readouterr()
-    np.testing.assert_array_equal(frame_features(classifier, folder, frames), features)
-    assert capsys.readouterr().out == f"{cache} is damaged; it is made again\n" and cache.read_bytes() == content
+    for damaged in (content[: len(content) // 2], b"", b"no numbers", content.replace(b"(2, ", b"(9, ", 1)):
+        cache.write_bytes(damaged)
+        capsys.readouterr()
+        np.testing.assert_array_equal(frame_features(classifier, folder, frames), features)
+        assert capsys.readouterr().out == f"{cache} is damaged; it is made again\n" and cache.read_bytes() == content
     cache.unlink()
     with files_of_at_most(len(content) - 1), pytest.raises(OSError, match="File too large") as caught:
         frame_features(classifier, folder, frames)
     assert caught.value.filename == str(cache) and not cache.exists()
-
-
-# ---------------------------------------------------------------- the step
-
-
-def history(models_folder: Path) -> list[list[str]]:
-    (file,) = models_folder.glob("runs/*/history.csv")
-    with file.open(newline="") as lines:
-        return list(csv.reader(lines))
+    frame_features(classifier, folder, frames)
+    monkeypatch.setattr(EmotionClassifier, "features", None)
+    np.testing.assert_array_equal(frame_features(classifier, folder, frames), features)
 
 
 def test_resumed_run_ends_like_an_uninterrupted_one(make_sequences, frames_network, tmp_path, monkeypatch, capsys):
-    folder, settings = make_sequences(), options(epochs=3)
-    fit(folder, tmp_path / "straight" / "sequence.keras", frames_network, settings)
+    folder, settings = make_sequences(), options(epochs=2)
 
-    class KilledError(Exception):
-        pass
+    def run(name: str) -> bool:
+        return fit(folder, tmp_path / name / "sequence.keras", frames_network, settings)
 
     replace_file = Path.replace
 
     def replace_then_die(file, target):
         replace_file(file, target)
-        if target.name.startswith("state-0002"):
-            raise KilledError
+        if target.name.startswith("state-0001"):
+            raise KeyboardInterrupt
 
+    run("straight")
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", replace_then_die)
-        with pytest.raises(KilledError):
-            fit(folder, tmp_path / "resumed" / "sequence.keras", frames_network, settings)
-    assert fit(folder, tmp_path / "resumed" / "sequence.keras", frames_network, settings)
-    straight, resumed = history(tmp_path / "straight"), history(tmp_path / "resumed")
-    assert straight[0] == resumed[0] and len(straight) == len(resumed) == 4
-    np.testing.assert_allclose(np.array(straight[1:], float), np.array(resumed[1:], float), atol=1e-4)
+        with pytest.raises(KeyboardInterrupt):
+            run("resumed")
+    assert run("resumed")
+    straight, resumed = (pd.DataFrame(history_of(tmp_path / name)).astype(float) for name in ("straight", "resumed"))
+    assert len(straight) == 2
+    pd.testing.assert_frame_equal(straight, resumed, rtol=0, atol=1e-4)
     capsys.readouterr()
-    assert not fit(folder, tmp_path / "resumed" / "sequence.keras", frames_network, settings)
+    assert not run("resumed")
     assert "nothing to do" in capsys.readouterr().out
 
 
 def test_each_fold_is_scored_by_the_network_trained_without_it(make_sequences, frames_network, tmp_path, run_step):
     folder = make_sequences((("train", 6),), folds=3)
-    places = [
-        "--dataset",
-        folder.name,
-        "--data",
-        folder.parent,
-        "--models",
-        tmp_path / "m",
-    ]
+    places = ["--dataset", folder.name, "--data", folder.parent, "--models", tmp_path / "m"]
     places += ["--features", frames_network]
     done = run_step("training.step4_sequence_model", *places, "--folds", 3, "--epochs", 1)
     assert done.returncode == 0, done.stderr
@@ -336,7 +302,7 @@ def test_each_fold_is_scored_by_the_network_trained_without_it(make_sequences, f
     assert scores["sequence", "accuracy"] == pytest.approx(right.mean())
     curve = pd.read_csv(report / "seen.csv")
     assert list(curve.loc[curve["model"] == "sequence", "seen"].round(1)) == [k / 10 for k in range(1, 11)]
-    assert (report / "seen.png").stat().st_size > 5000 and "no peak-only network" in done.stdout
+    assert "no peak-only network" in done.stdout
 
 
 def test_calibration_minimises_log_loss_and_sets_the_threshold(make_sequences, frames_network, tmp_path, run_step):
@@ -406,36 +372,19 @@ def test_leakage_of_sequence_and_peak_networks_is_reported(
 
     def evaluate(split: str, *more: object) -> tuple[bool | None, str]:
         places = ["--data", folder.parent, "--models", tmp_path / "m", "--reports", tmp_path / "r", "--model", model]
-        done = run_step(
-            "evaluation.sequences", "--dataset", "renamed", *places, "--split", split, "--features", frames_network,
-            *more,
-        )  # fmt: skip
+        places += ["--dataset", "renamed", "--split", split, "--features", frames_network]
+        done = run_step("evaluation.sequences", *places, *more)
         assert done.returncode == 0, done.stderr
         (file,) = tmp_path.glob(f"r/renamed/sequence/{split}/metrics.json")
         found = json.loads(file.read_text())
         return found["held_out"], "\n".join(found["notes"])
 
-    held_out, notes = evaluate("test")
-    assert held_out is True and "sequence.keras was selected on" in notes
+    peak = tiny_model(LABELS, SIZE, name="peak.keras", dataset="elsewhere", listed=False)
+    notes = evaluate("test", "--peak-model", peak)[1]
+    assert "sequence.keras was selected on" in notes
+    assert "NOT KNOWN WHETHER HELD OUT: there is no complete list of the training images of" in notes
+    write_hashes(peak, ImageHashes.of((), table["pixel_hash"]))
+    held_out, notes = evaluate("train", "--peak-model", peak)
+    assert held_out is False and "NOT A HELD-OUT SCORE" in notes and "peak.keras was selected on" in notes
     held_out, notes = evaluate("dev")  # which the network has not seen
     assert held_out is True and "selected on" not in notes and "HELD OUT" not in notes and "HELD-OUT" not in notes
-    held_out, notes = evaluate("train")
-    assert held_out is False and "NOT A HELD-OUT SCORE" in notes
-    peak = tiny_model(LABELS, SIZE, name="peak.keras", dataset="elsewhere", listed=False)
-    assert (
-        "NOT KNOWN WHETHER HELD OUT: there is no complete list of the training images of"
-        in evaluate("dev", "--peak-model", peak)[1]
-    )
-    write_hashes(peak, ImageHashes.of((), table["pixel_hash"]))
-    assert "peak.keras was selected on" in evaluate("dev", "--peak-model", peak)[1]
-
-
-def test_features_of_unknown_origin_make_held_out_unknown(make_sequences, frames_network, tmp_path):
-    folder, model = make_sequences(), tmp_path / "sequence.keras"
-    hashes_file(frames_network).unlink()
-    fit(folder, model, frames_network, options(epochs=1))
-    table = read_table(folder, "split.csv")
-    rows = table.loc[table["split"] == "test"]
-    for _ in ("incomplete list", "no list"):
-        assert exposure_of(model, read_sequence_card(model), rows, table, folder.name).held_out is None
-        hashes_file(model).unlink(missing_ok=True)

@@ -10,18 +10,14 @@ from training.settings import check_settings, read_settings, settings_from_json,
 
 
 @pytest.mark.parametrize(
-    "config", [BEST, *BASELINES.values(), replace(BEST, filters=(8,), warmup_epochs=2, teachers=("a.keras",))]
+    "config",
+    [BEST, FINE_TUNING, *BASELINES.values(), replace(BEST, filters=(8,), warmup_epochs=2, teachers=("a.keras",))],
 )
 def test_settings_survive_a_file(config, tmp_path):
     file = tmp_path / "tuned.json"
     file.write_text(json.dumps({"config": settings_to_json(config)}))
     assert read_settings(file) == config and isinstance(read_settings(file).filters, tuple)
-
-
-def test_missing_entries_have_their_default():
-    settings = settings_from_json({"dropout": 0, "augmentation": {"shift": 2.0}})
-    assert settings == TrainingConfig(dropout=0.0, augmentation=AugmentationConfig(shift=2.0))
-    assert isinstance(settings.dropout, float)
+    check_settings(replace(config, teachers=()), ["vgg", "cifar10", "project1"])
 
 
 @pytest.mark.parametrize(
@@ -31,12 +27,9 @@ def test_missing_entries_have_their_default():
         ({"augmentation": {"blur": 1.0}}, "'blur' is not one of flip"),
         ({"epochs": "9"}, "epochs '9'"),
         ({"epochs": True}, "epochs True"),
-        ({"learning_rate": "fast"}, "learning_rate 'fast'"),
         ({"filters": [32, "64"]}, "filters '64'"),
-        ({"filters": 32}, "filters 32"),
         ({"dropout": 10**400}, "dropout is too large"),
         ([], "no JSON object"),
-        (None, "no JSON object"),
     ],
 )
 def test_refuses_unknown_entries_and_types(entries, message, tmp_path):
@@ -46,7 +39,15 @@ def test_refuses_unknown_entries_and_types(entries, message, tmp_path):
         read_settings(file)
 
 
-def test_reads_settings_of_a_model_card(tmp_path):
+@pytest.mark.parametrize("name", ["fer2013", "pretrained"])
+def test_reads_settings_of_released_networks(name):
+    settings = read_settings(PATHS.pretrained.with_name(f"{name}.json"), ("a.keras",), "b.keras")
+    check_settings(settings, ["vgg"])
+
+
+def test_reads_settings_of_a_model_card_and_missing_ones_have_their_default(tmp_path):
+    settings = settings_from_json({"dropout": 0, "augmentation": {"shift": 2.0}})
+    assert settings == TrainingConfig(dropout=0.0, augmentation=AugmentationConfig(shift=2.0))
     card = {"labels": ["anger"], "hyperparameters": settings_to_json(replace(BEST, seed=9))}
     file = tmp_path / "network.json"
     file.write_text(json.dumps(card))
@@ -62,7 +63,7 @@ def test_reads_settings_of_a_model_card(tmp_path):
     assert read_settings(file, pretrained="made.keras").pretrained == "made.keras"
 
 
-def test_refuses_network_and_sequence_card(tmp_path):
+def test_refuses_files_without_settings(tmp_path):
     with pytest.raises(InputError, match=r"x\.keras is a network; .*give .*x\.json"):
         read_settings(tmp_path / "x.keras")
     (tmp_path / "sequence.json").write_text(json.dumps({"window": 64, "hyperparameters": {"window": 64}}))
@@ -70,37 +71,22 @@ def test_refuses_network_and_sequence_card(tmp_path):
         read_settings(tmp_path / "sequence.json")
     with pytest.raises(InputError, match="neither JSON"):
         read_settings(tmp_path)
+    for text in ("{", "{}", "null"):
+        (tmp_path / "tuned.json").write_text(text)
+        with pytest.raises(InputError, match=r"tuned\.json .*tun"):
+            read_settings(tmp_path / "tuned.json")
 
 
-@pytest.mark.parametrize(
-    ("hyperparameters", "entries"),
-    [
+def test_refuses_damaged_card(tmp_path):
+    for hyperparameters, entries in (
         ("x", {}),
-        ([1, 2], {}),
         (None, {}),
-        ({"pretrained": "0"}, {}),
         ({"pretrained": "0"}, {"pretrained": {"file": "x.keras"}}),
         ({"teachers": ["0"]}, {"teachers": "x"}),
-    ],
-)
-def test_refuses_damaged_card(hyperparameters, entries, tmp_path):
-    (tmp_path / "card.json").write_text(json.dumps({"hyperparameters": hyperparameters, **entries}))
-    with pytest.raises(InputError, match=r"card\.json is damaged"):
-        read_settings(tmp_path / "card.json")
-
-
-@pytest.mark.parametrize("text", [None, "{", "{}", "[]", "null", "7"])
-def test_refuses_file_without_settings(text, tmp_path):
-    file = tmp_path / "tuned.json"
-    if text is not None:
-        file.write_text(text)
-    with pytest.raises(InputError, match=r"tuned\.json .*tun"):
-        read_settings(file)
-
-
-@pytest.mark.parametrize("config", [BEST, FINE_TUNING, *BASELINES.values()])
-def test_configured_settings_are_accepted(config):
-    check_settings(config, ["vgg", "cifar10", "project1"])
+    ):
+        (tmp_path / "card.json").write_text(json.dumps({"hyperparameters": hyperparameters, **entries}))
+        with pytest.raises(InputError, match=r"card\.json is damaged"):
+            read_settings(tmp_path / "card.json")
 
 
 @pytest.mark.parametrize(
@@ -119,26 +105,11 @@ def test_refuses_settings_with_name_and_value(wrong):
     assert name in str(caught.value) and str(value) in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        *({"small_erasing_count": -1}, {"small_erasing_size": (-5, 2)}, {"rotation": float("nan")}),
-        *({"zoom": float("inf")}, {"contrast": -3.0}, {"crop": 0.4}),
-    ],
-)
-def test_refuses_augmentation_with_name_and_value(wrong):
-    ((name, value),) = wrong.items()
-    with pytest.raises(InputError) as caught:
-        check_settings(replace(TrainingConfig(), augmentation=AugmentationConfig(**wrong)), ["vgg"])
-    assert f"augmentation: {name} {value}" in str(caught.value)
-
-
-def test_refuses_early_stopping_with_crops():
-    with pytest.raises(InputError, match="patience 3 may stop"):
+def test_refuses_augmentation_with_name_and_value():
+    for wrong in ({"small_erasing_size": (-5, 2)}, {"rotation": float("nan")}, {"crop": 0.4}):
+        ((name, value),) = wrong.items()
+        with pytest.raises(InputError) as caught:
+            check_settings(replace(TrainingConfig(), augmentation=AugmentationConfig(**wrong)), ["vgg"])
+        assert f"augmentation: {name} {value}" in str(caught.value)
+    with pytest.raises(InputError, match="patience 3 may stop"):  # before the epochs of whole images
         check_settings(replace(BEST, patience=3), ["vgg"])
-
-
-@pytest.mark.parametrize("name", ["fer2013", "pretrained"])
-def test_reads_settings_of_released_networks(name):
-    settings = read_settings(PATHS.pretrained.with_name(f"{name}.json"), ("a.keras",), "b.keras")
-    check_settings(settings, ["vgg"])
