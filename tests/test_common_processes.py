@@ -77,16 +77,6 @@ def test_all_paths_to_a_folder_share_one_lock(tmp_path, monkeypatch):
             exclusive_lock(tmp_path / other).__enter__()
 
 
-@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="this system opens links")
-def test_link_in_place_of_the_lock_file_overwrites_no_file(tmp_path, run_step):
-    (tmp_path / "x").mkdir()
-    (tmp_path / "file").write_text("content")
-    (tmp_path / "x" / ".lock").symlink_to(tmp_path / "file")
-    run = run_step(STEPS[2], "--dataset", "x", "--data", tmp_path)
-    assert run.returncode == 2 and run.stderr.startswith(f"error: {tmp_path / 'x' / '.lock'}: ")
-    assert run.stderr.count("\n") == 1 and (tmp_path / "file").read_text() == "content"
-
-
 def fail_acquire(monkeypatch, error: int, folder: Path) -> None:
     """Let locks in a folder fail with an error of the system."""
     acquire = filelock.FileLock.acquire

@@ -76,6 +76,7 @@ def test_litert_gives_what_keras_gives_for_every_architecture(tmp_path, load_lit
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.system
 def test_litert_gives_what_keras_gives_for_the_released_network(load_litert):
     gray = cv2.cvtColor(read_image_rgb(PORTRAIT), cv2.COLOR_RGB2GRAY)
     parts = [gray[40 + step : 300 + step, 140 + step : 400 + step] for step in range(-40, 41, 8)]

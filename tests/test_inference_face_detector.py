@@ -17,7 +17,7 @@ from configuration import FACES
 from inference import face_detector as face_detector_module
 from inference import image_pyramid, mtcnn_networks
 from inference.crops import network_input, read_image_rgb
-from inference.face_detector import FaceDetector, build_detector, nms, nms_min
+from inference.face_detector import FaceDetector, build_detector
 from inference.faces import Face
 from inference.haar import HaarDetector
 from preprocessing.datasets.sample import PORTRAIT_LANDMARKS
@@ -86,17 +86,14 @@ def test_faces_agree_with_the_reference_implementation(portrait_rgb, reference, 
     assert np.median(distances) < 0.02
 
 
-def test_left_is_the_viewers_left(portrait_rgb, detector):
-    for image_rgb in (portrait_rgb, portrait_rgb[:, ::-1]):
-        left_eye, right_eye, nose, mouth_left, mouth_right = points_of(detector.detect(image_rgb)[0])
+def test_left_is_the_viewers_left_at_any_image_size(portrait_rgb, detector):
+    large_rgb = cv2.resize(portrait_rgb, None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC)
+    for image_rgb in (portrait_rgb, portrait_rgb[:, ::-1], large_rgb):
+        (face,) = detector.detect(image_rgb)
+        left_eye, right_eye, nose, mouth_left, mouth_right = points_of(face)
         assert left_eye[0] < nose[0] < right_eye[0] and mouth_left[0] < nose[0] < mouth_right[0]
         assert left_eye[1] < nose[1] < mouth_left[1]
-
-
-def test_large_image_is_searched_in_a_reduced_copy(portrait_rgb, detector):
-    large_rgb = cv2.resize(portrait_rgb, None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC)
-    face, expected = detector.detect(large_rgb)[0], detector.detect(portrait_rgb)[0]
-    assert intersection_over_union(box_of(face), 4 * box_of(expected)) > 0.75
+    (expected,) = detector.detect(portrait_rgb)
     np.testing.assert_allclose(points_of(face), 4 * points_of(expected), atol=0.05 * face.height)
 
 
@@ -160,13 +157,6 @@ assert not heavy & set(sys.modules), "a heavy import"
     environment = os.environ | {"KERAS_BACKEND": "torch", "PYTHONPATH": str(ROOT)}  # torch is not installed
     run = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert run.stdout == "1 face\n" and run.returncode == 0, run.stderr
-
-
-def test_nms_keeps_the_best_of_overlapping_boxes():
-    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 30], [2, 2, 6, 6]], float)
-    scores = np.array([0.8, 0.9, 0.7, 0.6])
-    assert nms(boxes, scores, 0.7).tolist() == [1, 2, 3]  # 0 and 1: 0.9; 1 and 3: 16 / 90
-    assert nms_min(boxes, scores, 0.7).tolist() == [1, 2]  # 3 lies within 1
 
 
 # ---------------------------------------------------------------- threads and tiles
@@ -251,28 +241,15 @@ def test_boxes_that_are_not_finite_are_refused(portrait_rgb, detector, box):
 # ---------------------------------------------------------------- any input
 
 
-def laid_out(image: np.ndarray, layout: str) -> np.ndarray:
-    """Return the same image as a view or copy of another memory layout."""
-    if layout == "strided":
-        wide = np.full((2 * image.shape[0], 3 * image.shape[1], *image.shape[2:]), 77, np.uint8)
-        wide[::2, ::3] = image
-        return wide[::2, ::3]
-    other = {
-        "columns first": np.asfortranarray(image),
-        "mirrored": np.flip(np.ascontiguousarray(np.flip(image, 1)), 1),
-        "read-only": image.copy(),
-    }[layout]
-    other.flags.writeable = layout != "read-only"
-    return other
-
-
 @pytest.mark.parametrize("channels", [(), (1,), (3,)])
-@pytest.mark.parametrize("layout", ["read-only", "mirrored", "columns first", "strided"])
+@pytest.mark.parametrize("layout", ["strided", "columns first"])
 def test_results_do_not_depend_on_the_memory_layout(portrait_rgb, detector, channels, layout):
     image = cv2.resize(portrait_rgb, (128, 150), interpolation=cv2.INTER_AREA)
     if channels != (3,):
         image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).reshape(150, 128, *channels)
-    other = laid_out(image, layout)
+    wide = image.repeat(2, axis=0).repeat(3, axis=1)
+    other = wide[::2, ::3] if layout == "strided" else np.asfortranarray(image)
+    other.flags.writeable = False
     faces = detector.detect(other)
     assert len(faces) == 1 and values_of(faces) == values_of(detector.detect(image))
     known = [*faces, Face(5, 5, 80, 100, 0.9)]

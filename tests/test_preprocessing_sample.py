@@ -1,7 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
@@ -74,17 +73,3 @@ def test_expressions_move_the_mouth_as_named_and_grow_up_to_the_peak(raw, landma
         assert surprise[-1][0] < width and sadness[-1][1] > drop
         for first, middle, peak in (happiness, surprise, sadness):
             assert np.abs(middle - first).max() < np.abs(peak - first).max() > 0.05
-
-
-def test_files_depend_on_the_seed_and_differ_from_each_other(raw, tmp_path):
-    frames = [cv2.imread(str(file), cv2.IMREAD_UNCHANGED) for file in sorted(raw.rglob("*.png"))]
-    assert {frame.shape[:2] for frame in frames if frame is not None} == {(SAMPLE.height, SAMPLE.width)}
-    assert len({frame.tobytes() for frame in frames if frame is not None}) == len(frames)
-    write_raw(tmp_path / "again", SMALL)
-    write_raw(tmp_path / "other", replace(SMALL, seed=SMALL.seed + 1))
-
-    def content(root: Path) -> dict[str, bytes]:
-        return {file.relative_to(root).as_posix(): file.read_bytes() for file in root.rglob("*") if file.is_file()}
-
-    assert content(tmp_path / "again") == content(raw)
-    assert content(tmp_path / "other") != content(raw)
