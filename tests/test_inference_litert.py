@@ -73,17 +73,16 @@ def test_network_is_converted_once_for_each_source_and_variant(source):
     assert source.factor() == 2
 
 
-def test_damaged_file_is_converted_again(source, capfd):
+@pytest.mark.parametrize("damage", ["empty", "cut", "bit"])
+def test_damaged_file_is_converted_again(source, capfd, damage):
     file = source.convert()
-    whole = file.read_bytes()
-    flipped = bytearray(whole)
-    flipped[len(whole) // 2] ^= 1
-    for builds, content in enumerate((b"", whole[: len(whole) // 2], flipped), 2):
-        file.write_bytes(content)
-        assert source.factor() == source.factor() == 2 and source.builds == builds
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes({"empty": b"", "cut": content[: len(content) // 2], "bit": content}[damage])
+    assert source.factor() == source.factor() == 2 and source.builds == 2
     lines = [line for line in capfd.readouterr().err.splitlines() if "is damaged; converting the network again" in line]
-    assert len(lines) == 3 and all(file.name in line for line in lines)
-    assert list(source.cache.iterdir()) == [file]
+    assert len(lines) == 1 and file.name in lines[0]
+    assert len(list(source.cache.iterdir())) == 1
 
 
 def test_converted_network_of_another_source_under_this_name_is_noticed(source):
@@ -127,7 +126,7 @@ def test_two_conversions_at_once_give_one_file(source):
             out.write(network[100:])
 
     file = converted("tiny", [source.file], lambda: SimpleNamespace(export=export), source.cache)
-    assert list(source.cache.iterdir()) == [file]
+    assert len(list(source.cache.iterdir())) == 1
     assert source.factor() == 2
 
 
