@@ -1,6 +1,5 @@
 """A generated tree of CK+'s shape: folders, numbers, file names and formats, without faces."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,18 +54,9 @@ def tiny_pictures(height: int) -> list[np.ndarray]:
     return [np.random.default_rng(seed).integers(0, 200, (height, 64)).astype(np.uint8) for seed in range(24)]
 
 
-def write_ckplus_tree(
-    root: Path, subjects: int = len(SUBJECTS), pictures: tuple[Sequence[np.ndarray], ...] | None = None
-) -> list[Take]:
-    """Write the tree and return its sequences.
-
-    Args:
-        root: The download's folder.
-        subjects: Number of subjects to write.
-        pictures: The frames to repeat, gray uint8 pictures of 490 and of 480 lines (or 49 and 48); no two files
-            have the same pixels.
-    """
-    pictures = pictures or (tiny_pictures(49), tiny_pictures(48))
+def write_ckplus_tree(root: Path, subjects: int) -> list[Take]:
+    """Write the sequences of the first subjects and return them; no two files have the same pixels."""
+    pictures = tiny_pictures(49), tiny_pictures(48)
     sequences = [sequence for sequence in plan() if sequence.subject in SUBJECTS[:subjects]]
     number = 0
     for index, sequence in enumerate(sequences):

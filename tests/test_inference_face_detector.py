@@ -1,5 +1,3 @@
-import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -13,18 +11,15 @@ import joblib
 import numpy as np
 import pytest
 from conftest import PORTRAIT, ROOT
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from common.errors import InputError
 from configuration import FACES
 from inference import face_detector as face_detector_module
 from inference import image_pyramid, mtcnn_networks
 from inference.crops import network_input, read_image_rgb
-from inference.face_detector import FaceDetector, build_detector, nms, nms_min
+from inference.face_detector import FaceDetector, build_detector
 from inference.faces import Face
 from inference.haar import HaarDetector
-from inference.image_pyramid import pyramid_sizes
 from preprocessing.datasets.sample import PORTRAIT_LANDMARKS
 from preprocessing.tables import LANDMARKS
 
@@ -70,13 +65,10 @@ def intersection_over_union(a, b) -> float:
 
 
 @pytest.mark.parametrize("min_face_size", [20, 28, 100, 200])
-def test_face_is_found_at_any_min_face_size(portrait_rgb, reference, min_face_size):
-    if min_face_size == 28:  # mtcnn itself finds nothing; on some processors it fails in an empty convolution
-        with contextlib.suppress(ValueError):
-            assert reference.detect_faces(portrait_rgb, min_face_size=min_face_size) == []
-    faces = FaceDetector(replace(FACES, min_face_size=min_face_size)).detect(portrait_rgb)
-    assert len(faces) == 1 and faces[0].confidence > 0.9
-    np.testing.assert_allclose(points_of(faces[0]), PORTRAIT_LANDMARKS, atol=8)
+def test_face_is_found_at_any_min_face_size(portrait_rgb, min_face_size):
+    (face,) = FaceDetector(replace(FACES, min_face_size=min_face_size)).detect(portrait_rgb)
+    assert face.confidence > 0.9
+    np.testing.assert_allclose(points_of(face), PORTRAIT_LANDMARKS, atol=8)
 
 
 def test_faces_agree_with_the_reference_implementation(portrait_rgb, reference, shared_data):
@@ -94,25 +86,21 @@ def test_faces_agree_with_the_reference_implementation(portrait_rgb, reference, 
     assert np.median(distances) < 0.02
 
 
-def test_left_is_the_viewers_left(portrait_rgb, detector):
-    for image_rgb in (portrait_rgb, portrait_rgb[:, ::-1]):
-        left_eye, right_eye, nose, mouth_left, mouth_right = points_of(detector.detect(image_rgb)[0])
+def test_left_is_the_viewers_left_at_any_image_size(portrait_rgb, detector):
+    large_rgb = cv2.resize(portrait_rgb, None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC)
+    for image_rgb in (portrait_rgb, portrait_rgb[:, ::-1], large_rgb):
+        (face,) = detector.detect(image_rgb)
+        left_eye, right_eye, nose, mouth_left, mouth_right = points_of(face)
         assert left_eye[0] < nose[0] < right_eye[0] and mouth_left[0] < nose[0] < mouth_right[0]
         assert left_eye[1] < nose[1] < mouth_left[1]
-
-
-def test_large_image_is_searched_in_a_reduced_copy(portrait_rgb, detector):
-    large_rgb = cv2.resize(portrait_rgb, None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC)
-    face, expected = detector.detect(large_rgb)[0], detector.detect(portrait_rgb)[0]
-    assert intersection_over_union(box_of(face), 4 * box_of(expected)) > 0.75
+    (expected,) = detector.detect(portrait_rgb)
     np.testing.assert_allclose(points_of(face), 4 * points_of(expected), atol=0.05 * face.height)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (12, 12), (30, 4000), (1, 3000, 3), (64, 64, 1)])
-@pytest.mark.parametrize("name", ["mtcnn", "haar"])
-def test_images_without_a_face_give_none(shape, name):
+@pytest.mark.parametrize("shape", [(1, 1), (30, 4000), (1, 3000, 3), (64, 64, 1)])
+def test_images_without_a_face_give_none(shape):
     image_rgb = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
-    assert build_detector(name).detect(image_rgb) == []
+    assert FaceDetector().detect(image_rgb) == HaarDetector().detect(image_rgb) == []
 
 
 def test_haar_boxes_are_framed_as_those_of_mtcnn(portrait_rgb, detector):
@@ -123,11 +111,8 @@ def test_haar_boxes_are_framed_as_those_of_mtcnn(portrait_rgb, detector):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [
-        ("size", 0), ("channels", 2), ("align", "nose"), ("min_face_size", 5), ("largest_side", 0),
-        ("thresholds", (0.5, 0.5)), ("thresholds", [0.5, 0.5, 1.5]),
-    ],
-)  # fmt: skip
+    [("size", 0), ("channels", 2), ("align", "nose"), ("min_face_size", 5), ("thresholds", [0.5, 0.5, 1.5])],
+)
 def test_options_out_of_range_are_refused_by_name(option, value):
     options = replace(FACES, **{option: value})
     for build in (FaceDetector, HaarDetector, lambda options: network_input(np.zeros((9, 9), np.uint8), None, options)):
@@ -174,29 +159,6 @@ assert not heavy & set(sys.modules), "a heavy import"
     assert run.stdout == "1 face\n" and run.returncode == 0, run.stderr
 
 
-@pytest.mark.parametrize("min_face_size", [12, 24, 100, 481])
-@pytest.mark.parametrize("shape", [(640, 480), (4000, 30), (13, 13)])
-def test_pyramid_runs_from_the_min_face_size_to_the_whole_image(shape, min_face_size):
-    width, height = shape
-    sizes = pyramid_sizes(width, height, min_face_size, 0.709)
-    if min_face_size > min(shape):
-        assert sizes == []
-        return
-    shortest = [min(size) for size in sizes]
-    assert shortest[0] == round(min(shape) * 12 / min_face_size)
-    assert 12 <= shortest[-1] <= 12 / 0.709 + 1
-    np.testing.assert_allclose(np.array(shortest[1:]) / shortest[:-1], 0.709, atol=0.06)
-
-
-def test_nms_keeps_the_best_of_overlapping_boxes():
-    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 30], [2, 2, 6, 6]], float)
-    scores = np.array([0.8, 0.9, 0.7, 0.6])
-    assert nms(boxes, scores, 0.7).tolist() == [1, 2, 3]  # 0 and 1: 0.9; 1 and 3: 16 / 90
-    assert nms_min(boxes, scores, 0.7).tolist() == [1, 2]  # 3 lies within 1
-    assert nms(boxes, scores, 0.95).tolist() == [1, 0, 2, 3]
-    assert nms(boxes[:0], scores[:0], 0.5).size == nms_min(boxes[:0], scores[:0], 0.5).size == 0
-
-
 # ---------------------------------------------------------------- threads and tiles
 
 
@@ -207,7 +169,7 @@ def test_faces_do_not_depend_on_the_number_of_threads(portrait_rgb):
     assert len(first) >= 4 and all(other == first for other in others)
 
 
-@pytest.mark.parametrize("shape", [(600, 512), (211, 509), (600, 171)])
+@pytest.mark.parametrize("shape", [(600, 512), (211, 509)])
 def test_faces_do_not_depend_on_the_tiles(portrait_rgb, monkeypatch, shape):
     image_rgb = cv2.resize(portrait_rgb, shape[::-1], interpolation=cv2.INTER_AREA)
     detector = FaceDetector(replace(FACES, min_face_size=20, thresholds=(0.3, 0.2, 0.1)))
@@ -223,8 +185,7 @@ def test_faces_do_not_depend_on_the_tiles(portrait_rgb, monkeypatch, shape):
 # ---------------------------------------------------------------- propagation
 
 
-@pytest.mark.parametrize("scale", [0.95, 1.05])
-@pytest.mark.parametrize("shift", [(0, 0), (-0.05, 0), (0.05, 0.05)])
+@pytest.mark.parametrize(("scale", "shift"), [(1.05, (-0.05, 0)), (0.95, (0.05, 0.05))])
 def test_propagated_face_agrees_with_detection(portrait_rgb, detector, scale, shift):
     (face,) = detector.detect(portrait_rgb)
     centre_x, centre_y = face.left + face.width / 2, face.top + face.height / 2
@@ -258,19 +219,14 @@ def test_lost_face_has_a_low_confidence(portrait_rgb, detector):
 
 
 @pytest.mark.parametrize(
-    "box",
-    [
-        (-30, -30, 100, 120), (-900, 40, 50, 60), (5000, 5000, 50, 60), (511, 599, 1, 1), (200, 200, 0, 0),
-        (200, 200, 0.01, 300), (-5e4, -5e4, 1e5, 1e5),
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("crop", [(600, 512), (1, 1), (3, 512)])
-def test_boxes_of_any_place_and_size_are_accepted(portrait_rgb, detector, box, crop):
-    height, width = crop
-    (face,) = detector.propagate(portrait_rgb[:height, :width], [Face(*box, confidence=0.9)])
-    assert np.isfinite(box_of(face)).all() and np.isfinite(points_of(face)).all() and 0 <= face.confidence <= 1
-    if box[3] > 0:
-        assert network_input(portrait_rgb[:height, :width], Face(*box, confidence=0.9)).shape == (48, 48, 1)
+    "box", [(-30, -30, 100, 120), (5000, 5000, 50, 60), (200, 200, 0, 0), (200, 200, 0.01, 300), (-5e4, -5e4, 1e5, 1e5)]
+)
+def test_boxes_of_any_place_and_size_are_accepted(portrait_rgb, detector, box):
+    for image_rgb in (portrait_rgb, portrait_rgb[:1, :1], portrait_rgb[:3]):
+        (face,) = detector.propagate(image_rgb, [Face(*box, confidence=0.9)])
+        assert np.isfinite(box_of(face)).all() and np.isfinite(points_of(face)).all() and 0 <= face.confidence <= 1
+        if box[3] > 0:
+            assert network_input(image_rgb, Face(*box, confidence=0.9)).shape == (48, 48, 1)
 
 
 @pytest.mark.parametrize("box", [(float("nan"), 0, 9, 9), (0, 0, 9, float("inf")), (0, 0, 1e12, 1e12)])
@@ -285,44 +241,17 @@ def test_boxes_that_are_not_finite_are_refused(portrait_rgb, detector, box):
 # ---------------------------------------------------------------- any input
 
 
-SIDES = st.integers(1, 150) | st.sampled_from([1, 12, 30, 40, 320])
-LARGE = st.sampled_from([(150, 128), (333, 200), (4000, 30), (1, 4000)])
-SHAPES = st.tuples(SIDES, SIDES) | LARGE
-LAYOUTS = st.sampled_from(["contiguous", "read-only", "mirrored", "columns first", "strided"])
-
-
-def laid_out(image: np.ndarray, layout: str) -> np.ndarray:
-    """Return the same image as a view or copy of another memory layout."""
-    if layout == "strided":
-        wide = np.full((2 * image.shape[0], 3 * image.shape[1], *image.shape[2:]), 77, np.uint8)
-        wide[::2, ::3] = image
-        return wide[::2, ::3]
-    if layout == "columns first":
-        return np.asfortranarray(image)
-    other = np.flip(np.ascontiguousarray(np.flip(image, 1)), 1) if layout == "mirrored" else image.copy()
-    other.flags.writeable = layout != "read-only"
-    return other
-
-
-@settings(max_examples=40, deadline=None, derandomize=True, database=None)
-@given(
-    shape=SHAPES,
-    channels=st.sampled_from([(), (1,), (3,)]),
-    layout=LAYOUTS,
-    seed=st.integers(0, 99),
-    face=st.booleans(),
-)
-def test_results_do_not_depend_on_the_memory_layout(portrait_rgb, detector, shape, channels, layout, seed, face):
-    image = np.random.default_rng(seed).integers(0, 60, (*shape, 3)).astype(np.uint8)
-    face = face and shape[0] >= 150 and shape[1] >= 128
-    if face:
-        image[:150, :128] = cv2.resize(portrait_rgb, (128, 150), interpolation=cv2.INTER_AREA)
+@pytest.mark.parametrize("channels", [(), (1,), (3,)])
+@pytest.mark.parametrize("layout", ["strided", "columns first"])
+def test_results_do_not_depend_on_the_memory_layout(portrait_rgb, detector, channels, layout):
+    image = cv2.resize(portrait_rgb, (128, 150), interpolation=cv2.INTER_AREA)
     if channels != (3,):
-        image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).reshape(*shape, *channels)
-    other = laid_out(image, layout)
+        image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).reshape(150, 128, *channels)
+    wide = image.repeat(2, axis=0).repeat(3, axis=1)
+    other = wide[::2, ::3] if layout == "strided" else np.asfortranarray(image)
+    other.flags.writeable = False
     faces = detector.detect(other)
-    assert values_of(faces) == values_of(detector.detect(image))
-    assert len(faces) == face
+    assert len(faces) == 1 and values_of(faces) == values_of(detector.detect(image))
     known = [*faces, Face(5, 5, 80, 100, 0.9)]
     assert values_of(detector.propagate(other, known)) == values_of(detector.propagate(image, known))
     for each in (None, *known):
@@ -335,26 +264,18 @@ def test_results_do_not_depend_on_the_memory_layout(portrait_rgb, detector, shap
 @pytest.mark.parametrize(
     "image",
     [
-        *(np.zeros(shape, np.uint8) for shape in [(), (7,), (0, 9), (9, 9, 2), (9, 9, 4), (1, 9, 9, 3), (1, 40_000)]),
-        *(np.zeros((50, 50, 3), dtype) for dtype in ("f4", "f8", "i4", "u2", "?", "O", "U3")),
-        *(None, "image.png", Path("image.png"), b"", [[1, 2], [3, 4]], 7),
+        *(np.zeros(shape, np.uint8) for shape in [(), (0, 9), (9, 9, 2), (9, 9, 4), (1, 9, 9, 3), (1, 40_000)]),
+        *(np.zeros((50, 50, 3), dtype) for dtype in ("f4", "u2", "?", "O")),
+        *(None, Path("image.png"), [[1, 2], [3, 4]]),
     ],
     ids=repr,
 )
 def test_anything_but_an_image_is_refused_in_one_line(detector, image):
-    face = Face(5, 5, 80, 100, 0.9)
     for use in (
         detector.detect,
         HaarDetector().detect,
-        lambda image: detector.propagate(image, [face]),
-        lambda image: network_input(image, face),
+        lambda image: detector.propagate(image, [Face(5, 5, 80, 100, 0.9)]),
         lambda image: network_input(image, None),
     ):
         with pytest.raises(ValueError, match=r"^an image must be [^\n]* Received: [^\n]*$"):
             use(image)
-
-
-def test_faces_are_plain_numbers(portrait_rgb, detector):
-    (face,) = detector.detect(portrait_rgb)
-    json.dumps([face.left, face.top, face.width, face.height, face.confidence, points_of(face).tolist()])
-    assert points_of(face).shape == (5, 2) and points_of(face).dtype == np.float32

@@ -18,18 +18,11 @@ def test_gray_image_has_one_hash_in_every_file_format(tmp_path):
     colour = cv2.cvtColor(gray, cv2.COLOR_GRAY2BGR)
     changed = colour.copy()
     changed[0, 0, 0] ^= 1
-    stored = {
-        "gray.png": gray,
-        "colour.png": colour,
-        "alpha.png": cv2.cvtColor(gray, cv2.COLOR_GRAY2BGRA),
-        "gray.tiff": gray,
-        "changed.png": changed,
-        "transposed.png": gray.T,
-    }
+    alpha, deep = cv2.cvtColor(gray, cv2.COLOR_GRAY2BGRA), gray.astype(np.uint16) * 256
     hashes = []
-    for name, image in stored.items():
-        cv2.imwrite(str(tmp_path / name), image)
-        pixels = read_gray_or_bgr(tmp_path / name)
+    for image in (gray, colour, alpha, deep, changed, gray.T):
+        cv2.imwrite(str(tmp_path / "image.png"), image)
+        pixels = read_gray_or_bgr(tmp_path / "image.png")
         assert pixels is not None
         hashes.append(pixel_hash(pixels))
     assert len(set(hashes[:4])) == 1 and len(set(hashes)) == 3
@@ -48,16 +41,12 @@ def test_damaged_list_or_list_of_another_network_is_refused(tiny_model):
             read_hashes(model)
 
 
-def test_list_has_eight_bytes_per_image_and_includes_the_lineage(tiny_model):
-    first = ImageHashes.of(["0123456789abcdef", "b"], ["c"])
-    assert first.training.dtype == np.uint64 and 0x0123456789ABCDEF in first.training
+def test_list_includes_the_images_of_the_lineage(tiny_model):
     teacher = tiny_model(name="teacher.keras")
-    write_hashes(teacher, first)
+    write_hashes(teacher, ImageHashes.of(["0123456789abcdef", "b"], ["c"]))
     both = lineage_hashes(ImageHashes.of(["d"], ["e"]), [teacher])
     assert sorted(both.training) == sorted(hash_codes(["0123456789abcdef", "b", "d"]))
     assert sorted(both.selection) == sorted(hash_codes(["c", "e"])) and both.complete
-    write_hashes(teacher, ImageHashes.of(map(str, range(5000))))
-    assert hashes_file(teacher).stat().st_size < 8 * 5000 + 2000
 
 
 def test_released_networks_list_the_images_of_fer2013(shared_data):

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +65,7 @@ def edit_card(file: Path, **entries: Any) -> None:
 # ---------------------------------------------------------------- float input
 
 
-@pytest.mark.parametrize("ends", [(0, 1), (-1, 1), (0, 255)])
+@pytest.mark.parametrize("ends", [(-1, 1), (0, 255)])
 def test_float_network_gets_pixels_in_the_range_of_its_card(keep, ends):
     network, (low, high) = own_network(), ends
     kernel, *others = network.get_weights()
@@ -143,11 +142,11 @@ def with_two_outputs() -> Any:
     ("make", "message"),
     [
         (lambda: own_network(activation=None), "last layer must be a softmax"),
-        (lambda: own_network(activation="sigmoid"), "last layer must be a softmax"),
         (lambda: with_weight(np.nan), "NaN or infinite"),
-        (with_two_outputs, "inputs: 1, outputs: 2"),
-        (lambda: own_network(classes=4), "does not describe"),
         (lambda: own_network(size=32), "does not describe"),
+        (lambda: own_network(activation="sigmoid"), "last layer must be a softmax"),
+        (lambda: own_network(classes=4), "does not describe"),
+        (with_two_outputs, "inputs: 1, outputs: 2"),
     ],
 )
 def test_networks_without_probabilities_are_refused(keep, make, message):
@@ -161,12 +160,12 @@ def test_networks_without_probabilities_are_refused(keep, make, message):
     ("name", "values"),
     [
         ("labels", (["cat", "dog"], [["anger"], "neutral"], ["anger", "anger"], LABELS[::-1], "anger")),
-        ("abstention_threshold", (2, -0.1, float("nan"), True, "0.5", None, 10**300)),
+        ("abstention_threshold", (2, -0.1, float("nan"), True, "0.5", None)),
         ("temperature", (True, float("nan"), 0, 1e-9, 10**300)),
         ("input_size", (True, 0, -24, 10**300)),
-        ("channels", (True, 2, 4)),
+        ("channels", (True, 2)),
         ("align", (None,)),
-        ("input_range", (None, 255, [1], [1, 0], ["0", "1"], [0, float("nan")], [False, True], [0, 10**300])),
+        ("input_range", (None, 255, [1], [1, 0], ["0", "1"], [0, float("nan")])),
         ("scores", ("good", [5], [{"accuracy": 0.5}])),
         ("calibration", ("x",)),
         ("teachers", (None, ["x"])),
@@ -177,60 +176,39 @@ def test_entries_out_of_range_are_refused(tmp_path, name, values):
     file = tmp_path / "own.keras"
     file.touch()
     card = CARD | {"labels_hash": labels_hash(LABELS)}
-    card_path(file).write_text(json.dumps(card))
-    assert read_card(file) == model_card(**card)
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):  # of Windows editors
+        card_path(file).write_text(json.dumps(card), encoding=encoding)
+        assert read_card(file) == model_card(**card)
     for value in values:
-        edit_card(file, **{name: value})
+        card_path(file).write_text(json.dumps(card | {name: value}))
         message = refusal(file, read_card)
         assert (name in message or "is not a network" in message) and len(message) < 400, message
 
 
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
-def test_card_saved_by_a_windows_editor_is_read(tmp_path, encoding):
-    file = tmp_path / "own.keras"
-    file.touch()
-    card_path(file).write_text(json.dumps(CARD), encoding=encoding)
-    assert read_card(file) == model_card(**CARD)
-
-
-def test_card_of_another_network_or_version_is_refused(tiny_model):
-    file, other = tiny_model(), tiny_model(name="other.keras", labels=("fear", "sadness", "surprise"))
+def test_written_card_keeps_all_entries_and_another_card_is_refused(tiny_model):
+    file, other = tiny_model(temperature=2.0), tiny_model(name="other.keras", labels=("fear", "sadness", "surprise"))
+    edit_card(file, author="me", teachers=[{"file": "a.keras", "sha256": "0"}])
     card = json.loads(card_path(file).read_text())
+    write_card(read_card(file), file)
+    assert json.loads(card_path(file).read_text()) == card and card["temperature"] == 2
     shutil.copy(card_path(other), card_path(file))
     assert "network_hash" in refusal(file)
-    del card["card_version"]
-    for entries in (card, card | {"card_version": 2}, card | {"card_version": "3"}):
-        card_path(file).write_text(json.dumps(entries))
+    for version in (None, 2, "3"):
+        card_path(file).write_text(json.dumps(card | {"card_version": version}))
         message = refusal(file, read_card)
         assert "another version of this program" in message and "training.step3_best_model" in message
 
 
-def test_written_card_keeps_all_entries(tiny_model):
-    file = tiny_model()
-    write_card(replace(read_card(file), temperature=2.0), file)
-    assert EmotionClassifier.load(file).card.temperature == 2.0
-    edit_card(file, author="me", teachers=[{"file": "a.keras", "sha256": "0"}])
-    card = json.loads(card_path(file).read_text())
-    write_card(read_card(file), file)
-    assert json.loads(card_path(file).read_text()) == card
-
-
-@pytest.mark.parametrize("name", ["pretrained", "fer2013"])
-def test_released_cards_belong_to_their_networks(name):
-    file = ROOT / "models" / f"{name}.keras"
-    card = read_card(file)
-    check_unchanged(card, file)
-    assert card.network_hash and card.labels_hash == labels_hash(card.labels)
-    assert model_card(**card.to_json()) == card
-
-
-def test_card_of_the_documentation_describes_a_float_network(keep):
+def test_cards_of_the_released_networks_and_of_the_documentation_are_valid(keep):
+    for file in (ROOT / "models/pretrained.keras", ROOT / "models/fer2013.keras"):
+        card = read_card(file)
+        check_unchanged(card, file)
+        assert card.network_hash and card.labels_hash == labels_hash(card.labels)
+        assert model_card(**card.to_json()) == card
     (text,) = re.findall(r"```json\n(.*?)```", (ROOT / "docs/realtime.md").read_text(encoding="utf-8"), re.DOTALL)
-    card = json.loads(text)
-    file = keep(own_network(size=card["input_size"], classes=len(card["labels"])))
+    file = keep(own_network(size=48, classes=7))
     card_path(file).write_text(text)
-    classifier = EmotionClassifier.load(file)
-    assert classifier.predict(np.zeros((1, 48, 48, 1), np.uint8)).shape == (1, 7)
+    assert EmotionClassifier.load(file).predict(np.zeros((1, 48, 48, 1), np.uint8)).shape == (1, 7)
 
 
 # ---------------------------------------------------------------- the file
@@ -239,10 +217,6 @@ def test_card_of_the_documentation_describes_a_float_network(keep):
 class Own(keras.layers.Layer):
     def call(self, inputs):
         return inputs
-
-
-def own_function(inputs):
-    return inputs
 
 
 def with_layer(layer: Any) -> Any:
@@ -255,20 +229,24 @@ def save_hdf5(file: Path) -> None:
     file.with_suffix(".h5").rename(file)
 
 
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def own_function(inputs):
+    return inputs
+
+
 def save_other_zip(file: Path) -> None:
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("note.txt", "not a network")
 
 
-@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda file: with_layer(keras.layers.Lambda(lambda x: x)).save(file), "Lambda layer's function"),
         (lambda file: with_layer(keras.layers.Lambda(own_function)).save(file), "the function own_function"),
         (lambda file: with_layer(Own()).save(file), "not part of Keras (Own)"),
-        (save_hdf5, "is an HDF5 file"),
         (save_other_zip, "not a usable Keras model"),
+        (save_hdf5, "is an HDF5 file"),
         (lambda file: file.mkdir(), "is a folder"),
     ],
 )
@@ -293,15 +271,11 @@ def spoil_weights(file: Path) -> None:
     [
         (lambda file: file.unlink(), "does not exist"),
         (lambda file: card_path(file).unlink(), "has no card"),
-        (lambda file: card_path(file).write_text("{"), "not readable JSON"),
         (lambda file: card_path(file).write_bytes(b"[" * 100_000), "not readable JSON"),
         (lambda file: card_path(file).write_text("[]"), "lacks a valid"),
         (spoil_weights, "is damaged: .*; restore it, or train it again"),
-        (lambda file: keras.Sequential([keras.layers.Dense(3)]).save(file), "not a usable Keras model"),
-        (lambda file: file.write_bytes(file.read_bytes()[:-1]), "is damaged"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:You are saving a model that has not yet been built")
 def test_missing_and_damaged_files_are_refused_in_one_line(tiny_model, spoil, message):
     file = tiny_model()
     spoil(file)
@@ -311,15 +285,13 @@ def test_missing_and_damaged_files_are_refused_in_one_line(tiny_model, spoil, me
 
 def test_kill_while_saving_leaves_no_earlier_card_beside_the_new_network(tiny_model, monkeypatch):
     file = tiny_model()
-    replace_file = Path.replace
 
-    def die_before_the_card(temporary, target):
+    def die_before_the_card(temporary, target, replace=Path.replace):
         if target.suffix == ".json":
             raise ZeroDivisionError
-        return replace_file(temporary, target)
+        return replace(temporary, target)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", die_before_the_card)
-        with pytest.raises(ZeroDivisionError):
-            tiny_model(labels=("fear", "anger", "disgust"))
+    monkeypatch.setattr(Path, "replace", die_before_the_card)
+    with pytest.raises(ZeroDivisionError):
+        tiny_model(labels=("fear", "anger", "disgust"))
     assert "has no card" in refusal(file)

@@ -1,14 +1,13 @@
 """Every step in a row, by its command line."""
 
-import csv
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pandas as pd
 import pytest
+from raw_data import pixels, random_gray, write_csv
 
 from common.emotions import FER2013_CODES
 from preprocessing.datasets.sample import SAMPLE, write_raw
@@ -46,34 +45,23 @@ def test_ckplus_tree_passes_every_step_with_each_subject_in_one_split(run_all, r
     assert not subjects_of["train"] & subjects_of["dev"]
     assert not (subjects_of["train"] | subjects_of["dev"]) & subjects_of["test"]
     assert (table["split"][table["emotion"] == ""] == "").all() and (table["emotion"] == "").sum() == 3
-    metrics = json.loads(
-        (root / "reports" / "people" / "baseline_project1" / "test-labels" / "metrics.json").read_text()
-    )
+    metrics = json.loads((root / "reports/people/baseline_project1/test-labels/metrics.json").read_text())
     assert metrics["split"] == "test" and metrics["n"] == (usable(table)["split"] == "test").sum()
 
     frames = sorted((tmp_path / "raw" / "cohn-kanade-images").glob("S001/001/*.png"))[0].parent
     model, log = root / "models" / "people" / "baseline_project1.keras", tmp_path / "log.csv"
-    recorded = tmp_path / "out.mp4"
-    done = run_step(
-        "realtime.webcam", "--source", frames, "--model", model, "--no-window", "--record", recorded, "--log", log
-    )
+    outputs = ("--no-window", "--record", tmp_path / "out.mp4", "--log", log)
+    done = run_step("realtime.webcam", "--source", frames, "--model", model, *outputs)
     assert done.returncode == 0, done.stderr
     rows = pd.read_csv(log)
-    assert len(rows) == 3 and rows["frame"].tolist() == [0, 1, 2] and set(rows["label"]) <= set(metrics["labels"])
-    video = cv2.VideoCapture(str(recorded))
-    assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 3
+    assert rows["frame"].tolist() == [0, 1, 2] and set(rows["label"]) <= set(metrics["labels"])
+    assert cv2.VideoCapture(str(tmp_path / "out.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 3
 
 
 def test_fer2013_table_passes_every_step(run_all, tmp_path):
-    random = np.random.default_rng(0)
-    source = tmp_path / "fer2013.csv"
-    with source.open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["emotion", "pixels", "Usage"])
-        for number in range(70):
-            usage = "Training" if number < 42 else "PublicTest" if number < 56 else "PrivateTest"
-            rows.writerow([number % 7, " ".join(map(str, random.integers(0, 256, 48 * 48))), usage])
-    root = run_all("fer2013", source)
+    usages = ["Training"] * 42 + ["PublicTest"] * 14 + ["PrivateTest"] * 14
+    rows = [(number % 7, pixels(random_gray(number)), usage) for number, usage in enumerate(usages)]
+    root = run_all("fer2013", write_csv(tmp_path / "fer2013.csv", rows))
     predictions = pd.read_csv(root / "reports" / "fer2013" / "baseline_project1" / "test-labels" / "predictions.csv")
     assert len(predictions) == 14 and predictions["path"].str.startswith("images/PrivateTest/").all()
     assert set(predictions["truth"]) == set(FER2013_CODES)

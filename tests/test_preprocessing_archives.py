@@ -1,5 +1,4 @@
 import io
-import os
 import stat
 import tarfile
 import zipfile
@@ -14,7 +13,6 @@ from raw_data import (
     names_in,
     random_gray,
     tar_folder,
-    write_fer2013,
     write_image,
     write_kaggle_folders,
     zip_folder,
@@ -53,13 +51,6 @@ def tar_of(file: Path, *members: tuple) -> Path:
     return file
 
 
-def zipped(size: int) -> bytes:
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as packed:
-        packed.writestr("happy/1.png", bytes(size))
-    return content.getvalue()
-
-
 def inventory_of(run_step, source: Path):
     data = source.parent / "data"
     done = run_step(STEP1, "--dataset", "x", "--source", source, "--data", data)
@@ -67,20 +58,18 @@ def inventory_of(run_step, source: Path):
 
 
 @pytest.mark.parametrize("pack", [zip_folder, tar_folder, zip_in_zip])
-@pytest.mark.parametrize("write", [write_fer2013, write_kaggle_folders])
-def test_every_packing_gives_the_same_rows(tmp_path, pack, write):
-    download = tmp_path / "download"
-    write(download)
-    (download / "__MACOSX").mkdir(parents=True)
+def test_every_packing_gives_the_same_rows(tmp_path, pack):
+    download = write_kaggle_folders(tmp_path / "download")
+    (download / "__MACOSX").mkdir()
     (download / "__MACOSX" / "._x.png").write_bytes(b"system file")
     packed = pack(download, tmp_path / ("a.tar.gz" if pack is tar_folder else "a.zip"))
-    tables = {}
+    tables = []
     for name, source in (("packed", packed), ("plain", download)):
         write_inventory(tmp_path / "data" / name, source)
-        tables[name] = read_table(tmp_path / "data" / name, "inventory.csv")
+        tables.append(read_table(tmp_path / "data" / name, "inventory.csv"))
     columns = ["emotion", "usage", "pixel_hash", "status"]
-    assert tables["packed"][columns].equals(tables["plain"][columns]) and len(tables["plain"]) >= 4
-    assert all((tmp_path / "data" / "packed" / path).is_file() for path in tables["packed"]["path"])
+    assert tables[0][columns].equals(tables[1][columns]) and len(tables[0]) == 4
+    assert all((tmp_path / "data" / "packed" / path).is_file() for path in tables[0]["path"])
     assert names_in(tmp_path / "data") == ["packed", "plain"]
 
 
@@ -99,14 +88,11 @@ LIMIT = 10_000_000
 MANY = [(f"happy/{number}.png", MEGABYTE) for number in range(12)]
 LINKS = [(f"happy/{number}.png", b"", tarfile.LNKTYPE, "happy/0.png") for number in range(1, 120)]
 BOMBS = {
-    "one member of a zip": lambda folder: zip_of(folder / "a.zip", ("happy/1.png", 12 * MEGABYTE)),
     "many members of a zip": lambda folder: zip_of(folder / "a.zip", *MANY),
     "one member of a tar.gz": lambda folder: tar_of(folder / "a.tar.gz", ("happy/1.png", 12 * MEGABYTE)),
     "many members of a tar.xz": lambda folder: tar_of(folder / "a.tar.xz", *MANY),
     "hard links in a tar": lambda folder: tar_of(folder / "a.tar", ("happy/0.png", MEGABYTE), *LINKS),
-    "zips in a zip": lambda folder: zip_of(
-        folder / "a.zip", *((f"{number}.zip", zipped(1_000_000)) for number in range(12))
-    ),
+    "a zip in a zip": lambda folder: zip_of(folder / "a.zip", ("b.zip", zip_of(folder / "b.zip", *MANY).read_bytes())),
     "hidden files in a tar.gz": lambda folder: tar_of(folder / "a.tar.gz", ("happy/.x", 12 * MEGABYTE)),
 }
 
@@ -124,7 +110,6 @@ def test_well_compressed_small_archive_is_unpacked(tmp_path, run_step):
     flat = encoded(np.full((1500, 1500), 9, np.uint8), ".bmp")  # 2 MB, compressed to a 500th
     done, folder = inventory_of(run_step, zip_of(tmp_path / "a.zip", ("happy/flat.bmp", flat), ("sad/1.png", png(1))))
     assert done.returncode == 0 and read_table(folder, "inventory.csv")["status"].tolist() == ["constant", "ok"]
-    assert archives.MAX_LIMIT > 4 * 125_000_000_000  # AffectNet
 
 
 @pytest.mark.parametrize("target", ["./happy/1.png", ".cache/1.png"])
@@ -139,36 +124,31 @@ def test_hard_link_becomes_a_copy_of_its_target(tmp_path, run_step, target):
     assert {(folder / path).stat().st_nlink for path in paths} == {1}
 
 
-@pytest.mark.parametrize("target", ["/etc/passwd", "../outside.png", "happy/none.png", "happy"])
-def test_hard_link_to_what_is_not_in_the_archive_is_refused(tmp_path, run_step, target):
-    (tmp_path / "outside.png").write_bytes(png(2))
-    source = tar_of(tmp_path / "a.tar", ("happy/1.png", png(1)), ("sad/2.png", b"", tarfile.LNKTYPE, target))
-    done, folder = inventory_of(run_step, source)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "a.tar is damaged" in done.stderr
-    assert not folder.exists()
+def tar_with_link(target: str):
+    link = ("sad/2.png", b"", tarfile.LNKTYPE, target)
+    return lambda folder: tar_of(folder / "a.tar", ("happy/1.png", png(1)), link)
 
 
-@pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_last_of_members_with_the_same_name_is_used(tmp_path, run_step, kind):
+@pytest.mark.parametrize("pack", [zip_of, tar_of])
+def test_last_of_members_with_the_same_name_is_used(tmp_path, run_step, pack):
     members = [("happy/1.png", png(1)), ("sad/2.png", png(2)), ("happy/1.png", png(3))]
-    done, folder = inventory_of(run_step, {"zip": zip_of, "tar": tar_of}[kind](tmp_path / f"a.{kind}", *members))
+    done, folder = inventory_of(run_step, pack(tmp_path / ("a.zip" if pack is zip_of else "a.tar"), *members))
     assert done.returncode == 0 and "1 file (happy/1.png) is in it more than once" in done.stdout
     assert (folder / "images/happy/1.png").read_bytes() == png(3)
 
 
-@pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_symbolic_links_are_skipped_and_counted(tmp_path, run_step, kind):
-    (tmp_path / "secret.png").write_bytes(png(5))
-    secret = os.fspath(tmp_path / "secret.png")
-    if kind == "zip":
+@pytest.mark.parametrize("name", ["a.zip", "a.tar"])
+def test_symbolic_links_are_skipped_and_counted(tmp_path, run_step, name):
+    secret = str(tmp_path / "secret.png")
+    Path(secret).write_bytes(png(5))
+    if name == "a.zip":
         link = zipfile.ZipInfo("sad/2.png")
         link.create_system, link.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
-        with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed:
-            packed.writestr("happy/1.png", png(1))
+        with zipfile.ZipFile(zip_of(tmp_path / name, ("happy/1.png", png(1))), "a") as packed:
             packed.writestr(link, secret)
     else:
-        tar_of(tmp_path / "a.tar", ("happy/1.png", png(1)), ("sad/2.png", b"", tarfile.SYMTYPE, secret))
-    done, folder = inventory_of(run_step, tmp_path / f"a.{kind}")
+        tar_of(tmp_path / name, ("happy/1.png", png(1)), ("sad/2.png", b"", tarfile.SYMTYPE, secret))
+    done, folder = inventory_of(run_step, tmp_path / name)
     assert done.returncode == 0 and "1 file (sad/2.png) is not unpacked" in done.stdout
     assert read_table(folder, "inventory.csv")["path"].tolist() == ["images/happy/1.png"]
 
@@ -198,7 +178,6 @@ def damaged(pack, name: str, cut: bool = True):
 REFUSED = {
     "tar cut between files": (cut_tar(2), "a.tar is damaged"),
     "tar with a damaged header": (cut_tar(2, b"x" * 512), "a.tar is damaged"),
-    "cut zip": (damaged(zip_folder, "a.zip"), "a.zip is damaged"),
     "cut tar.gz": (damaged(tar_folder, "a.tar.gz"), "a.tar.gz is damaged"),
     "cut zip inside": (damaged(zip_in_zip, "b.zip"), "b.zip is damaged"),
     "zip with a wrong byte": (damaged(zip_folder, "a.zip", cut=False), "a.zip is damaged"),
@@ -210,6 +189,9 @@ REFUSED = {
     "path upwards in a tar": (lambda folder: tar_of(folder / "a.tar", ("angry/../../../evil.png", b"x")), "leads out"),
     "absolute path": (lambda folder: zip_of(folder / "a.zip", ("/tmp/evil.png", b"x")), "leads out"),
     "path with a drive": (lambda folder: zip_of(folder / "a.zip", ("C:\\angry\\evil.png", b"x")), "leads out"),
+    "hard link upwards": (tar_with_link("../outside.png"), "a.tar is damaged"),
+    "hard link to no file": (tar_with_link("happy/none.png"), "a.tar is damaged"),
+    "hard link to a folder": (tar_with_link("happy"), "a.tar is damaged"),
     "no data set": (lambda folder: zip_of(folder / "a.zip", ("readme.txt", b"x")), "no known data set"),
 }
 
@@ -217,9 +199,9 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_damaged_or_dangerous_archive_is_refused_in_one_line(tmp_path, run_step, case):
     make, expected = REFUSED[case]
-    (tmp_path / "raw").mkdir()
-    (tmp_path / "data").mkdir()
-    done = run_step(STEP1, "--dataset", "x", "--source", make(tmp_path / "raw"), "--data", tmp_path / "data")
+    (tmp_path / "raw" / "data").mkdir(parents=True)
+    (tmp_path / "raw" / "outside.png").write_bytes(png(2))
+    done, folder = inventory_of(run_step, make(tmp_path / "raw"))
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert done.stderr.startswith("error: ") and expected in done.stderr
-    assert all_files(tmp_path / "data") == set() and not list(tmp_path.rglob("evil.png"))
+    assert all_files(folder.parent) == set() and not list(tmp_path.rglob("evil.png"))

@@ -1,10 +1,10 @@
 """Step 1: downloads of every kind become an inventory; refusals, resuming, the audit."""
 
+import io
 import os
 import signal
 import subprocess
 import sys
-from collections import defaultdict
 from pathlib import Path
 
 import cv2
@@ -31,7 +31,6 @@ from raw_data import (
 
 from common.errors import InputError
 from configuration import SAMPLE_NAME
-from inference.crops import read_image_rgb
 from preprocessing.audit import audit, count_images
 from preprocessing.datasets.sample import SAMPLE
 from preprocessing.datasets.votes import majority
@@ -70,17 +69,12 @@ def test_fer2013_csv_becomes_one_png_and_one_row_per_row(tmp_path):
     assert table["usage"].tolist() == ["Training"] * 4 + ["PublicTest", "PrivateTest"]
     assert table["path"][4] == "images/PublicTest/00004.png"
     assert table["status"].tolist() == ["ok", "ok", "ok", "constant", "ok", "ok"]
-    assert set(table["label_source"]) == {"dataset"} and set(table["subject"]) == {""}
     for path, (_, text, _) in zip(table["path"], fer2013_rows(), strict=True):
         image = cv2.imread(str(tmp_path / "fer" / path), cv2.IMREAD_UNCHANGED)
         assert image is not None and pixels(image) == text
-
-
-def test_other_column_orders_and_missing_columns_are_accepted(tmp_path):
-    plain = inventory(tmp_path / "a", write_fer2013(tmp_path))
     rows = [(emotion, f" {usage}", f" {text}") for emotion, text, usage in fer2013_rows()]
     icml = write_csv(tmp_path / "icml_face_data.csv", rows, "emotion, Usage, pixels")
-    pd.testing.assert_frame_equal(inventory(tmp_path / "b", icml), plain)
+    pd.testing.assert_frame_equal(inventory(tmp_path / "icml", icml), table)
     table = inventory(tmp_path / "c", write_csv(tmp_path / "test.csv", [(pixels(random_gray(0)),)], "pixels"))
     assert table[["path", "emotion", "label_source", "usage"]].to_numpy().tolist() == [["images/00000.png", "", "", ""]]
 
@@ -153,25 +147,23 @@ def test_system_files_are_ignored_and_links_to_folders_followed_once(tmp_path, c
     assert capsys.readouterr().out == "not used: 3 of the source's files (2 .heic, 1 .zip)\n"
 
 
-@pytest.mark.parametrize("folder", ["calm", "04_Calm", "unhappy"])
-def test_folder_without_a_known_emotion_needs_a_mapping(tmp_path, run_step, folder):
-    source = write_images(tmp_path / "tree", "neutral/1.png", f"{folder}/2.png", "zeal/3.png")
+def test_folder_without_a_known_emotion_needs_a_mapping(tmp_path, run_step):
+    source = write_images(tmp_path / "tree", "neutral/1.png", "04_Calm/2.png", "zeal/3.png")
     arguments = ["--dataset", "x", "--source", source, "--data", tmp_path / "data"]
-    refused(run_step(STEP1, *arguments), f"folder {folder!r} is no emotion (as are 'zeal')", f"--map {folder}=none")
+    refused(run_step(STEP1, *arguments), "folder '04_Calm' is no emotion (as are 'zeal')", "--map 04_Calm=none")
     assert not (tmp_path / "data" / "x").exists()
-    assert run_step(STEP1, *arguments, "--map", f"{folder}=none", "--map", "zeal=happy").returncode == 0
-    table = read_table(tmp_path / "data" / "x", "inventory.csv").set_index("path")
-    expected = {f"images/{folder}/2.png": "", "images/neutral/1.png": "neutral", "images/zeal/3.png": "happiness"}
-    assert table["emotion"].to_dict() == expected
-    done = run_step(STEP1, *arguments, "--map", f"{folder.upper()}=neutral", "--map", "zeal=none")
+    done = run_step(STEP1, *arguments, "--map", "04_CALM=neutral", "--map", "zeal=none")
     assert done.returncode == 0 and "-> neutral; zeal (1) -> no label" in done.stdout
+    table = read_table(tmp_path / "data" / "x", "inventory.csv")
+    assert dict(zip(table["path"], table["emotion"], strict=True)) == {
+        "images/04_Calm/2.png": "neutral", "images/neutral/1.png": "neutral", "images/zeal/3.png": "",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("mapping", "expected"),
     [
         (["calm"], "'calm' is not FOLDER=EMOTION"),
-        (["=neutral"], "is not FOLDER=EMOTION"),
         (["calm=grumpy"], "unknown emotion 'grumpy'"),
         (["clam=neutral"], "no image is in a folder of that name; the folders are calm, happy"),
         (["calm=neutral", "Calm=none"], "two emotions"),
@@ -206,41 +198,34 @@ def test_folder_above_the_emotion_is_the_subject_unless_it_names_a_split(tmp_pat
 # ---- the files
 
 
-def test_edit_to_an_image_reaches_the_data_set_neither_way(tmp_path):
-    source = write_images(tmp_path / "mine", "happy/1.png", "sad/2.png")
-    images = tmp_path / "x" / "images"
-    inventory(tmp_path / "x", source)
-    for edited, other in [(source, images), (images, source)]:
-        before = (other / "happy/1.png").read_bytes()
-        with (edited / "happy/1.png").open("r+b") as file:
-            file.write(b"edited in place")
-        assert (other / "happy/1.png").read_bytes() == before
-
-
-@pytest.mark.parametrize("short", [0, 1000])
-def test_files_are_copied_whole_where_the_system_call_stops_early(tmp_path, monkeypatch, short):
+@pytest.mark.parametrize("copied", [None, 0, 1000])
+def test_images_are_whole_copies_and_edits_reach_neither_side(tmp_path, monkeypatch, copied):
     def stop(source: int, target: int, _: int) -> int:
-        return os.write(target, os.read(source, short)) if short and os.lseek(source, 0, os.SEEK_CUR) == 0 else 0
+        return os.write(target, os.read(source, copied)) if copied and os.lseek(source, 0, os.SEEK_CUR) == 0 else 0
 
-    monkeypatch.setattr(os, "copy_file_range", stop, raising=False)
+    if copied is not None:  # the system call stops early
+        monkeypatch.setattr(os, "copy_file_range", stop, raising=False)
     write_image(tmp_path / "mine" / "happy" / "1.png", random_gray(0, 99))
     inventory(tmp_path / "x", tmp_path / "mine")
-    assert (tmp_path / "x/images/happy/1.png").read_bytes() == (tmp_path / "mine/happy/1.png").read_bytes()
+    files = [tmp_path / "mine/happy/1.png", tmp_path / "x/images/happy/1.png"]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    for edited, other in (files, files[::-1]):
+        before = other.read_bytes()
+        with edited.open("r+b") as file:
+            file.write(b"edited in place")
+        assert other.read_bytes() == before
 
 
 def images_of_every_kind(root: Path) -> dict[str, bool]:
     """Write images of unusual kinds, and return whether each can be read."""
     gray, color = random_gray(0, 20), np.random.default_rng(0).integers(0, 256, (20, 20, 3)).astype(np.uint8)
-    kinds = {
-        "float32.tif": (gray.astype(np.float32), False),
-        "float64.tif": (gray / 255, False),
-        "int32.tif": (gray.astype(np.int32), False),
-        "uint16.tif": (gray.astype(np.uint16) * 257, True),
-        "uint16.png": (color.astype(np.uint16) * 257, True),
-        "transparent.png": (np.dstack([color, gray]), True),
-        "plain.png": (gray, True),
-    }
-    for name, (image, _) in kinds.items():
+    for name, image in {
+        "float32.tif": gray.astype(np.float32),
+        "int32.tif": gray.astype(np.int32),
+        "uint16.tif": gray.astype(np.uint16) * 257,
+        "uint16.png": color.astype(np.uint16) * 257,
+        "transparent.png": np.dstack([color, gray]),
+    }.items():
         write_image(root / name, image)
     assert cv2.imwritemulti(str(root / "pages.tif"), [color, color[::-1].copy()])
     from PIL import Image  # comes with matplotlib
@@ -250,10 +235,9 @@ def images_of_every_kind(root: Path) -> dict[str, bool]:
         picture.convert(mode).save(root / name)
     (root / "empty.png").write_bytes(b"")
     (root / "half.png").write_bytes(encoded(gray)[:200])
-    (root / "text.jpg").write_bytes(b"no image")
-    readable = {name: is_readable for name, (_, is_readable) in kinds.items()}
-    readable |= dict.fromkeys(["pages.tif", "cmyk.jpg", "palette.png", "bits.tif"], True)
-    return readable | dict.fromkeys(["empty.png", "half.png", "text.jpg"], False)
+    sparse_file(root / "huge.png", encoded(gray))
+    unreadable = ("float32.tif", "int32.tif", "empty.png", "half.png", "huge.png")
+    return {file.name: file.name not in unreadable for file in root.iterdir()}
 
 
 def test_steps_1_and_2_agree_which_images_are_readable(tmp_path, run_step):
@@ -267,42 +251,15 @@ def test_steps_1_and_2_agree_which_images_are_readable(tmp_path, run_step):
     assert dict(zip(names, table["status"] == "ok", strict=True)) == readable
     assert dict(zip(names, table["face_status"] == "whole_image", strict=True)) == readable
     assert set(table.loc[table["status"] == "unreadable", "pixel_hash"]) == {""}
+    assert not (tmp_path / "data/x/images/happy/huge.png").exists()
 
 
-def test_pixel_hash_depends_on_the_pixels_only(tmp_path):
-    gray, root = random_gray(0, 20), tmp_path / "tree" / "happy"
-    same = {"8.png": gray, "16.png": gray.astype(np.uint16) * 256, "three.bmp": cv2.merge([gray] * 3)}
-    for name, image in {**same, "turned.png": gray.T}.items():
-        write_image(root / name, image)
-    hashes = inventory(tmp_path / "x", tmp_path / "tree").set_index("path")["pixel_hash"]
-    assert hashes.drop("images/happy/turned.png").nunique() == 1 and hashes.nunique() == 2
-    for name in same:
-        np.testing.assert_array_equal(read_image_rgb(root / name)[..., 0], gray)
-
-
-def test_huge_image_is_unreadable_and_costs_neither_memory_nor_disk(tmp_path, run_step):
-    source = write_images(tmp_path / "tree", "happy/1.png", "sad/2.png")
-    sparse_file(source / "happy" / "big.png", encoded(np.eye(9, dtype=np.uint8)))
-    arguments = ["--dataset", "x", "--data", tmp_path / "data"]
-    done = run_step(STEP1, *arguments, "--source", source)
-    assert done.returncode == 0 and "unreadable: images/happy/big.png; accepted are" in done.stdout
-    assert run_step(STEP2, *arguments).returncode == 0
-    table = read_table(tmp_path / "data" / "x", "faces.csv")
-    assert table[["status", "face_status"]].to_numpy().tolist() == [
-        ["ok", "whole_image"], ["unreadable", "not_found"], ["ok", "whole_image"],
-    ]  # fmt: skip
-    assert not (tmp_path / "data/x/images/happy/big.png").exists()
-
-
-@pytest.mark.parametrize("start", ["", "emotion,pixels,Usage\n", 'emotion,pixels,Usage\n3,"\n'])
-def test_huge_table_is_refused_in_one_line(tmp_path, run_step, start):
-    source = sparse_file(tmp_path / "fer2013.csv", start.encode())
-    refused(run_step(STEP1, "--dataset", "x", "--source", source, "--data", tmp_path / "data"), "fer2013.csv")
-
-
-def test_huge_votes_labels_and_emotion_files_are_refused_in_one_line(tmp_path, run_step):
-    big = sparse_file(tmp_path / "big.csv", b"path,emotion\n")
+def test_huge_tables_and_emotion_files_are_refused_in_one_line(tmp_path, run_step):
     arguments = ["--dataset", "x", "--data", tmp_path / "data", "--source"]
+    for start in (b"", b'emotion,pixels,Usage\n3,"\n'):
+        huge = sparse_file(tmp_path / "huge" / "fer2013.csv", start)
+        refused(run_step(STEP1, *arguments, huge), "fer2013.csv")
+    big = sparse_file(tmp_path / "big.csv", b"path,emotion\n")
     for option in ("--votes", "--labels"):
         refused(run_step(STEP1, *arguments, write_fer2013(tmp_path), option, big), "big.csv")
     root = write_images(tmp_path / "ck", "cohn-kanade-images/S005/001/S005_001_00000001.png")
@@ -378,7 +335,7 @@ def test_zips_and_partly_unpacked_downloads_give_the_same_table(tmp_path):
     pd.testing.assert_frame_equal(inventory(tmp_path / "b", zips), plain)
 
 
-@pytest.mark.parametrize("content", ["happy", "", "8.0000000e+00", "-1", "3.5", "nan", "3 4"])
+@pytest.mark.parametrize("content", ["", "8.0000000e+00", "3.5", "nan"])
 def test_emotion_file_without_a_code_is_refused_by_name(tmp_path, content):
     root = write_ckplus(tmp_path / "ck")
     (root / "Emotion/S005/001/S005_001_00000004_emotion.txt").write_text(content)
@@ -406,24 +363,13 @@ def test_missing_frames_are_reported_and_the_rest_is_kept(tmp_path, capsys):
 # ---- annotators' labels
 
 
-def test_labels_fill_unlabelled_sequences_and_name_the_annotators(tmp_path):
-    rows = [("S005/002", "Happy", "ann"), ("S005/002", "joy", "bob"), ("S005/001", "disgust", "ann")]
-    labels = write_csv(tmp_path / "labels.csv", rows, "sequence,emotion,annotator")
-    root = write_ckplus(tmp_path / "ck")
-    table = inventory(tmp_path / "x", root, labels=labels, neutral_first=True).set_index("path")
-    peak = table.loc["images/S005/002/S005_002_00000003.png"]
-    assert (peak["emotion"], peak["label_source"]) == ("happiness", "manual:ann+bob")
-    assert table.loc["images/S005/002/S005_002_00000001.png", "emotion"] == "neutral"
-    assert table.loc["images/S005/001/S005_001_00000004.png", "label_source"] == "dataset"
-
-
-def test_labels_by_path(tmp_path):
+def test_labels_by_path_apply_to_tables_and_to_selected_frames(tmp_path):
     source = write_csv(tmp_path / "test.csv", [(pixels(random_gray(0)),), (pixels(random_gray(1)),)], "pixels")
     labels = write_csv(tmp_path / "labels.csv", [("images/00001.png", "fear")], "path,emotion")
     table = inventory(tmp_path / "x", source, labels=labels)
     assert table[["emotion", "label_source"]].to_numpy().tolist() == [["", ""], ["fear", "manual"]]
     root = write_ckplus(tmp_path / "ck", {"S005/002": (3, None)})
-    labels = write_csv(tmp_path / "labels.csv", [("images/S005/002/S005_002_00000002.png", "fear")], "path,emotion")
+    write_csv(labels, [("images/S005/002/S005_002_00000002.png", "fear")], "path,emotion")
     assert inventory(tmp_path / "all", root, labels=labels, frames="all")["emotion"].tolist() == ["", "fear", ""]
     with pytest.raises(InputError, match="--frames leaves it out"):
         write_inventory(tmp_path / "peak", root, labels=labels)
@@ -433,10 +379,8 @@ def test_labels_by_path(tmp_path):
     ("header", "row", "expected"),
     [
         ("sequence,emotion", ("S777/001", "fear"), "'S777/001' is not in the data set"),
-        ("sequence,emotion", ("", "fear"), "not in the data set"),
         ("sequence,emotion", ("S005/001", "fear"), "has the label disgust in the data set, not fear"),
         ("sequence,emotion", ("S005/002", "grumpy"), r"labels\.csv: unknown emotion 'grumpy'"),
-        ("sequence,label", ("S005/002", "fear"), "needed are emotion"),
         ("sequence,emotion", ("S005/002", "fear\nS005/002,anger"), "two labels"),
     ],
 )
@@ -454,26 +398,6 @@ def fer2013_with(*row, header: str = "emotion,pixels,Usage"):
     return lambda folder: write_csv(folder / "fer2013.csv", [*fer2013_rows()[:1], row], header)
 
 
-def written(name: str, content: bytes):
-    def make(folder: Path) -> Path:
-        (folder / name).write_bytes(content)
-        return folder / name
-
-    return make
-
-
-def tree_with_file_name(name: bytes):
-    def make(folder: Path) -> Path:
-        tree = write_kaggle_folders(folder / "tree")
-        try:
-            next(tree.rglob("*.png")).rename(os.fsdecode(os.fsencode(tree) + b"/" + name))
-        except OSError:
-            pytest.skip("this file system accepts no such name")
-        return tree
-
-    return make
-
-
 SQUARE = pixels(random_gray(9))
 REST = SQUARE[SQUARE.index(" ") :]
 REFUSED = {
@@ -482,18 +406,11 @@ REFUSED = {
     "no rows": (lambda folder: write_csv(folder / "fer2013.csv", []), "no rows"),
     "2303 pixels": (fer2013_with(0, REST[1:], "Training"), "row 1 (line 3) has 2,303 pixels"),
     "value 256": (fer2013_with(0, "256" + REST, "Training"), "row 1 (line 3) has the pixel 256"),
-    "value -1": (fer2013_with(0, "-1" + REST, "Training"), "the pixel -1"),
     "no number": (fer2013_with(0, "1x" + REST, "Training"), "the pixel '1x'"),
-    "long pixel": (fer2013_with(0, "x" * 9999, "Training"), "the pixel '" + 40 * "x" + "'"),
     "code 7": (fer2013_with(7, SQUARE, "Training"), "emotion '7'"),
     "unknown Usage": (fer2013_with(1, SQUARE, "Practice"), "'Practice'"),
-    "blank Usage": (fer2013_with(1, SQUARE, " "), "row 1 (line 3) has no Usage"),
     "missing Usage": (fer2013_with(1, SQUARE), "row 1 (line 3) has no Usage"),
-    "no table": (written("fer2013.csv", bytes(range(256))), "not a readable CSV"),
-    "no archive": (written("a.zip", b"<html>"), "a.zip is damaged"),
-    "Latin-1 file name": (tree_with_file_name(b"train/\xe9.png"), "rename the file"),
-    "carriage return": (tree_with_file_name(b"train/a\rb.png"), "rename the file"),
-    "image in no folder": (lambda folder: write_images(folder / "tree", "1.png"), "1.png"),
+    "carriage return": (lambda folder: write_images(folder / "tree", "happy/a\rb.png"), "rename the file"),
 }
 
 
@@ -516,7 +433,6 @@ def test_invalid_source_is_refused_in_one_line_and_leaves_nothing(tmp_path, run_
         (["--dataset", "x", "--source", "SOURCE", "--frames", "last:2"], "--frames applies to CK+ sequences only"),
         (["--dataset", "x", "--source", "SOURCE", "--neutral-first"], "--neutral-first applies to CK+"),
         (["--dataset", "x", "--source", "SOURCE", "--map", "calm=none"], "--map applies to folders"),
-        (["--dataset", "x", "--source", "SOURCE", "--votes", "none.csv"], "none.csv does not exist"),
         (["--dataset", "x", "--source", "SOURCE", "--labels", "none.csv"], "none.csv does not exist"),
         (["--dataset", "x", "--source", "DATA"], "keep the download elsewhere"),
     ],
@@ -536,11 +452,21 @@ def times_below(folder: Path) -> dict[Path, int]:
     return {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
 
 
-def test_refused_source_leaves_an_earlier_inventory_unchanged(tmp_path):
-    inventory(tmp_path / "data" / "x", write_fer2013(tmp_path / "first"))
+def test_command_prints_the_audit_and_later_runs_leave_the_files_unchanged(tmp_path, run_step):
+    arguments = ["--dataset", "x", "--data", tmp_path / "data", "--source"]
+    source = write_fer2013(tmp_path / "raw")
+    lines = [" ".join(line.split()) for line in run_step(STEP1, *arguments, source).stdout.splitlines()]
+    for line in (
+        "Training PublicTest PrivateTest all",
+        "neutral 1 1 0 2",
+        "duplicates 1 (5 distinct images)",
+        "groups of duplicates across the data set's own splits 1 (images: 1 of Training, 1 of PublicTest)",
+        "groups of duplicates with conflicting labels 1",
+    ):
+        assert line in lines
     before = times_below(tmp_path / "data")
-    with pytest.raises(InputError):
-        write_inventory(tmp_path / "data" / "x", fer2013_with(0, "256" + REST, "Training")(tmp_path))
+    assert run_step(STEP1, *arguments, source).stdout.startswith("unchanged: ")
+    refused(run_step(STEP1, *arguments, fer2013_with(0, "256" + REST, "Training")(tmp_path)), "256")
     assert times_below(tmp_path / "data") == before
 
 
@@ -559,37 +485,28 @@ def test_changed_input_and_options_replace_images_and_table(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-import {module} as module
+from preprocessing.datasets import fer2013
+from preprocessing.inventory import write_inventory
 
-calls, original = 0, getattr(module, "{name}")
-
-def dying(*arguments):
-    global calls
-    calls += 1
-    if calls > {after}:
+def write_four_images_then_die(*arguments, original=fer2013.write_png, written=[]):
+    written.append(arguments)
+    if len(written) > 4:
         os.kill(os.getpid(), signal.SIGKILL)
     return original(*arguments)
 
-module.{name} = dying
-from preprocessing.inventory import write_inventory
+fer2013.write_png = write_four_images_then_die
 write_inventory(Path(sys.argv[1]), Path(sys.argv[2]))
 """
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="SIGKILL is POSIX's")
-@pytest.mark.parametrize(
-    ("module", "name", "after"),
-    [("preprocessing.datasets.fer2013", "write_png", 4), ("preprocessing.inventory", "write_provenance", 0)],
-)
-def test_killed_run_is_repeated_cleanly(tmp_path, module, name, after):
+def test_killed_run_keeps_the_earlier_inventory_and_is_repeated_cleanly(tmp_path):
     folder, source = tmp_path / "data" / "x", write_fer2013(tmp_path)
     earlier = inventory(folder, write_kaggle_folders(tmp_path / "tree"))
-    code = KILLED.format(module=module, name=name, after=after)
-    killed = subprocess.run([sys.executable, "-c", code, folder, source], cwd=ROOT, check=False)
+    killed = subprocess.run([sys.executable, "-c", KILLED, folder, source], cwd=ROOT, check=False)
     assert killed.returncode == -signal.SIGKILL
-    if name == "write_png":  # the earlier inventory is complete
-        pd.testing.assert_frame_equal(read_table(folder, "inventory.csv"), earlier)
-        assert all((folder / path).is_file() for path in earlier["path"])
+    pd.testing.assert_frame_equal(read_table(folder, "inventory.csv"), earlier)
+    assert all((folder / path).is_file() for path in earlier["path"])
     table = inventory(folder, source)
     assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png")) == sorted(table["path"])
     assert names_in(tmp_path / "data") == ["x"]
@@ -599,71 +516,30 @@ def test_killed_run_is_repeated_cleanly(tmp_path, module, name, after):
 # ---- the audit and the sample
 
 
-def audit_by_hand(table: pd.DataFrame) -> dict:
-    """Count with plain loops."""
-    rows = table.to_dict("records")
-    duplicates = defaultdict(list)
-    for row in rows:
-        if row["pixel_hash"]:
-            duplicates[row["pixel_hash"]].append(row)
-    crossing = [group for group in duplicates.values() if len({row["usage"] for row in group}) > 1]
-    crossing_rows: dict[str, int] = defaultdict(int)
-    for row in (row for group in crossing for row in group):
-        crossing_rows[row["usage"]] += 1
-    return {
-        "rows": len(table),
-        "unlabelled": [*table["emotion"]].count(""),
-        "constant": [*table["status"]].count("constant"),
-        "unreadable": [*table["status"]].count("unreadable"),
-        "distinct": len(duplicates),
-        "duplicates": sum(len(group) - 1 for group in duplicates.values()),
-        "cross_split_groups": len(crossing),
-        "cross_split_rows": dict(crossing_rows),
-        "conflicting_groups": sum(len({row["emotion"] for row in group} - {""}) > 1 for group in duplicates.values()),
-        "subjects": len({row["subject"] for row in rows if row["subject"]}),
-        "sequences": len({row["sequence"] for row in rows if row["sequence"]}),
-        "labelled_sequences": len({row["sequence"] for row in rows if row["sequence"] and row["emotion"]}),
-        "unnamed": [*table["ferplus_name"]].count(""),
-    }
+AUDITED = """emotion,usage,pixel_hash,status,subject,sequence,ferplus_name
+anger,Training,1,ok,S1,S1/1,a.png
+anger,Training,1,ok,S1,S1/1,b.png
+fear,PublicTest,1,ok,S2,S2/1,
+,PublicTest,2,ok,S2,S2/2,c.png
+fear,PrivateTest,2,ok,,,
+neutral,Training,3,constant,,,d.png
+neutral,Training,3,constant,,,e.png
+fear,PublicTest,,unreadable,S2,S2/3,
+anger,PublicTest,,unreadable,S3,,f.png
+fear,Training,4,ok,,,g.png
+"""
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_audit_agrees_with_counting_by_hand(seed):
-    choose = np.random.default_rng(seed).choice
-    table = pd.DataFrame(
-        {
-            "emotion": choose(["anger", "fear", "neutral", ""], 200),
-            "usage": choose(["Training", "PublicTest", "PrivateTest"], 200),
-            "pixel_hash": choose([f"{number:x}" for number in range(120)], 200),
-            "status": choose(["ok", "constant", "unreadable"], 200),
-            "subject": choose(["", "S001", "S002"], 200),
-            "sequence": choose(["", *(f"S001/{number:03d}" for number in range(90))], 200),
-            "ferplus_name": choose(["fer.png", ""], 200),
-        }
-    )
-    table.loc[table["status"] == "unreadable", "pixel_hash"] = ""
-    assert audit(table) == audit_by_hand(table)
+def test_audit_counts_duplicates_conflicts_and_sequences():
+    table = pd.read_csv(io.StringIO(AUDITED), dtype=str, keep_default_na=False)
+    assert audit(table) == {
+        "rows": 10, "unlabelled": 1, "constant": 2, "unreadable": 2, "distinct": 4, "duplicates": 4,
+        "cross_split_groups": 2, "cross_split_rows": {"Training": 2, "PublicTest": 2, "PrivateTest": 1},
+        "conflicting_groups": 1, "subjects": 3, "sequences": 4, "labelled_sequences": 3, "unnamed": 3,
+    }  # fmt: skip
     counts = count_images(table, "usage")
     assert counts.index.tolist() == ["anger", "fear", "neutral", "(unlabelled)", "all"]
-    assert counts.loc["all", "all"] == 200
-    assert counts.loc["fear", "Training"] == sum(table["emotion"].eq("fear") & table["usage"].eq("Training"))
-
-
-def test_command_prints_the_audit_and_repeats_nothing(tmp_path, run_step):
-    arguments = ["--dataset", "x", "--source", write_fer2013(tmp_path), "--data", tmp_path / "data"]
-    lines = [" ".join(line.split()) for line in run_step(STEP1, *arguments).stdout.splitlines()]
-    for line in (
-        "Training PublicTest PrivateTest all",
-        "neutral 1 1 0 2",
-        "duplicates 1 (5 distinct images)",
-        "groups of duplicates across the data set's own splits 1 (images: 1 of Training, 1 of PublicTest)",
-        "groups of duplicates with conflicting labels 1",
-        "constant images 1",
-    ):
-        assert line in lines
-    before = times_below(tmp_path / "data")
-    assert run_step(STEP1, *arguments).stdout.startswith("unchanged: ")
-    assert times_below(tmp_path / "data") == before
+    assert counts.loc["all", "all"] == 10 and counts.loc["fear", "PublicTest"] == 2
 
 
 @pytest.mark.system

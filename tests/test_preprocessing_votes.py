@@ -4,13 +4,7 @@ import pytest
 
 from common.emotions import EMOTIONS
 from common.errors import InputError
-from preprocessing.datasets.votes import (
-    majority,
-    vote_choices,
-    vote_counts,
-    vote_shares,
-    voted_emotions,
-)
+from preprocessing.datasets.votes import majority, vote_choices, vote_counts, vote_shares
 
 CHOICES = [f"votes_{name}" for name in (*EMOTIONS, "unknown", "nf")]
 
@@ -27,10 +21,8 @@ def votes(**by_choice: int) -> dict[str, int]:
         (votes(anger=5, sadness=5), "", {"anger": 0.5, "sadness": 0.5}),  # half is not more than half
         (votes(anger=3, sadness=2, fear=2, unknown=3), "", {"anger": 3 / 7, "sadness": 2 / 7, "fear": 2 / 7}),
         (votes(nf=8, neutral=2), "", {}),  # no face
-        (votes(unknown=6, anger=4), "", {}),
         (votes(unknown=5, anger=5), "", {"anger": 1.0}),
         (votes(**dict.fromkeys(EMOTIONS, 1), unknown=1, nf=1), "", {}),  # single votes only
-        (votes(), "", {}),
     ],
 )
 def test_single_votes_are_dropped_and_a_majority_is_more_than_half(row, clear, shares):
@@ -44,14 +36,5 @@ def test_vote_counts_are_in_class_order_and_blanks_are_zero():
     table = pd.DataFrame({"votes_nf": [1.0, np.nan], "votes_neutral": [2, 3], "votes_anger": [4, 5], "path": ["", ""]})
     assert vote_choices(table) == ["anger", "neutral", "nf"]
     assert vote_counts(table, vote_choices(table)).tolist() == [[4, 2, 1], [5, 3, 0]]
-
-
-def test_vote_shares_keep_columns_and_index():
-    table = pd.DataFrame([votes(fear=9), votes(anger=9)], index=[7, 3]).drop(columns="votes_contempt")
-    assert voted_emotions(table) == list(vote_shares(table).columns) == list(EMOTIONS[:7])
-    assert vote_shares(table).index.tolist() == majority(table).index.tolist() == [7, 3]
-
-
-def test_table_without_votes_names_the_option_that_adds_them():
     with pytest.raises(InputError, match=r"no annotator votes.*--votes fer2013new\.csv"):
-        vote_shares(pd.DataFrame({"path": ["a"]}))
+        vote_shares(table[["path"]])
