@@ -1,7 +1,7 @@
 """Helpers of tests that evaluate networks by the command line and read the reports."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def change_split(folder: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -
     write_table(change(read_table(folder, "split.csv")), folder / "split.csv")
 
 
-def images_of(folder: Path, paths: Sequence[str]) -> np.ndarray:
+def images_of(folder: Path, paths: Iterable[str]) -> np.ndarray:
     return np.stack([read_image(folder / path, (24, 24), "grayscale") for path in paths])
 
 

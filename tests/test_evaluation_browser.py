@@ -29,7 +29,8 @@ class Browser:
         """Open a file; the logs then hold this page alone."""
         metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 700}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        self.requests(), self.complaints()
+        self.requests()
+        self.complaints()
         self.driver.get(file.as_uri())
 
     def value(self, expression: str) -> Any:

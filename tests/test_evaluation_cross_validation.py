@@ -94,7 +94,7 @@ def test_each_image_is_predicted_by_the_network_of_its_fold(evaluate, train, fol
     table = read_table(folder, "split.csv")
     predictions = pd.read_csv(report / "predictions.csv", dtype={"fold": str})
     assert predictions[["path", "fold"]].to_numpy().tolist() == table[["path", "fold"]].to_numpy().tolist()
-    columns = [column for column in predictions if column.startswith("p_")]
+    columns = [column for column in predictions.columns if column.startswith("p_")]
     np.testing.assert_allclose(predictions[columns], probabilities, atol=2e-6)
 
     each = [float(right[(table["fold"] == str(fold)).to_numpy()].mean()) for fold in range(FOLDS)]
@@ -204,7 +204,7 @@ def test_readme_commands_for_ckplus(run_step, tmp_path):
     cards = [read_card(tmp_path / "models" / "ck" / "best-folds" / f"{fold}.keras") for fold in range(FOLDS)]
     assert [card.fold for card in cards] == [{"number": k, "of": FOLDS, "column": "fold"} for k in range(FOLDS)]
     assert all(f"fold {fold}: dev accuracy {card.dev_accuracy:.4f}" in printed for fold, card in enumerate(cards))
-    mean = np.mean([card.dev_accuracy for card in cards])
+    mean = np.mean([float(card.dev_accuracy or 0) for card in cards])
     assert f"dev accuracy {mean:.4f} ± " in printed and len({card.split_hash for card in cards}) == FOLDS
     (tmp_path / "models" / "ck" / "best-folds" / "1.keras").unlink()
     assert step(*train).count("unchanged: ") == FOLDS - 1

@@ -59,7 +59,7 @@ def pictures(tmp_path, portrait_bgr) -> Path:
     return folder
 
 
-def write_images(folder: Path, files: dict[str, np.ndarray]) -> Path:
+def write_images(folder: Path, files: dict[str, Any]) -> Path:
     for name, image_bgr in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(folder / name), image_bgr)

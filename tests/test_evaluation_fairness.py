@@ -51,9 +51,9 @@ def section_of(rows: pd.DataFrame, columns: list[str], report):
     return fairness_section(rows, rows["prediction"].tolist(), LABELS, columns, report, FEW, QUICK)
 
 
-def coded(rows: pd.DataFrame) -> list[np.ndarray]:
-    names = {"gender": sorted(set(rows["gender"])), "emotion": LABELS, "prediction": LABELS}
-    return [codes(rows[column].to_numpy(), of) for column, of in names.items()]
+def coded(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    groups = codes(rows["gender"].to_numpy(), sorted(set(rows["gender"])))
+    return groups, codes(rows["emotion"].to_numpy(), LABELS), codes(rows["prediction"].to_numpy(), LABELS)
 
 
 def comparison_of(rows: pd.DataFrame, clusters: np.ndarray | None = None, few=FEW, options=QUICK) -> GroupComparison:

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
@@ -21,7 +23,7 @@ def test_scores_are_those_of_scikit_learn_and_leave_out_an_absent_emotion():
     truth = RANDOM.choice(LABELS, 200, p=[0.2, 0.5, 0.3])
     prediction = np.where(RANDOM.random(200) < 0.6, truth, RANDOM.choice(LABELS, 200))
     result = scores(truth.tolist(), prediction.tolist(), LABELS)
-    expected = sklearn_metrics.precision_recall_fscore_support(truth, prediction, labels=LABELS)
+    expected: Any = sklearn_metrics.precision_recall_fscore_support(truth, prediction, labels=LABELS)
     for values in zip(LABELS, *expected, strict=True):
         own = result["per_emotion"][values[0]]
         assert [own[name] for name in ("precision", "recall", "f1-score", "support")] == pytest.approx(values[1:])

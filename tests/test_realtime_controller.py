@@ -202,14 +202,15 @@ def test_full_disk_ends_the_recording_and_only_it(tmp_path, monkeypatch, capsys)
 def test_impossible_options_are_refused_before_writing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     images = {"still": True, "count": 3}
-    for options, changes, message in (
+    cases: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         ({"summary": Path("out.html")}, images, "--summary out.html needs one video or a camera"),
         ({"follow": 2}, images, "--follow 2 needs one video or a camera: images are not tracked"),
         ({"summary": Path("out.pdf")}, {}, "--summary out.pdf must end in .html"),
         ({"log": Path("out.txt")}, {}, "--log out.txt must end in .csv or .jsonl"),
         ({"record": Path("out.webp")}, {"still": True, "count": 1}, "--record out.webp must end in"),
         ({"log": Path("a.csv"), "segments": Path("x/../a.csv")}, {}, "both name x/../a.csv"),
-    ):
+    ]
+    for options, changes, message in cases:
         with pytest.raises(InputError, match=re.escape(message)):
             OutputOptions(**options).check_files("clip.mp4")
             OutputOptions(**options).check_source(a_source(**changes))

@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -106,7 +107,8 @@ def test_refuses_settings_with_name_and_value(wrong):
 
 
 def test_refuses_augmentation_with_name_and_value():
-    for wrong in ({"small_erasing_size": (-5, 2)}, {"rotation": float("nan")}, {"crop": 0.4}):
+    cases: list[dict[str, Any]] = [{"small_erasing_size": (-5, 2)}, {"rotation": float("nan")}, {"crop": 0.4}]
+    for wrong in cases:
         ((name, value),) = wrong.items()
         with pytest.raises(InputError) as caught:
             check_settings(replace(TrainingConfig(), augmentation=AugmentationConfig(**wrong)), ["vgg"])
