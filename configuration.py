@@ -78,8 +78,7 @@ class TrainingConfig:
     dropout: float = 0.4  # rate before the last layer, 0-1 (vgg only)
     pretrained: str = ""  # network whose architecture and weights are taken; empty: train from scratch
     teachers: tuple[str, ...] = ()  # networks with the same emotions, for knowledge distillation
-    distillation_weight: float = 0.5  # share of the teachers' predictions in each target, 0-1
-    teacher_targets: str = "precomputed"  # `precomputed`: once per image; `per_view`: for each augmented image
+    distillation_weight: float = 0.5  # share of the teachers in the loss, 0-1
     targets: str = "labels"  # `labels`, or `votes`: the distribution of the annotators' votes
     balance: str = ""  # balance the loss by `emotion`, a column such as `gender`, or `gender+emotion`
     epochs: int = 36
@@ -90,6 +89,7 @@ class TrainingConfig:
     warmup_epochs: int = 0  # epochs in which the learning rate grows linearly from zero
     weight_decay: float = 1e-2  # adamw only
     label_smoothing: float = 0.1  # 0-1; not used for votes
+    logit_adjustment: float = 0.0  # share of the log class prior in the loss (Menon et al. 2021); 0: off, 1: balanced
     mixup: float = 0.0  # alpha of mixup's beta distribution; 0: off
     patience: int = 0  # early stopping: epochs without a better dev accuracy; 0: off
     precision: str = "auto"  # `float32`, `mixed_bfloat16`, or `auto`: the faster one, measured at the start

@@ -22,7 +22,7 @@ small = TrainingConfig(filters=(8, 16), convolutions=1, se_reduction=4,
 table = read_table(folder, "split.csv")
 teacher = model_file.with_stem(f"{model_file.stem}_teacher")
 train_network(table, folder, teacher, small, "python")
-train_network(table, folder, model_file, replace(small, teachers=(str(teacher),), teacher_targets="per_view"), "python")
+train_network(table, folder, model_file, replace(small, teachers=(str(teacher),)), "python")
 """
 PREDICT = """
 import sys

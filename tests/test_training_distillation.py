@@ -17,7 +17,7 @@ from inference.keras_networks import save
 from inference.model_card import ModelCard, read_card
 from preprocessing.tables import read_table, split_hash, write_table
 from training.data.splits import read_batches
-from training.distillation import DistillationModel, Teachers, read_teachers, set_teacher_targets
+from training.distillation import StudentModel, Teachers, class_prior
 from training.models import build
 from training.pretrained import PretrainedNetwork
 from training.settings import read_settings
@@ -40,75 +40,77 @@ def protocol_of(card: dict[str, Any]) -> str:
     return protocol(predictions)
 
 
-def test_precomputed_targets_mix_labels_and_predictions_for_both_mirror_images(teacher, tiny_model):
-    folder, table, first = teacher
-    second = tiny_model(name="second.keras", dataset="elsewhere")
-    card = json.loads(second.with_suffix(".json").read_text())
-    settings = TrainingConfig(teachers=(str(first), str(second)), distillation_weight=0.25)
-    train, dev, about = read_batches(table, folder, settings)
-    teachers = read_teachers(settings.teachers, train.classes, about, table)
-    set_teacher_targets(train, teachers, settings.distillation_weight, smoothing=0.1)
-    plain, plain_dev, _ = read_batches(table, folder, TrainingConfig())
-    np.testing.assert_array_equal(train.rows, plain.rows)
-    images = plain.images[plain.rows]
-    second.with_suffix(".json").write_text(json.dumps({**card, "temperature": 2.0}))
-    later, _, _ = read_batches(table, folder, settings)
-    set_teacher_targets(
-        later, [PretrainedNetwork.read(file) for file in (first, second)], settings.distillation_weight, smoothing=0.1
-    )
-    np.testing.assert_array_equal(np.asarray(later.labels), np.asarray(train.labels))
-    second.with_suffix(".json").write_text(json.dumps(card))
-    predicted = [
-        EmotionClassifier.load(file).predict(side)
-        for file in (first, second)
-        for side in (images, np.ascontiguousarray(images[:, :, ::-1]))
-    ]
-    smooth = 0.9 * np.eye(3)[np.asarray(plain.labels)] + 0.1 / 3
-    expected = 0.75 * smooth + 0.25 * np.mean(predicted, axis=0)
-    targets, tested, expected_tested = map(np.asarray, (train.labels, dev.labels, plain_dev.labels))
-    np.testing.assert_allclose(targets, expected, atol=1e-6)
-    np.testing.assert_array_equal(tested, expected_tested)  # dev targets are labels
-    assert [Path(teacher.source().file).name for teacher in teachers] == ["teacher.keras", "second.keras"]
-
-
-def test_per_view_predictions_are_for_the_image_or_its_mirror_image(teacher, tiny_model):
-    files = [str(teacher[2]), str(tiny_model(name="second.keras", labels=("anger", "happiness", "neutral")))]
+def test_targets_are_the_mean_of_teachers_without_their_priors(teacher, tiny_model):
+    classes = ("anger", "happiness", "neutral")
+    files = [str(teacher[2]), str(tiny_model(name="second.keras", labels=classes[:2]))]
     second: Any = keras.models.load_model(files[1])
     second.layers[-1].set_weights([-3 * weight for weight in second.layers[-1].get_weights()])
     save(second, read_card(Path(files[1])), Path(files[1]))
+    priors, log_prior = [np.array([0.2, 0.3, 0.5]), np.array([0.9, 0.1])], np.log([0.5, 0.4, 0.1])
     images = np.random.default_rng(3).integers(0, 256, (6, 24, 24, 1)).astype(np.uint8)
-    teachers = Teachers(files, ("anger", "happiness", "neutral"), any_size=False, seed=1)
+    teachers = Teachers(files, classes, any_size=False, seed=1, priors=priors, log_prior=log_prior)
     assert np.asarray(teachers(images)).tolist() == [[0.0] * 3] * 6  # no predictions outside training
     assert not teachers.trainable_variables
     sides = [np.ascontiguousarray(side) for side in (images, images[:, :, ::-1])]
     first, other = ([EmotionClassifier.load(Path(file)).predict(side) for side in sides] for file in files)
-    possible = np.stack([(one + two) / 2 for one in first for two in other])
+
+    def normalised(weights: np.ndarray) -> np.ndarray:
+        return weights / weights.sum(axis=1, keepdims=True)
+
+    def expected(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+        one, two = normalised(one / priors[0]), normalised(two / priors[1])
+        mean = np.column_stack([np.sqrt(one[:, 0] * two[:, 0]), np.sqrt(one[:, 1] * two[:, 1]), one[:, 2]])
+        return normalised(mean * np.exp(log_prior))
+
+    possible = np.stack([expected(one, two) for one in first for two in other])
     predicted = np.stack([np.asarray(teachers(images, training=True)) for _ in range(60)])
     distance = np.abs(predicted[:, None] - possible).max(axis=-1)
     assert distance.min(axis=1).max() < 1e-5
-    chosen = distance.argmin(axis=1)
+    chosen = distance.argmin(axis=1)  # of the four combinations of an image and its mirror image
     assert {tuple(np.unique(chosen[:, image])) for image in range(6)} == {(0, 1, 2, 3)}
     assert len(np.unique(chosen[0])) > 1  # drawn per image
 
 
-def test_per_view_loss_mixes_labels_and_predictions():
-    share, random = 0.3, np.random.default_rng(5)
+@pytest.mark.parametrize("tau", [0.0, 0.7])
+def test_loss_mixes_adjusted_labels_and_teachers(tau):
+    weight, random = 0.3, np.random.default_rng(5)
     values, predicted = random.normal(size=(8, 4)).astype(np.float32), random.dirichlet([1] * 3, 8).astype(np.float32)
-    labels = np.eye(3, dtype=np.float32)[random.integers(0, 3, 8)]
+    labels, prior = np.eye(3, dtype=np.float32)[random.integers(0, 3, 8)], np.array([0.6, 0.3, 0.1])
     inputs: Any = keras.Input((7,))
     predictions = keras.layers.Dense(3, activation="softmax")(inputs[:, :4])
-    model = DistillationModel(inputs, [predictions, inputs[:, 4:]], share, 0.1, name="trainer")
+    model = StudentModel(inputs, [predictions, inputs[:, 4:]], weight, 0.1, prior**tau, name="trainer")
     model.compile(keras.optimizers.SGD(0.0), keras.losses.CategoricalCrossentropy(), metrics=["accuracy"])
     given = np.concatenate([values, predicted], axis=1)
-    said = model.predict(given, verbose=SILENT)[0]
-    smooth = 0.9 * labels + 0.1 / 3
-    targets = (1 - share) * smooth + share * predicted
-    right = (said.argmax(1) == labels.argmax(1)).mean()
+    student = np.asarray(model.predict(given, verbose=SILENT)[0])
+    logits = np.log(student) + tau * np.log(prior)  # Menon et al. 2021, equation 10
+    adjusted = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    own, distilled = (0.9 * labels + 0.1 / 3) * adjusted, predicted * np.log(student)
     trained: Any = model.train_on_batch(given, labels, return_dict=True)
-    assert trained["loss"] == pytest.approx(-(targets * np.log(said)).sum(1).mean(), abs=1e-5)
+    assert trained["loss"] == pytest.approx(-((1 - weight) * own + weight * distilled).sum(1).mean(), abs=1e-5)
     tested: Any = model.test_on_batch(given, labels, return_dict=True)
-    assert tested["loss"] == pytest.approx(-(labels * np.log(said)).sum(1).mean(), abs=1e-5)
+    assert tested["loss"] == pytest.approx(-(labels * adjusted).sum(1).mean(), abs=1e-5)
+    right = (student.argmax(1) == labels.argmax(1)).mean()
     assert trained["accuracy"] == tested["accuracy"] == pytest.approx(right)
+
+
+def test_logit_adjustment_raises_the_predictions_of_a_rare_class(make_dataset):
+    folder = make_dataset(emotions=("anger", "happiness"), per_split=(("train", 30), ("dev", 4)))
+    table = read_table(folder, "split.csv")
+    rare = table.index[(table["emotion"] == "anger") & (table["split"] == "train")][:27]
+    table = table.drop(rare)  # 3 of 33
+    means = []
+    for tau in (0.0, 1.0):
+        config = TrainingConfig(
+            filters=(4,), schedule="constant", precision="float32", logit_adjustment=tau, dropout=0.0,
+            label_smoothing=0.4, augmentation=NO_AUGMENTATION, learning_rate=0.01,
+        )  # fmt: skip
+        train, _, _ = read_batches(table, folder, config)
+        np.testing.assert_allclose(class_prior(train), [3 / 33, 30 / 33])
+        keras.utils.set_random_seed(3)
+        network, trainer = build_trainer(train, config)
+        trainer.fit(train, epochs=20, verbose=SILENT)
+        means.append(network.predict(train.images, verbose=SILENT)[:, 0].mean())
+    assert means[1] > means[0] + 0.1
 
 
 def test_student_learns_predictions_of_its_teacher(teacher, tmp_path):
@@ -120,7 +122,6 @@ def test_student_learns_predictions_of_its_teacher(teacher, tmp_path):
     save(body, model_card(), tmp_path / "teacher.keras")
     config = TrainingConfig(
         filters=(8,), schedule="constant", batch_size=16, precision="float32", distillation_weight=1.0,
-        teacher_targets="per_view",
         teachers=(str(tmp_path / "teacher.keras"),), augmentation=replace(NO_AUGMENTATION, flip=True, crop=2 / 3),
     )  # fmt: skip
     train, _, _ = read_batches(table, folder, config)
@@ -152,7 +153,7 @@ def test_card_of_a_distilled_network_names_teachers_and_trains_it_again(teacher,
     (tmp_path / "quick.json").write_text(json.dumps({"config": {"epochs": 1, "batch_size": 8, "filters": [4]}}))
     command = ["training.step3_best_model", "--dataset", folder.name, "--data", folder.parent, "--models", tmp_path]
     done = run_step(*command, "--settings", tmp_path / "quick.json", "--teacher", first, "--precision", "float32")
-    assert done.returncode == 0 and "distilled from teacher.keras (precomputed targets)" in done.stdout, done.stderr
+    assert done.returncode == 0 and "distilled from teacher.keras\n" in done.stdout, done.stderr
     file = tmp_path / folder.name / "best.json"
     card = json.loads(file.read_text())
     said = "no extra labels, distilled from teacher.keras (trained on stripes (labels))"
@@ -175,14 +176,19 @@ def test_refuses_unusable_teachers_in_one_line(teacher, tiny_model, tmp_path, ru
     card = tmp_path / "card.json"
     card.write_text(json.dumps({"hyperparameters": {"teachers": ["0"], "network": "project1", "epochs": 1},
                                 "teachers": [file | {"command": "python -m some.step"}]}))  # fmt: skip
-    for targets in ("per_view", "twice"):
-        config = {"teacher_targets": targets, "augmentation": {"crop": 0.75}}
-        (tmp_path / f"{targets}.json").write_text(json.dumps({"config": config}))
+    (tmp_path / "crops.json").write_text(json.dumps({"config": {"augmentation": {"crop": 0.75}}}))
     folds = pd.Series([str(row % 3) for row in range(len(table))], index=table.index)
     write_table(table.assign(fold=folds), folder / "split.csv")
     for arguments, words in (
         (["--teacher", tmp_path / "none.keras"], "none.keras does not exist"),
-        (["--teacher", tiny_model(labels=("anger", "happiness"), name="two.keras")], "has the classes anger, happ"),
+        (
+            ["--teacher", tiny_model(labels=("anger", "fear"), name="fear.keras")],
+            "has the classes fear, which the data",
+        ),
+        (
+            ["--teacher", tiny_model(labels=("anger", "happiness"), name="two.keras")],
+            "no teacher has the classes neutral",
+        ),
         (["--teacher", tiny_model(size=48, name="large.keras")], "takes 48x48 pixels gray"),
         (
             ["--teacher", tiny_model(name="tuned.keras", pretrained=older, listed=False)],
@@ -195,9 +201,7 @@ def test_refuses_unusable_teachers_in_one_line(teacher, tiny_model, tmp_path, ru
         (["--settings", card], "older.keras, which is missing"),
         (["--teacher", first, "--folds", 3], "--folds does not support teachers"),
         (["--pretrained", first, "--folds", 3], f"{first}, or a network in its lineage, was trained"),
-        (["--teacher-targets", "per_view"], "needs a teacher: give --teacher A.keras"),
-        (["--teacher", first, "--settings", tmp_path / "per_view.json"], f"teacher {first}: network"),
-        (["--teacher", first, "--settings", tmp_path / "twice.json"], "not one of precomputed, per_view"),
+        (["--teacher", first, "--settings", tmp_path / "crops.json"], f"teacher {first}: network"),
     ):
         done = run_step(*command, *arguments)
         assert done.returncode == 2 and words in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr

@@ -94,7 +94,7 @@ def test_refuses_damaged_card(tmp_path):
     "wrong",
     [
         *({"network": "resnet"}, {"optimizer": "lion"}, {"schedule": "linear"}, {"precision": "int8"}),
-        *({"targets": "crowd"}, {"teacher_targets": "twice"}, {"epochs": 0}, {"epochs": 4096}, {"batch_size": 0}),
+        *({"targets": "crowd"}, {"logit_adjustment": 1.1}, {"epochs": 0}, {"epochs": 4096}, {"batch_size": 0}),
         *({"seed": -1}, {"seed": 1 << 32}, {"learning_rate": 0.0}, {"label_smoothing": 1.0}, {"warmup_epochs": 36}),
         *({"weight_decay": -1.0}, {"weight_decay": float("nan")}, {"filters": ()}, {"filters": (8, 0)}),
     ],

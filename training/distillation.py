@@ -1,10 +1,11 @@
-"""Knowledge distillation: targets that mix labels with the predictions of teachers.
+"""Knowledge distillation and logit adjustment.
 
-The predictions have temperature 1 (Hinton et al. 2015, https://arxiv.org/abs/1503.02531). There are two kinds:
+Teachers predict the same augmented images that the student sees (consistent teaching, Beyer et al. 2022,
+https://arxiv.org/abs/2106.05237), at temperature 1. Each teacher adds about a third to the time of a training step.
 
-- `precomputed`: predictions for each training image and its flip, computed once. A training step takes no longer.
-- `per_view`: predictions for the augmented images that the network sees, in every step (consistent teaching, Beyer et
-  al. 2022, https://arxiv.org/abs/2106.05237). Each teacher adds about a third to the time of a step.
+Logit adjustment (Menon et al. 2021, https://arxiv.org/abs/2007.07314) adds `tau log(prior)` to the logits in the loss.
+The network itself then predicts p(class | image) / prior^tau, up to a factor: with tau 1 as if all classes were
+equally frequent. It is applied to the probabilities, which gives the same loss.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,14 +19,15 @@ import pandas as pd
 
 from common.errors import InputError
 from inference.emotion_classifier import EmotionClassifier
-from inference.model_card import check_crops
+from inference.model_card import check_crops, read_card
 from training.data import FaceBatches
 from training.lineage import exposure_of
 from training.models import training_form
 from training.pretrained import PretrainedNetwork, build_from
 
 ops: Any = keras.ops  # Keras does not type the results of its operations
-VERSION = 1  # raise this to retrain finished runs when the targets change
+PRIOR_IMAGES = 4000
+VERSION = 2  # raise this to retrain finished runs when the targets change
 
 
 def read_teachers(
@@ -47,10 +49,10 @@ def read_teachers(
     held_out = table.loc[table["split"].isin(["dev", "test"])]
     for teacher in teachers:
         check_crops(teacher.file, teacher.card, about["crops"], about["dataset"])
-        if list(teacher.card.labels) != list(classes):
+        if other := [label for label in teacher.card.labels if label not in classes]:
             raise InputError(
-                f"teacher {teacher.file} has the classes {', '.join(teacher.card.labels)}; it must have those of the "
-                f"data: {', '.join(classes)}"
+                f"teacher {teacher.file} has the classes {', '.join(other)}, which the data has not; its classes must "
+                f"be among {', '.join(classes)}"
             )
         remedy = "which score the new network; train the teacher again on this split"
         exposure = exposure_of(teacher.file, teacher.card, held_out, table, about["dataset"])
@@ -63,35 +65,32 @@ def read_teachers(
             raise InputError(
                 f"teacher {teacher.file} was trained on another split of {about['dataset']}, perhaps on images {remedy}"
             )
+    known = {label for teacher in teachers for label in teacher.card.labels}
+    if teachers and (unknown := [label for label in classes if label not in known]):
+        raise InputError(f"no teacher has the classes {', '.join(unknown)}; give one more --teacher that has them")
     return teachers
 
 
-def set_teacher_targets(
-    train: FaceBatches, teachers: Sequence[PretrainedNetwork], weight: float, smoothing: float
-) -> None:
-    """Replace the targets of the batches by precomputed distillation targets.
+def class_prior(train: FaceBatches) -> np.ndarray:
+    """Return the share of each class in the training targets, float, (classes,), at least 1e-6."""
+    labels: Any = train.labels
+    counts = np.bincount(labels, minlength=len(train.classes)) if labels.ndim == 1 else labels.sum(axis=0)
+    return np.maximum(counts / counts.sum(), 1e-6)
+
+
+def teacher_priors(train: FaceBatches, files: Sequence[str]) -> list[np.ndarray]:
+    """Return the mean prediction of each teacher on training images, which estimates the prior that it learned.
 
     Args:
-        train: The training batches.
-        teachers: The teachers.
-        weight: Share of the teachers' mean prediction in each target, 0-1.
-        smoothing: Label smoothing of the other share, 0-1.
+        train: The training batches; about `PRIOR_IMAGES` images are predicted.
+        files: The networks.
     """
-    images, predictions = train.images[train.rows], []
-    for teacher in teachers:
-        classifier = EmotionClassifier.load(teacher.file)
-        classifier.card = replace(classifier.card, temperature=1.0)  # the same targets with and without calibration
-        predictions += [classifier.predict(images), classifier.predict(images[:, :, ::-1])]
-    own: Any = train.labels
-    if own.ndim == 1:
-        own = np.eye(len(train.classes), dtype=np.float32)[own]
-    train.set_targets(_mixed(own, np.mean(predictions, axis=0, dtype=np.float32), weight, smoothing))
-
-
-def _mixed(own: Any, teacher: Any, weight: float, smoothing: float) -> Any:
-    """Return distillation targets, (n, classes), from own targets and teacher predictions of that shape."""
-    own = (1 - smoothing) * own + smoothing / teacher.shape[-1]
-    return (1 - weight) * own + weight * teacher
+    images, priors = train.images[train.rows[:: max(len(train.rows) // PRIOR_IMAGES, 1)]], []
+    for file in files:
+        classifier = EmotionClassifier.load(Path(file))
+        classifier.card = replace(classifier.card, temperature=1.0)  # calibration does not change the targets
+        priors.append(classifier.predict(images).mean(axis=0))
+    return priors
 
 
 class Teachers(keras.layers.Layer):
@@ -100,70 +99,98 @@ class Teachers(keras.layers.Layer):
     Input is uint8 (n, height, width, channels), output float32 (n, classes). Each image is flipped with probability
     0.5, which averages over both versions at half the cost. Outside training the output is zero.
 
+    The log-probabilities of each teacher, minus the log of the prior that it learned, are averaged over the teachers
+    that know the class. `log_prior` is added, and a softmax gives the targets.
+
     Args:
         files: The networks, as accepted by `read_teachers`.
         classes: Class names of the data, in class order.
         any_size: Accept images of another size than the networks have.
         seed: Random seed.
+        priors: Prior of each network, in the order of its own classes, as `teacher_priors` returns them.
+        log_prior: Logarithm of the prior of the targets, (classes,); zeros: all classes are equally frequent.
 
     Raises:
         InputError: A network does not match its card, or cannot take `any_size`.
     """
 
-    def __init__(self, files: Sequence[str], classes: Sequence[str], any_size: bool, seed: int):
+    def __init__(
+        self,
+        files: Sequence[str],
+        classes: Sequence[str],
+        any_size: bool,
+        seed: int,
+        priors: Sequence[np.ndarray],
+        log_prior: np.ndarray,
+    ):
         super().__init__(name="teachers")
-        self.networks = []
+        self.networks, self.columns = [], []
         for file in files:
-            network = build_from(Path(file), classes)
+            labels = read_card(Path(file)).labels
             try:
-                self.networks.append(training_form(network, any_size))
+                self.networks.append(training_form(build_from(Path(file), labels), any_size))
             except InputError as error:
                 raise InputError(f"teacher {file}: {error}") from error
-        self.classes = len(classes)
+            self.columns.append(np.eye(len(classes), dtype=np.float32)[[list(classes).index(name) for name in labels]])
+        self.log_priors = [np.log(prior).astype(np.float32) for prior in priors]
+        self.counts = sum(columns.sum(axis=0) for columns in self.columns)  # teachers that know each class
+        self.log_prior = log_prior.astype(np.float32)
         self.random = keras.random.SeedGenerator(seed)
         self.trainable = False
 
     def call(self, images: Any, training: bool = False) -> Any:
         """Return the mean predictions."""
+        n, classes = ops.shape(images)[0], len(self.log_prior)
         if not training:
-            return ops.zeros((ops.shape(images)[0], self.classes))
-        predictions = []
-        for network in self.networks:
-            flipped = keras.random.uniform((ops.shape(images)[0], 1, 1, 1), seed=self.random) < 0.5
-            views = ops.where(flipped, images[:, :, ::-1], images)
-            predictions += keras.tree.flatten(network(views, training=False))
-        return sum(predictions) / len(predictions)
+            return ops.zeros((n, classes))
+        logits: Any = 0.0
+        for network, log_prior, columns in zip(self.networks, self.log_priors, self.columns, strict=True):
+            flipped = keras.random.uniform((n, 1, 1, 1), seed=self.random) < 0.5
+            (predicted,) = keras.tree.flatten(network(ops.where(flipped, images[:, :, ::-1], images), training=False))
+            logits += ops.log_softmax(ops.log(ops.maximum(predicted, 1e-7)) - log_prior) @ columns
+        return ops.softmax(logits / self.counts + self.log_prior)
 
     def compute_output_spec(self, images: Any, training: bool = False) -> Any:
         """Return the symbolic output."""
-        return keras.KerasTensor((images.shape[0], self.classes), dtype="float32")
+        return keras.KerasTensor((images.shape[0], len(self.log_prior)), dtype="float32")
 
 
-class DistillationModel(keras.Model):
-    """A model with two outputs, student and teacher predictions, trained on labels and teachers.
+class StudentModel(keras.Model):
+    """A model that trains a network with logit adjustment, and on teachers.
 
-    It is compiled as if it had the first output only; metrics and the dev loss use the labels.
+    Its outputs are the predictions of the network and, with teachers, those of `Teachers`. It is compiled as if it had
+    the first output only; metrics and the dev loss use the labels.
 
     Args:
         inputs: Its input.
-        outputs: Predictions of the student and of `Teachers`, (n, classes) each.
-        weight: Share of the teachers' predictions in each target, 0-1.
+        outputs: One or two outputs, (n, classes) each.
+        weight: Share of the teachers in the loss, 0-1.
         smoothing: Label smoothing, 0-1.
+        factors: The adjustment prior^tau, (classes,); ones: none.
     """
 
-    def __init__(self, inputs: Any, outputs: Sequence[Any], weight: float, smoothing: float, name: str):
+    def __init__(
+        self, inputs: Any, outputs: Sequence[Any], weight: float, smoothing: float, factors: np.ndarray, name: str
+    ):
         super().__init__(inputs=inputs, outputs=list(outputs), name=name)
-        self.weight, self.smoothing = weight, smoothing
+        self.weight, self.smoothing, self.factors = weight, smoothing, factors.astype(np.float32)
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Any:
-        """Return the loss of the student."""
-        student, teacher = y_pred
+        """Return the loss: (1 - weight) H(labels, adjusted predictions) + weight H(teachers, predictions)."""
+        student, *teachers = keras.tree.flatten(y_pred)
+        adjusted = student
+        if (self.factors != 1).any():
+            adjusted = student * self.factors / ops.sum(student * self.factors, axis=-1, keepdims=True)
         if training:
-            y = _mixed(y, ops.stop_gradient(teacher), self.weight, self.smoothing)
-        return super().compute_loss(x, y, student, sample_weight, training)
+            y = (1 - self.smoothing) * y + self.smoothing / student.shape[-1]
+        loss = super().compute_loss(x, y, adjusted, sample_weight, training)
+        if not (training and teachers):
+            return loss
+        distilled = super().compute_loss(x, ops.stop_gradient(teachers[0]), student, sample_weight, training)
+        return (1 - self.weight) * loss + self.weight * distilled
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        """Return the metrics of the student."""
-        return super().compute_metrics(x, y, y_pred[0], sample_weight)
+        """Return the metrics of the network."""
+        return super().compute_metrics(x, y, keras.tree.flatten(y_pred)[0], sample_weight)

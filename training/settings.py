@@ -18,7 +18,6 @@ from preprocessing.tables import split_hash
 
 Settings = TypeVar("Settings", TrainingConfig, AugmentationConfig)
 CHOICES = {
-    "teacher_targets": ("precomputed", "per_view"),
     "targets": ("labels", "votes"),
     "optimizer": ("adamw", "adam", "sgd"),
     "schedule": ("cosine", "constant"),
@@ -35,6 +34,7 @@ RANGES = {  # smallest and largest accepted value
     "weight_decay": (0, 10),
     "distillation_weight": (0, 1),
     "mixup": (0, 10),
+    "logit_adjustment": (0, 1),
     "dropout": (0, _BELOW_ONE),
     "label_smoothing": (0, _BELOW_ONE),
     "learning_rate": (1e-8, 10),

@@ -44,13 +44,6 @@ def main(
     teacher: Annotated[
         list[Path] | None, typer.Option(help="Teacher network for distillation; may be repeated.")
     ] = None,
-    teacher_targets: Annotated[
-        str | None,
-        typer.Option(
-            help="precomputed: one prediction per image; per_view: per augmented image.",
-            show_default=BEST.teacher_targets,
-        ),
-    ] = None,
     targets: Annotated[
         str | None,
         typer.Option(
@@ -102,7 +95,6 @@ def main(
     if pretrained is not None:
         check_crops(pretrained, read_card(pretrained), crop_options(folder), dataset)
     typed = {
-        "teacher_targets": teacher_targets,
         "targets": targets,
         "balance": balance,
         "epochs": epochs,
@@ -115,8 +107,6 @@ def main(
     config = choose_settings(settings, teachers, start, typed, models / dataset, BEST)
     if cutout_max_size is not None:
         config = replace(config, augmentation=replace(config.augmentation, cutout_max_size=cutout_max_size))
-    if teacher_targets is not None and not config.teachers:
-        raise InputError("--teacher-targets needs a teacher: give --teacher A.keras")
     if folds is not None and config.teachers:
         raise InputError("--folds does not support teachers: they may know the test images of a fold")
     hashes = settings_images(settings, table, dataset) if settings else None

@@ -21,7 +21,7 @@ from training import augmentation, distillation, models
 from training.augmentation import build_augmentation
 from training.data import FaceBatches, batches
 from training.data.splits import own_hashes, read_batches
-from training.distillation import DistillationModel, Teachers, read_teachers, set_teacher_targets
+from training.distillation import StudentModel, Teachers, class_prior, read_teachers, teacher_priors
 from training.models import training_form
 from training.pretrained import PretrainedNetwork, build_from, shaping_settings
 from training.runs import saving, train_or_resume
@@ -90,9 +90,7 @@ def train_network(
             print(pretrained.describe_use(train.classes), flush=True)
         if teachers:
             names = ", ".join(teacher.file.name for teacher in teachers)
-            print(f"distilled from {names} ({config.teacher_targets.replace('_', '-')} targets)", flush=True)
-            if config.teacher_targets == "precomputed":
-                set_teacher_targets(train, teachers, config.distillation_weight, _label_smoothing(config))
+            print(f"distilled from {names}", flush=True)
         return build_trainer(train, replace(config, precision=precision))
 
     done = train_or_resume(
@@ -180,18 +178,18 @@ def build_trainer(train: FaceBatches, config: TrainingConfig) -> tuple[keras.Mod
         any_size = config.augmentation.crop < 1
         views = build_augmentation(config.augmentation, shape, config.seed)(inputs)
         predictions = training_form(network, any_size)(views)
-        smoothing = _label_smoothing(config)
-        if config.teachers and config.teacher_targets == "per_view":
-            targets = Teachers(config.teachers, train.classes, any_size, config.seed + 5)(views)
-            outputs = [*keras.tree.flatten(predictions), targets]
-            trainer = DistillationModel(inputs, outputs, config.distillation_weight, smoothing, name="trainer")
-        else:
-            trainer = keras.Model(inputs, predictions, name="trainer")
+        outputs, prior, tau = keras.tree.flatten(predictions), class_prior(train), config.logit_adjustment
+        if config.teachers:
+            priors, log_prior = teacher_priors(train, config.teachers), (1 - tau) * np.log(prior)
+            teachers = Teachers(config.teachers, train.classes, any_size, config.seed + 5, priors, log_prior)
+            outputs.append(teachers(views))
+        smoothing = config.label_smoothing if config.targets == "labels" else 0.0  # votes are soft already
+        trainer = StudentModel(inputs, outputs, config.distillation_weight, smoothing, prior**tau, name="trainer")
         # TensorFlow's XLA has no image warp; the other backends always compile.
         jit_compile: Any = False if keras.backend.backend() == "tensorflow" else "auto"
         trainer.compile(
             optimizer=build_optimizer(config, steps_per_epoch=len(train)),
-            loss=keras.losses.CategoricalCrossentropy(label_smoothing=0.0 if config.teachers else smoothing),
+            loss=keras.losses.CategoricalCrossentropy(),
             metrics=["accuracy"],
             jit_compile=jit_compile,
         )
@@ -199,11 +197,6 @@ def build_trainer(train: FaceBatches, config: TrainingConfig) -> tuple[keras.Mod
     finally:
         keras.config.set_dtype_policy(before)
     return network, trainer
-
-
-def _label_smoothing(config: TrainingConfig) -> float:
-    """Return the smoothing of the data's own targets; votes are soft already."""
-    return config.label_smoothing if config.targets == "labels" else 0.0
 
 
 def build_network(shape: tuple[int, int, int], classes: Sequence[str], config: TrainingConfig) -> keras.Model:
