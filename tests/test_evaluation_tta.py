@@ -5,7 +5,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from reports import SWAPPED, change_split, images_of, metrics_of, with_swapped_votes
+from report_helpers import SWAPPED, change_split, images_of, metrics_of, with_swapped_votes
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from inference.emotion_classifier import EmotionClassifier
