@@ -103,10 +103,10 @@ def dataset_folder(data: Path, dataset: str) -> Path:
 
 
 def typed_command() -> str:
-    """Return the command that started this program, as typed from the repository's root."""
+    """Return the command that started this program, without the folder of an installed command."""
     main_spec = sys.modules["__main__"].__spec__
-    program = f"-m {main_spec.name}" if main_spec else sys.argv[0]
-    return shlex.join(["python", *program.split(), *sys.argv[1:]])
+    program = ["python", "-m", main_spec.name] if main_spec else [Path(sys.argv[0]).name]
+    return shlex.join([*program, *sys.argv[1:]])
 
 
 def step_command(step: str, folder: Path, *options: object) -> str:

@@ -38,7 +38,7 @@ def main(
         typer.Option(help=f"True labels: {' or '.join(TRUTHS)} of the annotators. [default: as in training]"),
     ] = None,
     groups: Annotated[
-        list[str] | None, typer.Option(help="Column for fairness, such as gender; repeat for several.")
+        list[str] | None, typer.Option(help="Column to compare groups by, such as gender; repeatable.")
     ] = None,
     group_table: Annotated[
         Path | None, typer.Option(help="CSV with further columns for --groups, joined by path.")
@@ -48,11 +48,12 @@ def main(
     ] = None,
     flip: Annotated[bool, typer.Option("--flip", help="Also report flip test-time augmentation (TTA).")] = False,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Take seconds: fewer resamples and images, no gallery.")
+        bool, typer.Option("--quick", help="Use fewer resamples and images, and no gallery: takes seconds.")
     ] = False,
     no_faces: Annotated[bool, typer.Option("--no-faces", help="Leave images of people out of the report.")] = False,
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="First fit temperature and threshold on dev, into the card.")
+        bool,
+        typer.Option("--calibrate", help="First fit temperature and threshold on dev, and write them to the card."),
     ] = False,
     update_card: Annotated[bool, typer.Option("--update-card", help="Write the scores into the card.")] = False,
     folds: Annotated[

@@ -12,6 +12,7 @@ from common.emotions import LabelRule, relate
 from common.errors import InputError
 from common.logging import quiet_start
 from evaluation.metrics.calibration import with_temperature
+from evaluation.metrics.intervals import subject_clusters
 from evaluation.metrics.scores import apply_rule, predicted_labels
 from inference.emotion_classifier import EmotionClassifier
 from inference.model_card import ModelCard, read_card
@@ -114,13 +115,14 @@ class Predictions:
 
     @property
     def has_subjects(self) -> bool:
-        """Whether the subject of every image is known."""
-        return bool((self.rows["subject"] != "").all())
+        """Whether the subject of every image is known, and there are several subjects."""
+        return subject_clusters(self.rows) is not None
 
     @cached_property
     def clusters(self) -> np.ndarray:
-        """Clusters of the bootstrap, int (n,) from 0: subjects, or single images where a subject is unknown."""
-        return pd.factorize(self.rows["subject"])[0] if self.has_subjects else np.arange(len(self.rows))
+        """Clusters of the bootstrap, int (n,) from 0: subjects; or single images, of one or of unknown subjects."""
+        clusters = subject_clusters(self.rows)
+        return np.arange(len(self.rows)) if clusters is None else clusters
 
     def select(self, keep: np.ndarray) -> "Predictions":
         """Return the predictions for a subset of the images, bool (n,)."""

@@ -30,7 +30,9 @@ NOT_SURE, NO_FACE = "unsure", "no face"  # predictions other than emotions
 
 def main(
     segments: Annotated[Path, typer.Option(help="CSV that realtime.webcam wrote with --segments.")],
-    truth: Annotated[Path, typer.Option(help="CSV of hand labels: start, end (seconds), emotion, track_id.")],
+    truth: Annotated[
+        Path, typer.Option(help="CSV of hand labels: start, end (seconds), emotion; track_id for several faces.")
+    ],
     reports: ReportsRoot = PATHS.reports,
 ) -> None:
     """Compare the webcam's segments with hand-labelled segments."""
@@ -81,6 +83,9 @@ def read_segments(file: Path, option: str, label_column: str) -> pd.DataFrame:
         raise InputError(f"{name} is not a readable CSV table ({error})") from error
     if {"time", "unsure"} <= set(table.columns):
         raise InputError(f"{name} was written with --log; write one with realtime.webcam --segments and give that")
+    if "face" in table.columns and "track_id" not in table.columns:
+        remedy = "write it again with realtime.webcam --segments" if is_program else "rename it to track_id"
+        raise InputError(f"{name} has the column face of an earlier version; {remedy}")
     needed = ["start", "end", label_column, *(["track_id"] if is_program else [])]
     if missing := [column for column in needed if column not in table.columns]:
         raise InputError(f"{name} lacks the columns {', '.join(missing)}; it needs {', '.join(needed)}")
@@ -88,7 +93,7 @@ def read_segments(file: Path, option: str, label_column: str) -> pd.DataFrame:
     read = pd.DataFrame(rows, columns=["track_id", "start", "end", "label"]).sort_values(["track_id", "start"])
     read = read.loc[read["end"] > read["start"]]
     if read.empty:
-        raise InputError(f"{name} holds no segment of some length")
+        raise InputError(f"{name} holds no segment longer than 0 s")
     is_same_face = read["track_id"] == read["track_id"].shift()
     overlaps = is_same_face & (read["start"] < read["end"].shift())
     if overlaps.any():

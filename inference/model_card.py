@@ -244,9 +244,7 @@ def _read(model_file: Path, kind: type[AnyCard], train: str) -> AnyCard:
     if model_file.suffix != ".keras":
         raise InputError(f"{model_file} is not a .keras file; give the network, not its card")
     if model_file.is_dir():
-        raise InputError(
-            f"{model_file} is a folder, not a .keras file; save the network again with network.save('NAME.keras')"
-        )
+        raise InputError(f"{model_file} is a folder, not a .keras file; save it again by network.save('NAME.keras')")
     if not model_file.is_file():
         raise InputError(f"{model_file} does not exist; train one with {train}")
     file = card_path(model_file)
@@ -259,15 +257,18 @@ def _read(model_file: Path, kind: type[AnyCard], train: str) -> AnyCard:
     if not isinstance(entries, dict):
         raise InputError(f"{file} lacks a valid {kind.required[0]!r}; train again, or restore the card")
     if "window" in entries and kind is ModelCard:
-        raise InputError(
-            f"{model_file} is a sequence network: give it to evaluation.sequences, or to realtime.webcam as --temporal"
-        )
+        raise InputError(f"{model_file} is a sequence network: give it to evaluation.sequences, or as --temporal")
     if "input_size" in entries and kind is SequenceCard:
         raise InputError(f"{model_file} is not a sequence network; train one with {train}")
-    version = entries.get("card_version", 1 if entries.get("network_hash") else CARD_VERSION)  # made by hand
-    if version != CARD_VERSION:
-        raise InputError(f"{file} was written by another version of this program; train again: {train}")
+    _check_version(entries, file, train)
     return kind.from_json(entries, file)
+
+
+def _check_version(entries: dict[str, Any], file: Path, train: str) -> None:
+    made_by_hand = not entries.get("network_hash") and "unsure_below" not in entries
+    if entries.get("card_version", CARD_VERSION if made_by_hand else 1) != CARD_VERSION:
+        remedy = f"unsure_below is now abstention_threshold; train again: {entries.get('command') or train}"
+        raise InputError(f"{file} was written by another version of this program; {remedy}")
 
 
 def write_card(card: Card, model_file: Path) -> None:

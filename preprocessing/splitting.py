@@ -299,8 +299,8 @@ def allocate(emotions: pd.Series, groups: np.ndarray, shares: list[int], seed: i
     share = np.array(shares, np.int64)
     if len(counts) < np.count_nonzero(share):
         raise InputError(
-            f"{len(counts)} groups (subjects, or distinct images) cannot fill {np.count_nonzero(share)} parts; "
-            "use fewer folds, or another --strategy"
+            f"{len(counts)} groups (subjects, or distinct images) are fewer than {np.count_nonzero(share)} parts; "
+            f"give --folds {len(counts)} or fewer, or another --strategy"
         )
     order = np.random.RandomState(seed).permutation(len(counts))
     order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]

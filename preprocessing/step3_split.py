@@ -24,6 +24,7 @@ import typer
 
 from common.command_line import DataRoot, DatasetName, dataset_folder, run
 from common.emotions import canonical, in_class_order
+from common.errors import InputError
 from configuration import PATHS, SAMPLE_NAME, SPLIT
 from preprocessing.audit import count_images, format_counts
 from preprocessing.splitting import (
@@ -90,7 +91,9 @@ def main(
     strategy: Annotated[
         Strategy, typer.Option(help="official, subject, random or folds; auto: the best that the data allows.")
     ] = Strategy.AUTO,
-    folds: Annotated[int, typer.Option(help="Number of folds, for --strategy folds.")] = SPLIT.folds,
+    folds: Annotated[
+        int | None, typer.Option(help="Number of folds, for --strategy folds.", show_default=str(SPLIT.folds))
+    ] = None,
     duplicates: Annotated[
         Duplicates, typer.Option(help="official: keep or drop training images with a duplicate in dev or test.")
     ] = Duplicates.KEEP,
@@ -104,11 +107,13 @@ def main(
 ) -> None:
     """Step 3: divide the face crops into train, dev and test images (data/NAME/split.csv)."""
     folder = dataset_folder(data, dataset)
+    if folds is not None and strategy is not Strategy.FOLDS:
+        raise InputError(f"--folds {folds} needs --strategy folds")
     left_out = in_class_order({canonical(name) for name in without or []})
     table = write_split(
         folder,
         strategy,
-        folds=folds,
+        folds=folds or SPLIT.folds,
         train=SPLIT.train,
         dev=SPLIT.dev,
         duplicates=duplicates,

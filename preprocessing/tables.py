@@ -74,7 +74,8 @@ def read_table(folder: Path, file_name: str) -> pd.DataFrame:
         raise InputError(f"{file} is not a readable CSV table ({error}); write it again: {command}") from error
     table = unescaped(table)
     if renamed := [column for column in _RENAMED_COLUMNS if column in table.columns]:
-        raise InputError(f"{file} has the column {renamed[0]} of an earlier version; write it again: {command}")
+        folds = " --strategy folds" if renamed[0] == "loose_fold" else ""
+        raise InputError(f"{file} has the column {renamed[0]} of an earlier version; write it again: {command}{folds}")
     if missing := [column for column in required if column not in table.columns]:
         raise InputError(f"{file} lacks the columns {', '.join(missing)}; write it again: {command}")
     _check_values(table, file)

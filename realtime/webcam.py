@@ -35,7 +35,8 @@ def main(
     model: Annotated[Path, typer.Option(help="Trained network, with its card beside it.")] = PATHS.pretrained,
     detector: Annotated[str, typer.Option(help="Face detector: mtcnn, or haar (OpenCV).")] = WEBCAM.detector,
     record: Annotated[
-        Path | None, typer.Option(help="Annotated video to write: .mp4, .mkv, .mov, .avi, .webp or .gif.")
+        Path | None,
+        typer.Option(help="Annotated video (.mp4, .mkv, .mov, .avi), animation (.webp, .gif) or picture (.png, .jpg)."),
     ] = None,
     log: Annotated[Path | None, typer.Option(help="Table to write, a row per face and frame: .csv or .jsonl.")] = None,
     segments: Annotated[
@@ -48,7 +49,7 @@ def main(
         bool, typer.Option("--anonymous", help="Cover detected faces. Delays the window by half a second.")
     ] = False,
     blur_unknown: Annotated[
-        bool, typer.Option("--blur-unknown", help="Cover all detected faces but the followed one.")
+        bool, typer.Option("--blur-unknown", help="Cover (solid fill) all detected faces but the followed one.")
     ] = False,
     follow: Annotated[int, typer.Option(min=0, help="Track ID of the face to highlight; 0: none.")] = 0,
     min_face_size: Annotated[int, typer.Option(min=1, help="Smallest face to detect, pixels.")] = FACES.min_face_size,

@@ -6,7 +6,7 @@ import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
-from reports import change_split, images_of, metrics_of
+from report_helpers import change_split, images_of, metrics_of
 
 from configuration import NO_AUGMENTATION, TrainingConfig
 from evaluation import ablation

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from cards import model_card
-from reports import change_split, with_swapped_votes
+from report_helpers import change_split, with_swapped_votes
 
 from common.emotions import LabelRule
 from common.errors import InputError

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from ckplus_tree import write_ckplus_tree
-from reports import change_split, images_of, metrics_of, refused
+from report_helpers import change_split, images_of, metrics_of, refused
 
 from configuration import PATHS
 from inference.emotion_classifier import EmotionClassifier

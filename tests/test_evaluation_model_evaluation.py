@@ -8,7 +8,7 @@ import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
-from reports import SWAPPED, change_split, images_of, metrics_of, refused, with_swapped_votes
+from report_helpers import SWAPPED, change_split, images_of, metrics_of, refused, with_swapped_votes
 
 from evaluation.selection import report_name
 from inference.emotion_classifier import EmotionClassifier

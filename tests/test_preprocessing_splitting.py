@@ -220,7 +220,11 @@ def test_refusals_are_one_line_and_write_nothing(tmp_path, split):
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "leaves no training image of happiness" in done.stderr
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["faces.csv"]
-    for options, expected in ((["--seed", -1], "--seed"), (["--without", "boredom"], "unknown emotion 'boredom'")):
+    for options, expected in (
+        (["--seed", -1], "--seed"),
+        (["--folds", 5], "--folds 5 needs --strategy folds"),
+        (["--without", "boredom"], "unknown emotion 'boredom'"),
+    ):
         done = split(faces(), *options)
         assert done.returncode == 2 and expected in done.stderr
 
@@ -251,7 +255,7 @@ def test_left_out_images_are_counted_by_their_first_reason(tmp_path, split, stra
     table.loc[:1, ["status", "face_status"]] = ["unreadable", "not_found"]
     table.loc[2, "face_status"] = "not_found"
     table.loc[3:5, "status"] = "constant"
-    done = split(table, "--strategy", strategy, "--folds", 5, "--without", "Happy")
+    done = split(table, "--strategy", strategy, "--without", "Happy")
     happy = int((table["emotion"][6:] == "happiness").sum())
     reasons = f"2 unreadable, 3 constant, 1 without a face, {happy} of happiness (--without)"
     assert f"left out: {happy + 6} images ({reasons})" in done.stdout

@@ -13,7 +13,7 @@ from common.errors import InputError
 from configuration import FINE_TUNING, AugmentationConfig, TrainingConfig
 from inference import keras_networks
 from inference.lineage import ImageHashes, SourceNetwork, read_hashes
-from inference.model_card import card_path
+from inference.model_card import CARD_VERSION, card_path
 from preprocessing.tables import split_hash
 
 Settings = TypeVar("Settings", TrainingConfig, AugmentationConfig)
@@ -145,7 +145,13 @@ def read_settings(file: Path, teachers: tuple[str, ...] = (), pretrained: str = 
         raise InputError(f"{file} is a network; its settings are in its card: give {card_path(file)}")
     try:
         content = dict(json.loads(file.read_text(encoding="utf-8")))
+        if "fitting" in content:
+            step = "python -m training.step2_tuning --dataset NAME"
+            raise InputError(f"{file} was written by an earlier version of this program; run again: {step}")
         is_card = "config" not in content
+        if is_card and content.get("card_version", CARD_VERSION) != CARD_VERSION:
+            command = content.get("command") or "python -m training.step3_best_model --dataset NAME"
+            raise InputError(f"{file} was written by another version of this program; train again: {command}")
         entries = content["hyperparameters"] if is_card else content["config"]
     except FileNotFoundError as error:
         raise InputError(f"{file} does not exist; python -m training.step2_tuning writes one") from error
@@ -164,7 +170,7 @@ def read_settings(file: Path, teachers: tuple[str, ...] = (), pretrained: str = 
         settings = settings_from_json(entries)
         return replace(settings, teachers=teachers or settings.teachers, pretrained=pretrained or settings.pretrained)
     except InputError as error:
-        remedy = "another version trained this network" if is_card else "remove it, or tune again"
+        remedy = "train the network again" if is_card else "remove it, or tune again"
         raise InputError(f"{file}: {error}; {remedy}") from error
 
 

@@ -209,7 +209,8 @@ def _cross_fit(predictions: Predictions, options: EvaluationConfig) -> CrossFit 
     if not predictions.has_subjects:
         hashes = predictions.rows["pixel_hash"]
         groups = pd.factorize(hashes.where(hashes != "", predictions.rows["path"]))[0]
-    if groups.max() < 1:
+    subjects = predictions.rows["subject"]
+    if groups.max() < 1 or ((subjects != "").all() and subjects.nunique() == 1):  # nothing is known about new people
         return None
     return cross_fit(
         predictions.uncalibrated,

@@ -31,7 +31,7 @@ from preprocessing.tables import (
 )
 
 _SCORES = ("accuracy", "balanced_accuracy", "macro_f1")
-_TARGETS = {"votes": ("annotator votes", "crowd votes")}  # names in cards
+_TARGETS = {"votes": ("annotator votes",)}  # names in cards
 _STRATEGIES = {
     "official": "the official split",
     "subject": "by subject: no subject is in two splits",
