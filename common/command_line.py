@@ -105,7 +105,10 @@ def dataset_folder(data: Path, dataset: str) -> Path:
 def typed_command() -> str:
     """Return the command that started this program, without the folder of an installed command."""
     main_spec = sys.modules["__main__"].__spec__
-    program = ["python", "-m", main_spec.name] if main_spec else [Path(sys.argv[0]).name]
+    if main_spec:
+        program = ["python", "-m", main_spec.name]
+    else:
+        program = ["python", sys.argv[0]] if sys.argv[0].endswith(".py") else [Path(sys.argv[0]).name]
     return shlex.join([*program, *sys.argv[1:]])
 
 

@@ -145,10 +145,8 @@ def plan(folder: Path, full: Path, settings: Path | None, pretrained: Path, epoc
         Variant(CROPS, f"{how} on {on_crops}", folder, best, hashes),
         Variant(FINE_TUNED, f"fine-tuned from {pretrained.name} on {on_crops}", folder, fine_tuning),
     ]
-    return [
-        replace(variant, config=shortened(replace(variant.config, epochs=epochs or variant.config.epochs)))
-        for variant in variants
-    ]
+    typed = {} if epochs is None else {"epochs": epochs}
+    return [replace(variant, config=shortened(replace(variant.config, **typed))) for variant in variants]
 
 
 def train(variant: Variant, model_file: Path, folds: bool) -> None:

@@ -19,7 +19,7 @@ from common.command_line import DataRoot, DatasetName, ModelsRoot, ReportsRoot, 
 from configuration import PATHS, SAMPLE_NAME
 from evaluation.evaluator import evaluate
 from evaluation.request import Request
-from evaluation.selection import TRUTHS, default_model
+from evaluation.selection import default_model
 from preprocessing.tables import SPLITS
 
 
@@ -35,7 +35,7 @@ def main(
     split: Annotated[str | None, typer.Option(help=f"{', '.join(SPLITS)}. [default: test, else dev]")] = None,
     truth: Annotated[
         str | None,
-        typer.Option(help=f"True labels: {' or '.join(TRUTHS)} of the annotators. [default: as in training]"),
+        typer.Option(help="labels: of the data set; majority: of the annotators. [default: as in training]"),
     ] = None,
     groups: Annotated[
         list[str] | None, typer.Option(help="Column to compare groups by, such as gender; repeatable.")

@@ -260,15 +260,16 @@ def _read(model_file: Path, kind: type[AnyCard], train: str) -> AnyCard:
         raise InputError(f"{model_file} is a sequence network: give it to evaluation.sequences, or as --temporal")
     if "input_size" in entries and kind is SequenceCard:
         raise InputError(f"{model_file} is not a sequence network; train one with {train}")
-    _check_version(entries, file, train)
+    check_version(entries, file, train)
     return kind.from_json(entries, file)
 
 
-def _check_version(entries: dict[str, Any], file: Path, train: str) -> None:
-    made_by_hand = not entries.get("network_hash") and "unsure_below" not in entries
-    if entries.get("card_version", CARD_VERSION if made_by_hand else 1) != CARD_VERSION:
-        remedy = f"unsure_below is now abstention_threshold; train again: {entries.get('command') or train}"
-        raise InputError(f"{file} was written by another version of this program; {remedy}")
+def check_version(entries: dict[str, Any], file: Path, train: str) -> None:
+    """Refuse a card of another version; a card made by hand needs no version."""
+    is_older = bool(entries.get("network_hash")) or "unsure_below" in entries  # the earlier abstention_threshold
+    if entries.get("card_version", 1 if is_older else CARD_VERSION) != CARD_VERSION:
+        command = entries.get("command") or train
+        raise InputError(f"{file} was written by another version of this program; train again: {command}")
 
 
 def write_card(card: Card, model_file: Path) -> None:

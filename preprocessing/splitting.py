@@ -300,7 +300,7 @@ def allocate(emotions: pd.Series, groups: np.ndarray, shares: list[int], seed: i
     if len(counts) < np.count_nonzero(share):
         raise InputError(
             f"{len(counts)} groups (subjects, or distinct images) are fewer than {np.count_nonzero(share)} parts; "
-            f"give --folds {len(counts)} or fewer, or another --strategy"
+            f"use at most {len(counts)} folds, or another --strategy"
         )
     order = np.random.RandomState(seed).permutation(len(counts))
     order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]

@@ -113,7 +113,7 @@ def main(
     table = write_split(
         folder,
         strategy,
-        folds=folds or SPLIT.folds,
+        folds=SPLIT.folds if folds is None else folds,
         train=SPLIT.train,
         dev=SPLIT.dev,
         duplicates=duplicates,

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,10 +47,22 @@ def _quick_figures(request, monkeypatch) -> None:
 
     def savefig(figure: Figure, file: Any, **options: object) -> None:
         content = cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1].tobytes()
-        _ = file.write(content) if hasattr(file, "write") else Path(file).write_bytes(content)
+        if hasattr(file, "write"):
+            file.write(content)
+        else:
+            Path(file).write_bytes(content)
 
     if not request.node.get_closest_marker("figures"):
         monkeypatch.setattr(Figure, "savefig", savefig)
+
+
+def spoil_longest_member(file: Path) -> None:
+    """Change a byte of the longest member of a zip file, as a bad disk does."""
+    content = bytearray(file.read_bytes())
+    with zipfile.ZipFile(file) as archive:
+        longest = max(archive.infolist(), key=lambda member: member.compress_size)
+    content[longest.header_offset + longest.compress_size // 2] ^= 255
+    file.write_bytes(content)
 
 
 @contextmanager

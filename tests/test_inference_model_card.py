@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 from cards import model_card
-from conftest import ROOT
+from conftest import ROOT, spoil_longest_member
 
 from common.errors import InputError
 from evaluation.sections.grad_cam import grad_cam
@@ -257,15 +257,6 @@ def test_other_files_are_refused_with_their_remedy(tmp_path, make, message):
     assert message in refusal(file)
 
 
-def spoil_weights(file: Path) -> None:
-    """Change a byte of the longest member of the zip, as a bad disk does."""
-    content = bytearray(file.read_bytes())
-    with zipfile.ZipFile(file) as archive:
-        longest = max(archive.infolist(), key=lambda member: member.compress_size)
-    content[longest.header_offset + longest.compress_size // 2] ^= 255
-    file.write_bytes(content)
-
-
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -273,7 +264,7 @@ def spoil_weights(file: Path) -> None:
         (lambda file: card_path(file).unlink(), "has no card"),
         (lambda file: card_path(file).write_bytes(b"[" * 100_000), "not readable JSON"),
         (lambda file: card_path(file).write_text("[]"), "lacks a valid"),
-        (spoil_weights, "is damaged: .*; restore it, or train it again"),
+        (spoil_longest_member, "is damaged: .*; restore it, or train it again"),
     ],
 )
 def test_missing_and_damaged_files_are_refused_in_one_line(tiny_model, spoil, message):

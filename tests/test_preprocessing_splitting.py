@@ -223,6 +223,7 @@ def test_refusals_are_one_line_and_write_nothing(tmp_path, split):
     for options, expected in (
         (["--seed", -1], "--seed"),
         (["--folds", 5], "--folds 5 needs --strategy folds"),
+        (["--strategy", "folds", "--folds", 0], "--folds 0: at least 3"),
         (["--without", "boredom"], "unknown emotion 'boredom'"),
     ):
         done = split(faces(), *options)

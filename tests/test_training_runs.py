@@ -3,14 +3,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, files_of_at_most
+from conftest import ROOT, files_of_at_most, spoil_longest_member
 from tiny_training import TINY, build_tiny, fit, history_of
 
 from common.errors import InputError
@@ -32,22 +31,13 @@ def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:30])
 
 
-def flip_a_bit(file: Path) -> None:
-    """Change a byte of the longest member of a zip file."""
-    content = bytearray(file.read_bytes())
-    with zipfile.ZipFile(file) as archive:
-        longest = max(archive.infolist(), key=lambda member: member.file_size)
-    content[longest.header_offset + longest.file_size // 2] ^= 1
-    file.write_bytes(content)
-
-
 DAMAGES = (
     lambda run: cut(run / "run.json"),
     lambda run: (run / "run.json").write_text("{}"),
     lambda run: (run / "history.csv").write_text("epoch,val_accuracy,val_loss\n" + "1,0.5,1\n" * 6),
     lambda run: cut(*run.glob("state-*")),
-    lambda run: flip_a_bit(*run.glob("state-*")),
-    lambda run: flip_a_bit(*run.glob("best-*")),
+    lambda run: spoil_longest_member(*run.glob("state-*")),
+    lambda run: spoil_longest_member(*run.glob("best-*")),
     lambda run: next(run.glob("best-*")).write_bytes(next(run.glob("state-*")).read_bytes()),
     lambda run: next(run.glob("best-*")).unlink(),
 )

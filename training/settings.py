@@ -13,7 +13,7 @@ from common.errors import InputError
 from configuration import FINE_TUNING, AugmentationConfig, TrainingConfig
 from inference import keras_networks
 from inference.lineage import ImageHashes, SourceNetwork, read_hashes
-from inference.model_card import CARD_VERSION, card_path
+from inference.model_card import card_path, check_version
 from preprocessing.tables import split_hash
 
 Settings = TypeVar("Settings", TrainingConfig, AugmentationConfig)
@@ -145,14 +145,8 @@ def read_settings(file: Path, teachers: tuple[str, ...] = (), pretrained: str = 
         raise InputError(f"{file} is a network; its settings are in its card: give {card_path(file)}")
     try:
         content = dict(json.loads(file.read_text(encoding="utf-8")))
-        if "fitting" in content:
-            step = "python -m training.step2_tuning --dataset NAME"
-            raise InputError(f"{file} was written by an earlier version of this program; run again: {step}")
-        is_card = "config" not in content
-        if is_card and content.get("card_version", CARD_VERSION) != CARD_VERSION:
-            command = content.get("command") or "python -m training.step3_best_model --dataset NAME"
-            raise InputError(f"{file} was written by another version of this program; train again: {command}")
-        entries = content["hyperparameters"] if is_card else content["config"]
+        is_old, is_card = "fitting" in content, "config" not in content
+        entries = content["fitting" if is_old else "hyperparameters" if is_card else "config"]
     except FileNotFoundError as error:
         raise InputError(f"{file} does not exist; python -m training.step2_tuning writes one") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -160,7 +154,11 @@ def read_settings(file: Path, teachers: tuple[str, ...] = (), pretrained: str = 
         raise InputError(
             f"{file} is neither JSON with settings under 'config' nor a model card ({reason}); tune again"
         ) from error
+    if is_old:
+        step = "python -m training.step2_tuning --dataset NAME"
+        raise InputError(f"{file} was written by an earlier version of this program; run again: {step}")
     if is_card:
+        check_version(content, file, "python -m training.step3_best_model --dataset NAME")
         if "window" in content:
             raise InputError(
                 f"{file} is the card of a sequence network; train those with training.step4_sequence_model"

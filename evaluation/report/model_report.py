@@ -104,7 +104,7 @@ def _page(task: Task, predictions: "Predictions", performance: dict[str, Any], i
 
 def made_by() -> dict[str, str]:
     """Return the command and the version of Python, for the foot of a page."""
-    return {"command": typed_command(), "python": f"Python {platform.python_version()}"}
+    return {"command": typed_command(), "python": platform.python_version()}
 
 
 def print_summary(metrics: dict[str, Any], report: Path) -> None:

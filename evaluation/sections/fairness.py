@@ -20,9 +20,8 @@ from evaluation.report.section import Figure, Section, Table, interval_text
 from preprocessing.tables import FACE_COLUMNS, INVENTORY_COLUMNS, unescaped, write_table
 
 MAX_GROUPS = 40  # a column with more values is refused
-_METADATA = {*INVENTORY_COLUMNS, *FACE_COLUMNS, "split", "fold", "subject_dependent_fold", "cross_split_duplicate"} | {
-    "dataset_emotion"
-}
+_SPLIT_COLUMNS = ("split", "fold", "subject_dependent_fold", "cross_split_duplicate")
+_METADATA = {*INVENTORY_COLUMNS, *FACE_COLUMNS, *_SPLIT_COLUMNS, "dataset_emotion"}
 _NOT_GROUPS = _METADATA - {"usage", "label_source", "status", "face_status"}
 
 
