@@ -58,6 +58,7 @@ class AugmentationConfig:
     small_erasing_count: int = 2  # black boxes per image, each with probability 0.5
     small_erasing_size: tuple[int, int] = (6, 2)  # pixels: largest longer and shorter side of a box
     cutout_max_size: int = 0  # pixels: largest side of one Cutout box, with probability 0.5; 0: off
+    blur: float = 0.0  # pixels: largest standard deviation of a Gaussian blur, with probability 0.5; 0: off
     noise: float = 0.0  # gray levels of 255: largest standard deviation of noise, with probability 0.5; 0: off
     crop: float = 1.0  # train on crops of this share of the side; 1: full images (vgg only)
     full_image_epoch_fraction: float = 0.2  # share of the epochs, the last ones, with full images in spite of `crop`

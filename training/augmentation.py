@@ -141,6 +141,37 @@ class RandomNoise(keras.layers.Layer):
         return images + strength * keras.random.normal((n, height, width, 1), seed=self.random)
 
 
+class RandomBlur(keras.layers.Layer):
+    """Blur half of the images with a Gaussian of random width; edge pixels are mirrored.
+
+    Args:
+        blur: Pixels: largest standard deviation.
+        seed: Random seed.
+    """
+
+    def __init__(self, blur: float, seed: int):
+        super().__init__(dtype="float32")
+        self.blur = blur
+        self.random = keras.random.SeedGenerator(seed)
+
+    def call(self, images: Any, training: bool = False) -> Any:
+        """Return the blurred images, float32, same shape and range."""
+        if not training:
+            return images
+        n, height, width = ops.shape(images)[0], images.shape[1], images.shape[2]
+        deviation = ops.maximum(keras.random.uniform((n, 1, 1, 1), -self.blur, self.blur, seed=self.random), 1e-3)
+        radius = int(np.ceil(2 * self.blur))
+        weights = [ops.exp(-((offset / deviation) ** 2) / 2) for offset in range(-radius, radius + 1)]
+        total = sum(weights)
+        padded = ops.pad(images, ((0, 0), (radius, radius), (radius, radius), (0, 0)), mode="symmetric")
+        rows = sum(weight * padded[:, i : i + height] for i, weight in enumerate(weights)) / total
+        return sum(weight * rows[:, :, i : i + width] for i, weight in enumerate(weights)) / total
+
+    def compute_output_spec(self, images: Any, training: bool = False) -> Any:
+        """Return the symbolic output: same shape."""
+        return keras.KerasTensor(images.shape, dtype="float32")
+
+
 class TrainingCrop(keras.layers.Layer):
     """Crop the center of each image in training.
 
@@ -225,6 +256,8 @@ def build_augmentation(options: AugmentationConfig, input_shape: tuple[int, int,
         images = RandomErasing(options.small_erasing_count, *options.small_erasing_size, seed + 2)(images)
     if options.cutout_max_size:
         images = RandomErasing(1, options.cutout_max_size, options.cutout_max_size, seed + 3)(images)
+    if options.blur:
+        images = RandomBlur(options.blur, seed + 5)(images)
     if options.noise:
         images = RandomNoise(options.noise, seed + 4)(images)
     if options.crop < 1:

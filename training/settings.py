@@ -47,6 +47,7 @@ AUGMENTATION_RANGES = {
     "brightness": (0, 255),
     "small_erasing_count": (0, 64),
     "cutout_max_size": (0, 24),
+    "blur": (0, 5),
     "noise": (0, 60),
     "crop": (0.5, 1),
     "full_image_epoch_fraction": (0, 1),
