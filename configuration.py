@@ -224,6 +224,18 @@ SPLIT = SplitConfig()
 BEST = TrainingConfig(
     epochs=110, warmup_epochs=2, mixup=0.2, weight_decay=0.05, augmentation=AugmentationConfig(crop=5 / 6)
 )
+TEACHERS = (  # networks that `training.teachers` trains
+    replace(BEST, filters=(48, 96, 192, 384), seed=7),
+    replace(BEST, filters=(40, 80, 160, 320), convolutions=3, seed=8),
+    replace(BEST, filters=(48, 96, 192, 384), mixup=0.4, seed=9),
+)
+STUDENT = replace(  # settings with --teacher, without --pretrained
+    BEST,
+    filters=(44, 88, 176, 352),
+    mixup=0.4,
+    distillation_weight=0.8,
+    augmentation=replace(BEST.augmentation, cutout_max_size=16),
+)
 FINE_TUNING = TrainingConfig(
     epochs=20, batch_size=32, learning_rate=3e-4, warmup_epochs=1
 )  # settings with --pretrained

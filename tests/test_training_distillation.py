@@ -10,12 +10,13 @@ import pandas as pd
 import pytest
 from cards import model_card
 
-from configuration import NO_AUGMENTATION, TrainingConfig
+from configuration import NO_AUGMENTATION, STUDENT, TrainingConfig
 from evaluation.sections.provenance import protocol
 from inference.emotion_classifier import EmotionClassifier
 from inference.keras_networks import save
 from inference.model_card import ModelCard, read_card
 from preprocessing.tables import read_table, split_hash, write_table
+from training import teachers
 from training.data.splits import read_batches
 from training.distillation import StudentModel, Teachers, class_prior
 from training.models import build
@@ -164,6 +165,27 @@ def test_card_of_a_distilled_network_names_teachers_and_trains_it_again(teacher,
     assert PretrainedNetwork.read(file.with_suffix(".keras")).trained_on == ["stripes (labels)"]
     votes = {**card, "teachers": [{**card["teachers"][0], "trained_on": ["stripes (annotator votes)"]}]}
     assert "extra labels, distilled from teacher.keras (trained on stripes (annotator votes))" in protocol_of(votes)
+
+
+def test_two_commands_train_teachers_and_distil_them(teacher, tmp_path, run_step, monkeypatch):
+    folder, _, _ = teacher
+    tiny = TrainingConfig(filters=(4,), batch_size=8, epochs=9, warmup_epochs=2, augmentation=NO_AUGMENTATION)
+    monkeypatch.setattr(teachers, "TEACHERS", (tiny, replace(tiny, filters=(5,), seed=8)))
+    teachers.main(folder.name, folder.parent, tmp_path, "labels", epochs=1)
+    files = [tmp_path / folder.name / "teachers" / f"{number}.json" for number in (1, 2)]
+    cards = [json.loads(file.read_text())["hyperparameters"] for file in files]
+    assert [(card["filters"], card["seed"], card["epochs"], card["warmup_epochs"]) for card in cards] == [
+        ([4], 7, 1, 0),
+        ([5], 8, 1, 0),
+    ]
+    command = ["training.step3_best_model", "--dataset", folder.name, "--data", folder.parent, "--models", tmp_path]
+    done = run_step(*command, "--teacher", tmp_path / folder.name / "teachers", "--epochs", 1, "--precision", "float32")
+    assert done.returncode == 0 and "distilled from 1.keras, 2.keras\n" in done.stdout, done.stderr
+    student = read_settings(tmp_path / folder.name / "best.json")
+    assert (student.filters, student.distillation_weight) == (STUDENT.filters, STUDENT.distillation_weight)
+    (tmp_path / "empty").mkdir()
+    done = run_step(*command, "--teacher", tmp_path / "empty")
+    assert done.returncode == 2 and "has no .keras file; python -m training.teachers" in done.stderr
 
 
 def test_refuses_unusable_teachers_in_one_line(teacher, tiny_model, tmp_path, run_step):

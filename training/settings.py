@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -202,6 +202,21 @@ def settings_images(settings: Path, table: pd.DataFrame, dataset: str) -> ImageH
         train, dev = (table.loc[table["split"] == name, "pixel_hash"] for name in ("train", "dev"))
         return hashes | ImageHashes.of(train, dev)
     return hashes
+
+
+def teacher_files(given: Iterable[Path]) -> tuple[str, ...]:
+    """Return the given networks, with a folder replaced by the networks in it, in the order of their names.
+
+    Raises:
+        InputError: A folder has no network.
+    """
+    files: list[str] = []
+    for path in given:
+        found = sorted(path.glob("*.keras")) if path.is_dir() else [path]
+        if not found:
+            raise InputError(f"--teacher {path} has no .keras file; python -m training.teachers writes some")
+        files += map(str, found)
+    return tuple(files)
 
 
 def choose_settings(

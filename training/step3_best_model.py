@@ -7,6 +7,7 @@ Writes: models/NAME/best.keras and its card (or --output); models/NAME/runs/ (hi
     python -m training.step3_best_model --dataset fer2013 --settings models/fer2013/tuned.json
     python -m training.step3_best_model --dataset ckplus --pretrained models/pretrained.keras
     python -m training.step3_best_model --dataset ckplus --folds 10
+    python -m training.step3_best_model --dataset fer2013 --teacher models/fer2013/teachers
 
 `--folds` trains one network per fold in `best-folds/`, with `--subject-dependent` in `best-subject-dependent-folds/`.
 """
@@ -20,11 +21,11 @@ import typer
 from common.command_line import DataRoot, DatasetName, Force, ModelsRoot, dataset_folder, run, typed_command
 from common.errors import InputError
 from common.logging import quiet_start
-from configuration import BEST, PATHS, SAMPLE_NAME
+from configuration import BEST, PATHS, SAMPLE_NAME, STUDENT
 from inference.model_card import check_crops, read_card
 from preprocessing.tables import crop_options, read_table
 from training.cross_validation import SUBJECT_DEPENDENT, SUBJECT_INDEPENDENT, check_number, fit_folds
-from training.settings import check_output, choose_settings, settings_images
+from training.settings import check_output, choose_settings, settings_images, teacher_files
 
 
 def main(
@@ -42,7 +43,7 @@ def main(
         ),
     ] = None,
     teacher: Annotated[
-        list[Path] | None, typer.Option(help="Teacher network for distillation; may be repeated.")
+        list[Path] | None, typer.Option(help="Teacher network for distillation, or a folder of them; may be repeated.")
     ] = None,
     targets: Annotated[
         str | None,
@@ -102,9 +103,9 @@ def main(
         "precision": precision,
         "seed": seed,
     }
-    teachers = tuple(map(str, teacher or []))
+    teachers = teacher_files(teacher or [])
     start = str(pretrained or "")
-    config = choose_settings(settings, teachers, start, typed, models / dataset, BEST)
+    config = choose_settings(settings, teachers, start, typed, models / dataset, STUDENT if teachers else BEST)
     if cutout_max_size is not None:
         config = replace(config, augmentation=replace(config.augmentation, cutout_max_size=cutout_max_size))
     if folds is not None and config.teachers:
