@@ -18,7 +18,7 @@ from inference.model_card import ModelCard, read_card
 from preprocessing.tables import read_table, split_hash, write_table
 from training import teachers
 from training.data.splits import read_batches
-from training.distillation import StudentModel, Teachers, class_prior
+from training.distillation import StudentModel, Teachers, assumed_prior, class_prior
 from training.models import build
 from training.pretrained import PretrainedNetwork
 from training.settings import read_settings
@@ -112,6 +112,8 @@ def test_logit_adjustment_raises_the_predictions_of_a_rare_class(make_dataset):
         trainer.fit(train, epochs=20, verbose=SILENT)
         means.append(network.predict(train.images, verbose=SILENT)[:, 0].mean())
     assert means[1] > means[0] + 0.1
+    np.testing.assert_allclose(assumed_prior(class_prior(train), 1.0), [0.5, 0.5])
+    np.testing.assert_allclose(assumed_prior(class_prior(train), 0.0), class_prior(train))
 
 
 def test_student_learns_predictions_of_its_teacher(teacher, tmp_path):
@@ -174,6 +176,7 @@ def test_two_commands_train_teachers_and_distil_them(teacher, tmp_path, run_step
     teachers.main(folder.name, folder.parent, tmp_path, "labels", epochs=1)
     files = [tmp_path / folder.name / "teachers" / f"{number}.json" for number in (1, 2)]
     cards = [json.loads(file.read_text())["hyperparameters"] for file in files]
+    assert sum(json.loads(files[0].read_text())["assumed_prior"].values()) == pytest.approx(1, abs=1e-3)
     assert [(card["filters"], card["seed"], card["epochs"], card["warmup_epochs"]) for card in cards] == [
         ([4], 7, 1, 0),
         ([5], 8, 1, 0),

@@ -78,6 +78,12 @@ def class_prior(train: FaceBatches) -> np.ndarray:
     return np.maximum(counts / counts.sum(), 1e-6)
 
 
+def assumed_prior(prior: np.ndarray, tau: float) -> np.ndarray:
+    """Return the prior that a network assumes after logit adjustment: prior^(1 - tau), normalised, (classes,)."""
+    assumed = prior ** (1 - tau)
+    return assumed / assumed.sum()
+
+
 def teacher_priors(train: FaceBatches, files: Sequence[str]) -> list[np.ndarray]:
     """Return the mean prediction of each teacher on training images, which estimates the prior that it learned.
 

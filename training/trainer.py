@@ -21,7 +21,7 @@ from training import augmentation, distillation, models
 from training.augmentation import build_augmentation
 from training.data import FaceBatches, batches
 from training.data.splits import own_hashes, read_batches
-from training.distillation import StudentModel, Teachers, class_prior, read_teachers, teacher_priors
+from training.distillation import StudentModel, Teachers, assumed_prior, class_prior, read_teachers, teacher_priors
 from training.models import training_form
 from training.pretrained import PretrainedNetwork, build_from, shaping_settings
 from training.runs import saving, train_or_resume
@@ -108,6 +108,7 @@ def train_network(
         "command": command,
         **facts,
         **selected_on,
+        "assumed_prior": _assumed_prior(train, config),
         "caveats": about["caveats"] + (pretrained.caveats(about["caveats"]) if pretrained else []),
         "training_images": len(train.rows),
         "dev_images": len(dev.rows),
@@ -144,6 +145,12 @@ def read_sources(
                 "--output"
             )
     return pretrained, teachers
+
+
+def _assumed_prior(train: FaceBatches, config: TrainingConfig) -> dict[str, float]:
+    """Return the share of each emotion that the network assumes, for its card."""
+    shares = assumed_prior(class_prior(train), config.logit_adjustment)
+    return {label: round(float(share), 4) for label, share in zip(train.classes, shares, strict=True)}
 
 
 def _with_selection(hashes: ImageHashes, settings_hashes: ImageHashes | None) -> tuple[ImageHashes, dict[str, str]]:
