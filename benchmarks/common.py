@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.files import atomic_file
+from preprocessing.datasets.sample import PORTRAIT
 from realtime.sources import open_source
 
 Row = dict[str, Any]
@@ -39,16 +40,9 @@ def spread(items: Sequence[Any], count: int) -> list[Any]:
     return [items[index] for index in np.linspace(0, len(items) - 1, count).astype(int)]
 
 
-def portrait_file() -> Path:
-    """Return the portrait of the sample data set."""
-    import matplotlib
-
-    return Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
-
-
 def write_portrait_video(file: Path, count: int, fps: float = 30.0) -> Path:
     """Write a 640x480 video in which the portrait moves slowly over a gray background."""
-    portrait_bgr = cv2.imread(str(portrait_file()))
+    portrait_bgr = cv2.imread(str(PORTRAIT))
     assert portrait_bgr is not None
     small_bgr = cv2.resize(portrait_bgr, (256, 300), interpolation=cv2.INTER_AREA)
     writer = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*"MJPG"), fps, (640, 480))

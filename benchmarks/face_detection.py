@@ -28,7 +28,6 @@ from benchmarks.common import (
     Videos,
     compare,
     finish,
-    portrait_file,
     ratio_row,
     read_frames,
     spread,
@@ -41,6 +40,7 @@ from inference.crops import read_image_rgb
 from inference.face_detector import FaceDetector
 from inference.faces import Face
 from preprocessing.face_crops import write_face_crops
+from preprocessing.datasets.sample import PORTRAIT
 from preprocessing.tables import INVENTORY_COLUMNS, write_table
 from realtime.sinks.files import write_picture
 from realtime.tracking import overlap
@@ -147,7 +147,7 @@ def correct_pyramid() -> Iterator[None]:
 
 def run_python(code: str) -> str:
     """Run code in a new process, with the path of the portrait in PORTRAIT, and return its output."""
-    code = f"from pathlib import Path\nPORTRAIT = Path({str(portrait_file())!r})\n{code}"
+    code = f"from pathlib import Path\nPORTRAIT = Path({str(PORTRAIT)!r})\n{code}"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     return done.stdout
 

@@ -1,7 +1,9 @@
 import os
 import signal
 import sys
-from types import FrameType
+from types import FrameType, TracebackType
+
+from common.errors import missing_package
 
 
 def end_at_once(number: int, frame: FrameType | None) -> None:
@@ -10,6 +12,18 @@ def end_at_once(number: int, frame: FrameType | None) -> None:
     os._exit(130)
 
 
-# True while Python imports the package of a command (`python -m`), before the slow imports of the command itself.
-if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, end_at_once)
+def report_missing_package(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print one line where a command imports a package that is not installed: the handler of uncaught exceptions."""
+    message = missing_package(error)
+    if message is None:
+        sys.__excepthook__(kind, error, trace)
+        return
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+# While Python imports the package of a command (`python -m`), before the slow imports of the command itself.
+if sys.argv[:1] == ["-m"]:
+    sys.excepthook = report_missing_package
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, end_at_once)

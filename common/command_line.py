@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from common import end_at_once
-from common.errors import InputError
+from common.errors import InputError, missing_package
 from common.urls import redacted
 from configuration import PATHS
 
@@ -70,6 +70,8 @@ def _message(error: Exception) -> str | None:
     """Return the one line that tells the user what to fix; None if the error is a defect of the program."""
     if isinstance(error, InputError):
         return " ".join(str(error).split())
+    if message := missing_package(error):
+        return message
     if isinstance(error, OSError) and error.errno in _USER_ERRORS:
         if error.filename is None:
             _drop_output()

@@ -7,3 +7,15 @@ class InputError(ValueError):
     The message is one line: what was given, what is accepted, and what to do. `command_line.run` prints it without a
     traceback and exits with status 2. Any other exception is a defect of the program.
     """
+
+
+INSTALL_REST = 'install the rest in the project\'s folder: python -m pip install -e ".[all]"'
+_REST = ("fairlearn", "keras", "matplotlib", "optuna", "pandas", "scipy", "sklearn", "tensorflow")
+
+
+def missing_package(error: BaseException) -> str | None:
+    """Return the message for a package that is not installed as the camera does without it; None for other errors."""
+    name = (getattr(error, "name", None) or "").partition(".")[0]
+    if isinstance(error, ModuleNotFoundError) and name in _REST:
+        return f"this needs {name}, which is not installed; {INSTALL_REST}"
+    return None

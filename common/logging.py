@@ -2,9 +2,18 @@
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from tempfile import TemporaryFile
+
+# Lines of TensorFlow's and LiteRT's own logs, and the second line of a message about the processor.
+_NATIVE_LOG = re.compile(
+    rb"[IWE]\d{4} \d\d:\d\d:|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: [IWE] |(INFO|WARNING|ERROR):( |absl:|tensorflow:)"
+    rb"|To enable the following instructions: "
+)
+_ERRORS_OFF = "3"  # TF_CPP_MIN_LOG_LEVEL: TensorFlow raises its errors as exceptions too
 
 
 def silence_opencv() -> None:
@@ -25,17 +34,23 @@ def silence_retracing() -> None:
 
 @contextmanager
 def quiet_start() -> Iterator[None]:
-    """Discard what native libraries write to standard error while they are imported or started.
+    """Remove the logs of TensorFlow and LiteRT from standard error while they are imported or started.
 
-    TensorFlow and LiteRT write to the file descriptor itself, so `contextlib.redirect_stderr` does not catch it.
+    Both write to the file descriptor itself, so `contextlib.redirect_stderr` does not catch it. All other lines, such
+    as Python's warnings, are printed when the block ends. A user who sets TF_CPP_MIN_LOG_LEVEL below 3 gets every line.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
+    if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", _ERRORS_OFF) != _ERRORS_OFF:
         yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        return
+    sys.stderr.flush()
+    with TemporaryFile() as caught:
+        kept = os.dup(2)
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            caught.seek(0)
+            os.write(2, b"".join(line for line in caught if not _NATIVE_LOG.match(line)))

@@ -1,6 +1,6 @@
 """Run networks on LiteRT: converted from Keras once, kept on disk, and run without TensorFlow.
 
-The name of a converted network, a `.tflite` file, ends with two content hashes: of its sources, so that a changed
+The networks that come with the project are shipped converted, in `models/litert` (`inference.shipped`). The name of a converted network, a `.tflite` file, ends with two content hashes: of its sources, so that a changed
 source is converted again, and of the file itself, so that damage is noticed.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import InputError
+from common.errors import INSTALL_REST, InputError
 from common.files import atomic_file
 from common.logging import quiet_start
 from configuration import PATHS
@@ -94,8 +94,11 @@ def converted(
     folder: Path = PATHS.converted,
     int8: bool = False,
     variant: str = "",
+    shipped: Path = PATHS.shipped,
 ) -> Path:
-    """Return the `.tflite` file of a Keras model; it is converted at the first use, or if the file is damaged.
+    """Return the `.tflite` file of a Keras model: a shipped or kept one, or it is converted now.
+
+    A file is used if it was made from the same sources and is not damaged.
 
     Args:
         name: Start of the file's name.
@@ -104,16 +107,18 @@ def converted(
         folder: Folder of converted networks. If it is not writable, a temporary folder of this process is used.
         int8: Quantise the weights to 8 bits; activations are quantised at run time.
         variant: Anything else that `build` depends on.
+        shipped: Folder of the networks that are shipped converted.
 
     Raises:
-        InputError: A conversion is needed, but Keras does not run on TensorFlow, or LiteRT lacks one of the layers.
+        InputError: A conversion is needed, but TensorFlow is not installed, Keras runs on another backend, or LiteRT
+            lacks one of the layers.
     """
     content = hashlib.sha256(f"{REVISION} {int8} {variant}\n".encode())
     for source in sources:
         content.update(source.read_bytes())
     key = content.hexdigest()[:16]
     stem = f"{name[:150]}{'-int8' if int8 else ''}-{key}"
-    if file := _kept(folder, stem, key):
+    if file := _kept(shipped, stem, key) or _kept(folder, stem, key):
         return file
     with quiet_start():  # TensorFlow is imported here, which takes seconds
         _check_backend(name)
@@ -131,8 +136,12 @@ def converted(
 def _check_backend(name: str) -> None:
     backend = os.environ.get("KERAS_BACKEND")
     if backend in (None, "", "tensorflow"):  # other backends need not be installed to be refused
-        import keras
-
+        try:
+            import keras
+        except ModuleNotFoundError as error:
+            raise InputError(
+                f"the network {name} is not converted for LiteRT yet, which needs TensorFlow; {INSTALL_REST}"
+            ) from error
         backend = keras.backend.backend()
     if backend != "tensorflow":
         raise InputError(

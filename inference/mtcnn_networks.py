@@ -8,18 +8,22 @@ from typing import Any
 import numpy as np
 
 from common.errors import InputError
+from configuration import PATHS
 from inference.litert import Network, converted
 
 
 @lru_cache(maxsize=1)
-def network_files() -> tuple[Path, Path, Path]:
-    """Return the converted P-Net, R-Net and O-Net; they are converted at the first use.
+def network_files(folder: Path = PATHS.converted) -> tuple[Path, Path, Path]:
+    """Return the converted P-Net, R-Net and O-Net. They are converted if the shipped ones belong to other weights.
+
+    Args:
+        folder: Folder of converted networks.
 
     Raises:
         InputError: mtcnn is not installed, or Keras cannot convert the networks because it does not run on TensorFlow.
     """
     pnet, rnet, onet = (
-        converted(name, [_weights(name)], partial(_build_network, name)) for name in ("pnet", "rnet", "onet")
+        converted(name, [_weights(name)], partial(_build_network, name), folder) for name in ("pnet", "rnet", "onet")
     )
     return pnet, rnet, onet
 
@@ -57,7 +61,7 @@ def _weights(name: str) -> Path:
     """
     package = find_spec("mtcnn")
     if package is None or package.origin is None:
-        raise InputError("the package mtcnn is not installed; install what requirements.txt lists")
+        raise InputError("the package mtcnn is not installed; install what requirements-realtime.txt lists")
     return Path(package.origin).resolve().parent / "assets" / "weights" / f"{name}.lz4"
 
 

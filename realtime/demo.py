@@ -25,7 +25,7 @@ from inference.crops import read_image_rgb
 from inference.face_detector import build_detector
 from inference.faces import Detector
 from inference.model_card import ModelCard
-from preprocessing.datasets.sample import SAMPLE, write_raw
+from preprocessing.datasets.sample import PORTRAIT, SAMPLE, write_raw
 from realtime.program import run_program
 from realtime.recognition import Classifier, recognize
 from realtime.sinks.drawing import Drawer
@@ -67,11 +67,11 @@ def demonstrate(folder: Path, detector: Detector, classifier: Classifier) -> lis
     names = ("picture.png", "expressions.png", "sample.mp4", "video.mp4", "predictions.csv")
     picture, expressions, sample, video, table = files = [folder / name for name in names]
     with TemporaryDirectory() as temporary:
-        portrait, sequences = _write_sample(Path(temporary))
+        sequences = _write_sample(Path(temporary))
         peaks = Pictures([sequences[emotion][-1] for emotion in _SHOWN], "the peaks")
-        (result,) = recognize(Pictures([portrait], portrait.name), detector, classifier, still=True)
+        (result,) = recognize(Pictures([PORTRAIT], PORTRAIT.name), detector, classifier, still=True)
         if not result.recognitions:
-            raise RuntimeError(f"no face was detected in {portrait}: the detector does not work on this machine")
+            raise RuntimeError(f"no face was detected in {PORTRAIT}: the detector does not work on this machine")
         folder.mkdir(parents=True, exist_ok=True)
         write_picture(picture, Drawer(still=True).draw(result))
         drawn_bgr = [Drawer(still=True).draw(each) for each in recognize(peaks, detector, classifier, still=True)]
@@ -94,18 +94,15 @@ def _read(file: Path) -> np.ndarray:
     return read_image_rgb(file)[..., ::-1]
 
 
-def _write_sample(folder: Path) -> tuple[Path, dict[str, list[Path]]]:
-    """Write the sample, and return its portrait and, by emotion, the frames of a sequence."""
-    import matplotlib  # imported late: errors of the command line come at once
-
+def _write_sample(folder: Path) -> dict[str, list[Path]]:
+    """Write the sample, and return, by emotion, the frames of a sequence."""
     write_raw(folder / "sample", _PERSON)
     sequences = {}
     for label in sorted(folder.glob("sample/Emotion/*/*/*_emotion.txt")):
         emotion = CKPLUS_CODES[int(float(label.read_text(encoding="ascii")))]
         images = folder / "sample" / "cohn-kanade-images" / label.parts[-3] / label.parts[-2]
         sequences[emotion] = sorted(images.glob("*.png"))
-    portrait = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
-    return portrait, {emotion: sequences[emotion] for emotion in EMOTIONS if emotion in sequences}
+    return {emotion: sequences[emotion] for emotion in EMOTIONS if emotion in sequences}
 
 
 def describe_scores(card: ModelCard) -> str:

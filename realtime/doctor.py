@@ -25,6 +25,7 @@ from configuration import PATHS
 from inference.crops import network_input, read_image_rgb
 from inference.face_detector import FaceDetector, build_detector
 from inference.faces import Detector
+from preprocessing.datasets.sample import PORTRAIT
 from realtime.recognition import Classifier, Recognition, Result
 from realtime.sinks.drawing import Drawer
 from realtime.sinks.recording import VideoRecording, letterbox
@@ -174,7 +175,7 @@ def check_model(model: Path, load: Callable[[Path], Any]) -> tuple[Finding, Any]
     try:
         classifier = load(model)
     except InputError as error:
-        files = shlex.join(map(str, (model, model.with_suffix(".json"))))
+        files = shlex.join(map(str, (model, model.with_suffix(".json"), PATHS.shipped)))
         remedy = f"git checkout -- {files}" if model == PATHS.pretrained else "give --model a trained network"
         return Finding("model", str(error), remedy, True), None
     seconds = time.perf_counter() - start
@@ -211,24 +212,19 @@ def check_detector() -> tuple[Finding, Detector | None]:
         return Finding("detector", f"mtcnn cannot be used: {error}", reinstall("mtcnn"), True), None
     text = f"mtcnn, ready after {time.perf_counter() - start:.1f} s"
     if not faces:
-        remedy = f"delete {PATHS.converted}; {reinstall('mtcnn')}"
+        remedy = f"git checkout -- {PATHS.shipped}; {reinstall('mtcnn')}"
         return Finding("detector", f"{text}, finds no face in a portrait", remedy, True), None
-    is_cached = any(PATHS.converted.glob("*.tflite"))
-    remedy = "" if is_cached else f"allow writing to {PATHS.converted}: without it, every start takes seconds longer"
-    return Finding("detector", f"{text}, finds the face of a portrait", remedy), detector
+    return Finding("detector", f"{text}, finds the face of a portrait"), detector
 
 
 def reinstall(*packages: str) -> str:
     """Return the commands that reinstall packages in the versions of the project."""
-    return f"python -m pip uninstall -y {' '.join(packages)}; python -m pip install -r requirements.txt"
+    return f"python -m pip uninstall -y {' '.join(packages)}; python -m pip install -r requirements-realtime.txt"
 
 
 def portrait_frame() -> np.ndarray:
     """Return the sample portrait as a frame of a camera, uint8 BGR, 640x480."""
-    import matplotlib  # late: the camera does without
-
-    file = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
-    return letterbox(cv2.cvtColor(read_image_rgb(file), cv2.COLOR_RGB2BGR), (640, 480))
+    return letterbox(cv2.cvtColor(read_image_rgb(PORTRAIT), cv2.COLOR_RGB2BGR), (640, 480))
 
 
 def measure(frame_bgr: np.ndarray, detector: Detector, classifier: Classifier) -> Finding:

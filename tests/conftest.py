@@ -18,7 +18,6 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import cv2
-import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -26,11 +25,11 @@ from cards import model_card
 from matplotlib.figure import Figure
 
 from common import command_line
+from preprocessing.datasets.sample import PORTRAIT
 from preprocessing.tables import FACE_COLUMNS, INVENTORY_COLUMNS, read_table, write_table
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
-PORTRAIT = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
 
 
 @pytest.fixture

@@ -131,8 +131,8 @@ def test_weights_in_the_current_folder_are_not_opened(portrait_rgb, tmp_path, mo
         joblib.dump(Trap(), tmp_path / name)
     monkeypatch.chdir(tmp_path)
     cache = tmp_path / "cache"
-    monkeypatch.setattr(mtcnn_networks, "converted", partial(mtcnn_networks.converted, folder=cache))
-    monkeypatch.setattr(face_detector_module, "network_files", mtcnn_networks.network_files.__wrapped__)
+    monkeypatch.setattr(mtcnn_networks, "converted", partial(mtcnn_networks.converted, shipped=cache))
+    monkeypatch.setattr(face_detector_module, "network_files", partial(mtcnn_networks.network_files.__wrapped__, cache))
     assert len(FaceDetector().detect(portrait_rgb)) == 1
     assert len(list(cache.iterdir())) == 3
     assert not (tmp_path / "sprung").exists()

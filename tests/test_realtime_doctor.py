@@ -9,6 +9,7 @@ from cards import model_card
 from realtime_fakes import FACE, FakeClassifier, FakeDetector
 
 from common.errors import InputError
+from configuration import PATHS
 from realtime import doctor
 from realtime.doctor import check_model, check_opencv, examine, probe
 
@@ -101,14 +102,14 @@ def test_model_remedies(monkeypatch):
     monkeypatch.setattr(doctor, "PATHS", SimpleNamespace(pretrained=Path("released.keras")))
     assert check_model(Path("other.keras"), refuse)[0].remedy == "give --model a trained network"
     remedy = check_model(Path("released.keras"), refuse)[0].remedy
-    assert remedy == "git checkout -- released.keras released.json"
+    assert remedy == f"git checkout -- released.keras released.json {PATHS.shipped}"
 
 
 def test_opencv_remedy_removes_both_builds(monkeypatch):
     """Both builds of OpenCV share files: removing one of them breaks the other."""
     monkeypatch.setattr(doctor, "has_windows", lambda: False)
     assert check_opencv().remedy == (
-        "python -m pip uninstall -y opencv-python opencv-python-headless; python -m pip install -r requirements.txt"
+        "python -m pip uninstall -y opencv-python opencv-python-headless; python -m pip install -r requirements-realtime.txt"
     )
 
 

@@ -1,6 +1,6 @@
 """The embedded sample data set: a small CK+-shaped tree made from one portrait, without a download.
 
-The portrait (Rear Admiral Grace Hopper, US Navy, public domain) comes with matplotlib. "Subjects" differ in mirror,
+The portrait shows Rear Admiral Grace Hopper (US Navy, public domain; the copy of matplotlib). "Subjects" differ in mirror,
 light, tint, proportions, size, tilt and background. Their sequences run from neutral to the peak of an expression,
 which is drawn by warping mouth, brows and eyelids. The sample lets every step run. Scores on it are meaningless.
 """
@@ -18,6 +18,7 @@ from common.emotions import CKPLUS_CODES
 from common.files import named_errors
 from common.images import read_image
 
+PORTRAIT = Path(__file__).with_name("portrait.jpg")
 # The portrait's five landmarks in pixels, in the order of `tables.LANDMARKS`, as `FaceDetector` finds them. They are
 # constants, so that the sample needs no network.
 PORTRAIT_LANDMARKS = np.array([[219.9, 191.7], [307.3, 186.4], [265.2, 237.4], [230.5, 278.2], [306.3, 273.4]])
@@ -210,10 +211,7 @@ def _draw_look(rng: np.random.Generator, sample: SampleConfig) -> _Look:
 @lru_cache(maxsize=1)
 def _portrait(scale: float) -> np.ndarray:
     """Return the portrait without its background, uint8 (h, w, 4) BGR and opacity."""
-    import matplotlib  # late: only needed where the sample is made
-
-    file = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
-    image_bgr = read_image(file)
+    image_bgr = read_image(PORTRAIT)
     assert image_bgr is not None
     opacity = np.zeros(image_bgr.shape[:2], np.uint8)
     cv2.fillPoly(opacity, [OUTLINE], 255)
