@@ -39,8 +39,8 @@ from configuration import FACES, ROOT
 from inference.crops import read_image_rgb
 from inference.face_detector import FaceDetector
 from inference.faces import Face
-from preprocessing.face_crops import write_face_crops
 from preprocessing.datasets.sample import PORTRAIT
+from preprocessing.face_crops import write_face_crops
 from preprocessing.tables import INVENTORY_COLUMNS, write_table
 from realtime.sinks.files import write_picture
 from realtime.tracking import overlap

@@ -1,7 +1,8 @@
 """Run networks on LiteRT: converted from Keras once, kept on disk, and run without TensorFlow.
 
-The networks that come with the project are shipped converted, in `models/litert` (`inference.shipped`). The name of a converted network, a `.tflite` file, ends with two content hashes: of its sources, so that a changed
-source is converted again, and of the file itself, so that damage is noticed.
+The networks that come with the project are shipped converted, in `models/litert` (`inference.shipped`). The name of a
+converted network, a `.tflite` file, ends with two content hashes: of its sources, so that a changed source is converted
+again, and of the file itself, so that damage is noticed.
 """
 
 import atexit

@@ -25,7 +25,6 @@ from cards import model_card
 from matplotlib.figure import Figure
 
 from common import command_line
-from preprocessing.datasets.sample import PORTRAIT
 from preprocessing.tables import FACE_COLUMNS, INVENTORY_COLUMNS, read_table, write_table
 
 ROOT = Path(__file__).resolve().parents[1]

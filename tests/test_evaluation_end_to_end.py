@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from cards import model_card
-from conftest import PORTRAIT
 
 from common.errors import InputError
 from common.images import pixel_hash
@@ -19,6 +18,7 @@ from inference.emotion_classifier import EmotionClassifier
 from inference.face_detector import build_detector
 from inference.faces import Face, choose_face
 from inference.lineage import UNKNOWN, ImageHashes
+from preprocessing.datasets.sample import PORTRAIT
 from preprocessing.tables import FACE_COLUMNS, INVENTORY_COLUMNS, read_table, write_table
 
 

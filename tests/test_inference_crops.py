@@ -3,13 +3,13 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
-from conftest import PORTRAIT
 
 from common.errors import InputError
 from configuration import FACES
 from inference.crops import TEMPLATE, detect_in_crop, is_face_crop, network_input, read_image_rgb
 from inference.face_detector import FaceDetector
 from inference.faces import Face, choose_face
+from preprocessing.datasets.sample import PORTRAIT
 
 
 def points_of(face: Face) -> np.ndarray:

@@ -8,12 +8,13 @@ import keras
 import numpy as np
 import pytest
 from cards import model_card
-from conftest import PORTRAIT, ROOT
+from conftest import ROOT
 
 from configuration import PATHS, SERVING
 from inference.crops import read_image_rgb
 from inference.emotion_classifier import EmotionClassifier
 from inference.keras_networks import save
+from preprocessing.datasets.sample import PORTRAIT
 from training import models
 
 CARD = {"labels": ["anger", "neutral"], "input_size": 48, "channels": 1, "align": "box", "temperature": 1.3}

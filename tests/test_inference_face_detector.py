@@ -10,7 +10,7 @@ import cv2
 import joblib
 import numpy as np
 import pytest
-from conftest import PORTRAIT, ROOT
+from conftest import ROOT
 
 from common.errors import InputError
 from configuration import FACES
@@ -20,7 +20,7 @@ from inference.crops import network_input, read_image_rgb
 from inference.face_detector import FaceDetector, build_detector
 from inference.faces import Face
 from inference.haar import HaarDetector
-from preprocessing.datasets.sample import PORTRAIT_LANDMARKS
+from preprocessing.datasets.sample import PORTRAIT, PORTRAIT_LANDMARKS
 from preprocessing.tables import LANDMARKS
 
 

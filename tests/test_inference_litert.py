@@ -73,6 +73,19 @@ def test_network_is_converted_once_for_each_source_and_variant(source):
     assert source.factor() == 2
 
 
+def test_shipped_network_is_used_for_its_own_source_only(source, tmp_path):
+    shipped = tmp_path / "shipped"
+    shipped.mkdir()
+    file = source.convert()
+    file = file.rename(shipped / file.name)
+    assert source.convert(shipped=shipped) == file and source.builds == 1
+    source.write(3.0)
+    assert source.convert(shipped=shipped).parent == source.cache and source.factor() == 3
+    source.write(2.0)
+    file.write_bytes(file.read_bytes()[:-9])
+    assert source.convert(shipped=shipped).parent == source.cache and source.factor() == 2
+
+
 @pytest.mark.parametrize("damage", ["empty", "cut", "bit"])
 def test_damaged_file_is_converted_again(source, capfd, damage):
     file = source.convert()

@@ -109,7 +109,8 @@ def test_opencv_remedy_removes_both_builds(monkeypatch):
     """Both builds of OpenCV share files: removing one of them breaks the other."""
     monkeypatch.setattr(doctor, "has_windows", lambda: False)
     assert check_opencv().remedy == (
-        "python -m pip uninstall -y opencv-python opencv-python-headless; python -m pip install -r requirements-realtime.txt"
+        "python -m pip uninstall -y opencv-python opencv-python-headless; "
+        "python -m pip install -r requirements-realtime.txt"
     )
 
 

@@ -10,12 +10,13 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from conftest import PORTRAIT, ROOT
+from conftest import ROOT
 from realtime_fakes import FACE, FakeClassifier, FakeDetector, scene, write_video
 
 from configuration import FACES, TRACKING
 from inference.crops import read_image_rgb
 from inference.face_detector import FaceDetector, build_detector
+from preprocessing.datasets.sample import PORTRAIT
 from preprocessing.face_crops import crop_face
 from realtime.recognition import analyze, recognize, watch
 from realtime.sources import Frame, open_source

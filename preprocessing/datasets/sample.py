@@ -1,8 +1,9 @@
 """The embedded sample data set: a small CK+-shaped tree made from one portrait, without a download.
 
-The portrait shows Rear Admiral Grace Hopper (US Navy, public domain; the copy of matplotlib). "Subjects" differ in mirror,
-light, tint, proportions, size, tilt and background. Their sequences run from neutral to the peak of an expression,
-which is drawn by warping mouth, brows and eyelids. The sample lets every step run. Scores on it are meaningless.
+The portrait shows Rear Admiral Grace Hopper (US Navy, public domain; the file is matplotlib's copy). "Subjects" differ
+in mirror, light, tint, proportions, size, tilt and background. Their sequences run from neutral to the peak of an
+expression, which is drawn by warping mouth, brows and eyelids. The sample lets every step run. Scores on it are
+meaningless.
 """
 
 from collections.abc import Iterator
