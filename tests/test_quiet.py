@@ -59,7 +59,7 @@ def test_face_crops_print_no_native_log(tmp_path):
     folder.mkdir(parents=True)
     (folder / "portrait.jpg").write_bytes(PORTRAIT.read_bytes())
     options = ["--data", tmp_path / "data", "--dataset", "mine"]
-    assert run_command("preprocessing.step1_inventory", *options) == ""
+    assert run_command("preprocessing.step1_inventory", *options, "--source", folder.parent) == ""
     assert run_command("preprocessing.step2_face_crops", *options) == ""
 
 
