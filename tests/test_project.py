@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from collections import Counter
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def test_imports_run_one_way(stage):
         ("inference", "numpy cv2 pandas keras tensorflow typer"),
         ("inference.face_detector", "pandas keras tensorflow mtcnn matplotlib"),
         ("inference.emotion_classifier", "pandas keras tensorflow matplotlib"),
-        ("realtime.webcam", "keras tensorflow mtcnn matplotlib"),
+        ("realtime.webcam", "keras tensorflow mtcnn matplotlib pandas scipy sklearn"),
         ("evaluation.model_evaluation", "keras tensorflow mtcnn"),
     ],
 )
@@ -90,6 +91,12 @@ def test_quoted_test_score_belongs_to_the_released_network(name):
     quoted = f"{100 * measured[0]['accuracy']:.1f} %" if measured else "PrivateTest: not yet measured"
     assert rows and quoted in rows[0]
     assert not measured or f"commit {measured[0]['commit']}" in readme
+
+
+def test_extra_all_equals_the_list_of_all_requirements():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["dynamic"]
+    files = [*settings["dependencies"]["file"], *settings["optional-dependencies"]["all"]["file"]]
+    assert (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines() == [f"-r {file}" for file in files]
 
 
 def test_docs_mention_only_files_and_options_that_exist():

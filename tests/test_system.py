@@ -13,25 +13,46 @@ from conftest import ROOT
 from inference.emotion_classifier import EmotionClassifier
 from inference.model_card import read_card
 
+NOT_FOR_THE_CAMERA = ("tensorflow", "keras", "pandas", "scipy", "sklearn", "matplotlib")
+MAX_INSTALLED = 550  # MB
+
 
 @pytest.mark.system
-def test_make_demo_runs_from_a_bare_clone_and_installs_once(tmp_path):
+def test_make_demo_installs_the_camera_from_a_bare_clone(tmp_path, tiny_model):
+    clone = tmp_path / "clone"
     names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in filter(None, names.split("\0")):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, tmp_path / name)
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, clone / name)
+
+    def run(*command: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*map(str, command)], cwd=clone, capture_output=True, text=True, timeout=1500)
 
     def demo() -> str:
-        done = subprocess.run(["make", "demo"], cwd=tmp_path, capture_output=True, text=True, timeout=1500)
+        done = run("make", "demo")
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    first, folder = demo(), tmp_path / "reports" / "demo"
+    first, folder = demo(), clone / "reports" / "demo"
     for name in ("picture.png", "expressions.png", "video.mp4", "predictions.csv"):
         assert str(folder / name) in first and (folder / name).stat().st_size > 1000
     frames = cv2.VideoCapture(str(folder / "video.mp4")).get(cv2.CAP_PROP_FRAME_COUNT)
     assert frames > 100 and len(pd.read_csv(folder / "predictions.csv")) > 0.9 * frames
     assert "installing" in first and "installing" not in demo()
+
+    python = clone / ".venv" / "bin" / "python"
+    absent = f"import importlib.util as u; print(*filter(u.find_spec, {NOT_FOR_THE_CAMERA}))"
+    assert run(python, "-c", absent).stdout == "\n"
+    installed = int(run("du", "-sm", ".venv").stdout.split()[0])
+    assert installed < MAX_INSTALLED
+    outputs = [tmp_path / name for name in ("annotated.mp4", "faces.csv", "segments.csv", "page.html")]
+    options = zip(("--record", "--log", "--segments", "--summary"), outputs, strict=True)
+    camera = [python, "-m", "realtime.webcam", "--no-window", "--source"]
+    done = run(*camera, folder / "sample.mp4", *(word for option in options for word in option))
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert len(pd.read_csv(outputs[1])) > 0.9 * frames and all(file.stat().st_size > 100 for file in outputs)
+    done = run(*camera, folder / "sample.mp4", "--model", tiny_model())
+    assert done.returncode == 2 and 'install -e ".[all]"' in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.system
