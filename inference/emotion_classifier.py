@@ -26,6 +26,24 @@ LITERT_BATCHES = (1, 2)  # batch sizes for LiteRT; larger ones are no faster per
 MAX_THREADS = 4  # more cores do not speed up a face or two
 
 
+def converted_classifier(
+    model_file: Path,
+    card: ModelCard,
+    folder: Path = PATHS.converted,
+    int8: bool = SERVING.int8,
+    features: bool = False,
+) -> Path:
+    """Return the `.tflite` file of a network; options and errors are those of `EmotionClassifier.load_litert`."""
+
+    def build() -> Any:
+        network = load_pixel_network(model_file, card)
+        return with_features(network) if features else network
+
+    name = f"{model_file.stem}-features" if features else model_file.stem
+    variant = json.dumps([features, card.input_range])  # a change of the range needs another conversion
+    return converted(name, [model_file], build, folder, int8 and not features, variant)
+
+
 class EmotionClassifier:
     """A trained network with its card: `load` runs it with Keras, `load_litert` with LiteRT.
 
@@ -96,7 +114,7 @@ class EmotionClassifier:
         int8: bool = SERVING.int8,
         features: bool = False,
     ) -> EmotionClassifier:
-        """Load a network and its card, to run it with LiteRT. Keras converts it at the first use.
+        """Load a network and its card, to run it with LiteRT. Keras converts it at the first use, unless it is shipped.
 
         Args:
             model_file: The `.keras` file.
@@ -112,13 +130,7 @@ class EmotionClassifier:
         model_file = Path(model_file)
         card = read_card(model_file)
 
-        def build() -> Any:
-            network = load_pixel_network(model_file, card)
-            return with_features(network) if features else network
-
-        name = f"{model_file.stem}-features" if features else model_file.stem
-        variant = json.dumps([features, card.input_range])  # a change of the range needs another conversion
-        file = converted(name, [model_file], build, folder, int8 and not features, variant)
+        file = converted_classifier(model_file, card, folder, int8, features)
         check_unchanged(card, model_file)
         network = Network(file, threads or min(available_cores(), MAX_THREADS))
         given, returned = network.shapes()
