@@ -21,7 +21,14 @@ from inference.model_card import read_card
 from realtime import analyze
 
 SCORES = [
-    {"dataset": "fer2013", "split": "test", "protocol": "one crop: no TTA", "n": 3589, "accuracy": 0.7, "macro_f1": 0.6},
+    {
+        "dataset": "fer2013",
+        "split": "test",
+        "protocol": "one crop: no TTA",
+        "n": 3589,
+        "accuracy": 0.7,
+        "macro_f1": 0.6,
+    },
     {"dataset": "fer2013", "split": "dev", "protocol": "flip", "accuracy": 0.71},
 ]
 

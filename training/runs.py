@@ -56,8 +56,8 @@ def train_or_resume(
         build: Returns the network and the compiled model that trains it, for a precision.
         choose_precision: Returns the precision of a new run.
         force: Train from the first epoch, even if the run is finished.
-        callbacks: Further Keras callbacks. They are called after an epoch is saved, and `callback.model.name` is the name
-            of the run. A resumed run calls them from its next epoch on.
+        callbacks: Further Keras callbacks, called after an epoch is saved. `callback.model.name` is the name of the
+            run. A resumed run calls them from its next epoch on.
 
     Returns:
         The network with the weights of its best epoch, and the card entries about the run. None if `model_file` is
