@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 		{ echo "error: OpenCV lacks system libraries; on Debian or Ubuntu: sudo apt-get install libgl1 libglib2.0-0" >&2; exit 2; }
 	@touch $@
 
-.venv/dev: requirements-dev.txt requirements.txt requirements-training.txt .venv/realtime
+.venv/dev: requirements-dev.txt requirements-export.txt requirements.txt requirements-training.txt .venv/realtime
 	@echo "installing the rest into .venv (once; about two minutes)"
 	@$(PIP) -r requirements-dev.txt -c constraints.txt
 	@touch $@

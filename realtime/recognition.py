@@ -9,12 +9,13 @@ faces = analyze("photo.jpg")
 """
 
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import cv2
 import numpy as np
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 NOT_SURE = "unsure"  # the label shown where no emotion reaches the abstention threshold
 BACKGROUND_THREADS = 1  # cores of a background detection; the others serve each frame
+BATCH_FACES = 32  # of `analyze_many`: so many faces are one batch of the classifier
+BATCH_PIXELS = 20_000_000  # of `analyze_many`: images of so many pixels together wait for no further one
 
 
 class Classifier(Protocol):
@@ -96,6 +99,19 @@ class Recognition:
         """The label in all outputs: an emotion, or `unsure`."""
         return NOT_SURE if self.unsure else self.label
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the face as a JSON object with the names and units of the log's columns."""
+        sides = ("left", "top", "width", "height")
+        return {
+            "track_id": 0 if self.tentative else self.track_id or None,
+            **{f"box_{side}": round(float(getattr(self.face, side)), 1) for side in sides},
+            "label": self.shown,
+            "probability": round(self.probability, 5),
+            "unsure": self.unsure,
+            "tentative": self.tentative,
+            **{f"p_{label}": round(probability, 5) for label, probability in self.probabilities.items()},
+        }
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -112,6 +128,12 @@ class Result:
     frame: Frame
     recognitions: list[Recognition]
     timing: Timing = Timing()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the frame and its `faces` as a JSON object with the names and units of the log's columns."""
+        faces = [each.to_dict() for each in self.recognitions]
+        frame = self.frame
+        return {"time": round(frame.time, 3), "frame": frame.index, "name": frame.name, "faces": faces}
 
 
 def watch(
@@ -173,8 +195,7 @@ def analyze(
 ) -> list[Recognition]:
     """Recognize the expression of each face in an image.
 
-    For many images, pass a classifier (`EmotionClassifier.load_litert`) and a detector (`build_detector`), so that they
-    are loaded once.
+    For many images use `analyze_many`, which loads the networks once.
 
     Args:
         image: An image file, or uint8 (h, w, 3) RGB or (h, w) gray.
@@ -191,7 +212,50 @@ def analyze(
     """
     classifier, faces = _load(model, detector, min_face_size)
     image_rgb = image if isinstance(image, np.ndarray) else read_image_rgb(Path(image))
-    return _recognize_image(image_rgb, faces, classifier)[0]
+    frame = Frame(image_rgb[..., ::-1], 0, 0.0, "", still=True)
+    (result,) = _classify([_detect(frame, image_rgb, faces, classifier.faces)], classifier)
+    return result.recognitions
+
+
+def analyze_many(
+    paths: Iterable[str | Path],
+    model: str | Path | Classifier = PATHS.pretrained,
+    detector: str | Detector = WEBCAM.detector,
+    *,
+    min_face_size: int = FACES.min_face_size,
+) -> Generator[Result, None, None]:
+    """Recognize the expression of each face in many images.
+
+    Faces are detected image by image and classified in batches. At most `BATCH_PIXELS` and one image wait for a batch.
+
+    Args:
+        paths: Image files.
+        model: See `watch`.
+        detector: See `watch`.
+        min_face_size: See `watch`.
+
+    Yields:
+        A result for each image, in order, with the path as `frame.name` and its position as `frame.index`. A file that
+        cannot be read is skipped with a Python warning.
+
+    Raises:
+        InputError: the model or the detector cannot be used.
+    """
+    classifier, faces = _load(model, detector, min_face_size)
+    waiting: list[_Detected] = []
+    for index, path in enumerate(paths):
+        try:
+            image_rgb = read_image_rgb(Path(path))
+        except InputError as error:
+            warnings.warn(f"{error}; it is skipped", stacklevel=2)
+            continue
+        frame = Frame(cv2.cvtColor(image_rgb, cv2.COLOR_RGB2BGR), index, 0.0, str(path), still=True)
+        waiting.append(_detect(frame, image_rgb, faces, classifier.faces))
+        pixels = sum(each.frame.image_bgr.size // 3 for each in waiting)
+        if pixels >= BATCH_PIXELS or sum(len(each.faces) for each in waiting) >= BATCH_FACES:
+            yield from _classify(waiting, classifier)
+            waiting = []
+    yield from _classify(waiting, classifier)
 
 
 def _load(
@@ -236,7 +300,7 @@ def recognize(
     if still:
         for frame in frames:
             image_rgb = cv2.cvtColor(frame.image_bgr, cv2.COLOR_BGR2RGB)
-            yield Result(frame, *_recognize_image(image_rgb, detector, classifier, raw))
+            yield from _classify([_detect(frame, image_rgb, detector, classifier.faces)], classifier, raw)
         return
     predict, labels = _predictor(classifier, raw, temporal), (temporal or classifier).labels
     with closing(BackgroundDetector(background)) if background else nullcontext() as background_detector:
@@ -293,20 +357,35 @@ def check_temporal(temporal: SequenceClassifier, classifier: Classifier, raw: bo
     temporal.check_features(getattr(classifier, "features_of", ""))
 
 
-def _recognize_image(
-    image_rgb: np.ndarray, detector: Detector, classifier: Classifier, raw: bool = False
-) -> tuple[list[Recognition], Timing]:
+@dataclass(frozen=True)
+class _Detected:
+    """An image, its faces and their crops."""
+
+    frame: Frame
+    faces: list[Face]
+    crops: np.ndarray
+    seconds: float
+
+
+def _detect(frame: Frame, image_rgb: np.ndarray, detector: Detector, options: FaceConfig) -> _Detected:
     start = time.perf_counter()
     faces = detector.detect(image_rgb)
-    detected = time.perf_counter()
-    probabilities = classifier.predict(_crops(image_rgb, faces, classifier.faces))
-    timing = Timing(detected - start, time.perf_counter() - detected)
+    seconds = time.perf_counter() - start
+    return _Detected(frame, faces, _crops(image_rgb, faces, options), seconds)
+
+
+def _classify(detected: Sequence[_Detected], classifier: Classifier, raw: bool = False) -> Iterator[Result]:
+    """Classify the faces of some images as one batch."""
+    start = time.perf_counter()
+    rows = iter(classifier.predict(np.concatenate([each.crops for each in detected])) if detected else ())
+    seconds = time.perf_counter() - start
     threshold = 0.0 if raw else classifier.abstention_threshold
-    recognitions = [
-        Recognition(face, _by_label(classifier.labels, row), unsure=float(row.max()) < threshold)
-        for face, row in zip(faces, probabilities, strict=True)
-    ]
-    return recognitions, timing
+    for each in detected:
+        recognitions = [
+            Recognition(face, _by_label(classifier.labels, row), unsure=float(row.max()) < threshold)
+            for face, row in zip(each.faces, rows, strict=False)  # the next image continues with the next row
+        ]
+        yield Result(each.frame, recognitions, Timing(each.seconds, seconds / len(detected)))
 
 
 def _by_label(labels: Sequence[str], row: np.ndarray) -> dict[str, float]:

@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+import keras
 import optuna
 import pytest
 from conftest import files_of_at_most
@@ -74,7 +75,10 @@ def test_finds_settings_and_writes_them_with_table_and_plots(make_dataset, tmp_p
     folder, models_folder = make_dataset(), tmp_path / "models" / "stripes"
     table = read_table(folder, "split.csv")
     tune(table, folder, models_folder, BASE, replace(QUICK, trials=2), "python -m some.step")
-    tune(table, folder, models_folder, BASE, QUICK, "python -m some.step")
+    runs: list[str] = []
+    names = keras.callbacks.LambdaCallback(on_train_begin=lambda _: runs.append(names.model.name))
+    tune(table, folder, models_folder, BASE, QUICK, "python -m some.step", callbacks=[names])
+    assert runs == ["trial-2"]
     assert "2 of 3 trials finished" in capsys.readouterr().out
     tuned = json.loads((models_folder / "tuned.json").read_text())
     with (models_folder / "tuning" / "trials.csv").open(newline="") as lines:

@@ -4,9 +4,10 @@ The networks of `best.keras` are `best-folds/0.keras` and so on. Keras is import
 """
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,9 @@ from inference.model_card import read_card
 from preprocessing.tables import fold_numbers, split_by_fold, split_hash
 from training.lineage import knows_images
 from training.settings import check_output
+
+if TYPE_CHECKING:
+    import keras
 
 # Columns of split.csv: all images of a person are in one fold, or may be in several.
 SUBJECT_INDEPENDENT, SUBJECT_DEPENDENT = "fold", "subject_dependent_fold"
@@ -58,6 +62,7 @@ def fit_folds(
     column: str = SUBJECT_INDEPENDENT,
     settings_hashes: ImageHashes | None = None,
     force: bool = False,
+    callbacks: Sequence["keras.callbacks.Callback"] = (),
 ) -> list[float]:
     """Train one network per fold: tested on that fold, selected on the next one, trained on the others.
 
@@ -72,6 +77,7 @@ def fit_folds(
         column: `SUBJECT_INDEPENDENT` or `SUBJECT_DEPENDENT`.
         settings_hashes: The images that selected the settings, if another run did.
         force: Train every fold from the first epoch, even if it is finished.
+        callbacks: Further Keras callbacks; see `train_or_resume`.
 
     Returns:
         The dev accuracy of each fold, 0-1.
@@ -96,7 +102,7 @@ def fit_folds(
         print(f"fold {fold} of 0-{folds[-1]} ({column})", flush=True)
         entry = fold_entry(fold, folds, column)
         split = split_by_fold(table, fold, column)
-        train_network(split, folder, file, config, command, settings_hashes, force, fold=entry)
+        train_network(split, folder, file, config, command, settings_hashes, force, callbacks, fold=entry)
         keras.utils.clear_session(free_memory=True)  # or all networks stay in memory
         card = read_card(file)
         config = replace(config, precision=card.precision)

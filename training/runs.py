@@ -43,6 +43,7 @@ def train_or_resume(
     build: Callable[[str], tuple[keras.Model, keras.Model]],
     choose_precision: Callable[[], str],
     force: bool = False,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> tuple[keras.Model, dict[str, Any]] | None:
     """Train a network in a run folder, or resume an interrupted run.
 
@@ -55,6 +56,8 @@ def train_or_resume(
         build: Returns the network and the compiled model that trains it, for a precision.
         choose_precision: Returns the precision of a new run.
         force: Train from the first epoch, even if the run is finished.
+        callbacks: Further Keras callbacks, called after an epoch is saved. `callback.model.name` is the name of the
+            run. A resumed run calls them from its next epoch on.
 
     Returns:
         The network with the weights of its best epoch, and the card entries about the run. None if `model_file` is
@@ -80,7 +83,8 @@ def train_or_resume(
         start = time.monotonic()
         keras.utils.set_random_seed(config.seed)
         network, trainer = build(run["precision"])
-        history = _train(trainer, network, train, dev, folder, config)
+        trainer.name = folder.name
+        history = _train(trainer, network, train, dev, folder, config, callbacks)
         best = max(history, key=_merit)
         if not np.isfinite(best["val_loss"]):
             raise InputError(f"the training diverged (see {folder / 'history.csv'}); give a smaller learning rate")
@@ -156,7 +160,13 @@ def _reading(folder: Path) -> Iterator[None]:
 
 
 def _train(
-    trainer: keras.Model, network: keras.Model, train: Any, dev: Any, folder: Path, config: TrainingConfig
+    trainer: keras.Model,
+    network: keras.Model,
+    train: Any,
+    dev: Any,
+    folder: Path,
+    config: TrainingConfig,
+    callbacks: Sequence[keras.callbacks.Callback],
 ) -> list[dict[str, float]]:
     """Train from the last complete epoch on; return one row of metrics per epoch."""
     keeper = RunKeeper(folder, network, config.patience)
@@ -171,7 +181,7 @@ def _train(
             validation_data=dev,
             epochs=config.epochs,
             initial_epoch=done,
-            callbacks=[*full_images_last(config.augmentation, config.epochs), keeper],
+            callbacks=[*full_images_last(config.augmentation, config.epochs), keeper, *callbacks],
             shuffle=False,  # the batches have their own seeded order
             verbose=verbose,
         )
@@ -294,6 +304,23 @@ class RunKeeper(keras.callbacks.Callback):
         if not set(table.columns) > METRICS or list(table["epoch"]) != list(range(1, len(table) + 1)):
             raise ValueError(f"{file.name} lacks an epoch or a metric")
         return table.to_dict("records")
+
+
+class TensorBoard(keras.callbacks.TensorBoard):
+    """Keras's log for TensorBoard, in a subfolder with the name of the run. A resumed run continues its log.
+
+    Args:
+        folder: Folder of the logs of all runs.
+    """
+
+    def __init__(self, folder: Path):
+        super().__init__(str(folder), write_graph=False)
+        self.folder = folder
+
+    def set_model(self, model: keras.Model) -> None:
+        """Start the log of a run."""
+        self.log_dir = str(self.folder / model.name)
+        super().set_model(model)
 
 
 def draw_curves(history: list[dict[str, float]], file: Path) -> None:

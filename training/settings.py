@@ -4,12 +4,14 @@ import json
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pandas as pd
 
 from common.errors import InputError
+from common.logging import quiet_start
 from configuration import FINE_TUNING, AugmentationConfig, TrainingConfig
 from inference import keras_networks
 from inference.lineage import ImageHashes, SourceNetwork, read_hashes
@@ -115,6 +117,23 @@ def _is_settings_file(file: Path) -> bool:
         return "config" in json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
         return False
+
+
+def tensorboard(folder: Path | None) -> list[Any]:
+    """Return the Keras callbacks of `--tensorboard`; none without a folder, and then Keras is not imported.
+
+    Raises:
+        InputError: TensorBoard is not installed.
+        OSError: The folder cannot be created.
+    """
+    if folder is None:
+        return []
+    if not find_spec("tensorboard"):
+        raise InputError("--tensorboard needs TensorBoard; install it: pip install tensorboard")
+    folder.mkdir(parents=True, exist_ok=True)
+    with quiet_start():
+        from training.runs import TensorBoard
+    return [TensorBoard(folder)]
 
 
 def settings_to_json(config: TrainingConfig) -> dict[str, Any]:

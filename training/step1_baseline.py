@@ -11,11 +11,21 @@ from typing import Annotated
 
 import typer
 
-from common.command_line import DataRoot, DatasetName, Force, ModelsRoot, dataset_folder, run, typed_command
+from common.command_line import (
+    DataRoot,
+    DatasetName,
+    Force,
+    ModelsRoot,
+    TensorBoardFolder,
+    dataset_folder,
+    run,
+    typed_command,
+)
 from common.errors import InputError
 from common.logging import quiet_start
 from configuration import BASELINES, PATHS, SAMPLE_NAME
 from preprocessing.tables import read_table
+from training.settings import tensorboard
 
 
 def main(
@@ -24,6 +34,7 @@ def main(
     models: ModelsRoot = PATHS.models,
     network: Annotated[str, typer.Option(help=f"Baseline: {' or '.join(BASELINES)}.")] = "project1",
     epochs: Annotated[int | None, typer.Option(help="Number of epochs.", show_default="as in the project")] = None,
+    board: TensorBoardFolder = None,
     force: Force = False,
 ) -> None:
     """Train a student project's network on a data set's training split."""
@@ -37,7 +48,8 @@ def main(
     config = BASELINES[network]
     if epochs is not None:
         config = replace(config, epochs=epochs)
-    train_network(table, folder, models / dataset / f"baseline_{network}.keras", config, typed_command(), force=force)
+    model_file = models / dataset / f"baseline_{network}.keras"
+    train_network(table, folder, model_file, config, typed_command(), force=force, callbacks=tensorboard(board))
 
 
 if __name__ == "__main__":

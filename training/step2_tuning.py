@@ -14,10 +14,19 @@ from typing import Annotated
 
 import typer
 
-from common.command_line import DataRoot, DatasetName, ModelsRoot, dataset_folder, run, typed_command
+from common.command_line import (
+    DataRoot,
+    DatasetName,
+    ModelsRoot,
+    TensorBoardFolder,
+    dataset_folder,
+    run,
+    typed_command,
+)
 from common.logging import quiet_start
 from configuration import BEST, PATHS, SAMPLE_NAME, SAMPLE_TUNING, TUNING
 from preprocessing.tables import read_table
+from training.settings import tensorboard
 
 
 def main(
@@ -47,6 +56,7 @@ def main(
     storage: Annotated[
         str | None, typer.Option(help="Database URL of the study.", show_default="SQLite file in the models folder")
     ] = None,
+    board: TensorBoardFolder = None,
 ) -> None:
     """Search for better hyperparameters on the training split, by dev accuracy."""
     folder = dataset_folder(data, dataset)
@@ -59,7 +69,8 @@ def main(
         SAMPLE_TUNING if dataset == SAMPLE_NAME else TUNING,
         **{name: value for name, value in budget.items() if value is not None},
     )
-    tune(table, folder, models / dataset, replace(BEST, targets=targets), tuning, typed_command(), storage)
+    base, command = replace(BEST, targets=targets), typed_command()
+    tune(table, folder, models / dataset, base, tuning, command, storage, tensorboard(board))
 
 
 if __name__ == "__main__":

@@ -18,14 +18,23 @@ from typing import Annotated
 
 import typer
 
-from common.command_line import DataRoot, DatasetName, Force, ModelsRoot, dataset_folder, run, typed_command
+from common.command_line import (
+    DataRoot,
+    DatasetName,
+    Force,
+    ModelsRoot,
+    TensorBoardFolder,
+    dataset_folder,
+    run,
+    typed_command,
+)
 from common.errors import InputError
 from common.logging import quiet_start
 from configuration import BEST, PATHS, SAMPLE_NAME, STUDENT
 from inference.model_card import check_crops, read_card
 from preprocessing.tables import crop_options, read_table
 from training.cross_validation import SUBJECT_DEPENDENT, SUBJECT_INDEPENDENT, check_number, fit_folds
-from training.settings import check_output, choose_settings, settings_images, teacher_files
+from training.settings import check_output, choose_settings, settings_images, teacher_files, tensorboard
 
 
 def main(
@@ -81,6 +90,7 @@ def main(
     subject_dependent: Annotated[
         bool, typer.Option("--subject-dependent", help="With --folds: use folds that ignore the subjects.")
     ] = False,
+    board: TensorBoardFolder = None,
     force: Force = False,
 ) -> None:
     """Train the best network on a data set's training split; options take precedence over --settings."""
@@ -112,12 +122,12 @@ def main(
         raise InputError("--folds does not support teachers: they may know the test images of a fold")
     hashes = settings_images(settings, table, dataset) if settings else None
     if folds is not None:
-        fit_folds(table, folder, model_file, config, command, column, hashes, force)
+        fit_folds(table, folder, model_file, config, command, column, hashes, force, tensorboard(board))
         return
     with quiet_start():
         from training.trainer import train_network
 
-    train_network(table, folder, model_file, config, command, hashes, force)
+    train_network(table, folder, model_file, config, command, hashes, force, tensorboard(board))
 
 
 if __name__ == "__main__":

@@ -16,13 +16,22 @@ from typing import Annotated
 
 import typer
 
-from common.command_line import DataRoot, DatasetName, Force, ModelsRoot, dataset_folder, run, typed_command
+from common.command_line import (
+    DataRoot,
+    DatasetName,
+    Force,
+    ModelsRoot,
+    TensorBoardFolder,
+    dataset_folder,
+    run,
+    typed_command,
+)
 from common.logging import quiet_start
 from configuration import PATHS, SAMPLE_NAME, SEQUENCES
 from inference.model_card import read_card
 from preprocessing.tables import read_table
 from training.cross_validation import SUBJECT_INDEPENDENT, check_number
-from training.settings import check_output
+from training.settings import check_output, tensorboard
 
 CONFIG = SEQUENCES.config
 
@@ -42,6 +51,7 @@ def main(
     output: Annotated[
         Path | None, typer.Option(help="File of the network.", show_default="models/NAME/sequence.keras")
     ] = None,
+    board: TensorBoardFolder = None,
     force: Force = False,
 ) -> None:
     """Train a network over the frames of sequences, on features of a network of single faces."""
@@ -57,7 +67,7 @@ def main(
 
     options = replace(SEQUENCES, config=replace(CONFIG, epochs=epochs, seed=seed))
     fit = fit_sequences if folds is None else fit_sequence_folds
-    fit(table, folder, model_file, options, features, typed_command(), force)
+    fit(table, folder, model_file, options, features, typed_command(), force, tensorboard(board))
 
 
 if __name__ == "__main__":

@@ -15,11 +15,20 @@ from typing import Annotated
 
 import typer
 
-from common.command_line import DataRoot, DatasetName, Force, ModelsRoot, dataset_folder, run, typed_command
+from common.command_line import (
+    DataRoot,
+    DatasetName,
+    Force,
+    ModelsRoot,
+    TensorBoardFolder,
+    dataset_folder,
+    run,
+    typed_command,
+)
 from common.logging import quiet_start
 from configuration import BEST, PATHS, SAMPLE_NAME, TEACHERS
 from preprocessing.tables import read_table
-from training.settings import check_output, shortened
+from training.settings import check_output, shortened, tensorboard
 
 
 def main(
@@ -35,6 +44,7 @@ def main(
     output: Annotated[
         Path | None, typer.Option(help="Folder of the teachers.", show_default="models/NAME/teachers")
     ] = None,
+    board: TensorBoardFolder = None,
     force: Force = False,
 ) -> None:
     """Train the teachers of a distilled network, one after the other."""
@@ -49,7 +59,7 @@ def main(
 
     for file, config in zip(files, TEACHERS, strict=True):
         config = shortened(replace(config, targets=targets, epochs=epochs or config.epochs))
-        train_network(table, folder, file, config, command, force=force)
+        train_network(table, folder, file, config, command, force=force, callbacks=tensorboard(board))
     print(f"distil them: python -m training.step3_best_model --dataset {dataset} --teacher {teachers}")
 
 

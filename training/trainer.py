@@ -38,6 +38,7 @@ def train_network(
     command: str,
     settings_hashes: ImageHashes | None = None,
     force: bool = False,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
     **facts: Any,
 ) -> bool:
     """Train a network on a data set, or resume an interrupted run; save the best epoch with its card.
@@ -50,6 +51,7 @@ def train_network(
         command: The command that trains this network again, for its card.
         settings_hashes: The images that selected the settings, if another run did.
         force: Train from the first epoch, even if the run is finished.
+        callbacks: Further Keras callbacks; see `train_or_resume`.
         **facts: Further entries of the card.
 
     Returns:
@@ -94,7 +96,7 @@ def train_network(
         return build_trainer(train, replace(config, precision=precision))
 
     done = train_or_resume(
-        train, dev, model_file, config, settings, build, lambda: choose_precision(train, config), force
+        train, dev, model_file, config, settings, build, lambda: choose_precision(train, config), force, callbacks
     )
     if done is None:
         return False

@@ -4,11 +4,14 @@ import io
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.csv_text import write_row
 from realtime.recognition import Recognition, Result
 from realtime.sinks.files import RowFile
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class FaceLog:
@@ -46,20 +49,12 @@ class FaceLog:
         Raises:
             InputError: the file cannot be written.
         """
-        rows = [self._row(result, each) for each in result.recognitions]
+        rows = log_rows(result, self._labels)
         if self._is_json:
             text = "".join(json.dumps(dict(zip(self._columns, row, strict=True))) + "\n" for row in rows)
         else:
-            text = csv_text([int(cell) if isinstance(cell, bool) else cell for cell in row] for row in rows)
+            text = csv_text(rows)
         self._rows.write(text)
-
-    def _row(self, result: Result, recognition: Recognition) -> list[Any]:
-        frame, face = result.frame, recognition.face
-        track_id = 0 if recognition.tentative else recognition.track_id or None
-        box = [round(float(value), 1) for value in (face.left, face.top, face.width, face.height)]
-        shown = [recognition.shown, round(recognition.probability, 5), recognition.unsure, recognition.tentative]
-        probabilities = [round(recognition.probabilities[label], 5) for label in self._labels]
-        return [round(frame.time, 3), frame.index, frame.name, track_id, *box, *shown, *probabilities]
 
     def close(self) -> None:
         """Close the file.
@@ -77,9 +72,39 @@ def log_columns(labels: Sequence[str]) -> list[str]:
     return ["time", "frame", "name", "track_id", *box, *shown, *(f"p_{label}" for label in labels)]
 
 
+def log_rows(result: Result, labels: Sequence[str]) -> list[list[Any]]:
+    """Return the rows of a frame's faces, with the columns of `log_columns`."""
+    columns = log_columns(labels)
+    return [[face[column] for column in columns] for face in _faces(result)]
+
+
+def to_frame(results: Iterable[Result | Recognition]) -> "pd.DataFrame":
+    """Return results as a pandas table: one row per face and frame, with the columns of the log (see `FaceLog`).
+
+    Args:
+        results: Results of `watch` or `analyze_many`, which are read to their end, or the faces of `analyze`, whose
+            `time`, `frame` and `name` are missing values.
+
+    Returns:
+        The table. Without a face it has no `p_<emotion>` columns, as the emotions are not known.
+    """
+    import pandas as pd  # late: the webcam's start gets no slower
+
+    faces = [face for result in results for face in _faces(result)]
+    labels = [name.removeprefix("p_") for name in (faces[0] if faces else {}) if name.startswith("p_")]
+    return pd.DataFrame(faces, columns=log_columns(labels)).astype({"track_id": "Int64"})
+
+
+def _faces(result: Result | Recognition) -> list[dict[str, Any]]:
+    """Return the faces of a result with the time, index and name of its frame; a single face has none of these."""
+    entries = result.to_dict()
+    faces = entries.pop("faces", [{}])
+    return [{**entries, **face} for face in faces]
+
+
 def csv_text(rows: Iterable[Sequence[object]]) -> str:
-    """Return rows as lines of CSV. Text that a spreadsheet would run as a formula is escaped."""
+    """Return rows as lines of CSV: true is 1, and text that a spreadsheet would run as a formula is escaped."""
     text = io.StringIO()
     for row in rows:
-        write_row(text, row)
+        write_row(text, [int(cell) if isinstance(cell, bool) else cell for cell in row])
     return text.getvalue()

@@ -5,6 +5,7 @@ returns a softmax for each frame, (n, window, classes). All layers are causal, s
 effect on earlier outputs and no mask is needed. Built-in layers only.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,7 @@ def fit_sequences(
     features_file: Path,
     command: str,
     force: bool = False,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> bool:
     """Train a network on the sequences of a data set; save the best epoch with its card.
 
@@ -87,6 +89,7 @@ def fit_sequences(
         features_file: The network of single faces that computes the features.
         command: The command that trains this network again, for its card.
         force: Train from the first epoch, even if the run is finished.
+        callbacks: Further Keras callbacks; see `train_or_resume`.
 
     Returns:
         False if `model_file` is already the result of this run.
@@ -129,7 +132,9 @@ def fit_sequences(
         network = build_sequence_network(config, options.window, _scales(features[0], train), len(sequences.classes))
         return network, _compiled(network, config, len(train_batches))
 
-    done = train_or_resume(train_batches, dev_batches, model_file, config, settings, build, lambda: "float32", force)
+    done = train_or_resume(
+        train_batches, dev_batches, model_file, config, settings, build, lambda: "float32", force, callbacks
+    )
     if done is None:
         return False
     network, run = done
@@ -169,13 +174,14 @@ def fit_sequence_folds(
     features_file: Path,
     command: str,
     force: bool = False,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> None:
     """Train one network per fold of the split; the arguments are those of `fit_sequences`."""
     folds = fold_numbers(table)
     for fold in folds:
         print(f"fold {fold} of 0-{folds[-1]}", flush=True)
         source, split = features_without(features_file, folder.name, table, fold), split_by_fold(table, fold)
-        fit_sequences(split, folder, fold_file(model_file, fold), options, source, command, force)
+        fit_sequences(split, folder, fold_file(model_file, fold), options, source, command, force, callbacks)
 
 
 def check_options(options: SequenceConfig) -> None:

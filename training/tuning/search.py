@@ -4,7 +4,7 @@ import gc
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -51,6 +51,7 @@ def tune(
     tuning: TuningConfig,
     command: str,
     storage: str | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> None:
     """Run the search, and write `tuned.json`, and `tuning/` with the table of the trials and plots.
 
@@ -64,6 +65,7 @@ def tune(
         tuning: The budget.
         command: The typed command, for `tuned.json`.
         storage: URL of another database for the study.
+        callbacks: Further Keras callbacks of each trial; `callback.model.name` is `trial-NUMBER`.
 
     Raises:
         InputError: A setting is not accepted, or the storage fails or has a study with other facts.
@@ -105,7 +107,7 @@ def tune(
                 config = settings_of(trial.params, settled)
                 trial.set_user_attr("precision", config.precision)
                 batches, dev_batches, _ = read_batches(part, folder, config)
-                return train_trial(trial, batches, dev_batches, config)
+                return train_trial(trial, batches, dev_batches, config, callbacks)
 
             search(study, tuning, search_space(trial_base), run_trial, lambda: write_table(study, results_folder(file)))
         found = {"dataset": folder.name, **{name: facts[name] for name in ("split_hash", "targets")}}
@@ -266,7 +268,13 @@ class Pruning(keras.callbacks.Callback):
             raise optuna.TrialPruned
 
 
-def train_trial(trial: optuna.Trial, train: FaceBatches, dev: FaceBatches, config: TrainingConfig) -> float:
+def train_trial(
+    trial: optuna.Trial,
+    train: FaceBatches,
+    dev: FaceBatches,
+    config: TrainingConfig,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> float:
     """Train with the settings of a trial and return the best dev accuracy; nothing is saved.
 
     Raises:
@@ -274,6 +282,7 @@ def train_trial(trial: optuna.Trial, train: FaceBatches, dev: FaceBatches, confi
     """
     keras.utils.set_random_seed(config.seed)
     network, trainer = build_trainer(train, config)
+    trainer.name = f"trial-{trial.number}"
     trial.set_user_attr("parameters", network.count_params())
     pruning = Pruning(trial)
     silent: Any = 0
@@ -284,7 +293,7 @@ def train_trial(trial: optuna.Trial, train: FaceBatches, dev: FaceBatches, confi
             train,
             validation_data=dev,
             epochs=config.epochs,
-            callbacks=[*full_images_last(config.augmentation, config.epochs), pruning],
+            callbacks=[*full_images_last(config.augmentation, config.epochs), *callbacks, pruning],
             shuffle=False,
             verbose=silent,
         )
