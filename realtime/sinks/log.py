@@ -46,20 +46,12 @@ class FaceLog:
         Raises:
             InputError: the file cannot be written.
         """
-        rows = [self._row(result, each) for each in result.recognitions]
+        rows = log_rows(result, self._labels)
         if self._is_json:
             text = "".join(json.dumps(dict(zip(self._columns, row, strict=True))) + "\n" for row in rows)
         else:
-            text = csv_text([int(cell) if isinstance(cell, bool) else cell for cell in row] for row in rows)
+            text = csv_text(rows)
         self._rows.write(text)
-
-    def _row(self, result: Result, recognition: Recognition) -> list[Any]:
-        frame, face = result.frame, recognition.face
-        track_id = 0 if recognition.tentative else recognition.track_id or None
-        box = [round(float(value), 1) for value in (face.left, face.top, face.width, face.height)]
-        shown = [recognition.shown, round(recognition.probability, 5), recognition.unsure, recognition.tentative]
-        probabilities = [round(recognition.probabilities[label], 5) for label in self._labels]
-        return [round(frame.time, 3), frame.index, frame.name, track_id, *box, *shown, *probabilities]
 
     def close(self) -> None:
         """Close the file.
@@ -77,9 +69,23 @@ def log_columns(labels: Sequence[str]) -> list[str]:
     return ["time", "frame", "name", "track_id", *box, *shown, *(f"p_{label}" for label in labels)]
 
 
+def log_rows(result: Result, labels: Sequence[str]) -> list[list[Any]]:
+    """Return the rows of a frame's faces, with the columns of `log_columns`."""
+    return [_row(result, each, labels) for each in result.recognitions]
+
+
+def _row(result: Result, recognition: Recognition, labels: Sequence[str]) -> list[Any]:
+    frame, face = result.frame, recognition.face
+    track_id = 0 if recognition.tentative else recognition.track_id or None
+    box = [round(float(value), 1) for value in (face.left, face.top, face.width, face.height)]
+    shown = [recognition.shown, round(recognition.probability, 5), recognition.unsure, recognition.tentative]
+    probabilities = [round(recognition.probabilities[label], 5) for label in labels]
+    return [round(frame.time, 3), frame.index, frame.name, track_id, *box, *shown, *probabilities]
+
+
 def csv_text(rows: Iterable[Sequence[object]]) -> str:
-    """Return rows as lines of CSV. Text that a spreadsheet would run as a formula is escaped."""
+    """Return rows as lines of CSV: true is 1, and text that a spreadsheet would run as a formula is escaped."""
     text = io.StringIO()
     for row in rows:
-        write_row(text, row)
+        write_row(text, [int(cell) if isinstance(cell, bool) else cell for cell in row])
     return text.getvalue()
