@@ -9,6 +9,7 @@ import multiprocessing.context
 import os
 import pickle
 import signal
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -199,6 +200,8 @@ def _map_with_ray(
     Ray restarts an actor that was killed and repeats its unfinished chunks. Chunks and results are pickled, because
     Ray Data would turn them into columns of a table.
     """
+    if address:
+        _check_address(address)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of a change in a later version
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
@@ -207,11 +210,8 @@ def _map_with_ray(
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     # Actors on all slots would leave none for reading, and Ray Data would hang (ray issue 44687).
     slots = {} if address else {"num_cpus": available_cores() + 1, "include_dashboard": False}
-    try:
-        with quiet_start():
-            ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **slots)
-    except ConnectionError as error:
-        raise InputError(f"--ray-address {address}: no Ray cluster answers; start one: ray start --head") from error
+    with quiet_start():
+        ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **slots)
     try:
         actors = max(1, int(ray.cluster_resources().get("CPU", 1)) - 1)
         context = ray.data.DataContext.get_current()
@@ -232,6 +232,21 @@ def _map_with_ray(
             yield from results
     finally:
         ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Refuse an address at which nothing answers; Ray would wait for it for minutes.
+
+    Raises:
+        InputError: The address is not HOST:PORT, or refuses a connection.
+    """
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError, OverflowError):
+        raise InputError(
+            f"--ray-address {address}: no Ray cluster answers there; give HOST:PORT, as printed by ray start --head"
+        ) from None
 
 
 class _Actor:

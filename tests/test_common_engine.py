@@ -2,6 +2,7 @@ import os
 import signal
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -35,12 +36,9 @@ def square_and_tell(folder: Path, item: int) -> int:
     return item * item
 
 
-class SquareAndTell:
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def __call__(self, item: int) -> int:
-        return square_and_tell(self.folder, item)
+@pytest.fixture
+def ray_workers_find_this_file(monkeypatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
@@ -60,6 +58,7 @@ def test_engine_refuses_what_it_cannot_use(monkeypatch):
 
 
 @pytest.mark.system
+@pytest.mark.usefixtures("ray_workers_find_this_file")
 def test_ray_gives_the_results_and_errors_of_the_local_engine():
     assert list(Engine("ray").map(square, ITEMS, 4)) == list(Engine().map(square, ITEMS, 4)) == [n * n for n in ITEMS]
     for name in engine.ENGINES:
@@ -71,6 +70,7 @@ def test_ray_gives_the_results_and_errors_of_the_local_engine():
 
 @pytest.mark.system
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+@pytest.mark.usefixtures("ray_workers_find_this_file")
 def test_killed_actor_of_ray_loses_nothing_and_repeats_no_result(tmp_path):
     killed = []
 
@@ -84,7 +84,7 @@ def test_killed_actor_of_ray_loses_nothing_and_repeats_no_result(tmp_path):
     killer = threading.Thread(target=kill_an_actor)
     killer.start()
     items = list(range(200))
-    results = list(Engine("ray").map(SquareAndTell(tmp_path), items, 4))
+    results = list(Engine("ray").map(partial(square_and_tell, tmp_path), items, 4))
     killer.join()
     assert results == [item * item for item in items]
     computed = [int(line) for file in tmp_path.iterdir() for line in file.read_text().split()]
