@@ -23,6 +23,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 	@$(PIP) -r requirements-dev.txt -c constraints.txt
 	@touch $@
 
+.venv/distributed: requirements-distributed.txt .venv/dev
+	@$(PIP) -r requirements-distributed.txt -c constraints.txt
+	@touch $@
+
 demo: .venv/realtime
 	@$(BIN)/python -m realtime.demo
 
@@ -38,7 +42,7 @@ lint: .venv/dev
 check: lint test
 
 # A virtual display, and keys typed into it, for the tests that open windows; a browser for those that open pages.
-test-system: .venv/dev
+test-system: .venv/distributed
 	@command -v Xvfb >/dev/null && command -v xdotool >/dev/null || { \
 		command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq xvfb xdotool >/dev/null; } || \
 		{ echo "error: these tests need Xvfb and xdotool; on Debian or Ubuntu: sudo apt-get install xvfb xdotool" >&2; exit 2; }

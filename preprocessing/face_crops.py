@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from common.command_line import progress_bar
+from common.engine import Engine
 from common.errors import InputError
 from common.files import atomic_file, named_errors
 from common.processes import available_cores, exclusive_lock
@@ -31,20 +32,21 @@ from preprocessing.tables import (
     write_provenance,
     write_table,
 )
-from preprocessing.workers import MAX_WORKERS, map_in_workers
 
 FEW = 32  # images: for so few, starting workers takes longer than it saves
+CHUNK = 16  # images that a worker takes at a time
 
 Row = dict[str, Any]  # face columns of one image; absent ones are empty
 Paths = tuple[str, str]  # of an image and its crop
 
 
-def write_face_crops(folder: Path, options: FaceConfig = FACES) -> pd.DataFrame:
+def write_face_crops(folder: Path, options: FaceConfig = FACES, engine: Engine = Engine()) -> pd.DataFrame:
     """Write the face crops of a data set's images, and their table. The data set is locked meanwhile.
 
     Args:
         folder: The data set's folder, with `inventory.csv`.
         options: Size, channels and alignment of the crops, and the search for faces.
+        engine: Where the images are cropped. The result does not depend on it.
 
     Returns:
         The inventory with the face columns, one row per image.
@@ -66,7 +68,7 @@ def write_face_crops(folder: Path, options: FaceConfig = FACES) -> pd.DataFrame:
         if _is_done(folder, provenance):
             print(f"unchanged: {folder / 'faces.csv'} was made from the same images and options; nothing to do")
             return read_table(folder, "faces.csv")
-        rows = _crop_all(folder, inventory, options, provenance)
+        rows = _crop_all(folder, inventory, options, provenance, engine)
         columns = {
             column: [row.get(column, np.nan if column in NUMERIC_COLUMNS else "") for row in rows]
             for column in FACE_COLUMNS
@@ -85,33 +87,33 @@ def _is_done(folder: Path, provenance: str) -> bool:
     return all((folder / path).is_file() for path in paths if path)
 
 
-def _crop_all(folder: Path, inventory: pd.DataFrame, options: FaceConfig, provenance: str) -> list[Row]:
+def _crop_all(folder: Path, inventory: pd.DataFrame, options: FaceConfig, provenance: str, engine: Engine) -> list[Row]:
     """Write the missing crops and return the face columns of all rows."""
     paths = list(zip(inventory["path"], face_paths(inventory["path"]), strict=True))
     with _open_journal(folder, provenance) as (rows, append), progress_bar() as bar:
         if rows:
             print(f"continuing after {len(rows)} of {len(paths)} images")
         task = bar.add_task("face crops", total=len(paths), completed=len(rows))
-        with closing(_crops(folder, paths[len(rows) :], options)) as new_rows:
+        with closing(_crops(folder, paths[len(rows) :], options, engine)) as new_rows:
             for row in new_rows:
                 append(row)
                 bar.advance(task)
     return rows
 
 
-def _crops(folder: Path, paths: list[Paths], options: FaceConfig) -> Generator[Row, None, None]:
+def _crops(folder: Path, paths: list[Paths], options: FaceConfig, engine: Engine) -> Generator[Row, None, None]:
     """Yield the rows of images in order.
 
-    Whole images need neither workers nor a detector. After the first search, which converts the networks, one process
-    per core crops the remaining images.
+    Whole images need neither workers nor a detector. After the first search, which converts the networks, the engine
+    crops the remaining images.
     """
     detector = cache(lambda: face_detector.FaceDetector(options))
-    processes = min(available_cores(), MAX_WORKERS)
+    is_parallel = engine.name != "local" or available_cores() > 1
     for number, (path, face_path) in enumerate(paths):
         searches = detector.cache_info().currsize > 0
-        if searches and processes > 1 and len(paths) - number > FEW:
-            crop = partial(_crop_in_worker, folder, options, face_detector.network_files())
-            yield from map_in_workers(crop, paths[number:], processes)
+        if searches and is_parallel and len(paths) - number > FEW:
+            crop = partial(_crop_in_worker, folder.absolute(), options, face_detector.network_files())
+            yield from engine.map(crop, paths[number:], CHUNK)
             return
         yield crop_face(folder, path, face_path, options, detector)
 

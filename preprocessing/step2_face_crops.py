@@ -18,6 +18,7 @@ import pandas as pd
 import typer
 
 from common.command_line import DataRoot, DatasetName, dataset_folder, run, shortened
+from common.engine import Engine, EngineName, RayAddress
 from configuration import FACES, PATHS, SAMPLE_NAME
 from preprocessing.face_crops import write_face_crops
 
@@ -44,11 +45,13 @@ def main(
     size: Annotated[int, typer.Option(help="Side of the square crops, in pixels.")] = FACES.size,
     channels: Annotated[int, typer.Option(help="1: gray, 3: RGB.")] = FACES.channels,
     data: DataRoot = PATHS.data,
+    engine: EngineName = "local",
+    ray_address: RayAddress = None,
 ) -> None:
     """Step 2: cut one face out of every image of a data set, framed as in FER2013."""
     folder = dataset_folder(data, dataset)
     options = replace(FACES, detect=detect, align=align, size=size, channels=channels)
-    print(describe(write_face_crops(folder, options), folder))
+    print(describe(write_face_crops(folder, options, Engine(engine, ray_address)), folder))
 
 
 if __name__ == "__main__":

@@ -93,16 +93,17 @@ class RowFile:
 
     Args:
         name: Name of the file in errors, such as `--log faces.csv`.
-        file: File to write; an existing one is replaced.
+        file: File to write.
+        append: Continue an existing file; otherwise it is replaced.
 
     Raises:
         InputError: the file cannot be written.
     """
 
-    def __init__(self, name: str, file: Path):
+    def __init__(self, name: str, file: Path, append: bool = False):
         self._name = name
         with write_errors(name):
-            self._file = file.open("wb", buffering=0)
+            self._file = file.open("ab" if append else "wb", buffering=0)
 
     def write(self, text: str) -> None:
         """Append rows, each with its line end.

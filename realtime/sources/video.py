@@ -93,7 +93,7 @@ def open_video(file: Path, mirror: bool, name: str = "") -> Video:
     opened = open_capture(lambda: cv2.VideoCapture(str(file)))
     # FFmpeg reads text files as videos.
     if opened is None or int(opened[0].get(cv2.CAP_PROP_FOURCC)) == cv2.VideoWriter.fourcc(*"ansi"):
-        raise InputError(f"--source {file} is no video that OpenCV can read (empty, damaged or another kind of file)")
+        raise InputError(f"{file} is no video that OpenCV can read (empty, damaged or another kind of file)")
     return Video(opened[0], name or file.name, opened[1], mirror)
 
 

@@ -1,0 +1,265 @@
+"""Apply a function to many items, in order: with worker processes of this machine, or with Ray on several machines.
+
+Worker processes end cleanly: on errors, on Ctrl-C, and when the main process is killed.
+"""
+
+import logging
+import multiprocessing
+import multiprocessing.context
+import os
+import pickle
+import signal
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from threading import Thread, current_thread, main_thread
+from typing import Annotated, Any, TypeVar
+
+import cv2
+import typer
+
+from common.errors import InputError
+from common.logging import quiet_start
+from common.processes import available_cores
+
+MAX_WORKERS = 61  # processes: Windows cannot wait for more
+ENGINES = ("local", "ray")
+
+EngineName = Annotated[str, typer.Option("--engine", help="local: processes on this machine; ray: a Ray cluster.")]
+RayAddress = Annotated[
+    str | None, typer.Option("--ray-address", help="Ray cluster, HOST:PORT. [default: Ray starts on this machine]")
+]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class WorkerEndedError(InputError):
+    """A worker process was killed, or crashed."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where a function is applied to many items.
+
+    Attributes:
+        name: `local`: one worker process per allowed core; `ray`: Ray Data.
+        ray_address: Address of a Ray cluster; None: Ray starts on this machine and ends with the run.
+
+    Raises:
+        InputError: The engine is not known or not installed, or the address needs Ray.
+    """
+
+    name: str = "local"
+    ray_address: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in ENGINES:
+            raise InputError(f"--engine {self.name!r} is not known; accepted: {' or '.join(ENGINES)}")
+        if self.ray_address and self.name != "ray":
+            raise InputError(f"--ray-address {self.ray_address} needs --engine ray")
+        if self.name == "ray" and not (find_spec("ray") and find_spec("pyarrow")):
+            raise InputError(
+                "--engine ray needs Ray Data, which is not installed; "
+                "run: python -m pip install -r requirements-distributed.txt"
+            )
+
+    def map(
+        self,
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        chunk: int,
+        crashed: Callable[[Item], Result] | None = None,
+    ) -> Iterator[Result]:
+        """Yield a function's results in the order of the items.
+
+        Args:
+            function: A function that can be pickled. It may cache what it loads: a process calls it many times.
+            items: Its arguments. Paths must be absolute; with Ray, every node must have them.
+            chunk: Number of items that a worker takes at a time. A run that is stopped ends when these are done.
+            crashed: Returns the result of an item that ends its worker. None: this ends the run. Local engine only;
+                Ray repeats the item in a new worker.
+
+        Raises:
+            InputError: A worker was ended, or Ray cannot be reached. Errors of the function are raised as they are.
+        """
+        if self.name == "ray":
+            yield from _map_with_ray(function, items, chunk, self.ray_address)
+            return
+        processes, done = min(available_cores(), MAX_WORKERS), 0
+        while done < len(items):
+            try:
+                for result in map_in_workers(function, items[done:], processes, chunk):
+                    done += 1  # first: the caller may close this generator at the yield
+                    yield result
+            except WorkerEndedError:
+                if crashed is None:
+                    raise
+                suspects = items[done : done + processes * chunk]
+                done += len(suspects)
+                yield from _map_one_by_one(function, suspects, crashed)
+
+
+def _map_one_by_one(
+    function: Callable[[Item], Result], items: Sequence[Item], crashed: Callable[[Item], Result]
+) -> Iterator[Result]:
+    """Yield a function's results, computed by one worker; `crashed` gives those of items that end it."""
+    done = 0
+    while done < len(items):
+        try:
+            for result in map_in_workers(function, items[done:], processes=1, chunk=1):
+                done += 1
+                yield result
+        except WorkerEndedError:
+            yield crashed(items[done])
+            done += 1
+
+
+def map_in_workers(
+    function: Callable[[Item], Result], items: Sequence[Item], processes: int, chunk: int
+) -> Iterator[Result]:
+    """Yield a function's results in order, computed by worker processes with one thread of OpenCV each.
+
+    Args:
+        function: A function that can be pickled.
+        items: Its arguments.
+        processes: Number of workers.
+        chunk: Number of items that a worker takes at a time.
+
+    Raises:
+        WorkerEndedError: A worker was killed, or crashed.
+    """
+    workers = _Workers()
+    pool = ProcessPoolExecutor(processes, workers, _start_worker)
+    try:
+        with _ignored_interruptions():  # the workers start here
+            try:
+                results = pool.map(function, items, chunksize=chunk)
+            except OSError as error:  # "handle is closed": the first worker ended while the next one was being started
+                raise BrokenProcessPool(str(error)) from error
+        yield from results
+    except BrokenProcessPool as error:
+        # The pool waits forever for a worker that started while the pool failed. Other children are the caller's.
+        for worker in set(multiprocessing.active_children()).intersection(workers.processes):
+            worker.kill()
+        raise WorkerEndedError(
+            "a worker process was ended, perhaps for lack of memory; run the same command again to continue"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class _Workers(multiprocessing.context.SpawnContext):
+    """Start processes in the same way on every system, and keep a list of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.processes: list[multiprocessing.context.SpawnProcess] = []
+
+    def Process(self, *arguments: Any, **options: Any) -> multiprocessing.context.SpawnProcess:  # noqa: N802
+        """Return a new process."""
+        self.processes.append(multiprocessing.context.SpawnProcess(*arguments, **options))
+        return self.processes[-1]
+
+
+@contextmanager
+def _ignored_interruptions() -> Iterator[None]:
+    """Ignore Ctrl-C, also in processes started meanwhile. The main process gets it afterwards and ends its workers."""
+    if current_thread() is not main_thread():  # where Python sets no signal handlers
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # not inherited on Windows
+    cv2.setNumThreads(1)
+    Thread(target=_end_with_main_process, daemon=True).start()
+
+
+def _end_with_main_process() -> None:
+    main_process = multiprocessing.parent_process()
+    assert main_process is not None
+    main_process.join()
+    os._exit(1)  # the main process was killed
+
+
+def _map_with_ray(
+    function: Callable[[Item], Result], items: Sequence[Item], chunk: int, address: str | None
+) -> Iterator[Result]:
+    """Yield a function's results in order, computed by actors of Ray Data.
+
+    Ray restarts an actor that was killed and repeats its unfinished chunks. Chunks and results are pickled, because
+    Ray Data would turn them into columns of a table.
+    """
+    if address:
+        _check_address(address)
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of a change in a later version
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    import ray
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # Actors on all slots would leave none for reading, and Ray Data would hang (ray issue 44687).
+    slots = {} if address else {"num_cpus": available_cores() + 1, "include_dashboard": False}
+    with quiet_start():
+        ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **slots)
+    try:
+        actors = max(1, int(ray.cluster_resources().get("CPU", 1)) - 1)
+        context = ray.data.DataContext.get_current()
+        context.execution_options.preserve_order = True
+        context.enable_progress_bars = False
+        chunks = [{"chunk": pickle.dumps(items[start : start + chunk])} for start in range(0, len(items), chunk)]
+        rows = ray.data.from_items(chunks, override_num_blocks=len(chunks)).map_batches(
+            _Actor,
+            fn_constructor_args=[function],
+            batch_size=1,
+            num_cpus=1,
+            compute=ray.data.ActorPoolStrategy(size=min(actors, len(chunks))),
+        )
+        for row in rows.iter_rows():
+            results = pickle.loads(row["results"])
+            if isinstance(results, Exception):
+                raise results
+            yield from results
+    finally:
+        ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Refuse an address at which nothing answers; Ray would wait for it for minutes.
+
+    Raises:
+        InputError: The address is not HOST:PORT, or refuses a connection.
+    """
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError, OverflowError):
+        raise InputError(
+            f"--ray-address {address}: no Ray cluster answers there; give HOST:PORT, as printed by ray start --head"
+        ) from None
+
+
+class _Actor:
+    """A worker of Ray Data. The function loads its networks at the first call and keeps them."""
+
+    def __init__(self, function: Callable[[Any], Any]):
+        cv2.setNumThreads(1)
+        self._function = function
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Return the pickled results of a chunk, or the exception that ended it, which Ray would wrap."""
+        try:
+            results: Any = [self._function(item) for item in pickle.loads(batch["chunk"][0])]
+        except Exception as error:
+            results = error
+        return {"results": [pickle.dumps(results)]}

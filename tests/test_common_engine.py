@@ -1,0 +1,92 @@
+import os
+import signal
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from common import engine
+from common.engine import Engine
+from common.errors import InputError
+
+ITEMS = list(range(40))
+
+
+def square(item: int) -> int:
+    return item * item
+
+
+def square_unless_crash(item: int) -> int:
+    if item == 5:
+        os.kill(os.getpid(), signal.SIGKILL)  # as a decoder that crashes, or a system without memory
+    return item * item
+
+
+def refuse(item: int) -> int:
+    raise InputError(f"item {item} is refused; give another")
+
+
+def square_and_tell(folder: Path, item: int) -> int:
+    """Note which process computed an item, slowly."""
+    with (folder / str(os.getpid())).open("a") as stream:
+        stream.write(f"{item}\n")
+    time.sleep(0.05)
+    return item * item
+
+
+@pytest.fixture
+def ray_workers_find_this_file(monkeypatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+def test_item_that_ends_its_worker_gets_its_own_result_and_the_others_theirs():
+    results = list(Engine().map(square_unless_crash, ITEMS, 4, crashed=lambda item: -item))
+    assert results == [-item if item == 5 else item * item for item in ITEMS]
+
+
+def test_engine_refuses_what_it_cannot_use(monkeypatch):
+    with pytest.raises(InputError, match="--engine 'spark' is not known; accepted: local or ray"):
+        Engine("spark")
+    with pytest.raises(InputError, match="--ray-address a:1 needs --engine ray"):
+        Engine(ray_address="a:1")
+    monkeypatch.setattr(engine, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"not installed; run: python -m pip install -r requirements-distributed\.txt"):
+        Engine("ray")
+
+
+@pytest.mark.system
+@pytest.mark.usefixtures("ray_workers_find_this_file")
+def test_ray_gives_the_results_and_errors_of_the_local_engine():
+    assert list(Engine("ray").map(square, ITEMS, 4)) == list(Engine().map(square, ITEMS, 4)) == [n * n for n in ITEMS]
+    for name in engine.ENGINES:
+        with pytest.raises(InputError, match=r"^item 0 is refused; give another$"):
+            list(Engine(name).map(refuse, ITEMS, 4))
+    with pytest.raises(InputError, match=r"127\.0\.0\.1:9: no Ray cluster answers"):
+        list(Engine("ray", "127.0.0.1:9").map(square, ITEMS, 4))
+
+
+@pytest.mark.system
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+@pytest.mark.usefixtures("ray_workers_find_this_file")
+def test_killed_actor_of_ray_loses_nothing_and_repeats_no_result(tmp_path):
+    killed = []
+
+    def kill_an_actor():
+        while not (actors := sorted(tmp_path.iterdir())):
+            time.sleep(0.01)
+        time.sleep(0.3)
+        killed.append(int(actors[0].name))
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_an_actor)
+    killer.start()
+    items = list(range(200))
+    results = list(Engine("ray").map(partial(square_and_tell, tmp_path), items, 4))
+    killer.join()
+    assert results == [item * item for item in items]
+    computed = [int(line) for file in tmp_path.iterdir() for line in file.read_text().split()]
+    assert set(computed) == set(items)
+    assert len(list(tmp_path.iterdir())) > 1, "another process went on"

@@ -1,0 +1,213 @@
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from conftest import PORTRAIT, ROOT, files_of_at_most
+
+from benchmarks.common import write_portrait_video
+from common.engine import Engine
+from common.errors import InputError
+from common.processes import exclusive_lock
+from realtime.bulk import BatchOptions, run_batch
+
+BATCH = "realtime.batch"
+
+
+class InProcess(Engine):
+    """Works in this process, notes the files, and may be interrupted after some of them."""
+
+    def __init__(self, stop_after: int = 1000):
+        super().__init__()
+        self.__dict__.update(seen=[], left=stop_after)
+
+    def map(self, function, items, chunk, crashed=None):
+        for item in items:
+            if not self.left:
+                raise KeyboardInterrupt
+            self.__dict__["left"] -= 1
+            self.seen.append(item[0])
+            yield function(item)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Path:
+    return write_portrait_video(tmp_path_factory.mktemp("clips") / "talk.avi", 12)
+
+
+@pytest.fixture
+def media(tmp_path, clip) -> Path:
+    """Five pictures (one in an archive, one broken), two videos (one broken), a broken archive and a text."""
+    folder = tmp_path / "media"
+    (folder / "b").mkdir(parents=True)
+    portrait_bgr = cv2.imread(str(PORTRAIT))
+    assert portrait_bgr is not None
+    cv2.imwrite(str(folder / "=a.jpg"), portrait_bgr)
+    cv2.imwrite(str(folder / "b" / "two.png"), np.hstack([portrait_bgr, portrait_bgr]))
+    cv2.imwrite(str(folder / "empty.png"), np.zeros((200, 200, 3), np.uint8))
+    (folder / "broken.png").write_text("no picture")
+    (folder / "notes.txt").write_text("neither")
+    shutil.copy(clip, folder / "b")
+    (folder / "broken.mp4").write_text("no video")
+    (folder / "broken.zip").write_text("no archive")
+    with zipfile.ZipFile(folder / "more.zip", "w") as archive:
+        archive.write(folder / "=a.jpg", "in/c.jpg")
+    return folder
+
+
+def tables(output: Path) -> dict[str, bytes]:
+    """Return all tables; the manifest also tells of what was tried twice."""
+    files = (file for file in output.rglob("*") if file.is_file() and file.name != "manifest.jsonl")
+    return {file.relative_to(output).as_posix(): file.read_bytes() for file in files}
+
+
+def rows_of(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_command_writes_the_webcams_log_of_each_video_and_one_table_of_pictures(media, tmp_path, run_step):
+    output = tmp_path / "out"
+    done = run_step(BATCH, media, "--output", output)
+    assert done.returncode == 1 and not done.stderr
+    assert done.stdout.splitlines()[-1] == f"8 files: 5 done, 3 failed ({output / 'failed.csv'})"
+    names = [row["name"] for row in rows_of(output / "pictures.csv")]
+    assert names == ["'=a.jpg", "b/two.png", "b/two.png", "more.zip/in/c.jpg"]
+    assert {row["track_id"] for row in rows_of(output / "pictures.csv")} == {""}
+    failed = {row["name"]: row["error"] for row in rows_of(output / "failed.csv")}
+    assert sorted(failed) == ["broken.mp4", "broken.png", "broken.zip"]
+    assert "no video" in failed["broken.mp4"] and "damaged" in failed["broken.zip"]
+    log = tmp_path / "log.csv"
+    webcam = run_step("realtime.webcam", "--source", media / "b" / "talk.avi", "--no-window", "--log", log)
+    assert webcam.returncode == 0 and len(rows_of(log)) == 12
+    assert (output / "videos" / "b" / "talk.avi.csv").read_bytes() == log.read_bytes()
+    assert {file.name for file in output.iterdir() if file.name.startswith(".")} == set()
+
+
+def test_interrupted_run_continues_and_its_tables_equal_those_of_an_undisturbed_run(media, tmp_path, capsys):
+    run_batch([media], tmp_path / "whole", engine=InProcess())
+    output, first, second = tmp_path / "out", InProcess(stop_after=3), InProcess()
+    with pytest.raises(KeyboardInterrupt):
+        run_batch([media], output, engine=first)
+    with (output / "manifest.jsonl").open("a") as manifest:
+        manifest.write('{"name": "b/tw')  # a line that a loss of power cut
+    assert run_batch([media], output, engine=second) == (8, 3)
+    assert "continuing after 2 of 7 files" in capsys.readouterr().out  # of three, one failed
+    assert sorted(first.seen + second.seen) == sorted(
+        [
+            "=a.jpg",
+            "b/talk.avi",
+            "b/two.png",
+            "broken.mp4",
+            "broken.png",
+            "broken.png",
+            "empty.png",
+            "more.zip/in/c.jpg",
+        ]
+    )
+    assert tables(output) == tables(tmp_path / "whole")
+
+
+def test_run_again_reads_only_new_changed_and_failed_files(media, tmp_path):
+    output = tmp_path / "out"
+    for name in ("broken.mp4", "broken.zip", "more.zip"):
+        (media / name).unlink()
+    run_batch([media], output, engine=InProcess())
+    shutil.copy(media / "=a.jpg", media / "new.jpg")
+    shutil.copy(media / "=a.jpg", media / "broken.png")
+    shutil.copy(media / "b" / "two.png", media / "empty.png")
+    (output / "videos" / "b" / "talk.avi.csv").unlink()
+    again = InProcess()
+    assert run_batch([media], output, engine=again) == (6, 0)
+    assert again.seen == ["broken.png", "empty.png", "new.jpg", "b/talk.avi"]
+    run_batch([media], tmp_path / "whole", engine=InProcess())
+    assert tables(output) == tables(tmp_path / "whole")
+
+
+def test_parquet_has_the_rows_of_the_table(media, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    run_batch([media], tmp_path / "out", engine=InProcess())
+    table = parquet.read_table(tmp_path / "out" / "pictures.parquet").to_pylist()
+    rows = rows_of(tmp_path / "out" / "pictures.csv")
+    assert [row["name"] for row in table] == [row["name"].removeprefix("'") for row in rows]
+    assert [row["p_happiness"] for row in table] == [float(row["p_happiness"]) for row in rows]
+    assert {row["track_id"] for row in table} == {None}
+
+
+def test_names_are_unique_over_sources(media, tmp_path, clip):
+    engine = InProcess()
+    run_batch([media / "b", media / "more.zip", clip.parent], tmp_path / "out", engine=engine)
+    assert engine.seen == ["b/two.png", "more.zip/in/c.jpg", "b/talk.avi", f"{clip.parent.name}/talk.avi"]
+    with pytest.raises(InputError, match=r"two sources contain talk\.avi"):
+        run_batch([media / "b" / "talk.avi", clip], tmp_path / "other", engine=engine)
+
+
+def test_refused_runs_name_the_remedy_and_change_nothing(media, tmp_path, run_step):
+    output = tmp_path / "out"
+    run_batch([media / "b"], output, engine=InProcess())
+    before = tables(output)
+    for options, message in (
+        ([media], "was made with other settings (different: sources)"),
+        ([media / "b", "--min-face-size", "60"], "was made with other settings (different: min_face_size)"),
+        ([media / "nothing"], "does not exist; give folders, archives, pictures or videos"),
+        ([media / "b", "--engine", "spark"], "accepted: local or ray"),
+    ):
+        done = run_step(BATCH, *options, "--output", output)
+        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+    with exclusive_lock(output):
+        done = run_step(BATCH, media / "b", "--output", output)
+    assert done.returncode == 2 and f"{output} is in use by process {os.getpid()}" in done.stderr
+    (tmp_path / "texts").mkdir()
+    done = run_step(BATCH, tmp_path / "texts", "--output", tmp_path / "new")
+    assert done.returncode == 2 and "no picture or video; accepted: .bmp" in done.stderr
+    assert not (tmp_path / "new").exists() and tables(output) == before
+
+
+def test_full_disk_ends_the_run_and_is_no_fault_of_a_file(media, tmp_path):
+    output = tmp_path / "out"
+    with files_of_at_most(900), pytest.raises((InputError, OSError), match=r"File too large"):
+        run_batch([media], output, engine=InProcess())
+    assert run_batch([media], output, engine=InProcess()) == (8, 3)
+    run_batch([media], tmp_path / "whole", engine=InProcess())
+    assert tables(output) == tables(tmp_path / "whole")
+
+
+@pytest.mark.system
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+def test_killed_runs_lose_nothing_and_repeat_no_row(media, tmp_path):
+    for number in range(30):
+        os.link(media / "=a.jpg", media / f"{number}.jpg")
+    run_batch([media], tmp_path / "whole", engine=InProcess())
+    output = tmp_path / "out"
+    command = [sys.executable, "-m", BATCH, str(media), "--output", str(output)]
+    random, statuses = np.random.default_rng(3), []
+    while not statuses or statuses[-1] != 1:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+        if len(statuses) < 5:
+            lines = 0 if not statuses else (output / "manifest.jsonl").read_bytes().count(b"\n")
+            while process.poll() is None and not (
+                (output / "manifest.jsonl").exists() and (output / "manifest.jsonl").read_bytes().count(b"\n") > lines
+            ):
+                time.sleep(0.01)
+            time.sleep(random.uniform(0, 0.3))
+            process.send_signal(signal.SIGKILL)
+        statuses.append(process.wait())
+    assert statuses.count(-signal.SIGKILL) >= 2
+    assert tables(output) == tables(tmp_path / "whole")
+
+
+@pytest.mark.system
+def test_ray_writes_the_tables_of_the_local_engine(media, tmp_path):
+    options = replace(BatchOptions(), raw=True)
+    for name in ("local", "ray"):
+        assert run_batch([media], tmp_path / name, options, Engine(name)) == (8, 3)
+    assert tables(tmp_path / "local") == tables(tmp_path / "ray")
