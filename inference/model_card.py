@@ -323,9 +323,8 @@ def check_crops(model_file: Path, card: ModelCard, crops: Mapping[str, Any], dat
     if (crops["size"], crops["channels"]) != (card.input_size, card.channels):
         raise InputError(
             f"the crops of {dataset} are {_pixels(crops['size'], crops['channels'])}, {model_file} takes "
-            f"{_pixels(card.input_size, card.channels)}; make them again: python -m "
-            f"preprocessing.step2_face_crops --dataset {dataset} --size {card.input_size} "
-            f"--channels {card.channels}"
+            f"{_pixels(card.input_size, card.channels)}; make them again: preprocessing.step2_face_crops with --size "
+            f"{card.input_size} --channels {card.channels}"
         )
 
 

@@ -49,7 +49,7 @@ def label_files(place: Path) -> dict[str, Path]:
         raise InputError(f"--labels {place} does not exist; give a CSV file, or a folder of CSV files")
     files = {file.name: file for file in sorted(place.glob("*.csv")) if not file.name.startswith(".")}
     if not files:
-        raise InputError(f"--labels {place} contains no .csv file; label with: python -m preprocessing.label_peaks")
+        raise InputError(f"--labels {place} contains no .csv file; preprocessing.label_peaks writes them")
     return files
 
 
