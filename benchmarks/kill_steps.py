@@ -82,7 +82,8 @@ def _arrays(content: bytes) -> dict[str, np.ndarray]:
 
 
 def _compare_arrays(actual: bytes, expected: bytes) -> str:
-    return _close(_arrays(actual), _arrays(expected))
+    """Compare all arrays but the hash of the network file, which has times."""
+    return _close(*({**_arrays(content), "belongs_to": np.array(0)} for content in (actual, expected)))
 
 
 def _compare_numbers(actual: bytes, expected: bytes) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from common.command_line import step_command
-from common.csv_text import escape, quoting, unescape
+from common.csv_text import check_columns, escape, quoting, unescape
 from common.emotions import EMOTIONS, in_class_order
 from common.errors import InputError
 from common.files import atomic_file
@@ -71,8 +71,9 @@ def read_table(folder: Path, file_name: str) -> pd.DataFrame:
     if not file.is_file():
         raise InputError(f"{file} does not exist; run first: {command}")
     try:
+        check_columns(file)
         table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8")
-    except (ValueError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise InputError(f"{file} is not a readable CSV table ({error}); write it again: {command}") from error
     table = unescaped(table)
     if renamed := [column for column in _RENAMED_COLUMNS if column in table.columns]:
@@ -212,6 +213,8 @@ def check_relative(path: str, file: Path) -> None:
     """
     if PurePosixPath(path).is_absolute() or PureWindowsPath(path).drive or "\\" in path or ".." in path.split("/"):
         raise InputError(f"{file}: path {path!r} leaves the data folder; paths must be relative to it, with '/'")
+    if "\0" in path:
+        raise InputError(f"{file}: path {path!r} is no file name; write the table again")
 
 
 def write_table(table: pd.DataFrame, file: Path) -> None:
