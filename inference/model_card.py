@@ -17,9 +17,10 @@ import numpy as np
 
 from common.emotions import EMOTIONS, in_class_order
 from common.errors import InputError
-from common.files import atomic_file, file_hash
+from common.files import atomic_file, file_hash, read_at_most
 from inference.lineage import SourceNetwork, TrainingHistory, as_tuple
 
+MAX_CARD = 10_000_000  # bytes; a card has about ten thousand
 CARD_VERSION = 3  # raised when entries are renamed; cards of other versions are refused
 TEMPERATURES = (0.01, 100.0)  # accepted values; beyond them, probabilities become 0 and 1, or equal
 _ALWAYS_WRITTEN = ("card_version", "abstention_threshold", "scores")
@@ -251,7 +252,7 @@ def _read(model_file: Path, kind: type[AnyCard], train: str) -> AnyCard:
     if not file.is_file():
         raise InputError(f"{model_file} has no card; {file} must lie beside it (training steps write both)")
     try:
-        entries = json.loads(file.read_bytes())  # bytes: editors on Windows also write UTF-16, or a byte order mark
+        entries = json.loads(read_at_most(file, MAX_CARD))  # Windows writes UTF-16, too
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is not readable JSON ({error}); train again, or restore it") from error
     if not isinstance(entries, dict):

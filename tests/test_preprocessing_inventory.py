@@ -273,7 +273,7 @@ def test_picture_of_a_billion_pixels_takes_no_memory(tmp_path):
     (source / "happy" / "bomb.png").write_bytes(png_of_pixels(31_623))
     code = (
         "import runpy, sys, resource\n"
-        "runpy.run_module(sys.argv[1], run_name='__main__', alter_sys=True)\n"
+        "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     command = [sys.executable, "-c", code, STEP1, "--dataset", "x", "--data", tmp_path / "data", "--source", source]
