@@ -5,6 +5,10 @@ from types import FrameType, TracebackType
 
 from common.errors import missing_package
 
+LARGEST_IMAGE = 200_000_000  # pixels: a larger image is unreadable, because a small file may hold a huge one
+# OpenCV reads this when it is imported, so every package imports this one first.
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(LARGEST_IMAGE))
+
 
 def end_at_once(number: int, frame: FrameType | None) -> None:
     """Print one line and end the process: the handler of Ctrl-C while a command imports its modules."""

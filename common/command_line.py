@@ -19,15 +19,16 @@ from common.errors import InputError, missing_package
 from common.urls import redacted
 from configuration import PATHS
 
-NO_ROOM = {  # errors of a disk that accepts no more data, with the remedy
+_REMEDIES = {  # of a disk that accepts no more data, and of a file that disappears
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space, or raise the quota",
     errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.ENOENT: "put it back",
 }
 # Errors that the user can fix: a full or read-only disk, missing permissions, a name that is too long, a file in place
 # of a folder or the reverse, a link to nowhere.
 _USER_ERRORS = (
-    *(*NO_ROOM, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(*_REMEDIES, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
 )
 
@@ -75,12 +76,14 @@ def _message(error: Exception) -> str | None:
         return " ".join(str(error).split())
     if message := missing_package(error):
         return message
+    if isinstance(error, FileNotFoundError) and error.filename is None:
+        return None  # raised by code, not by the system
     if isinstance(error, OSError) and error.errno in _USER_ERRORS:
         if error.filename is None:
             _drop_output()
         place = error.filename or "standard output or a file"
         place = f"{place} -> {error.filename2}" if error.filename2 else place
-        remedy = f": {NO_ROOM[error.errno]} and run the same command again" if error.errno in NO_ROOM else ""
+        remedy = f": {_REMEDIES[error.errno]} and run the same command again" if error.errno in _REMEDIES else ""
         return f"{place}: {error.strerror}; what was written before is kept{remedy}"
     if format_message := getattr(error, "format_message", None):  # an option that typer refuses
         # The refused word may be the address of a camera, typed without `--source`.

@@ -9,8 +9,11 @@ such as `-1.5` are not changed.
 import csv
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
+MAX_COLUMNS = 10_000  # of a table
+_MAX_HEADER = 1_000_000  # bytes read of the first line
 # The start of a formula, also with full-width signs. Existing apostrophes are skipped, so `unescape` removes only
 # the one that `escape` adds.
 _RUN = "'* *[=+\\-@\uff1d\uff0b\uff0d\uff20]"
@@ -35,6 +38,17 @@ def quoting(texts: Iterable[Any]) -> Any:
     """Return the quoting for `csv` and pandas: quote all text if any of it contains a carriage return."""
     has_return = any(isinstance(text, str) and "\r" in text for text in texts)
     return csv.QUOTE_NONNUMERIC if has_return else csv.QUOTE_MINIMAL
+
+
+def check_columns(file: Path) -> None:
+    """Refuse a table with more than `MAX_COLUMNS` columns, which pandas would read for minutes.
+
+    Raises:
+        ValueError: It has too many columns.
+    """
+    with file.open("rb") as stream:
+        if stream.readline(_MAX_HEADER).count(b",") >= MAX_COLUMNS:
+            raise ValueError(f"it has more than {MAX_COLUMNS:,} columns")
 
 
 def write_row(stream: TextIO, cells: Sequence[Any]) -> None:

@@ -7,9 +7,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from common import LARGEST_IMAGE
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm", ".gif", ".jp2", ".avif")
 LARGEST_FILE = 1 << 28  # bytes, 268 MB: an uncompressed image of 90 megapixels; larger files are refused
-ACCEPTED_IMAGES = f"accepted are 8-bit and 16-bit images in files of at most {LARGEST_FILE / 1e6:.0f} MB"
+ACCEPTED_IMAGES = (
+    f"accepted are 8-bit and 16-bit images of at most {LARGEST_IMAGE / 1e6:.0f} megapixels in files of at most "
+    f"{LARGEST_FILE / 1e6:.0f} MB"
+)
 
 
 def read_image(file: Path, flags: int = cv2.IMREAD_COLOR) -> np.ndarray | None:
@@ -24,8 +29,8 @@ def read_image(file: Path, flags: int = cv2.IMREAD_COLOR) -> np.ndarray | None:
         flags: OpenCV's `IMREAD_COLOR`, `IMREAD_COLOR_RGB` or `IMREAD_GRAYSCALE`.
 
     Returns:
-        uint8 (height, width, 3) BGR or RGB, or (height, width) gray; None if the file is not readable or larger than
-        `LARGEST_FILE`.
+        uint8 (height, width, 3) BGR or RGB, or (height, width) gray; None if the file is not readable, or larger than
+        `LARGEST_FILE` or `LARGEST_IMAGE`.
 
     Raises:
         OSError: The file cannot be opened.
@@ -36,7 +41,7 @@ def read_image(file: Path, flags: int = cv2.IMREAD_COLOR) -> np.ndarray | None:
         data = np.frombuffer(stream.read(), dtype=np.uint8)
     try:
         return cv2.imdecode(data, flags) if data.size else None
-    except (cv2.error, MemoryError):  # the header declares more pixels than OpenCV accepts, or than fit in memory
+    except (cv2.error, MemoryError):  # the header declares more than `LARGEST_IMAGE` pixels, or than fit in memory
         return None
 
 

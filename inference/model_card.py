@@ -17,9 +17,10 @@ import numpy as np
 
 from common.emotions import EMOTIONS, in_class_order
 from common.errors import InputError
-from common.files import atomic_file, file_hash
+from common.files import atomic_file, file_hash, read_at_most
 from inference.lineage import SourceNetwork, TrainingHistory, as_tuple
 
+MAX_CARD = 10_000_000  # bytes; a card has about ten thousand
 CARD_VERSION = 3  # raised when entries are renamed; cards of other versions are refused
 TEMPERATURES = (0.01, 100.0)  # accepted values; beyond them, probabilities become 0 and 1, or equal
 _ALWAYS_WRITTEN = ("card_version", "abstention_threshold", "scores")
@@ -251,7 +252,7 @@ def _read(model_file: Path, kind: type[AnyCard], train: str) -> AnyCard:
     if not file.is_file():
         raise InputError(f"{model_file} has no card; {file} must lie beside it (training steps write both)")
     try:
-        entries = json.loads(file.read_bytes())  # bytes: editors on Windows also write UTF-16, or a byte order mark
+        entries = json.loads(read_at_most(file, MAX_CARD))  # Windows writes UTF-16, too
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is not readable JSON ({error}); train again, or restore it") from error
     if not isinstance(entries, dict):
@@ -323,9 +324,8 @@ def check_crops(model_file: Path, card: ModelCard, crops: Mapping[str, Any], dat
     if (crops["size"], crops["channels"]) != (card.input_size, card.channels):
         raise InputError(
             f"the crops of {dataset} are {_pixels(crops['size'], crops['channels'])}, {model_file} takes "
-            f"{_pixels(card.input_size, card.channels)}; make them again: python -m "
-            f"preprocessing.step2_face_crops --dataset {dataset} --size {card.input_size} "
-            f"--channels {card.channels}"
+            f"{_pixels(card.input_size, card.channels)}; make them again: preprocessing.step2_face_crops with --size "
+            f"{card.input_size} --channels {card.channels}"
         )
 
 

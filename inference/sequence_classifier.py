@@ -152,7 +152,7 @@ class SequenceClassifier:
             raise InputError(
                 f"{self._name} needs the features of {expected.get('file', 'another network')} (SHA-256 "
                 f"{expected['sha256'][:8]}...), not of the given model; give that network as --model, or train again: "
-                "python -m training.step4_sequence_model --features MODEL"
+                "training.step4_sequence_model with --features MODEL"
             )
 
     def predict(self, faces: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:

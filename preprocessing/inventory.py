@@ -18,7 +18,14 @@ from preprocessing.datasets.fer2013 import read_votes, write_images
 from preprocessing.datasets.folders import read_folders
 from preprocessing.datasets.labels import add_labels
 from preprocessing.labelling.store import label_files, read_labels
-from preprocessing.tables import INVENTORY_COLUMNS, check_relative, is_up_to_date, write_provenance, write_table
+from preprocessing.tables import (
+    INVENTORY_COLUMNS,
+    check_relative,
+    is_up_to_date,
+    read_table,
+    write_provenance,
+    write_table,
+)
 
 
 def write_inventory(
@@ -68,7 +75,7 @@ def write_inventory(
                 "mapping": mapping,
             }
         )
-        if (folder / "images").is_dir() and is_up_to_date(folder, "inventory.csv", provenance):
+        if is_up_to_date(folder, "inventory.csv", provenance) and _has_images(folder):
             return None
         place = folder.resolve()  # a link may lead to another disk, to which nothing can be renamed
         with scratch_folder(place.with_name(f".{place.name}.part")) as part:
@@ -91,6 +98,12 @@ def write_inventory(
                 table = copy_images(table, part)
             _publish(table, provenance, part, folder)
     return kind
+
+
+def _has_images(folder: Path) -> bool:
+    """Return whether no image has disappeared since the inventory was written."""
+    table = read_table(folder, "inventory.csv")
+    return all((folder / path).is_file() for path in table.loc[table["status"] != "unreadable", "path"])
 
 
 def _check_place(folder: Path, source: Path) -> None:

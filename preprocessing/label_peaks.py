@@ -7,7 +7,6 @@ Writes:  data/NAME/labels/ANNOTATOR.csv, one line per choice
     python -m preprocessing.step1_inventory --dataset ckplus --source CK+/ --labels data/ckplus/labels
 """
 
-import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,7 +28,7 @@ from preprocessing.labelling.page import (
     unlabelled_sequences,
 )
 from preprocessing.labelling.store import label_files, open_store, read_labels
-from preprocessing.tables import read_provenance, read_table
+from preprocessing.tables import make_command, read_provenance, read_table
 
 
 def main(
@@ -52,7 +51,7 @@ def main(
         frames = read_ckplus(files)
         sequences = unlabelled_sequences(frames, inventory)
         _check(sequences, frames, labels)
-        command = _next_command(dataset, data, source, labels, provenance)
+        command = make_command(folder, "inventory.csv", source=source, labels=labels)
         _print_start(sequences, inventory, source)
         app, listener = build_app(sequences, store, dataset, command), listen()
         print(f"open {address(app, listener)}  (Ctrl-C ends)", flush=True)
@@ -81,15 +80,6 @@ def _check(sequences: list[Sequence], frames: pd.DataFrame, labels: Path) -> Non
     if len(absent):
         row = absent.iloc[0]
         raise InputError(f"{row['file']}: sequence {row['name']!r} is not in the data set; remove its lines")
-
-
-def _next_command(dataset: str, data: Path, source: Path, labels: Path, provenance: dict[str, Any]) -> str:
-    """Return the command of step 1 that adds the labels, with the options that step 1 had before."""
-    options = ["--dataset", dataset, "--source", str(source), "--labels", str(labels)]
-    options += ["--data", str(data)] if data != PATHS.data else []
-    options += ["--neutral-first"] if provenance.get("neutral_first") else []
-    options += ["--frames", str(provenance["frames"])] if provenance.get("frames", "peak") != "peak" else []
-    return shlex.join(["python", "-m", "preprocessing.step1_inventory", *options])
 
 
 def _print_start(sequences: list[Sequence], inventory: pd.DataFrame, source: Path) -> None:

@@ -21,6 +21,7 @@ from preprocessing.tables import (
     is_up_to_date,
     is_usable,
     labels_of,
+    make_command,
     read_provenance,
     read_table,
     split_by_fold,
@@ -83,7 +84,7 @@ def _check_current(folder: Path) -> None:
     if provenance.get("inventory") != content_hash(read_table(folder, "inventory.csv")):
         raise InputError(
             f"{folder / 'faces.csv'} was made from another inventory.csv; run first: "
-            f"python -m preprocessing.step2_face_crops --dataset {folder.name}"
+            f"{make_command(folder, 'faces.csv')}"
         )
 
 

@@ -13,10 +13,12 @@ from typing import Any
 
 import pandas as pd
 
-from common.csv_text import escape, quoting, unescape
+from common.command_line import step_command
+from common.csv_text import check_columns, escape, quoting, unescape
 from common.emotions import EMOTIONS, in_class_order
 from common.errors import InputError
 from common.files import atomic_file
+from configuration import SAMPLE_NAME
 
 INVENTORY_COLUMNS = [
     "path", "emotion", "label_source", "subject", "sequence", "frame", "usage", "pixel_hash", "status",
@@ -63,19 +65,20 @@ def read_table(folder: Path, file_name: str) -> pd.DataFrame:
     Raises:
         InputError: The table does not exist (the message names the step that writes it), or is invalid.
     """
-    required, step = _FILES[file_name]
+    required = _FILES[file_name][0]
     file = folder / file_name
-    command = f"python -m {step} --dataset {folder.name}"
+    command = make_command(folder, file_name)
     if not file.is_file():
         raise InputError(f"{file} does not exist; run first: {command}")
     try:
+        check_columns(file)
         table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8")
-    except (ValueError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise InputError(f"{file} is not a readable CSV table ({error}); write it again: {command}") from error
     table = unescaped(table)
     if renamed := [column for column in _RENAMED_COLUMNS if column in table.columns]:
-        folds = " --strategy folds" if renamed[0] == "loose_fold" else ""
-        raise InputError(f"{file} has the column {renamed[0]} of an earlier version; write it again: {command}{folds}")
+        command += " --strategy folds" if renamed[0] == "loose_fold" else ""
+        raise InputError(f"{file} has the column {renamed[0]} of an earlier version; write it again: {command}")
     if missing := [column for column in required if column not in table.columns]:
         raise InputError(f"{file} lacks the columns {', '.join(missing)}; write it again: {command}")
     _check_values(table, file)
@@ -126,17 +129,50 @@ def read_provenance(folder: Path, file_name: str) -> dict[str, Any]:
     Raises:
         InputError: The record is damaged; the message names the step that writes it.
     """
-    record = _record(folder, file_name)
+    provenance = _read_record(folder, file_name)
+    if provenance is None:
+        command = make_command(folder, file_name)
+        raise InputError(
+            f"{_record(folder, file_name)} is damaged: it contains no JSON object; remove it and run: {command}"
+        )
+    return provenance
+
+
+def _read_record(folder: Path, file_name: str) -> dict[str, Any] | None:
+    """Return a provenance record; empty where there is none, None where it is damaged."""
     try:
-        provenance = json.loads(record.read_text("utf-8"))
+        provenance = json.loads(_record(folder, file_name).read_text("utf-8"))
     except FileNotFoundError:
         return {}
     except (IsADirectoryError, ValueError, RecursionError):
-        provenance = None
-    if not isinstance(provenance, dict):
-        step = _FILES[file_name][1]
-        raise InputError(f"{record} is damaged: it contains no JSON object; remove it and run: python -m {step}")
-    return provenance
+        return None
+    return provenance if isinstance(provenance, dict) else None
+
+
+def make_command(folder: Path, file_name: str, **options: object) -> str:
+    """Return the command that writes a table again, for messages.
+
+    Args:
+        folder: The data set's folder.
+        file_name: As for `read_table`.
+        **options: Options of step 1 that take precedence over those in its record: `source`, `labels`, `frames`,
+            `neutral_first`, `mapping`.
+    """
+    if file_name != "inventory.csv":
+        return step_command(_FILES[file_name][1], folder)
+    record = _read_record(folder, file_name) or {}
+    source = options.get("source") or record.get("place") or ("FILE_OR_FOLDER" if folder.name != SAMPLE_NAME else "")
+    if str(source) == str(folder.resolve() / "raw"):  # the embedded sample
+        source = ""
+    words: list[object] = ["--source", source] if source else []
+    record |= options
+    words += ["--labels", record["labels"]] if "labels" in options else []
+    words += ["--neutral-first"] if record.get("neutral_first") else []
+    words += ["--frames", record["frames"]] if record.get("frames", "peak") != "peak" else []
+    mapping = record.get("mapping")
+    for name, emotion in (mapping if isinstance(mapping, dict) else {}).items():
+        words += ["--map", f"{name}={emotion or 'none'}"]
+    return step_command(_FILES[file_name][1], folder, *words)
 
 
 def crop_options(folder: Path) -> dict[str, Any]:
@@ -156,7 +192,7 @@ def crop_options(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"{folder / 'faces.json'}, the record of the crop options, is "
             f"{'from an earlier version' if is_valid else 'missing or damaged'}; run first: "
-            f"python -m preprocessing.step2_face_crops --dataset {folder.name}"
+            f"{make_command(folder, 'faces.csv')}"
         )
     return options
 
@@ -177,6 +213,8 @@ def check_relative(path: str, file: Path) -> None:
     """
     if PurePosixPath(path).is_absolute() or PureWindowsPath(path).drive or "\\" in path or ".." in path.split("/"):
         raise InputError(f"{file}: path {path!r} leaves the data folder; paths must be relative to it, with '/'")
+    if "\0" in path:
+        raise InputError(f"{file}: path {path!r} is no file name; write the table again")
 
 
 def write_table(table: pd.DataFrame, file: Path) -> None:
@@ -276,7 +314,7 @@ def fold_numbers(table: pd.DataFrame, column: str = "fold") -> list[int]:
         InputError: The table has no such folds, or their numbers have gaps.
     """
     names = set(table[column]) - {""} if column in table.columns else set()
-    make = "python -m preprocessing.step3_split --dataset NAME --strategy folds"
+    make = "preprocessing.step3_split with --strategy folds"
     if not names and column != "fold" and "fold" in table.columns and (table["subject"] == "").any():
         raise InputError(f"not every image has a subject: the column fold ignores subjects, so there is no {column}")
     if not names:

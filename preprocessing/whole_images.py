@@ -18,6 +18,7 @@ from preprocessing.tables import (
     content_hash,
     crop_options,
     is_up_to_date,
+    make_command,
     read_table,
     usable,
     write_provenance,
@@ -61,8 +62,7 @@ def write_whole_images(folder: Path) -> Path:
             inside = (whole / place).relative_to(folder).as_posix()
             if crop_face(folder, path, inside, options, _no_detector)["face_status"] != "whole_image":
                 raise InputError(
-                    f"{folder / path} is missing or unreadable; run again: python -m preprocessing.step1_inventory "
-                    f"--dataset {folder.name}"
+                    f"{folder / path} is missing or unreadable; run again: {make_command(folder, 'inventory.csv')}"
                 )
         rows = rows.assign(face_path=places, face_status="whole_image", face_count="", face_confidence=float("nan"))
         rows[[*BOX_COLUMNS, *LANDMARK_COLUMNS]] = float("nan")

@@ -22,10 +22,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from cards import model_card
+from hypothesis import HealthCheck, settings
 from matplotlib.figure import Figure
 
 from common import command_line
 from preprocessing.tables import FACE_COLUMNS, INVENTORY_COLUMNS, read_table, write_table
+
+_ALWAYS = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]}
+settings.register_profile("quick", max_examples=20, derandomize=True, **_ALWAYS)
+settings.register_profile("long", max_examples=1000, **_ALWAYS)
+settings.load_profile("quick")
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"

@@ -20,6 +20,7 @@ from common.errors import InputError
             "error: out.csv: No space left on device; what was written before is kept: free some space and run",
         ),
         (PermissionError(errno.EACCES, "Permission denied", "data"), 2, "error: data: Permission denied;"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "a.png"), 2, "error: a.png: No such file; what was written"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )

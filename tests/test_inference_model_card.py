@@ -264,6 +264,10 @@ def test_other_files_are_refused_with_their_remedy(tmp_path, make, message):
         (lambda file: card_path(file).unlink(), "has no card"),
         (lambda file: card_path(file).write_bytes(b"[" * 100_000), "not readable JSON"),
         (lambda file: card_path(file).write_text("[]"), "lacks a valid"),
+        (lambda file: card_path(file).write_text("{}"), "lacks a valid"),
+        (lambda file: edit_card(file, note="x" * 20_000_000), "larger than 10 MB"),
+        (lambda file: edit_card(file, labels=["anger"] * 100_000), "labels"),
+        (lambda file: edit_card(file, labels=LABELS[:2]), "labels"),
         (spoil_longest_member, "is damaged: .*; restore it, or train it again"),
     ],
 )

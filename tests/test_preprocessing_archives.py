@@ -175,6 +175,16 @@ def damaged(pack, name: str, cut: bool = True):
     return make
 
 
+def encrypted_zip(folder: Path) -> Path:
+    """Write a zip file whose member is marked as encrypted, in both of its headers."""
+    file = zip_of(folder / "a.zip", ("angry/1.png", png(1)))
+    content = bytearray(file.read_bytes())
+    content[6] |= 1
+    content[content.rindex(b"PK\1\2") + 8] |= 1
+    file.write_bytes(content)
+    return file
+
+
 REFUSED = {
     "tar cut between files": (cut_tar(2), "a.tar is damaged"),
     "tar with a damaged header": (cut_tar(2, b"x" * 512), "a.tar is damaged"),
@@ -192,6 +202,8 @@ REFUSED = {
     "hard link upwards": (tar_with_link("../outside.png"), "a.tar is damaged"),
     "hard link to no file": (tar_with_link("happy/none.png"), "a.tar is damaged"),
     "hard link to a folder": (tar_with_link("happy"), "a.tar is damaged"),
+    "absolute path in a tar": (lambda folder: tar_of(folder / "a.tar", ("/tmp/evil.png", b"x")), "leads out"),
+    "password": (encrypted_zip, "a.zip is encrypted; unpack it with its password"),
     "no data set": (lambda folder: zip_of(folder / "a.zip", ("readme.txt", b"x")), "no known data set"),
 }
 

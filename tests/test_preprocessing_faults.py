@@ -1,6 +1,7 @@
 """Damaged provenance records, kills, and disks that accept no more data."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,13 +10,23 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT, files_of_at_most
-from raw_data import random_gray, write_fer2013, write_image
+from raw_data import random_gray, write_fer2013, write_image, write_images
 
 from common.errors import InputError
 from common.files import atomic_file
 from preprocessing.face_crops import write_face_crops
 from preprocessing.inventory import write_inventory
-from preprocessing.tables import FACE_COLUMNS, INVENTORY_COLUMNS, crop_options, write_table
+from preprocessing.splitting import Strategy, write_split
+from preprocessing.tables import (
+    FACE_COLUMNS,
+    INVENTORY_COLUMNS,
+    crop_options,
+    read_provenance,
+    read_table,
+    write_table,
+)
+from preprocessing.whole_images import write_whole_images
+from training.sequences.data import read_sequences
 
 DAMAGE = {
     "empty": b"",
@@ -59,6 +70,73 @@ def test_damaged_record_ends_a_step_in_one_line_or_is_written_again(tmp_path, ru
     assert (crops.returncode, (folder / "faces.csv").exists()) == (2 if damage == "folder" else 0, True)
     if damage != "folder":
         assert json.loads((folder / "faces.json").read_text())["options"]["size"] == 48
+
+
+def lose(name: str):
+    return lambda folder: (folder / name).unlink()
+
+
+def damage(name: str):
+    return lambda folder: (folder / name).write_text("{")
+
+
+def edit_inventory(folder: Path) -> None:
+    table = read_table(folder, "inventory.csv")
+    write_table(table.assign(note="x"), folder / "inventory.csv")
+
+
+def of_sequences(folder: Path) -> None:
+    write_table(read_table(folder, "split.csv").assign(sequence="S1", frame="1"), folder / "split.csv")
+
+
+def use_inventory_record(folder: Path) -> None:
+    read_provenance(folder, "inventory.csv")
+
+
+def use_crops(folder: Path) -> None:
+    write_split(folder, Strategy.RANDOM)
+
+
+def use_split(folder: Path) -> None:
+    read_sequences(read_table(folder, "split.csv"), folder)
+
+
+REMEDIES = {  # what happens to a data set, what then names a remedy, and the part of it that this test does not run
+    "no inventory": (lose("inventory.csv"), write_face_crops, ""),
+    "inventory without columns": (lambda folder: (folder / "inventory.csv").write_text("a\n"), write_face_crops, ""),
+    "record of the inventory": (damage("inventory.json"), use_inventory_record, "--source FILE_OR_FOLDER"),
+    "no crops": (lose("faces.csv"), use_crops, ""),
+    "damaged record of the crops": (damage("faces.json"), use_crops, ""),
+    "no record of the crops": (lose("faces.json"), crop_options, ""),
+    "other inventory": (edit_inventory, use_crops, ""),
+    "no split": (lose("split.csv"), lambda folder: read_table(folder, "split.csv"), ""),
+    "no image": (lose("images/calm face/1.png"), write_whole_images, ""),
+    "peaks only": (of_sequences, use_split, "--frames all"),
+}
+
+
+@pytest.mark.parametrize("case", REMEDIES)
+def test_printed_remedy_works_when_pasted(tmp_path, run_step, case):
+    """The data set is in another folder than the configured one, and the names need quotes."""
+    (change, use, not_run), source = REMEDIES[case], tmp_path / "my pictures"
+    write_images(source, *(f"{place}/{number}.png" for place in ("calm face", "fear", "rest") for number in range(6)))
+    places = ["--dataset", "my set", "--data", tmp_path / "my data"]
+    mapping = ["--source", source, "--map", "calm face=neutral", "--map", "rest=none"]
+    steps = ["preprocessing.step1_inventory", "preprocessing.step2_face_crops", "preprocessing.step3_split"]
+    for step in steps:
+        assert run_step(step, *places, *(mapping if step == steps[0] else [])).returncode == 0
+    change(folder := tmp_path / "my data" / "my set")
+    with pytest.raises(InputError) as error:
+        use(folder)
+    command = str(error.value).partition(": python -m ")[2]
+    assert not_run in command
+    if not not_run:
+        step, *words = shlex.split(command)
+        assert (run := run_step(step, *words)).returncode == 0, run.stderr
+        assert read_table(folder, "inventory.csv")["emotion"].value_counts()[["neutral", ""]].tolist() == [6, 6]
+        for later in steps[steps.index(step) + 1 :]:
+            assert run_step(later, *places).returncode == 0
+        use(folder)
 
 
 @pytest.mark.parametrize("content", ["{}", '{"options": {"size": "48", "channels": 1, "align": "box"}}'])

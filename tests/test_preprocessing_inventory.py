@@ -2,9 +2,12 @@
 
 import io
 import os
+import re
 import signal
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import cv2
@@ -30,6 +33,7 @@ from raw_data import (
 )  # fmt: skip
 
 from common.errors import InputError
+from common.images import read_image
 from configuration import SAMPLE_NAME
 from preprocessing.audit import audit, count_images
 from preprocessing.datasets.sample import SAMPLE
@@ -216,6 +220,21 @@ def test_images_are_whole_copies_and_edits_reach_neither_side(tmp_path, monkeypa
         assert other.read_bytes() == before
 
 
+TURNED = np.repeat(np.repeat(np.uint8([[[250, 0, 0], [0, 0, 250], [0, 250, 0]]]), 16, 0), 16, 1)  # red, blue, green
+
+
+def png_of_pixels(side: int) -> bytes:
+    """Return a small file with a huge picture: side x side black pixels of 1 bit."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header, row = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0), bytes(1 + (side + 7) // 8)
+    pack = zlib.compressobj(1)
+    rows = b"".join(pack.compress(row * 100) for _ in range(side // 100 + 1)) + pack.flush()
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
 def images_of_every_kind(root: Path) -> dict[str, bool]:
     """Write images of unusual kinds, and return whether each can be read."""
     gray, color = random_gray(0, 20), np.random.default_rng(0).integers(0, 256, (20, 20, 3)).astype(np.uint8)
@@ -233,11 +252,34 @@ def images_of_every_kind(root: Path) -> dict[str, bool]:
     picture = Image.fromarray(color)
     for mode, name in (("CMYK", "cmyk.jpg"), ("P", "palette.png"), ("1", "bits.tif")):
         picture.convert(mode).save(root / name)
+    rotated = Image.Exif()
+    rotated[0x112] = 6  # to be turned right by 90 degrees
+    Image.fromarray(TURNED).save(root / "turned.jpg", quality=100, subsampling=0, exif=rotated)
+    for suffix in ("gif", "webp", "png"):
+        picture.save(root / f"animated.{suffix}", save_all=True, append_images=[Image.fromarray(255 - color)])
+    (root / "jpeg.png").write_bytes(encoded(color, ".jpg"))
+    (root / "text.png").write_text("no image")
     (root / "empty.png").write_bytes(b"")
     (root / "half.png").write_bytes(encoded(gray)[:200])
     sparse_file(root / "huge.png", encoded(gray))
-    unreadable = ("float32.tif", "int32.tif", "empty.png", "half.png", "huge.png")
+    unreadable = ("float32.tif", "int32.tif", "empty.png", "half.png", "huge.png", "text.png")
     return {file.name: file.name not in unreadable for file in root.iterdir()}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="uses resource")
+def test_picture_of_a_billion_pixels_takes_no_memory(tmp_path):
+    """In a process of its own, because OpenCV takes its limit when it is imported."""
+    source = write_images(tmp_path / "tree", "happy/1.png")
+    (source / "happy" / "bomb.png").write_bytes(png_of_pixels(31_623))
+    code = (
+        "import runpy, sys, resource\n"
+        "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    command = [sys.executable, "-c", code, STEP1, "--dataset", "x", "--data", tmp_path / "data", "--source", source]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "unreadable: images/happy/bomb.png; accepted are" in done.stdout
+    assert int(done.stdout.split()[-1]) * (1 if sys.platform == "darwin" else 1024) < 500e6
 
 
 def test_steps_1_and_2_agree_which_images_are_readable(tmp_path, run_step):
@@ -252,6 +294,9 @@ def test_steps_1_and_2_agree_which_images_are_readable(tmp_path, run_step):
     assert dict(zip(names, table["face_status"] == "whole_image", strict=True)) == readable
     assert set(table.loc[table["status"] == "unreadable", "pixel_hash"]) == {""}
     assert not (tmp_path / "data/x/images/happy/huge.png").exists()
+    turned_bgr = read_image(tmp_path / "data/x/images/happy/turned.jpg")
+    assert turned_bgr is not None and turned_bgr.shape == (48, 16, 3)
+    assert [int(turned_bgr[row, 8].argmax()) for row in (8, 24, 40)] == [2, 0, 1]
 
 
 def test_huge_tables_and_emotion_files_are_refused_in_one_line(tmp_path, run_step):
@@ -412,6 +457,50 @@ REFUSED = {
     "missing Usage": (fer2013_with(1, SQUARE), "row 1 (line 3) has no Usage"),
     "carriage return": (lambda folder: write_images(folder / "tree", "happy/a\rb.png"), "rename the file"),
 }
+
+
+VOTES = b"Usage,Image name,neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF"
+TABLES = {  # tables that a user may have opened in another program, and the option of step 1 that reads them
+    "fer2013.csv": ("--source", b"emotion,pixels,Usage\n3," + SQUARE.encode() + b",Training\n"),
+    "votes.csv": ("--votes", VOTES + b"\nTraining,a.png,1,9,0,0,0,0,0,0,0,0\n"),
+    "labels.csv": ("--labels", b"path,emotion\nimages/Training/00000.png,anger\n"),
+    "inventory.csv": ("", b""),  # of an earlier step
+}
+CHANGES = {  # changes of a table, and what its readers say; empty where they accept it
+    "byte order mark": (lambda table: b"\xef\xbb\xbf" + table, ""),
+    "CRLF": (lambda table: table.replace(b"\n", b"\r\n"), ""),
+    "semicolons": (lambda table: table.replace(b",", b";"), "column"),
+    "NUL": (
+        lambda table: table.replace(b"3,", b"3\0,", 1).replace(b".png,", b"\0.png,"),
+        r"x00|^$",
+    ),  # in a vote's name
+    "UTF-16": (lambda table: table.decode().encode("utf-16"), "is not a readable CSV table"),
+    "Latin-1": (lambda table: table.replace(b"\n", b",\xe9\n"), "is not a readable CSV table"),
+    "100,000 columns": (lambda table: table.replace(b"\n", b",x" * 100_000 + b"\n"), "more than 10,000 columns|^$"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_tables_of_other_programs_are_read_or_refused_in_one_line(tmp_path, run_step, change):
+    alter, expected = CHANGES[change]
+    unlabelled = write_csv(tmp_path / "plain" / "fer2013.csv", [("", SQUARE, "Training")])
+    for name, (option, content) in TABLES.items():
+        places = ["--dataset", name[:3], "--data", tmp_path / "data"]
+        folder = tmp_path / "data" / name[:3]
+        if not option:
+            write_inventory(folder, unlabelled)
+            content = (folder / name).read_bytes()
+        file = tmp_path / name if option else folder / name
+        file.write_bytes(alter(content))
+        source = ["--source", unlabelled] if name in ("votes.csv", "labels.csv") else []
+        done = run_step(STEP1 if option else STEP2, *places, *source, *([option, file] if option else []))
+        if done.returncode or expected not in ("", r"x00|^$", "more than 10,000 columns|^$"):
+            refused(done, name)
+        assert re.search(expected, done.stderr), (name, done)
+        if not done.returncode:
+            table = read_table(folder, "inventory.csv" if option else "faces.csv")
+            labels = {"fer2013.csv": "happiness", "labels.csv": "anger"}
+            assert table["emotion"].tolist() == [labels.get(name, "")]
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -78,6 +78,11 @@ def test_unlabelled_sequences_and_missing_frames(frames, sequences, tmp_path):
     assert [sequence.name for sequence in without_emotion_files] == list(SEQUENCES)[1:]
 
 
+def test_names_with_html_are_shown_as_text(sequences, store):
+    page = Window(build_app(sequences, store, "</script><img src=x>", "next '</script>'")).get("").text
+    assert page.count("<script") == page.count("</script") == 1 and "<img src=x>" not in page
+
+
 def test_two_windows_overwrite_nothing_unseen(app, store, tmp_path):
     (tmp_path / "labels" / "bob.csv").write_text("sequence,emotion,annotator\nS005/002,grumpy,bob\n")  # is reported
     one, other = Window(app), Window(app)

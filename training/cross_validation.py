@@ -209,7 +209,7 @@ def features_without(model_file: Path, dataset: str, table: pd.DataFrame, fold: 
     if not counterpart.is_file():
         raise InputError(
             f"{model_file}, or a network in its lineage, was trained on images of the folds; {counterpart}, trained "
-            f"without fold {fold}, is missing: train it (python -m training.step3_best_model --folds), or give "
+            f"without fold {fold}, is missing: train it (training.step3_best_model with --folds), or give "
             "--features of a network that was trained on other data"
         )
     return counterpart

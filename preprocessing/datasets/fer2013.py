@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from common.command_line import progress_bar
+from common.csv_text import check_columns
 from common.emotions import EMOTIONS, FER2013_CODES
 from common.errors import InputError
 from common.images import image_status, pixel_hash
@@ -75,7 +76,7 @@ def write_images(csv_file: Path, images: Path) -> pd.DataFrame:
 def _read_rows(csv_file: Path) -> Iterator[dict[str, str]]:
     """Yield the rows of a table, by lower-case column names."""
     try:
-        with csv_file.open(newline="", encoding="utf-8") as stream:
+        with csv_file.open(newline="", encoding="utf-8-sig") as stream:
             rows = csv.DictReader(iter(partial(stream.readline, MAX_LINE), ""))
             columns = [name.strip().lower() for name in rows.fieldnames or []]
             if "pixels" not in columns:
@@ -149,8 +150,9 @@ def read_votes(votes_file: Path, usages: pd.Series) -> pd.DataFrame:
     if votes_file.stat().st_size > MAX_VOTES_FILE:
         raise InputError(f"{votes_file} is too large for a table of votes; --votes accepts FER+'s fer2013new.csv")
     try:
+        check_columns(votes_file)
         votes = pd.read_csv(votes_file, dtype=str, keep_default_na=False, encoding="utf-8")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise InputError(f"{votes_file} is not a readable CSV table ({error}); download it again") from error
     votes.columns = [str(name).strip().lower() for name in votes.columns]
     missing = [name for name in ("usage", "image name", *FERPLUS_VOTES) if name not in votes.columns]

@@ -37,7 +37,7 @@ def voted_emotions(table: pd.DataFrame) -> list[str]:
     if len(emotions) < 2:
         raise InputError(
             "the table has no annotator votes (columns votes_<emotion>); give FER+'s votes to step 1: "
-            "python -m preprocessing.step1_inventory ... --votes fer2013new.csv"
+            "preprocessing.step1_inventory with --votes fer2013new.csv"
         )
     return emotions
 

@@ -21,6 +21,7 @@ from typing import BinaryIO
 
 import pandas as pd
 
+from common.csv_text import check_columns
 from common.emotions import EMOTIONS, canonical
 from common.errors import InputError
 from common.processes import exclusive_lock
@@ -49,7 +50,7 @@ def label_files(place: Path) -> dict[str, Path]:
         raise InputError(f"--labels {place} does not exist; give a CSV file, or a folder of CSV files")
     files = {file.name: file for file in sorted(place.glob("*.csv")) if not file.name.startswith(".")}
     if not files:
-        raise InputError(f"--labels {place} contains no .csv file; label with: python -m preprocessing.label_peaks")
+        raise InputError(f"--labels {place} contains no .csv file; preprocessing.label_peaks writes them")
     return files
 
 
@@ -98,9 +99,10 @@ def _read_lines(file: Path) -> tuple[str, bool, list[tuple[str, str, str]]]:
     if file.stat().st_size > _MAX_SIZE:
         raise InputError(f"{file} is larger than {_MAX_SIZE / 1e6:.0f} MB; give a table of labels")
     try:
+        check_columns(file)
         content = _without_cut_line(file.read_bytes()).decode("utf-8-sig")
         table = pd.read_csv(io.StringIO(content), dtype=str, keep_default_na=False, skipinitialspace=True).fillna("")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise InputError(f"{file} is not a readable CSV table ({error})") from error
     keys = [key for key in ("sequence", "path") if key in table.columns]
     if len(keys) != 1 or "emotion" not in table.columns:

@@ -19,7 +19,7 @@ from common.files import fingerprint, write_file
 from configuration import SequenceConfig
 from inference.emotion_classifier import EmotionClassifier
 from inference.sequence_classifier import window_of
-from preprocessing.tables import has_image
+from preprocessing.tables import has_image, make_command
 from training.data.crops import read_cache, read_crops
 
 VERSION = 1  # raise this to retrain finished runs when sequences are read or augmented differently
@@ -82,7 +82,7 @@ def read_sequences(table: pd.DataFrame, folder: Path) -> SequenceSet:
     if rows.empty:
         raise InputError(
             f"{file} has no sequences, only single images; give a data set of sequences, such as CK+ "
-            "(python -m preprocessing.step1_inventory --source CK+/ --frames all)"
+            "(listed by preprocessing.step1_inventory with --frames all)"
         )
     numbers = pd.to_numeric(rows["frame"], errors="coerce")
     if numbers.isna().any():
@@ -96,8 +96,7 @@ def read_sequences(table: pd.DataFrame, folder: Path) -> SequenceSet:
     if not any((part["emotion"].iloc[:-1] == "").any() for part in labelled):
         raise InputError(
             f"{file} lists no frames between a sequence's first and its labelled last one; list them all, then run "
-            f"steps 2 and 3 again: python -m preprocessing.step1_inventory --dataset {folder.name} --source ... "
-            "--frames all"
+            f"steps 2 and 3 again: {make_command(folder, 'inventory.csv', frames='all')}"
         )
     return _joined(*_usable(labelled, file))
 
