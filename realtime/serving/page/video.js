@@ -90,15 +90,15 @@ export class VideoFile {
     this.isPlaying = !this.isPlaying;
     this.#page.moved();
     if (!this.isPlaying) return;
-    const first = this.place >= this.results.length - 1 ? 0 : this.place;
+    const last = this.results.length - 1, first = this.place >= last ? 0 : this.place;
     const start = performance.now() - 1000 * this.results[first].time;
-    let place = first;
-    while (this.isPlaying && !this.#isStopped && place < this.results.length) {
+    for (let place = first; this.isPlaying && !this.#isStopped;) {
       await this.#goTo(place);
+      if (place === last) break;
       const now = (performance.now() - start) / 1000;
-      const next = this.results.findIndex((result, index) => index > place && result.time >= now);
-      place = next < 0 ? this.results.length : next;
-      if (next > 0) await new Promise(resolve => setTimeout(resolve, 1000 * this.results[next].time + start - performance.now()));
+      const next = this.results.findIndex((result, index) => index > place && result.time >= now); // late frames are left out
+      place = next < 0 ? last : next;
+      await new Promise(resolve => setTimeout(resolve, 1000 * this.results[place].time + start - performance.now()));
     }
     if (this.isPlaying) { this.isPlaying = false; this.#page.moved(); }
   }
