@@ -78,13 +78,17 @@ class Page:
 
     def picture(self, part: str) -> np.ndarray:
         data = self.run("return document.getElementById(arguments[0]).toDataURL('image/png')", part)
-        image_bgr = cv2.imdecode(np.frombuffer(base64.b64decode(data.split(",")[1]), np.uint8), cv2.IMREAD_COLOR)
-        assert image_bgr is not None
-        return image_bgr
+        return pixels(base64.b64decode(data.split(",")[1]))
 
     def fetch(self, name: str) -> str:
         link = f"document.querySelector('[data-table=\"{name}\"]').href"
         return self.run(f"return fetch({link}).then(response => response.text())")
+
+
+def pixels(content: bytes) -> np.ndarray:
+    image_bgr = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    assert image_bgr is not None
+    return image_bgr
 
 
 def overlap(box: list[float], face) -> float:
@@ -164,7 +168,7 @@ def test_video_is_recognized_and_stepped_through(browser, clip, tmp_path):
         for place in (60, 12):
             page.run(f"place.value = {place}; place.dispatchEvent(new Event('input'))")
             page.wait("clock", f"{place + 1} / 90")
-            original = cv2.imdecode(np.frombuffer(clip[2][place], np.uint8), cv2.IMREAD_COLOR)
+            original = pixels(clip[2][place])
             WebDriverWait(browser, 30).until(
                 lambda _, original=original: np.abs(page.picture("frame") - original.astype(float)).mean() < 3
             )
@@ -185,7 +189,7 @@ def test_picture_and_files_that_are_none(browser, tmp_path):
         page = Page(browser, address)
         page.open(PORTRAIT)
         page.wait("spoken", "Face: ")
-        assert page.picture("frame").shape == cv2.imread(str(PORTRAIT)).shape
+        assert page.picture("frame").shape == pixels(PORTRAIT.read_bytes()).shape
         page.open(tmp_path / "text.mp4")
         page.wait("problem", "text.mp4 is no video of a known kind")
         page.open(tmp_path / "text.png")
@@ -315,10 +319,7 @@ async def stalled(address: str, jpegs: list[bytes]) -> None:
 
 def test_hostile_and_slow_visitors_disturb_nobody(clip, capfd):
     _, _, jpegs = clip
-    small = [
-        cv2.imencode(".jpg", cv2.resize(cv2.imdecode(np.frombuffer(each, np.uint8), 1), (320, 240)))[1].tobytes()
-        for each in jpegs
-    ]
+    small = [cv2.imencode(".jpg", cv2.resize(pixels(each), (320, 240)))[1].tobytes() for each in jpegs]
     with served() as (server, address):
         visits = [
             answers(address, jpegs, 60), stalled(address, small), reason(address, bytes(5_000_000)),

@@ -63,6 +63,7 @@ function setMode(next) {
   $("log").disabled = mode !== "camera" || !connection.isOpen;
   $("snapshot").disabled = mode === "none";
   $("seek").hidden = !isVideo;
+  $("history").hidden = mode === "picture";
   stage.dataset.mode = mode === "none" ? "empty" : mode === "camera" && !server?.anonymous ? "live" : "still";
   if (mode === "none") [shown, spoken.text, $("spoken").textContent] = [null, "", "No face yet."];
   timeline = new Timeline($("timeline"), isVideo ? Infinity : HISTORY);

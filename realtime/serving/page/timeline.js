@@ -42,19 +42,23 @@ export class Timeline {
     const context = fitted(this.canvas), {width, height} = context.canvas;
     const end = Math.max(this.end, length, 1e-3), start = this.start;
     const ids = [...new Set(this.#runs.map(run => run.id))].sort((one, other) => one - other).slice(-LANES);
-    const lane = height / Math.max(ids.length, 1), size = Math.min(lane * 0.55, height / 5);
+    const lane = height / Math.max(ids.length, 1), size = Math.min(lane * 0.55, 14 * (window.devicePixelRatio || 1) * Math.max(1, this.canvas.clientHeight / 72));
     const x = time => width * (time - start) / (end - start);
     context.clearRect(0, 0, width, height);
     context.textBaseline = "middle";
+    context.strokeStyle = getComputedStyle(this.canvas).borderTopColor; // pale colours need an edge
     context.font = `600 ${size}px system-ui, sans-serif`;
     for (const run of this.#runs) {
       const place = ids.indexOf(run.id);
       if (place < 0) continue;
-      const left = Math.max(0, x(run.start)), right = Math.max(x(run.end), left + 1), text = `${run.id} ${run.label}`;
+      const left = Math.max(0, x(run.start)), right = Math.max(x(run.end), left + 1), short = `${run.id} ${run.label.slice(0, 3)}`;
       context.fillStyle = colorOf(run.label);
       context.fillRect(left, place * lane + 1, right - left, lane - 2);
+      context.strokeRect(left + 0.5, place * lane + 1.5, right - left - 1, lane - 3);
       context.fillStyle = inkOn(run.label);
-      if (context.measureText(text).width + size < right - left) context.fillText(text, left + size / 2, (place + 0.5) * lane);
+      const fits = text => context.measureText(text).width + size < right - left;
+      const text = [`${run.id} ${run.label}`, short].find(fits);
+      if (text) context.fillText(text, left + size / 2, (place + 0.5) * lane);
     }
     if (now !== null) {
       context.fillStyle = getComputedStyle(this.canvas).color;
