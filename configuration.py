@@ -193,6 +193,19 @@ class WebcamConfig:
 
 
 @dataclass(frozen=True)
+class WebConfig:
+    """The realtime program in a browser: what one visitor may use."""
+
+    port: int = 8000
+    visitors: int = 8  # open pages at once; further ones are refused
+    rate: float = 60.0  # messages per second of a visitor; more are slowed down
+    message: int = 4_000_000  # bytes: largest message, such as a camera frame
+    upload: int = 500_000_000  # bytes: largest video
+    pixels: int = 9_000_000  # largest frame or picture, such as 4K
+    log: int = 200_000_000  # bytes: a visitor's log ends at this size
+
+
+@dataclass(frozen=True)
 class ServingConfig:
     """A classifier run by LiteRT, as the realtime program does."""
 
@@ -249,6 +262,7 @@ EVALUATION = EvaluationConfig()
 ROBUSTNESS = RobustnessConfig()
 FAIRNESS = FairnessConfig()
 WEBCAM = WebcamConfig()
+WEB = WebConfig()
 SERVING = ServingConfig()
 TRACKING = TrackingConfig()
 SMOOTHING = SmoothingConfig()

@@ -1,17 +1,18 @@
-"""Serve a private web page on this machine: secret address, checked host and origin, no access log.
+"""Serve a web page: checked host and origin, optional secret address, strict content policy, no access log.
 
-`private_app` makes a starlette application whose routes lie below a secret token. `serve` runs it on the loopback
-interface until Ctrl-C. Requests without the token, with another host name (DNS rebinding) or from another website
-(cross-site request) get an empty 404.
+`private_app` makes a starlette application and `serve` runs it until Ctrl-C, by default for this machine only. Requests
+without the token, with another host name (DNS rebinding) or from another website (cross-site request) get an empty 404.
 """
 
+import ipaddress
 import json
-import re
 import secrets
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
@@ -25,31 +26,36 @@ from starlette.websockets import WebSocketClose
 
 from common.errors import InputError
 
-_ADDRESS = "127.0.0.1"
-_HOST = re.compile(r"(127\.0\.0\.1|localhost)(:\d+)?")
+LOOPBACK = "127.0.0.1"
+_LOOPBACK_NAMES = {LOOPBACK, "localhost", "::1"}
+_ALL_INTERFACES = {"0.0.0.0", "::"}
+_PINGS = 10.0  # seconds between two pings of a WebSocket, and until a missing answer closes it
+_POLICY = (
+    "default-src 'none'; script-src {0}; style-src {0}; img-src 'self' blob: data:; media-src blob:; "
+    "connect-src 'self'; worker-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 _HEADERS = {
     "Cache-Control": "no-store",
+    "Content-Security-Policy": _POLICY.format("'self'"),
+    "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-_POLICY = (
-    "default-src 'none'; script-src 'nonce-{0}'; style-src 'nonce-{0}'; img-src 'self' blob: data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
 
 
-def private_app(routes: Sequence[BaseRoute], token: str | None = None) -> Starlette:
-    """Return an application that serves its routes below a secret address only.
+def private_app(routes: Sequence[BaseRoute], token: str | None = None, host: str = LOOPBACK) -> Starlette:
+    """Return an application that answers requests of its own pages only.
 
     Args:
-        routes: The pages, relative to the secret address.
-        token: The secret part of the address; None: a random one. It is kept as `app.state.token`.
+        routes: The pages, relative to the application's address.
+        token: The secret part of the address; None: a random one; empty: none. It is kept as `app.state.token`.
+        host: Address or name that the application is served on.
     """
-    token = token or secrets.token_urlsafe(24)
+    token = secrets.token_urlsafe(24) if token is None else token
     app = Starlette(
-        routes=[Mount(f"/{token}", routes=routes)],
-        middleware=[Middleware(_PrivateAddress, token=token)],
+        routes=[Mount(f"/{token}" if token else "", routes=routes)],
+        middleware=[Middleware(_PrivateAddress, token=token, host=host)],
         exception_handlers={HTTPException: _empty_response},
     )
     app.state.token = token
@@ -63,9 +69,8 @@ def _empty_response(request: Request, error: Exception) -> Response:
 class _PrivateAddress:
     """ASGI middleware: refuse requests without the token or from elsewhere, and add privacy headers."""
 
-    def __init__(self, app: ASGIApp, token: str):
-        self.app = app
-        self.token = token
+    def __init__(self, app: ASGIApp, token: str, host: str):
+        self.app, self.token, self.host = app, token, host
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -79,7 +84,7 @@ class _PrivateAddress:
                     headers.setdefault(name, value)
             await send(message)
 
-        if is_permitted(HTTPConnection(scope), self.token):
+        if is_permitted(HTTPConnection(scope), self.token, self.host):
             await self.app(scope, receive, send_private)
         elif scope["type"] == "websocket":
             await WebSocketClose()(scope, receive, send)
@@ -87,18 +92,46 @@ class _PrivateAddress:
             await Response(status_code=404)(scope, receive, send_private)
 
 
-def is_permitted(request: HTTPConnection, token: str) -> bool:
+def is_permitted(request: HTTPConnection, token: str, host: str = LOOPBACK) -> bool:
     """Return whether a request has the token, names this machine and comes from no other website."""
     given = request.url.path.split("/")[1:2] or [""]
-    if not secrets.compare_digest(given[0].encode(), token.encode()):
+    if token and not secrets.compare_digest(given[0].encode(), token.encode()):
         return False
-    origin = request.headers.get("origin", "http://localhost")
-    return bool(_HOST.fullmatch(request.headers.get("host", "")) and _HOST.fullmatch(origin.removeprefix("http://")))
+    named = request.headers.get("host", "")
+    scheme = "https" if request.url.scheme in ("https", "wss") else "http"
+    return _is_own_name(named, host) and request.headers.get("origin", f"{scheme}://{named}") == f"{scheme}://{named}"
+
+
+def _is_own_name(named: str, host: str) -> bool:
+    """Return whether a `Host` header names this machine; another name may be an attacker's (DNS rebinding)."""
+    try:
+        address = urlsplit(f"//{named}")
+        name, _ = address.hostname or "", address.port
+    except ValueError:
+        return False
+    if address.username is not None or address.path or address.query or address.fragment:
+        return False
+    if host not in _ALL_INTERFACES:
+        return name in _LOOPBACK_NAMES | {host.lower()}
+    return name in _LOOPBACK_NAMES | {socket.gethostname().lower(), socket.getfqdn().lower()} or _is_ip_address(name)
+
+
+def _is_ip_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only programs on this machine reach an address."""
+    return host in _LOOPBACK_NAMES
 
 
 def html_page(html: str, nonce: str) -> HTMLResponse:
     """Return a page that may load nothing from other addresses; its script and style carry the nonce."""
-    return HTMLResponse(html, headers={"Content-Security-Policy": _POLICY.format(nonce)})
+    return HTMLResponse(html, headers={"Content-Security-Policy": _POLICY.format(f"'nonce-{nonce}'")})
 
 
 async def read_json(request: Request, max_size: int = 10_000) -> Any:
@@ -119,27 +152,55 @@ async def read_json(request: Request, max_size: int = 10_000) -> Any:
         return None
 
 
-def listen(port: int = 0) -> socket.socket:
-    """Return a socket that listens on this machine only; port 0: any free port.
+def listen(port: int = 0, host: str = LOOPBACK) -> socket.socket:
+    """Return a socket that listens on an address of this machine; port 0: any free port.
 
     Raises:
-        InputError: Another program uses the port.
+        InputError: The port or the address cannot be used.
     """
     try:
-        return socket.create_server((_ADDRESS, port))
-    except OSError as error:
-        raise InputError(f"--port {port} cannot be used ({error.strerror}); leave it out for a free port") from error
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except socket.gaierror as error:
+        raise InputError(f"--host {host} is no address of this machine ({error.strerror}); try 0.0.0.0") from error
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"port {port} of {host} cannot be used ({reason}); give --port another one, or 0") from error
 
 
-def address(app: Starlette, listener: socket.socket) -> str:
-    """Return the secret address of an application that is served on a socket."""
-    return f"http://{_ADDRESS}:{listener.getsockname()[1]}/{app.state.token}/"
+def address(app: Starlette, listener: socket.socket, scheme: str = "http") -> str:
+    """Return the address of an application that is served on a socket, with its token."""
+    host, port = listener.getsockname()[:2]
+    if host in _ALL_INTERFACES:
+        host = socket.gethostname()
+    host = f"[{host}]" if ":" in host else host
+    return f"{scheme}://{host}:{port}/" + (f"{app.state.token}/" if app.state.token else "")
 
 
-def serve(app: Starlette, listener: socket.socket) -> None:
-    """Serve an application until Ctrl-C."""
+def serve(
+    app: Starlette,
+    listener: socket.socket,
+    max_message: int = 0,
+    certificate: tuple[Path, Path] | None = None,
+) -> None:
+    """Serve an application until Ctrl-C.
+
+    Args:
+        app: The application.
+        listener: A listening socket; it is closed at the end.
+        max_message: Largest message of a WebSocket, bytes; a larger one closes the connection. 0: no WebSockets.
+        certificate: Files of the certificate and of its private key, for HTTPS.
+
+    Raises:
+        InputError: The certificate cannot be used.
+    """
+    import ssl
+
     import uvicorn  # late: it takes a fifth of a second to import
 
+    encryption: dict[str, Any] = {}
+    if certificate:
+        encryption = {"ssl_certfile": certificate[0], "ssl_keyfile": certificate[1]}
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -147,6 +208,17 @@ def serve(app: Starlette, listener: socket.socket) -> None:
         server_header=False,
         lifespan="off",
         timeout_graceful_shutdown=2,
+        ws="websockets-sansio" if max_message else "none",
+        ws_max_size=max_message,
+        ws_ping_interval=_PINGS,
+        ws_ping_timeout=_PINGS,
+        ws_per_message_deflate=False,  # pictures do not get smaller
+        **encryption,
     )
+    try:
+        config.load()
+    except (OSError, ssl.SSLError) as error:
+        listener.close()
+        raise InputError(f"--certificate and --key cannot be used ({error}); give both, in PEM format") from error
     with listener, suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listener])

@@ -5,7 +5,7 @@ face; a blur or mosaic would. Undetected faces, clothes, hair outside the box, p
 """
 
 from collections import defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +17,7 @@ from realtime.recognition import Recognition, Result
 HIDDEN_MARGIN = 0.3  # share of a face's box that is covered around it on every side
 MAX_DELAYED = 90  # frames held back at most
 _FILL = (96, 96, 96)  # BGR
+_MAX_NEAR = 240  # frames before and after a frame that are looked at: a second at the highest frame rate
 _MIN_PASSED = 3  # frames after a lost face in which its place stays covered, however slow the source is
 
 
@@ -69,6 +70,24 @@ class Anonymizer:
         hidden = _hide(result, _areas(result, [*self._passed, *self._waiting]), known)
         self._passed.append(_with_image(result, np.empty((0, 0, 3), np.uint8)))
         return hidden
+
+
+def cover(result: Result, place: int, results: Sequence[Result]) -> Result:
+    """Cover the faces of any frame of a video, as `Anonymizer` does.
+
+    Args:
+        result: The frame.
+        place: Its place in the video.
+        results: The results of the whole video; their images are not used.
+    """
+    time, last = result.frame.time, place - _MIN_PASSED
+    near = [
+        results[other]
+        for other in range(max(0, place - _MAX_NEAR), min(len(results), place + _MAX_NEAR))
+        if other != place
+        and (last <= other < place or -WEBCAM.hidden_after <= results[other].frame.time - time <= WEBCAM.hidden_before)
+    ]
+    return _hide(result, _areas(result, near), 0)
 
 
 def _areas(result: Result, neighbours: list[Result]) -> list[tuple[int, Face]]:

@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import signal
+import socket
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -58,6 +59,16 @@ def _quick_figures(request, monkeypatch) -> None:
 
     if not request.node.get_closest_marker("figures"):
         monkeypatch.setattr(Figure, "savefig", savefig)
+
+
+def own_address() -> str:
+    """This machine's address on its network; one that nothing listens on where it has none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing
+        except OSError:
+            return "127.0.0.2"
+        return probe.getsockname()[0]
 
 
 def spoil_longest_member(file: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, own_address
 from raw_data import random_gray, write_image
 from test_preprocessing_labelling_page import SEQUENCES, write_download
 
@@ -97,7 +97,7 @@ def test_program_serves_this_machine_only_and_reports_what_is_missing(run_step, 
         assert status == 200 and b"S005/002" in page
         status, body, headers = get(address, path="/")
         assert (status, body) == (404, b"") and "server" not in headers
-        with pytest.raises(OSError), socket.create_connection((_own_address(), urlsplit(address).port), timeout=5):
+        with pytest.raises(OSError), socket.create_connection((own_address(), urlsplit(address).port), timeout=5):
             pass
         refused(run_step, data, "or give another --annotator")
         with started(data, "--source", packed, name="bob") as (other, _, archive_address):
@@ -110,16 +110,6 @@ def test_program_serves_this_machine_only_and_reports_what_is_missing(run_step, 
     assert "python -m preprocessing.step1_inventory --dataset ck --source" in rest
     assert urlsplit(address).path not in rest  # no access log
     assert sorted(path.name for path in (data / "ck" / "labels").iterdir()) == ["ann.csv", "bob.csv"]
-
-
-def _own_address() -> str:
-    """This machine's address on its network; one that nothing listens on where it has none."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # sends nothing
-        except OSError:
-            return "127.0.0.2"
-        return probe.getsockname()[0]
 
 
 # ---- the page in a browser

@@ -35,7 +35,7 @@ class Video:
         self.count = int(count) if count > 0 else None
         self.size = (first_bgr.shape[1], first_bgr.shape[0])
         self._capture, self._first_bgr, self._mirror = capture, first_bgr, mirror
-        self._timestamp, self._time = _timestamp(capture), 0.0  # of the last frame: in the file, since the first frame
+        self._timestamp, self._time = timestamp(capture), 0.0  # of the last frame: in the file, since the first frame
         self._reader = ThreadPoolExecutor(1)
 
     def __iter__(self) -> Iterator[Frame]:
@@ -71,9 +71,9 @@ class Video:
 
     def _read(self) -> _Read | None:
         more, image_bgr = next_frame(self._capture)
-        timestamp = _timestamp(self._capture)
-        step = timestamp - self._timestamp
-        self._timestamp, self._time = timestamp, self._time + (step if 0 < step <= _MAX_STEP else 1 / self.fps)
+        stamp = timestamp(self._capture)
+        step = stamp - self._timestamp
+        self._timestamp, self._time = stamp, self._time + (step if 0 < step <= _MAX_STEP else 1 / self.fps)
         if not more:
             return None
         return None if image_bgr is None else oriented(image_bgr, self._mirror), self._time, monotonic()
@@ -97,6 +97,6 @@ def open_video(file: Path, mirror: bool, name: str = "") -> Video:
     return Video(opened[0], name or file.name, opened[1], mirror)
 
 
-def _timestamp(capture: cv2.VideoCapture) -> float:
+def timestamp(capture: cv2.VideoCapture) -> float:
     """Return the time stamp of the last frame, in seconds."""
     return capture.get(cv2.CAP_PROP_POS_MSEC) / 1000

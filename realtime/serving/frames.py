@@ -1,0 +1,126 @@
+"""Frames of a visitor: camera frames that the page sends, and any frame of an uploaded video."""
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from common.errors import InputError
+from configuration import WEB
+from realtime.sources import Frame, Video
+from realtime.sources.frames import FALLBACK_FPS, next_frame
+from realtime.sources.video import open_video, timestamp
+
+_STEPS_BACK = (0, 15, 150)  # frames: how much earlier a search begins, where a seek ended too late
+_NEAR = 60  # frames: a frame so near is reached by reading on
+_MAX_SHIFT = 0.002  # seconds: two time stamps of one frame differ by less
+# The first bytes of video files. FFmpeg also opens play lists, which name other files and addresses.
+_SIGNATURES = {
+    0: (b"\x1aE\xdf\xa3", b"OggS", b"FLV\x01", b"\x00\x00\x01\xba", b"GIF8", b"G@"),
+    4: (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"),
+    8: (b"AVI ",),
+}
+
+
+class PushedFrames:
+    """A live source that gives `frame` each time it is asked. Attributes as of `realtime.sources.Live`."""
+
+    still, live, count, name, warning, fps = False, True, None, "camera", "", FALLBACK_FPS
+    frame: Frame
+
+    def __iter__(self) -> Iterator[Frame]:
+        while True:
+            yield self.frame
+
+
+def open_upload(file: Path, name: str) -> Video:
+    """Open an uploaded video.
+
+    Args:
+        file: The video.
+        name: Its name on the visitor's machine.
+
+    Raises:
+        InputError: It is no video that OpenCV can read, or its frames are too large.
+    """
+    with file.open("rb") as stream:
+        head = stream.read(12)
+    if not any(head[place:].startswith(kinds) for place, kinds in _SIGNATURES.items()):
+        raise InputError(f"{name} is no video of a known kind; accepted are MP4, MOV, MKV, WebM, AVI, MPEG, OGG")
+    capture = cv2.VideoCapture(str(file))
+    width, height = (capture.get(side) for side in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+    capture.release()
+    if width * height > WEB.pixels:
+        raise InputError(f"{name} has frames of {width:.0f}x{height:.0f} pixels; accepted are {WEB.pixels:,} pixels")
+    try:
+        return open_video(file, False, name)
+    except InputError:
+        raise InputError(f"{name} is no video that can be read; it is empty or damaged, or another kind") from None
+
+
+class FrameReader:
+    """Read frames of a video again, in any order.
+
+    A seek may end some frames off, as many files have no exact index. So the time stamp tells which frame was reached.
+
+    Args:
+        file: The video.
+    """
+
+    def __init__(self, file: Path):
+        self._file = file
+        self._rewind()
+
+    def read(self, place: int, times: list[float]) -> np.ndarray | None:
+        """Return a frame, uint8 BGR; None if it can no longer be read.
+
+        Args:
+            place: Index of the frame in the video.
+            times: Seconds from the first frame to each frame.
+        """
+        for back in _STEPS_BACK:
+            if self._next <= place < self._next + _NEAR or self._seek(place - 1 - back, place, times):
+                return self._read_to(place)
+        self._rewind()
+        return self._read_to(place)
+
+    def _rewind(self) -> None:
+        self._capture = cv2.VideoCapture(str(self._file))
+        self._first: float | None = None  # seconds: time stamp of the first frame
+        self._next = 0  # index of the frame that comes next
+
+    def _seek(self, target: int, place: int, times: list[float]) -> bool:
+        """Seek to about `target`, and return whether the place reached is known and not behind `place`."""
+        if self._first is None:
+            self._read_to(0)
+        if target <= 0:
+            self._rewind()
+            return True
+        self._capture.set(cv2.CAP_PROP_POS_FRAMES, target)
+        if not self._capture.grab():
+            return False
+        now = timestamp(self._capture) - (self._first or 0.0)
+        reached = bisect_left(times, now - _MAX_SHIFT)
+        self._next = reached + 1
+        return reached < min(place, len(times)) and abs(times[reached] - now) < _MAX_SHIFT
+
+    def _read_to(self, place: int) -> np.ndarray | None:
+        image_bgr = None
+        while self._next < place and self._capture.grab():
+            self._next += 1
+            self._remember_first()
+        if self._next == place:
+            image_bgr = next_frame(self._capture)[1]
+            self._next += 1
+            self._remember_first()
+        return image_bgr
+
+    def _remember_first(self) -> None:
+        if self._first is None:
+            self._first = timestamp(self._capture)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._capture.release()
