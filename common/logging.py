@@ -7,12 +7,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from tempfile import TemporaryFile
+from threading import RLock
 
 # Lines of TensorFlow's and LiteRT's own logs, and the second line of a message about the processor.
 _NATIVE_LOG = re.compile(
     rb"[IWE]\d{4} \d\d:\d\d:|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: [IWE] |(INFO|WARNING|ERROR):( |absl:|tensorflow:)"
     rb"|To enable the following instructions: "
 )
+_STDERR = RLock()  # threads that redirect standard error at the same time would not restore it
 _ERRORS_OFF = "3"  # TF_CPP_MIN_LOG_LEVEL: TensorFlow raises its errors as exceptions too
 
 
@@ -43,7 +45,7 @@ def quiet_start() -> Iterator[None]:
         yield
         return
     sys.stderr.flush()
-    with TemporaryFile() as caught:
+    with _STDERR, TemporaryFile() as caught:
         kept = os.dup(2)
         os.dup2(caught.fileno(), 2)
         try:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import warnings
+from threading import Event, Thread
 
 import pytest
 from conftest import ROOT
@@ -39,6 +40,26 @@ def test_native_logs_can_be_turned_on(capfd, monkeypatch):
     with pytest.warns(UserWarning):
         start_libraries()
     assert capfd.readouterr().err == f"{NATIVE}a real error\n"
+
+
+def test_threads_restore_standard_error(capfd):
+    entered, joined, left = Event(), Event(), Event()
+
+    def first() -> None:
+        with quiet_start():
+            entered.set()
+            joined.wait(0.3)  # seconds: until the other thread starts a library too, or waits for this one
+        left.set()
+
+    thread = Thread(target=first)
+    thread.start()
+    entered.wait()
+    with quiet_start():
+        joined.set()
+        left.wait()
+    os.write(2, b"a later error\n")
+    thread.join()
+    assert capfd.readouterr().err == "a later error\n"
 
 
 def run_command(module: str, *arguments: object) -> str:
