@@ -6,8 +6,8 @@ import threading
 import time
 from contextlib import closing
 from dataclasses import replace
-from typing import Any
 from pathlib import Path
+from typing import Any
 
 import keras
 import optuna
