@@ -13,7 +13,7 @@ def test_quickstart_notebook_runs_on_the_sample(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     notebook = nbformat.read(ROOT / "docs" / "quickstart.ipynb", as_version=4)
     resources = {"metadata": {"path": str(ROOT / "docs")}}
-    NotebookClient(notebook, timeout=900, kernel_name="python3", resources=resources).execute()
+    NotebookClient(notebook, timeout=1800, kernel_name="python3", resources=resources).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     text = "".join(output["text"] for output in outputs if output["output_type"] == "stream")
     assert "error:" not in text and "Traceback" not in text, text

@@ -30,7 +30,8 @@ class Interruption(keras.callbacks.Callback):
         self.epoch, self.seen = epoch, []
 
     def on_epoch_end(self, epoch, logs=None):
-        self.seen.append((self.model.name, epoch))
+        model: Any = self.model
+        self.seen.append((model.name, epoch))
         if epoch == self.epoch:
             raise KeyboardInterrupt
 

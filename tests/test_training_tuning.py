@@ -7,6 +7,7 @@ import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import keras
 import optuna
@@ -76,7 +77,7 @@ def test_finds_settings_and_writes_them_with_table_and_plots(make_dataset, tmp_p
     table = read_table(folder, "split.csv")
     tune(table, folder, models_folder, BASE, replace(QUICK, trials=2), "python -m some.step")
     runs: list[str] = []
-    names = keras.callbacks.LambdaCallback(on_train_begin=lambda _: runs.append(names.model.name))
+    names: Any = keras.callbacks.LambdaCallback(on_train_begin=lambda _: runs.append(names.model.name))
     tune(table, folder, models_folder, BASE, QUICK, "python -m some.step", callbacks=[names])
     assert runs == ["trial-2"]
     assert "2 of 3 trials finished" in capsys.readouterr().out
