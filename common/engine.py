@@ -210,8 +210,12 @@ def _map_with_ray(
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     # Actors on all slots would leave none for reading, and Ray Data would hang (ray issue 44687).
     slots = {} if address else {"num_cpus": available_cores() + 1, "include_dashboard": False}
-    with quiet_start():
-        ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **slots)
+    try:
+        with quiet_start():
+            ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **slots)
+    except Exception as error:  # Ray raises exceptions of many kinds, also where a busy machine starts it too slowly
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"--engine ray: Ray does not start ({reason}); run the same command again") from error
     try:
         actors = max(1, int(ray.cluster_resources().get("CPU", 1)) - 1)
         context = ray.data.DataContext.get_current()

@@ -81,7 +81,7 @@ def test_killed_actor_of_ray_loses_nothing_and_repeats_no_result(tmp_path):
         killed.append(int(actors[0].name))
         os.kill(killed[0], signal.SIGKILL)
 
-    killer = threading.Thread(target=kill_an_actor)
+    killer = threading.Thread(target=kill_an_actor, daemon=True)
     killer.start()
     items = list(range(200))
     results = list(Engine("ray").map(partial(square_and_tell, tmp_path), items, 4))
