@@ -319,6 +319,7 @@ def test_log_ends_at_its_largest_size(client, monkeypatch):
         (["--token", "short"], "--token needs 16 or more"),
         (["--token", "a/../b/c/d/e/f/g/h/i"], "--token needs 16 or more"),
         (["--certificate", "a.pem"], "--certificate and --key belong together"),
+        (["--certificate", "a.pem", "--key", "b.pem"], "--certificate a.pem with --key b.pem cannot be used"),
         (["--host", "no.such.host.invalid"], "--host no.such.host.invalid is no address of this machine"),
         (["--model", "none.keras", "--port", "0"], "none.keras"),
     ],

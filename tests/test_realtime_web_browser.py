@@ -139,6 +139,18 @@ def test_camera(browser, tmp_path):
         assert requested_hosts(browser) == {urlsplit(address).netloc}
 
 
+def test_anonymous_page_shows_covered_faces_only(browser):
+    with served("--anonymous") as (_, address):
+        page = Page(browser, address)
+        page.click("camera")
+        page.until("window.results.length && window.results.at(-1).faces.length")
+        page.click("freeze")
+        page.until("document.getElementById('freeze').getAttribute('aria-pressed') === 'true'")
+        assert page.run("return getComputedStyle(document.getElementById('video')).visibility") == "hidden"
+        assert analyze(cv2.cvtColor(page.picture("frame"), cv2.COLOR_BGR2RGB)) == []
+        assert page.picture("frame").max() > 0
+
+
 def test_keys_do_what_the_buttons_do(browser):
     from selenium.webdriver.common.action_chains import ActionChains
 
