@@ -37,7 +37,7 @@ def clip(tmp_path_factory) -> tuple[Path, Path, list[bytes]]:
 
 @pytest.fixture
 def browser(clip, tmp_path):
-    with chromium(clip[1], download__default_directory=str(tmp_path)) as browser:
+    with chromium(clip[1], with_requests=True, download__default_directory=str(tmp_path)) as browser:
         yield browser
 
 
