@@ -205,7 +205,7 @@ def test_garbage_closes_its_own_connection_with_a_reason(client, message):
 def test_any_garbage_closes_the_connection():
     with make_client() as client:
 
-        @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
         @given(
             st.binary(max_size=60)
             | st.text(max_size=60).filter(lambda text: "discard" not in text)
