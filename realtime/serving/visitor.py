@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from common.emotions import css_color
 from common.errors import InputError
 from configuration import WEB
 from inference.face_detector import FaceDetector
 from inference.faces import Detector, Face
 from realtime.anonymity import Anonymizer, cover
-from realtime.recognition import BACKGROUND_THREADS, Classifier, Result, recognize, watch
+from realtime.recognition import BACKGROUND_THREADS, NOT_SURE, Classifier, Result, recognize, watch
 from realtime.serving.frames import FrameReader, PushedFrames, open_upload
 from realtime.serving.messages import MessageError, Picture, decode, described, encode
 from realtime.sinks.log import FaceLog
@@ -82,8 +83,9 @@ class Visitor:
     @property
     def hello(self) -> dict[str, Any]:
         """What the page shows before the first frame."""
-        shared = self._shared
-        return {"labels": list(shared.classifier.labels), "model": shared.model, "anonymous": shared.anonymous}
+        labels = self._shared.classifier.labels
+        colors = {label: css_color(label) for label in (*labels, NOT_SURE)}
+        return {"labels": labels, "colors": colors, "model": self._shared.model, "anonymous": self._shared.anonymous}
 
     def recognize(self, picture: Picture) -> Reply:
         """Recognize the faces of a camera frame or a picture.
