@@ -198,7 +198,7 @@ class WebConfig:
 
     port: int = 8000
     visitors: int = 8  # open pages at once; further ones are refused
-    rate: float = 60.0  # messages per second of a visitor; more are slowed down
+    rate: float = 120.0  # messages per second of a visitor; more are slowed down
     message: int = 4_000_000  # bytes: largest message, such as a camera frame
     upload: int = 500_000_000  # bytes: largest video
     pixels: int = 9_000_000  # largest frame or picture, such as 4K

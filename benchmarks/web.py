@@ -90,12 +90,13 @@ def served(*options: str, port: int = 0, **environment: str) -> Iterator[tuple[s
 
 
 @contextmanager
-def chromium(clip: Path | None, *arguments: str, **preferences: Any) -> Iterator[Any]:
+def chromium(clip: Path | None, *arguments: str, with_requests: bool = False, **preferences: Any) -> Iterator[Any]:
     """Run headless Chromium while the block runs; yield its Selenium driver.
 
     Args:
         clip: Motion JPEG of the fake camera; None: no camera.
         arguments: Further arguments of Chromium.
+        with_requests: Log the requests of the pages, which slows them down.
         preferences: Chromium's preferences, with `__` for each dot.
 
     Raises:
@@ -120,7 +121,8 @@ def chromium(clip: Path | None, *arguments: str, **preferences: Any) -> Iterator
     names = {name.replace("__", "."): value for name, value in preferences.items()}
     permitted = {"profile.default_content_setting_values.media_stream_camera": 1}
     options.add_experimental_option("prefs", permitted | names)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    logs = {"browser": "ALL", **({"performance": "ALL"} if with_requests else {})}
+    options.set_capability("goog:loggingPrefs", logs)
     browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     try:
         yield browser

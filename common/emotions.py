@@ -40,6 +40,11 @@ _SPELLINGS = {
 _CANONICAL = {spelling: name for name, spellings in _SPELLINGS.items() for spelling in spellings.split()}
 
 
+def css_color(label: str) -> str:
+    """Return the colour of an emotion in CSS, such as `#d55e00`; that of `unsure` for other labels."""
+    return "#{:02x}{:02x}{:02x}".format(*COLORS.get(label, UNSURE))
+
+
 def find(name: str) -> str | None:
     """Return the canonical emotion of a common spelling (`Angry`, `0_anger`, `happy`), or None for other words."""
     word = re.sub(r"^\d+[\s_.-]*|[\s_.-]*\d+$", "", name.strip().lower())

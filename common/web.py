@@ -177,6 +177,23 @@ def address(app: Starlette, listener: socket.socket, scheme: str = "http") -> st
     return f"{scheme}://{host}:{port}/" + (f"{app.state.token}/" if app.state.token else "")
 
 
+def check_certificate(certificate: Path, key: Path) -> None:
+    """Refuse a certificate or a private key that cannot be used for HTTPS.
+
+    Raises:
+        InputError: Names the reason and the remedy.
+    """
+    import ssl
+
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"--certificate {certificate} with --key {key} cannot be used ({reason}); give both in PEM format"
+        ) from error
+
+
 def serve(
     app: Starlette,
     listener: socket.socket,
@@ -190,12 +207,7 @@ def serve(
         listener: A listening socket; it is closed at the end.
         max_message: Largest message of a WebSocket, bytes; a larger one closes the connection. 0: no WebSockets.
         certificate: Files of the certificate and of its private key, for HTTPS.
-
-    Raises:
-        InputError: The certificate cannot be used.
     """
-    import ssl
-
     import uvicorn  # late: it takes a fifth of a second to import
 
     encryption: dict[str, Any] = {}
@@ -215,10 +227,5 @@ def serve(
         ws_per_message_deflate=False,  # pictures do not get smaller
         **encryption,
     )
-    try:
-        config.load()
-    except (OSError, ssl.SSLError) as error:
-        listener.close()
-        raise InputError(f"--certificate and --key cannot be used ({error}); give both, in PEM format") from error
     with listener, suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listener])

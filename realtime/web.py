@@ -41,7 +41,7 @@ def main(
 ) -> None:
     """Serve a page that recognizes the expressions before the visitor's camera."""
     from common.logging import silence_opencv
-    from common.web import address, is_loopback, listen, serve
+    from common.web import address, check_certificate, is_loopback, listen, serve
     from inference.emotion_classifier import EmotionClassifier
     from inference.face_detector import build_detector
     from realtime.serving.app import build_app
@@ -50,6 +50,8 @@ def main(
     token = _checked_token(token, is_loopback(host))
     if bool(certificate) != bool(key):
         raise InputError("--certificate and --key belong together; give both, or none for HTTP")
+    if certificate and key:
+        check_certificate(certificate, key)
     silence_opencv()
     with listen(port, host) as listener:
         classifier = EmotionClassifier.load_litert(model)

@@ -205,7 +205,7 @@ def test_garbage_closes_its_own_connection_with_a_reason(client, message):
 def test_any_garbage_closes_the_connection():
     with make_client() as client:
 
-        @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
         @given(
             st.binary(max_size=60)
             | st.text(max_size=60).filter(lambda text: "discard" not in text)
@@ -319,6 +319,7 @@ def test_log_ends_at_its_largest_size(client, monkeypatch):
         (["--token", "short"], "--token needs 16 or more"),
         (["--token", "a/../b/c/d/e/f/g/h/i"], "--token needs 16 or more"),
         (["--certificate", "a.pem"], "--certificate and --key belong together"),
+        (["--certificate", "a.pem", "--key", "b.pem"], "--certificate a.pem with --key b.pem cannot be used"),
         (["--host", "no.such.host.invalid"], "--host no.such.host.invalid is no address of this machine"),
         (["--model", "none.keras", "--port", "0"], "none.keras"),
     ],

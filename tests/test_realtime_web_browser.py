@@ -37,7 +37,7 @@ def clip(tmp_path_factory) -> tuple[Path, Path, list[bytes]]:
 
 @pytest.fixture
 def browser(clip, tmp_path):
-    with chromium(clip[1], download__default_directory=str(tmp_path)) as browser:
+    with chromium(clip[1], with_requests=True, download__default_directory=str(tmp_path)) as browser:
         yield browser
 
 
@@ -137,6 +137,18 @@ def test_camera(browser, tmp_path):
         page.until("document.getElementById('video').srcObject === null")
         assert browser.get_log("browser") == []
         assert requested_hosts(browser) == {urlsplit(address).netloc}
+
+
+def test_anonymous_page_shows_covered_faces_only(browser):
+    with served("--anonymous") as (_, address):
+        page = Page(browser, address)
+        page.click("camera")
+        page.until("window.results.length && window.results.at(-1).faces.length")
+        page.click("freeze")
+        page.until("document.getElementById('freeze').getAttribute('aria-pressed') === 'true'")
+        assert page.run("return getComputedStyle(document.getElementById('video')).visibility") == "hidden"
+        assert analyze(cv2.cvtColor(page.picture("frame"), cv2.COLOR_BGR2RGB)) == []
+        assert page.picture("frame").max() > 0
 
 
 def test_keys_do_what_the_buttons_do(browser):

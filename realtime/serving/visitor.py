@@ -3,17 +3,20 @@
 import time
 from collections.abc import Generator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 
+from common.emotions import css_color
 from common.errors import InputError
 from configuration import WEB
-from inference.faces import Detector
+from inference.face_detector import FaceDetector
+from inference.faces import Detector, Face
 from realtime.anonymity import Anonymizer, cover
-from realtime.recognition import Classifier, Result, recognize, watch
+from realtime.recognition import BACKGROUND_THREADS, NOT_SURE, Classifier, Result, recognize, watch
 from realtime.serving.frames import FrameReader, PushedFrames, open_upload
 from realtime.serving.messages import MessageError, Picture, decode, described, encode
 from realtime.sinks.log import FaceLog
@@ -37,12 +40,30 @@ class Recognizer:
         detector: Detects the faces.
         model: Name of the network.
         anonymous: Cover all faces in everything that is sent to a page.
+        background: Runs the cameras' slow detections, one at a time, beside the shared thread.
     """
 
     classifier: Classifier
     detector: Detector
     model: str = ""
     anonymous: bool = False
+    background: Detector | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.detector, FaceDetector):
+            background = _InTurns(FaceDetector(self.detector.options, BACKGROUND_THREADS))
+            object.__setattr__(self, "background", background)
+
+
+class _InTurns:
+    """A detector that several threads take in turns."""
+
+    def __init__(self, detector: Detector):
+        self._detector, self._lock = detector, Lock()
+
+    def detect(self, image_rgb: np.ndarray) -> list[Face]:
+        with self._lock:
+            return self._detector.detect(image_rgb)
 
 
 class Visitor:
@@ -62,8 +83,9 @@ class Visitor:
     @property
     def hello(self) -> dict[str, Any]:
         """What the page shows before the first frame."""
-        shared = self._shared
-        return {"labels": list(shared.classifier.labels), "model": shared.model, "anonymous": shared.anonymous}
+        labels = self._shared.classifier.labels
+        colors = {label: css_color(label) for label in (*labels, NOT_SURE)}
+        return {"labels": labels, "colors": colors, "model": self._shared.model, "anonymous": self._shared.anonymous}
 
     def recognize(self, picture: Picture) -> Reply:
         """Recognize the faces of a camera frame or a picture.
@@ -176,11 +198,11 @@ class Visitor:
 
 
 class _Camera:
-    """Tracks the faces of a camera through `watch`, which takes one frame per result."""
+    """Tracks the faces of a camera as `watch` does, which takes one frame per result."""
 
     def __init__(self, shared: Recognizer, start: float):
         self._frames: Any = PushedFrames()
-        self._results = watch(self._frames, shared.classifier, shared.detector)
+        self._results = recognize(self._frames, shared.detector, shared.classifier, background=shared.background)
         self._anonymizer = Anonymizer() if shared.anonymous else None
         self._start, self._last, self._count = start, -np.inf, 0
 

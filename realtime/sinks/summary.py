@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common.command_line import counted
-from common.emotions import COLORS, UNSURE
+from common.emotions import css_color
 from common.files import atomic_file
 from realtime.recognition import NOT_SURE, Result
 from realtime.sinks.files import write_errors
@@ -187,7 +187,7 @@ def render_page(timeline: Timeline, labels: Sequence[str], frames: int, source: 
         lstrip_blocks=True,
     )
     environment.filters |= {"clock": clock, "counted": counted}
-    colors = {label: "#{:02x}{:02x}{:02x}".format(*COLORS.get(label, UNSURE)) for label in labels}
+    colors = {label: css_color(label) for label in labels}
     names = [f"face {face.track_id}" for face in timeline.faces]
     values = {"timeline": timeline, "face_names": names, "labels": labels, "colors": colors, "ticks": ticks}
     return environment.get_template("summary.html").render(values, frames=frames, source=source, model=model)

@@ -1,15 +1,15 @@
 /** Draw boxes, labels and probability bars. Labels are written out and unsure boxes have corners only, so colour is not needed. */
 
-// The palette of Okabe and Ito, as in common/emotions.py.
-export const COLORS = {
-  anger: "#d55e00", disgust: "#009e73", fear: "#cc79a7", happiness: "#f0e442", sadness: "#0072b2", surprise: "#56b4e9",
-  neutral: "#e1e1e1", contempt: "#e69f00",
-};
-export const UNSURE = "#646464";
-const DARK = ["sadness"]; // colours that need white letters
+/** CSS colours by label, which the server sends. */
+export const colors = {};
 
-export const colorOf = label => COLORS[label] ?? UNSURE;
-export const inkOn = label => DARK.includes(label) || !(label in COLORS) ? "#fff" : "#000";
+export const colorOf = label => colors[label] ?? colors.unsure;
+
+/** Return the colour of letters on a label's colour, as the window chooses it. */
+export function inkOn(label) {
+  const [red, green, blue] = colorOf(label).match(/\w\w/g).map(part => parseInt(part, 16));
+  return 0.299 * red + 0.587 * green + 0.114 * blue > 100 ? "#000" : "#fff";
+}
 
 /** The face that is spoken about: the largest one that is not tentative. */
 export function mainFace(faces) {
@@ -89,7 +89,7 @@ function drawBars(context, face, [x, y, width], unit, labels, isMain) {
     context.fillStyle = "#fff";
     context.textBaseline = "middle";
     context.fillText(label, left + 0.4 * size, middle);
-    context.fillStyle = COLORS[label] ?? "#fff";
+    context.fillStyle = colorOf(label);
     context.fillRect(start, middle - 0.4 * size, Math.max(1, bar * face.probabilities[place]), 0.8 * size);
   });
 }

@@ -2,7 +2,7 @@
 
 import {Camera, remedy} from "./camera.js";
 import {Connection} from "./connection.js";
-import {drawFaces, fitted, mainFace, nameOf} from "./drawing.js";
+import {colors, drawFaces, fitted, mainFace, nameOf} from "./drawing.js";
 import {Timeline} from "./timeline.js";
 import {VideoFile} from "./video.js";
 
@@ -255,6 +255,7 @@ function offerTables() {
 
 connection.addEventListener("ready", event => {
   server = event.detail;
+  Object.assign(colors, server.colors);
   $("connection").textContent = "connected";
   $("model").textContent = server.model;
   $("anonymous").hidden = !server.anonymous;
