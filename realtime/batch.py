@@ -20,7 +20,7 @@ import typer
 from common.command_line import counted, run
 from common.engine import Engine, EngineName, RayAddress
 from configuration import FACES, PATHS
-from realtime.bulk import BatchOptions, run_batch
+from realtime.batching.bulk import BatchOptions, run_batch
 from realtime.program import exit_on_signals
 
 

@@ -18,7 +18,7 @@ from benchmarks.common import write_portrait_video
 from common.engine import Engine
 from common.errors import InputError
 from common.processes import exclusive_lock
-from realtime.bulk import BatchOptions, run_batch
+from realtime.batching.bulk import BatchOptions, run_batch
 
 BATCH = "realtime.batch"
 

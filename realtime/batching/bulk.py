@@ -22,7 +22,7 @@ from inference.crops import read_image_rgb
 from inference.face_detector import FaceDetector, crop_versions, network_files
 from inference.model_card import card_path
 from preprocessing.datasets.archives import is_archive, list_files, scratch_folder, unpack_all
-from realtime.manifest import Manifest, Outcome
+from realtime.batching.manifest import Manifest, Outcome
 from realtime.recognition import recognize, watch
 from realtime.sinks.log import FaceLog, csv_text, log_columns, log_rows
 from realtime.sources import Frame
