@@ -141,7 +141,8 @@ def _check_backend(name: str) -> None:
             import keras
         except ModuleNotFoundError as error:
             raise InputError(
-                f"the network {name} is not converted for LiteRT yet, which needs TensorFlow; {INSTALL_REST}"
+                f"the network {name} is not converted for LiteRT, which needs TensorFlow; {INSTALL_REST}; or restore a "
+                "network of the project: git checkout -- models/litert"
             ) from error
         backend = keras.backend.backend()
     if backend != "tensorflow":

@@ -9,7 +9,6 @@ from cards import model_card
 from realtime_fakes import FACE, FakeClassifier, FakeDetector
 
 from common.errors import InputError
-from configuration import PATHS
 from realtime import doctor
 from realtime.doctor import check_model, check_opencv, examine, probe
 
@@ -99,10 +98,10 @@ def test_remedy_names_missing_card_entries(monkeypatch, card, options):
 
 
 def test_model_remedies(monkeypatch):
-    monkeypatch.setattr(doctor, "PATHS", SimpleNamespace(pretrained=Path("released.keras")))
+    monkeypatch.setattr(doctor, "PATHS", SimpleNamespace(pretrained=Path("released.keras"), shipped=Path("litert")))
     assert check_model(Path("other.keras"), refuse)[0].remedy == "give --model a trained network"
     remedy = check_model(Path("released.keras"), refuse)[0].remedy
-    assert remedy == f"git checkout -- released.keras released.json {PATHS.shipped}"
+    assert remedy == "git checkout -- released.keras released.json litert"
 
 
 def test_opencv_remedy_removes_both_builds(monkeypatch):
