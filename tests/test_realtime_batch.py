@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import cv2
@@ -23,18 +23,17 @@ from realtime.batching.bulk import BatchOptions, run_batch
 BATCH = "realtime.batch"
 
 
+@dataclass(frozen=True)
 class InProcess(Engine):
     """Works in this process, notes the files, and may be interrupted after some of them."""
 
-    def __init__(self, stop_after: int = 1000):
-        super().__init__()
-        self.__dict__.update(seen=[], left=stop_after)
+    stop_after: int = 1000
+    seen: list[str] = field(default_factory=list)
 
     def map(self, function, items, chunk, crashed=None):
         for item in items:
-            if not self.left:
+            if len(self.seen) == self.stop_after:
                 raise KeyboardInterrupt
-            self.__dict__["left"] -= 1
             self.seen.append(item[0])
             yield function(item)
 
