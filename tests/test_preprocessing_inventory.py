@@ -220,7 +220,7 @@ def test_images_are_whole_copies_and_edits_reach_neither_side(tmp_path, monkeypa
         assert other.read_bytes() == before
 
 
-TURNED = np.repeat(np.repeat(np.uint8([[[250, 0, 0], [0, 0, 250], [0, 250, 0]]]), 16, 0), 16, 1)  # red, blue, green
+TURNED = np.array([[[250, 0, 0], [0, 0, 250], [0, 250, 0]]], np.uint8).repeat(16, 0).repeat(16, 1)  # red, blue, green
 
 
 def png_of_pixels(side: int) -> bytes:
