@@ -88,7 +88,7 @@ def _compare_arrays(actual: bytes, expected: bytes) -> str:
 
 def _compare_numbers(actual: bytes, expected: bytes) -> str:
     tables = [pd.read_csv(io.BytesIO(content)) for content in (actual, expected)]
-    first, second = ({name: table[name].to_numpy() for name in table} for table in tables)
+    first, second = ({str(name): table[name].to_numpy() for name in table} for table in tables)
     return _close(first, second)
 
 

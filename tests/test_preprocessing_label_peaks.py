@@ -107,7 +107,10 @@ def test_program_serves_this_machine_only_and_reports_what_is_missing(run_step, 
         program.send_signal(signal.SIGINT)
         rest = program.stdout.read() if program.stdout else ""
     assert "ann has labelled 0 of 2 sequences" in rest
-    assert "python -m preprocessing.step1_inventory --dataset ck --source" in rest
+    assert (
+        f"python -m preprocessing.step1_inventory --dataset ck --data {data} --source {tmp_path / 'CK+'} --labels "
+        in rest
+    )
     assert urlsplit(address).path not in rest  # no access log
     assert sorted(path.name for path in (data / "ck" / "labels").iterdir()) == ["ann.csv", "bob.csv"]
 
