@@ -145,3 +145,10 @@ def test_second_process_may_not_write_the_same_report(tmp_path):
             pass
         fill(part, new="new")
     assert (tmp_path / "test-labels" / "new.txt").exists()
+
+
+@pytest.mark.figures
+def test_name_with_dollar_signs_is_drawn_as_text(tmp_path):
+    drawing, axes = canvas(r"$\frac{$")
+    axes.set_yticks([0], [r"$\frac{$"])
+    assert save(drawing, tmp_path / "figure.png").stat().st_size > 1000

@@ -175,6 +175,13 @@ def damaged(pack, name: str, cut: bool = True):
     return make
 
 
+def without_start(folder: Path) -> Path:
+    """Write a zip file that lacks its first 81 bytes, so that its index points before its start."""
+    file = zip_folder(write_kaggle_folders(folder / "tree"), folder / "a.zip")
+    file.write_bytes(file.read_bytes()[81:])
+    return file
+
+
 def encrypted_zip(folder: Path) -> Path:
     """Write a zip file whose member is marked as encrypted, in both of its headers."""
     file = zip_of(folder / "a.zip", ("angry/1.png", png(1)))
@@ -188,6 +195,7 @@ def encrypted_zip(folder: Path) -> Path:
 REFUSED = {
     "tar cut between files": (cut_tar(2), "a.tar is damaged"),
     "tar with a damaged header": (cut_tar(2, b"x" * 512), "a.tar is damaged"),
+    "zip without its start": (without_start, "a.zip is damaged"),
     "cut tar.gz": (damaged(tar_folder, "a.tar.gz"), "a.tar.gz is damaged"),
     "cut zip inside": (damaged(zip_in_zip, "b.zip"), "b.zip is damaged"),
     "zip with a wrong byte": (damaged(zip_folder, "a.zip", cut=False), "a.zip is damaged"),

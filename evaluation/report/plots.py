@@ -6,6 +6,7 @@ Series also differ in marker or line, for black-and-white printers.
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -17,6 +18,7 @@ from evaluation.metrics.calibration import Reliability
 
 BLACK, ORANGE, BLUE, GRAY = "#000000", "#D55E00", "#0072B2", "#767676"  # Okabe and Ito's palette
 _MIN_IN_BIN = 10  # images: bins of the reliability diagram with fewer are not shown
+matplotlib.rcParams["text.parse_math"] = False  # names may have dollar signs
 SERIES = ((BLUE, "o", "-"), (ORANGE, "s", "--"), ("#009E73", "^", "-."), ("#CC79A7", "D", ":"))
 
 

@@ -1,5 +1,6 @@
 """List the files of a download: a single file, a folder or an archive, also archives inside it."""
 
+import errno
 import lzma
 import os
 import re
@@ -201,7 +202,7 @@ def _archive_errors(name: str) -> Iterator[None]:
     except KeyError as error:  # tarfile: the target of a hard link
         raise InputError(f"{name} is damaged: {error.args[0]}; download it again") from error
     except OSError as error:
-        if error.errno is not None:
+        if error.errno not in (None, errno.EINVAL):  # zipfile seeks to where a damaged index points
             raise  # such as a full disk
         raise InputError(f"{name} is damaged or incomplete ({error}); download it again") from error
 
