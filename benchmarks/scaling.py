@@ -21,10 +21,11 @@ import cv2
 import numpy as np
 import typer
 
-from benchmarks.common import SEED, JsonFile, Row, finish, portrait_file
+from benchmarks.common import SEED, JsonFile, Row, finish
 from common.command_line import progress_bar, run
 from common.emotions import EMOTIONS
 from configuration import ROOT
+from preprocessing.datasets.sample import PORTRAIT
 
 CELL = 160  # pixels: side of the square around each face
 
@@ -64,7 +65,7 @@ def main(
 def write_pictures(folder: Path, count: int, faces: int = 1) -> None:
     """Write JPEG pictures into folders named by emotion, no two of them equal."""
     random = np.random.default_rng(SEED)
-    portrait_bgr = cv2.imread(str(portrait_file()))
+    portrait_bgr = cv2.imread(str(PORTRAIT))
     assert portrait_bgr is not None
     for emotion in EMOTIONS[:7]:
         (folder / emotion).mkdir(parents=True)

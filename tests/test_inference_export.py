@@ -12,12 +12,13 @@ import keras
 import numpy as np
 import pytest
 import yaml
-from conftest import PORTRAIT, ROOT
+from conftest import ROOT
 
 from configuration import PATHS
 from inference.crops import read_image_rgb
 from inference.keras_networks import load_network
 from inference.model_card import read_card
+from preprocessing.datasets.sample import PORTRAIT
 from realtime import analyze
 
 SCORES = [

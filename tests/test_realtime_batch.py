@@ -12,12 +12,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import PORTRAIT, ROOT, files_of_at_most
+from conftest import ROOT, files_of_at_most
 
 from benchmarks.common import write_portrait_video
 from common.engine import Engine
 from common.errors import InputError
 from common.processes import exclusive_lock
+from preprocessing.datasets.sample import PORTRAIT
 from realtime.batching.bulk import BatchOptions, run_batch
 
 BATCH = "realtime.batch"

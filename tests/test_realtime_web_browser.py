@@ -12,13 +12,14 @@ from urllib.parse import urlsplit
 import cv2
 import numpy as np
 import pytest
-from conftest import PORTRAIT, own_address
+from conftest import own_address
 from selenium.webdriver.support.ui import WebDriverWait
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from benchmarks.common import write_portrait_video
 from benchmarks.web import chromium, message, served, socket_address, write_clip
+from preprocessing.datasets.sample import PORTRAIT
 from realtime import analyze
 
 pytestmark = pytest.mark.system

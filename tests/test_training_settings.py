@@ -25,7 +25,7 @@ def test_settings_survive_a_file(config, tmp_path):
     ("entries", "message"),
     [
         ({"depth": 3}, "'depth' is not one of network, filters"),
-        ({"augmentation": {"blur": 1.0}}, "'blur' is not one of flip"),
+        ({"augmentation": {"fog": 1.0}}, "'fog' is not one of flip"),
         ({"epochs": "9"}, "epochs '9'"),
         ({"epochs": True}, "epochs True"),
         ({"filters": [32, "64"]}, "filters '64'"),
