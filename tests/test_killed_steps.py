@@ -24,7 +24,7 @@ def write_in_place(table, file):
     with file.open("w") as stream:
         stream.write(text[:len(text) // 2])
         stream.flush()
-        time.sleep(1)
+        time.sleep(6)
         stream.write(text[len(text) // 2:])
 
 splitting.write_table = write_in_place
@@ -40,10 +40,11 @@ def test_killed_step_ends_like_an_undisturbed_one(tmp_path):
     assert result.problems == [] and result.kills + result.late in (1, 2)
 
 
+@pytest.mark.system
 def test_table_that_is_written_in_place_is_found(tmp_path):
     (tmp_path / "in_place.py").write_text(IN_PLACE)
     (tmp_path / "rounds").mkdir()
-    result = kill_rounds(Step(f"{tmp_path / 'in_place.py'} {SPLIT}", (dataset,)), 2, tmp_path / "rounds", seed=1)
+    result = kill_rounds(Step(f"{tmp_path / 'in_place.py'} {SPLIT}", (dataset,)), 8, tmp_path / "rounds", seed=1)
     assert result.kills and "x/split.csv is half-written" in " ".join(result.problems)
 
 

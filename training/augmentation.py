@@ -164,7 +164,7 @@ class RandomBlur(keras.layers.Layer):
         weights = [ops.exp(-((offset / deviation) ** 2) / 2) for offset in range(-radius, radius + 1)]
         total = sum(weights)
         padded = ops.pad(images, ((0, 0), (radius, radius), (radius, radius), (0, 0)), mode="symmetric")
-        rows = sum(weight * padded[:, i : i + height] for i, weight in enumerate(weights)) / total
+        rows: Any = sum(weight * padded[:, i : i + height] for i, weight in enumerate(weights)) / total
         return sum(weight * rows[:, :, i : i + width] for i, weight in enumerate(weights)) / total
 
     def compute_output_spec(self, images: Any, training: bool = False) -> Any:
