@@ -48,7 +48,7 @@ class Engine:
 
     Attributes:
         name: `local`: one worker process per allowed core; `ray`: Ray Data.
-        ray_address: Address of a Ray cluster; None: Ray starts on this machine and ends with the run.
+        ray_address: Address of a Ray cluster; None: Ray starts on this machine and ends with this process.
 
     Raises:
         InputError: The engine is not known or not installed, or the address needs Ray.
@@ -198,17 +198,47 @@ def _map_with_ray(
     """Yield a function's results in order, computed by actors of Ray Data.
 
     Ray restarts an actor that was killed and repeats its unfinished chunks. Chunks and results are pickled, because
-    Ray Data would turn them into columns of a table.
+    Ray Data would turn them into columns of a table. Ray runs until this process ends, as its start takes seconds.
+    """
+    _start_ray(address)
+    import ray
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    # Actors on all slots would leave none for reading, and Ray Data would hang (ray issue 44687).
+    actors = max(1, int(ray.cluster_resources().get("CPU", 1)) - 1)
+    chunks = [{"chunk": pickle.dumps(items[start : start + chunk])} for start in range(0, len(items), chunk)]
+    rows = ray.data.from_items(chunks, override_num_blocks=len(chunks)).map_batches(
+        _Actor,
+        fn_constructor_args=[function],
+        batch_size=1,
+        num_cpus=1,
+        compute=ray.data.ActorPoolStrategy(size=min(actors, len(chunks))),
+    )
+    for row in rows.iter_rows():
+        results = pickle.loads(row["results"])
+        if isinstance(results, Exception):
+            raise results
+        yield from results
+
+
+def _start_ray(address: str | None) -> None:
+    """Start Ray on this machine, with a slot more than there are cores, or connect to a cluster.
+
+    Raises:
+        InputError: Ray does not start, or nothing answers at the address.
     """
     if address:
         _check_address(address)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of a change in a later version
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
-    import ray.data
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    # Actors on all slots would leave none for reading, and Ray Data would hang (ray issue 44687).
+    if ray.is_initialized():
+        return
     slots = {} if address else {"num_cpus": available_cores() + 1, "include_dashboard": False}
     try:
         with quiet_start():
@@ -216,26 +246,6 @@ def _map_with_ray(
     except Exception as error:  # Ray raises exceptions of many kinds, also where a busy machine starts it too slowly
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"--engine ray: Ray does not start ({reason}); run the same command again") from error
-    try:
-        actors = max(1, int(ray.cluster_resources().get("CPU", 1)) - 1)
-        context = ray.data.DataContext.get_current()
-        context.execution_options.preserve_order = True
-        context.enable_progress_bars = False
-        chunks = [{"chunk": pickle.dumps(items[start : start + chunk])} for start in range(0, len(items), chunk)]
-        rows = ray.data.from_items(chunks, override_num_blocks=len(chunks)).map_batches(
-            _Actor,
-            fn_constructor_args=[function],
-            batch_size=1,
-            num_cpus=1,
-            compute=ray.data.ActorPoolStrategy(size=min(actors, len(chunks))),
-        )
-        for row in rows.iter_rows():
-            results = pickle.loads(row["results"])
-            if isinstance(results, Exception):
-                raise results
-            yield from results
-    finally:
-        ray.shutdown()
 
 
 def _check_address(address: str) -> None:

@@ -207,6 +207,7 @@ def test_killed_runs_lose_nothing_and_repeat_no_row(media, tmp_path):
 
 @pytest.mark.system
 def test_ray_writes_the_tables_of_the_local_engine(media, tmp_path):
+    pytest.importorskip("ray")
     options = replace(BatchOptions(), raw=True)
     for name in ("local", "ray"):
         assert run_batch([media], tmp_path / name, options, Engine(name)) == (8, 3)
