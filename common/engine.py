@@ -201,8 +201,8 @@ def _map_with_ray(
     Ray Data would turn them into columns of a table. Ray runs until this process ends, as its start takes seconds.
     """
     _start_ray(address)
-    import ray
-    import ray.data
+    import ray  # pyright: ignore[reportMissingImports]  # optional
+    import ray.data  # pyright: ignore[reportMissingImports]  # optional
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
@@ -235,7 +235,7 @@ def _start_ray(address: str | None) -> None:
         _check_address(address)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of a change in a later version
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    import ray
+    import ray  # pyright: ignore[reportMissingImports]  # optional
 
     if ray.is_initialized():
         return

@@ -174,7 +174,7 @@ def test_released_network_is_exported_and_the_documented_example_runs(tmp_path, 
     assert done.returncode == 0, done.stderr
     quantised = by_litert(tmp_path / "exported" / "pretrained.tflite")(images)
     np.testing.assert_allclose(quantised, expected, atol=0.05)
-    assert (quantised.argmax(axis=1) == expected.argmax(axis=1)).mean() >= 0.99
+    assert (quantised.argmax(axis=1) == expected.argmax(axis=1)).mean() >= 0.97
 
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8"), re.S)
     shutil.copyfile(PORTRAIT, tmp_path / "photo.jpg")

@@ -262,9 +262,9 @@ def _text_file(file: Path):
 
 def _write_parquet(table: Path) -> None:
     """Write a log in CSV as Parquet beside it, part by part, with the original names."""
-    import pyarrow as pa
-    import pyarrow.csv
-    import pyarrow.parquet
+    import pyarrow as pa  # pyright: ignore[reportMissingImports]  # optional
+    import pyarrow.csv  # pyright: ignore[reportMissingImports]  # optional
+    import pyarrow.parquet  # pyright: ignore[reportMissingImports]  # optional
 
     types = {"name": pa.string(), "label": pa.string(), "track_id": pa.int64()}
     convert = pyarrow.csv.ConvertOptions(column_types=types)
