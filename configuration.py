@@ -18,9 +18,7 @@ class Paths:
     models: Path = ROOT / "models"  # networks: models/NAME/*.keras; the released ones at the top
     reports: Path = ROOT / "reports"  # evaluations: reports/NAME/MODEL/SPLIT-TRUTH/
     converted: Path = ROOT / "models" / "converted"  # networks converted for LiteRT, remade when they are missing
-    shipped: Path = (
-        ROOT / "models" / "litert"
-    )  # released networks and mtcnn's, converted: the camera needs no TensorFlow
+    shipped: Path = ROOT / "models" / "litert"  # the released networks and mtcnn's, converted
     pretrained: Path = ROOT / "models" / "pretrained.keras"  # the released network, which the webcam uses
     captures: Path = ROOT / "reports" / "webcam"  # what the webcam's keys write: snapshots and recordings
 

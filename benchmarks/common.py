@@ -1,6 +1,7 @@
 """Code that the benchmarks share: options, videos to read, timing in pairs, and the table of results."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -22,6 +23,11 @@ Row = dict[str, Any]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="File to write the figures to.")]
 Videos = Annotated[list[Path] | None, typer.Option("--video", help="Video; repeat for several.")]
 SEED = 7
+
+
+def resident_bytes(process: int | str = "self") -> int:
+    """Return the memory that a process holds, by its number. Linux only."""
+    return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def read_frames(file: Path, count: int | None = None) -> tuple[list[np.ndarray], float]:

@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -88,29 +87,22 @@ def _face_cell(portrait_bgr: np.ndarray, random: np.random.Generator) -> np.ndar
 def measure_steps(folder: Path, count: int) -> dict[str, Row]:
     """Run all steps on `folder/raw`, and return a row for each."""
     data = ("--dataset", "generated", "--data", str(folder / "data"))
-    steps: list[tuple[str, tuple[str, ...], Callable[[], float]]] = [
-        (
-            "preprocessing.step1_inventory",
-            (*data, "--source", str(folder / "raw")),
-            lambda: _megabytes(folder / "data"),
-        ),
-        ("preprocessing.step2_face_crops", data, lambda: _megabytes(folder / "data" / "generated" / "faces")),
-        ("preprocessing.step3_split", data, lambda: _megabytes(folder / "data" / "generated" / "split.csv")),
-        (
-            "realtime.batch",
-            (str(folder / "raw"), "--output", str(folder / "batch")),
-            lambda: _megabytes(folder / "batch"),
-        ),
+    made = folder / "data" / "generated"
+    steps = [  # module, options, and what it writes
+        ("preprocessing.step1_inventory", (*data, "--source", str(folder / "raw")), folder / "data"),
+        ("preprocessing.step2_face_crops", data, made / "faces"),
+        ("preprocessing.step3_split", data, made / "split.csv"),
+        ("realtime.batch", (str(folder / "raw"), "--output", str(folder / "batch")), folder / "batch"),
     ]
     rows = {}
-    for module, arguments, disk in steps:
+    for module, arguments, written in steps:
         cost = cost_of("-m", module, *arguments)
         rows[module] = {
             "work": f"{module}, {count:,} pictures",
             "ours_ms": 1000 * cost.wall / count,
             "processor_ms": 1000 * cost.processor / count,
             "memory_mb": cost.memory,
-            "disk_mb": disk(),
+            "disk_mb": _megabytes(written),
         }
     return rows
 

@@ -8,7 +8,6 @@ the first tenth of the run. Ends with status 1 where the counts differ.
 """
 
 import csv
-import os
 import sys
 import tempfile
 import time
@@ -20,6 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.common import resident_bytes
 from common.command_line import run
 from configuration import FACES, PATHS
 from inference.emotion_classifier import EmotionClassifier
@@ -122,8 +122,8 @@ def soak(file: Path, frames: int, folder: Path, detector: Detector, classifier: 
 
 def resident_megabytes() -> float:
     """Return the memory that this process holds; where the system does not report it, its peak."""
-    if (statistics := Path("/proc/self/statm")).exists():
-        return int(statistics.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    if Path("/proc/self/statm").exists():
+        return resident_bytes() / 2**20
     from resource import RUSAGE_SELF, getrusage  # not on Windows
 
     return getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**20

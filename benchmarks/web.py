@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 import typer
 
-from benchmarks.common import JsonFile, Row, finish, read_frames, write_portrait_video
+from benchmarks.common import JsonFile, Row, finish, read_frames, resident_bytes, write_portrait_video
 from common.command_line import run
 from common.errors import InputError
 from configuration import ROOT
@@ -35,7 +35,7 @@ RATE = 30.0  # frames per second of a camera
 WARM_UP = 5.0  # seconds
 SECONDS = 20.0  # of each measurement
 VISITORS = 4
-# What the page does for a person: keeps the round trips, and returns those since the last call.
+# A script that keeps the round trips of the page, and returns those since the last call.
 COLLECT = """window.trips ??= (document.addEventListener('recognized', e => window.trips.push(e.detail.trip)), []);
 return window.trips.splice(0);"""
 
@@ -102,7 +102,7 @@ def chromium(clip: Path | None, *arguments: str, with_requests: bool = False, **
     Raises:
         InputError: Chromium, its driver or Selenium is not installed.
     """
-    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    program, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
     try:
         from selenium import webdriver
     except ImportError:
@@ -161,9 +161,9 @@ def measure_page(browser: Any, server: int) -> list[Row]:
 def measure_memory(browser: Any, server: int, minutes: float) -> Row:
     """Measure the growth of the server's memory after the first minute."""
     time.sleep(60)
-    first = resident_megabytes(server)
+    first = resident_bytes(server) / 1e6
     time.sleep(60 * minutes)
-    growth = resident_megabytes(server) - first
+    growth = resident_bytes(server) / 1e6 - first
     frames = len(browser.execute_script(COLLECT))
     return {"work": f"memory, growth in {minutes:g} minutes", "megabytes": growth, "of": first, "frames": frames}
 
@@ -213,12 +213,6 @@ def processor_seconds(process: int) -> float:
     """Return the processor time that a process has used."""
     user, system = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[11:13]
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
-
-
-def resident_megabytes(process: int) -> float:
-    """Return the memory of a process."""
-    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 if __name__ == "__main__":

@@ -36,6 +36,9 @@ DatasetName = Annotated[str, typer.Option("--dataset", help="Name of the data se
 DataRoot = Annotated[Path, typer.Option("--data", help="Folder of the data sets.")]
 ModelsRoot = Annotated[Path, typer.Option("--models", help="Folder of the trained networks.")]
 Force = Annotated[bool, typer.Option("--force", help="Train from the first epoch, even if the run is finished.")]
+Targets = Annotated[
+    str, typer.Option("--targets", help="Targets: labels, or votes (distribution of the annotators' votes).")
+]
 TensorBoardFolder = Annotated[
     Path | None, typer.Option("--tensorboard", help="Folder for TensorBoard's logs; each run has a subfolder.")
 ]

@@ -14,7 +14,7 @@ _REST = ("fairlearn", "keras", "matplotlib", "optuna", "pandas", "scipy", "sklea
 
 
 def missing_package(error: BaseException) -> str | None:
-    """Return the message for a package that is not installed as the camera does without it; None for other errors."""
+    """Return the message where a package is missing that only training and evaluation need; None for other errors."""
     name = (getattr(error, "name", None) or "").partition(".")[0]
     if isinstance(error, ModuleNotFoundError) and name in _REST:
         return f"this needs {name}, which is not installed; {INSTALL_REST}"

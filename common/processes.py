@@ -37,7 +37,7 @@ def exclusive_lock(folder: Path, remedy: str = "then run this command again") ->
         InputError: Another process holds the lock; the message names it.
     """
     created = [place for place in (folder, *folder.parents) if not place.exists()]
-    if folder.is_dir() and [path.name for path in folder.iterdir()] == [LOCK_FILE]:  # of a killed run
+    if folder.is_dir() and [path.name for path in folder.iterdir()] == [LOCK_FILE]:  # a killed run created it
         created.insert(0, folder)
     release = _acquire(folder, remedy)
     try:

@@ -23,11 +23,10 @@ import typer
 from common.command_line import run
 from common.errors import InputError
 from common.files import atomic_file
-from common.logging import quiet_start
 from configuration import PATHS
 from inference.crops import BOX_SIDE, TEMPLATE
 from inference.emotion_classifier import converted_classifier
-from inference.keras_networks import is_whole, load_pixel_network
+from inference.keras_networks import check_whole, export_network, load_pixel_network
 from inference.lineage import hashes_file
 from inference.model_card import ModelCard, card_content, card_path, check_unchanged, read_card
 
@@ -108,7 +107,8 @@ def export(model_file: Path, kind: str, output: Path, int8: bool = False) -> Pat
             if kind == "litert":
                 shutil.copyfile(converted_classifier(model_file, card, Path(scratch), int8), made)
             else:
-                _convert(model_file, card, kind, made)
+                network = load_pixel_network(model_file, card)
+                export_network(network, made, kind, f"{model_file} cannot be exported as {kind}", "this format")
             with atomic_file(card_path(output / model_file.name)) as temporary:
                 temporary.write_bytes(card_content(_with_preprocessing(replace(card, input_range=None))))
         made.replace(target)
@@ -127,20 +127,6 @@ def _check(model_file: Path, kind: str, target: Path, int8: bool) -> None:
         raise InputError(f"{target} exists already; remove it, or give another --output")
     if kind != "hub" and target.parent.resolve() == model_file.parent.resolve():
         raise InputError(f"--output {target.parent} has the network's own card, which would be replaced; give another")
-
-
-def _convert(model_file: Path, card: ModelCard, kind: str, file: Path) -> None:
-    network: Any = load_pixel_network(model_file, card)
-    try:
-        with quiet_start():
-            network.export(str(file), format=kind, verbose=False)
-    except OSError:
-        raise
-    except Exception as error:  # the converters have no public exception class
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise InputError(
-            f"{model_file} cannot be exported as {kind} ({reason}); use layers that this format supports"
-        ) from error
 
 
 def preprocessing(card: ModelCard) -> dict[str, Any]:
@@ -169,8 +155,7 @@ def _with_preprocessing(card: ModelCard) -> ModelCard:
 
 def _write_hub_folder(model_file: Path, card: ModelCard, folder: Path) -> None:
     """Write a folder for the Hugging Face Hub, from which Keras loads the network."""
-    if not is_whole(model_file):
-        raise InputError(f"{model_file} is damaged: it is not a complete .keras file; restore it, or train it again")
+    check_whole(model_file)
     if card_path(model_file).name in _UNZIPPED:
         raise InputError(f"{model_file} has the name of a file of Keras; rename the network and its card")
     folder.mkdir()

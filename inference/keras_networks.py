@@ -139,6 +139,37 @@ def is_whole(model_file: Path) -> bool:
         return False
 
 
+def check_whole(model_file: Path) -> None:
+    """Refuse a `.keras` file that is incomplete or does not match its checksums."""
+    if not is_whole(model_file):
+        raise InputError(f"{model_file} is damaged: it is not a complete .keras file; restore it, or train it again")
+
+
+def export_network(network: Any, file: Path, kind: str, failure: str, reader: str, **options: Any) -> None:
+    """Write a network in another format by Keras's converter.
+
+    Args:
+        network: The Keras model.
+        file: The file, or the folder of a SavedModel.
+        kind: Format of `Model.export`: `litert`, `onnx` or `tf_saved_model`.
+        failure: Start of the message where the converter fails.
+        reader: What must support the layers, for that message.
+        options: Further arguments of `Model.export`.
+
+    Raises:
+        InputError: The converter fails, mostly at a layer that the format lacks.
+        OSError: The file cannot be written.
+    """
+    try:
+        with quiet_start():
+            network.export(str(file), format=kind, verbose=False, **options)
+    except OSError:
+        raise
+    except Exception as error:  # the converters have no public exception class
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise InputError(f"{failure} ({reason}); use layers that {reader} supports") from error
+
+
 def load_network(model_file: Path) -> keras.Model:
     """Load a network without its card.
 
@@ -146,8 +177,7 @@ def load_network(model_file: Path) -> keras.Model:
         InputError: The file is damaged, or is not a Keras model.
     """
     _refuse_hdf5(model_file)
-    if not is_whole(model_file):
-        raise InputError(f"{model_file} is damaged: it is not a complete .keras file; restore it, or train it again")
+    check_whole(model_file)
     with quiet_start():
         import keras
     try:

@@ -26,6 +26,7 @@ from common.errors import INSTALL_REST, InputError
 from common.files import atomic_file
 from common.logging import quiet_start
 from configuration import PATHS
+from inference.keras_networks import export_network
 
 REVISION = 2  # raise it when the conversion changes, so that earlier files are not used
 MAX_KEPT_PIXELS = 500_000  # input pixels of all kept interpreters; beyond, the least recently used ones are dropped
@@ -158,15 +159,8 @@ def _export(model: Any, file: Path, name: str, int8: bool) -> None:
         import tensorflow as tf
 
         options = {"optimizations": [tf.lite.Optimize.DEFAULT]}  # type: ignore[attr-defined]
-    try:
-        model.export(str(file), format="litert", verbose=False, **options)
-    except OSError:
-        raise
-    except Exception as error:  # the converter has no public exception class
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise InputError(
-            f"the network {name} cannot be converted for LiteRT ({reason}); use layers that LiteRT supports"
-        ) from error
+    failure = f"the network {name} cannot be converted for LiteRT"
+    export_network(model, file, "litert", failure, "LiteRT", **options)
 
 
 def _kept(folder: Path, stem: str, key: str) -> Path | None:

@@ -11,9 +11,12 @@ __all__ = ["analyze", "analyze_many", "to_frame", "watch"]
 
 def __getattr__(name: str) -> Any:
     """Import the public functions on first use, so that commands start fast."""
-    if name in __all__:
-        from realtime import recognition
+    if name == "to_frame":
         from realtime.sinks import log
 
-        return getattr(log if name == "to_frame" else recognition, name)
+        return log.to_frame
+    if name in __all__:
+        from realtime import recognition
+
+        return getattr(recognition, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,6 +16,7 @@ from realtime.recognition import Recognition, Result
 
 HIDDEN_MARGIN = 0.3  # share of a face's box that is covered around it on every side
 MAX_DELAYED = 90  # frames held back at most
+NO_PIXELS = np.empty((0, 0, 3), np.uint8)  # the image of a result that is kept without it
 _FILL = (96, 96, 96)  # BGR
 _MAX_NEAR = 240  # frames before and after a frame that are looked at: a second at the highest frame rate
 _MIN_PASSED = 3  # frames after a lost face in which its place stays covered, however slow the source is
@@ -68,7 +69,7 @@ class Anonymizer:
         while len(self._passed) > _MIN_PASSED and not 0 <= time - self._passed[0].frame.time <= WEBCAM.hidden_after:
             self._passed.popleft()
         hidden = _hide(result, _areas(result, [*self._passed, *self._waiting]), known)
-        self._passed.append(_with_image(result, np.empty((0, 0, 3), np.uint8)))
+        self._passed.append(with_image(result, NO_PIXELS))
         return hidden
 
 
@@ -133,10 +134,11 @@ def _hide(result: Result, areas: list[tuple[int, Face]], known: int) -> Result:
                 part = _part(image_bgr, each.face)
                 hidden_bgr[part] = image_bgr[part]
         _fill(hidden_bgr, (each.face for each in result.recognitions if each.track_id != known))
-    return _with_image(result, hidden_bgr)
+    return with_image(result, hidden_bgr)
 
 
-def _with_image(result: Result, image_bgr: np.ndarray) -> Result:
+def with_image(result: Result, image_bgr: np.ndarray) -> Result:
+    """Return a result with another image."""
     return replace(result, frame=replace(result.frame, image_bgr=image_bgr))
 
 

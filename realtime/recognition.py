@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 NOT_SURE = "unsure"  # the label shown where no emotion reaches the abstention threshold
 BACKGROUND_THREADS = 1  # cores of a background detection; the others serve each frame
-BATCH_FACES = 32  # of `analyze_many`: so many faces are one batch of the classifier
-BATCH_PIXELS = 20_000_000  # of `analyze_many`: images of so many pixels together wait for no further one
+BATCH_FACES = 32  # faces after which `analyze_many` classifies the images that wait
+BATCH_PIXELS = 20_000_000  # pixels of all waiting images after which it does so, too
 
 
 class Classifier(Protocol):
@@ -226,7 +226,7 @@ def analyze_many(
 ) -> Generator[Result, None, None]:
     """Recognize the expression of each face in many images.
 
-    Faces are detected image by image and classified in batches. At most `BATCH_PIXELS` and one image wait for a batch.
+    Faces are detected image by image and classified in batches, which end at `BATCH_FACES` or `BATCH_PIXELS`.
 
     Args:
         paths: Image files.

@@ -50,20 +50,21 @@ def main(
     token = _checked_token(token, is_loopback(host))
     if bool(certificate) != bool(key):
         raise InputError("--certificate and --key belong together; give both, or none for HTTP")
-    if certificate and key:
-        check_certificate(certificate, key)
+    encryption = (certificate, key) if certificate and key else None
+    if encryption:
+        check_certificate(*encryption)
     silence_opencv()
     with listen(port, host) as listener:
         classifier = EmotionClassifier.load_litert(model)
         shared = Recognizer(classifier, build_detector(detector, classifier.faces), model.name, anonymous)
         app = build_app(shared, token, host)
-        place = address(app, listener, "https" if certificate else "http")
+        place = address(app, listener, "https" if encryption else "http")
         print(f"open {place}  (Ctrl-C ends)", flush=True)
-        if not is_loopback(host) and not certificate:
+        if not is_loopback(host) and not encryption:
             print(_NO_CAMERA.format(listener.getsockname()[1]), file=sys.stderr)
         if browser and _has_desktop():
             webbrowser.open(place)
-        serve(app, listener, WEB.message, (certificate, key) if certificate and key else None)
+        serve(app, listener, WEB.message, encryption)
 
 
 def _checked_token(token: str | None, is_local: bool) -> str:

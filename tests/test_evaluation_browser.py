@@ -2,7 +2,6 @@
 
 import base64
 import json
-import shutil
 from typing import Any
 
 import cv2
@@ -10,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 
+from benchmarks.web import chromium
 from inference.keras_networks import save
 from inference.lineage import read_hashes
 from inference.model_card import read_card
@@ -48,18 +48,8 @@ class Browser:
 
 @pytest.fixture(scope="module")
 def browser():
-    from selenium import webdriver
-
-    program, service = (shutil.which(name) for name in ("chromium", "chromedriver"))
-    assert program and service, "this test needs Chromium and its driver; see `make test-system`"
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", CLOSED_PORT):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(service))
-    yield Browser(driver)
-    driver.quit()
+    with chromium(None, "--hide-scrollbars", CLOSED_PORT, with_requests=True) as driver:
+        yield Browser(driver)
 
 
 @pytest.fixture

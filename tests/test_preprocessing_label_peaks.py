@@ -17,6 +17,7 @@ from conftest import ROOT, own_address
 from raw_data import random_gray, write_image
 from test_preprocessing_labelling_page import SEQUENCES, write_download
 
+from benchmarks import web
 from preprocessing.inventory import write_inventory
 
 UNLABELLED = [name for name, (_, code) in SEQUENCES.items() if code is None]
@@ -121,18 +122,8 @@ def test_program_serves_this_machine_only_and_reports_what_is_missing(run_step, 
 @pytest.fixture
 def chromium() -> Iterator:
     """Headless Chromium; gives a function that opens a window of its own at an address."""
-    from selenium import webdriver
-
-    program, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-    assert program and driver, "this test needs Chromium and its driver; see `make test-system`"
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for option in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1200,1000"):
-        options.add_argument(option)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield browser
-    browser.quit()
+    with web.chromium(None, "--window-size=1200,1000", with_requests=True) as browser:
+        yield browser
 
 
 class Page:

@@ -18,6 +18,7 @@ from common.command_line import (
     DataRoot,
     DatasetName,
     ModelsRoot,
+    Targets,
     TensorBoardFolder,
     dataset_folder,
     run,
@@ -33,9 +34,7 @@ def main(
     dataset: DatasetName = SAMPLE_NAME,
     data: DataRoot = PATHS.data,
     models: ModelsRoot = PATHS.models,
-    targets: Annotated[
-        str, typer.Option(help="Targets: labels, or votes (distribution of the annotators' votes).")
-    ] = BEST.targets,
+    targets: Targets = BEST.targets,
     trials: Annotated[
         int | None,
         typer.Option(

@@ -20,6 +20,7 @@ from common.command_line import (
     DatasetName,
     Force,
     ModelsRoot,
+    Targets,
     TensorBoardFolder,
     dataset_folder,
     run,
@@ -35,9 +36,7 @@ def main(
     dataset: DatasetName = SAMPLE_NAME,
     data: DataRoot = PATHS.data,
     models: ModelsRoot = PATHS.models,
-    targets: Annotated[
-        str, typer.Option(help="Targets: labels, or votes (distribution of the annotators' votes).")
-    ] = BEST.targets,
+    targets: Targets = BEST.targets,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Number of epochs of each teacher.", show_default=str(BEST.epochs))
     ] = None,
@@ -57,9 +56,10 @@ def main(
     with quiet_start():
         from training.trainer import train_network
 
+    callbacks = tensorboard(board)
     for file, config in zip(files, TEACHERS, strict=True):
         config = shortened(replace(config, targets=targets, epochs=epochs or config.epochs))
-        train_network(table, folder, file, config, command, force=force, callbacks=tensorboard(board))
+        train_network(table, folder, file, config, command, force=force, callbacks=callbacks)
     print(f"distil them: python -m training.step3_best_model --dataset {dataset} --teacher {teachers}")
 
 

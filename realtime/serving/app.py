@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from anyio import CancelScope
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -99,8 +100,9 @@ class _Server:
                 yield name, guest
             finally:
                 del self._guests[name]
-                async with guest.turn:
-                    await self._run(guest.visitor.close)
+                with CancelScope(shield=True):  # the folder can be deleted only after its files are closed
+                    async with guest.turn:
+                        await self._run(guest.visitor.close)
 
     async def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)

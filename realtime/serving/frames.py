@@ -25,7 +25,7 @@ _SIGNATURES = {
 
 
 class PushedFrames:
-    """A live source that gives `frame` each time it is asked. Attributes as of `realtime.sources.Live`."""
+    """A live source whose next frame is always `frame`. Its other attributes are those of `realtime.sources.Live`."""
 
     still, live, count, name, warning, fps = False, True, None, "camera", "", FALLBACK_FPS
     frame: Frame

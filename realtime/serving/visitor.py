@@ -15,7 +15,7 @@ from common.errors import InputError
 from configuration import WEB
 from inference.face_detector import FaceDetector
 from inference.faces import Detector, Face
-from realtime.anonymity import Anonymizer, cover
+from realtime.anonymity import NO_PIXELS, Anonymizer, cover, with_image
 from realtime.recognition import BACKGROUND_THREADS, NOT_SURE, Classifier, Result, recognize, watch
 from realtime.serving.frames import FrameReader, PushedFrames, open_upload
 from realtime.serving.messages import MessageError, Picture, decode, described, encode
@@ -26,7 +26,6 @@ from realtime.sources import Frame, Video
 from realtime.sources.frames import oriented
 
 TABLES = ("log.csv", "segments.csv", "summary.html")
-_NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 
 Reply = tuple[dict[str, Any], bytes | None]
 
@@ -96,18 +95,15 @@ class Visitor:
         start = time.perf_counter()
         image_bgr = oriented(decode(picture.jpeg), mirror=not picture.still)
         if picture.still:
-            result = self._recognize_still(image_bgr)
+            result, anonymizer = self._recognize_still(image_bgr), Anonymizer(still=True)
         else:
             self._camera = self._camera or _Camera(self._shared, picture.time)
-            result = self._camera.recognize(image_bgr, picture.time)
-        reply = described(result) | {"server": time.perf_counter() - start, "log": False}
-        if picture.still:
-            results = Anonymizer(still=True).add(result) if self._shared.anonymous else []
-        else:
-            reply["log"] = self._write(result)
-            results = self._camera.cover(result) if self._camera else []
+            result, anonymizer = self._camera.recognize(image_bgr, picture.time), self._camera.anonymizer
+        reply = described(result) | {"server": time.perf_counter() - start}
+        reply["log"] = not picture.still and self._write(result)
         if not self._shared.anonymous:
             return reply, None
+        results = anonymizer.add(result)
         if not results:  # the anonymizer waits for the frames that follow
             return reply | {"faces": []}, None
         return reply | described(results[-1]), encode(results[-1].frame.image_bgr)
@@ -203,7 +199,7 @@ class _Camera:
     def __init__(self, shared: Recognizer, start: float):
         self._frames: Any = PushedFrames()
         self._results = recognize(self._frames, shared.detector, shared.classifier, background=shared.background)
-        self._anonymizer = Anonymizer() if shared.anonymous else None
+        self.anonymizer = Anonymizer()
         self._start, self._last, self._count = start, -np.inf, 0
 
     def recognize(self, image_bgr: np.ndarray, now: float) -> Result:
@@ -212,9 +208,6 @@ class _Camera:
         self._frames.frame = Frame(image_bgr, self._count, now - self._start, "camera")
         self._last, self._count = now, self._count + 1
         return next(self._results)
-
-    def cover(self, result: Result) -> list[Result]:
-        return self._anonymizer.add(result) if self._anonymizer else []
 
     def close(self) -> None:
         self._results.close()
@@ -240,7 +233,7 @@ class _VideoRun:
         result = next(self._results, None)
         if result:
             faces = [replace(each, probabilities={each.label: 1.0}) for each in result.recognitions]
-            frame = replace(result.frame, image_bgr=_NO_PIXELS)
+            frame = replace(result.frame, image_bgr=NO_PIXELS)
             self._done.append(Result(frame, faces if self._anonymous else []))
             self._times += [result.frame.time] * (result.frame.index + 1 - len(self._times))  # also of damaged frames
         return result
@@ -253,7 +246,7 @@ class _VideoRun:
         image_bgr = self._reader.read(result.frame.index, self._times)
         if image_bgr is None:
             return None
-        result = replace(result, frame=replace(result.frame, image_bgr=image_bgr))
+        result = with_image(result, image_bgr)
         return encode((cover(result, place, self._done) if self._anonymous else result).frame.image_bgr)
 
     def close(self) -> None:

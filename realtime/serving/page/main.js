@@ -273,7 +273,7 @@ connection.addEventListener("lost", event => {
 
 setInterval(() => {
   const now = performance.now();
-  trips.splice(0, trips.findIndex(each => now - each.at < 1000) >= 0 ? trips.findIndex(each => now - each.at < 1000) : trips.length);
+  while (trips.length && now - trips[0].at >= 1000) trips.shift();
   const median = key => trips.map(each => each[key]).sort((one, other) => one - other)[trips.length >> 1];
   $("rate").textContent = trips.length || "–";
   $("trip").textContent = trips.length ? `${median("trip").toFixed(0)} ms` : "–";
