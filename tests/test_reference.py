@@ -1,4 +1,7 @@
-"""The numbers of commit 942d47c on the embedded sample: a refactoring must not change them."""
+"""The numbers on the embedded sample, from before the redesign (942d47c): a refactoring must not change them.
+
+The predictions are those of the released network, and are renewed with it.
+"""
 
 from pathlib import Path
 
