@@ -12,7 +12,7 @@ import numpy as np
 
 from common.emotions import css_color
 from common.errors import InputError
-from configuration import WEB
+from configuration import WEB, WEBCAM
 from inference.face_detector import FaceDetector
 from inference.faces import Detector, Face
 from realtime.anonymity import NO_PIXELS, Anonymizer, cover, with_image
@@ -114,7 +114,7 @@ class Visitor:
 
     def _write(self, result: Result) -> bool:
         """Add a camera frame to the log, and return whether the log goes on."""
-        if not self._tables or self._tables.is_finished:
+        if self._video or not self._tables or self._tables.is_finished:  # a video has tables of its own
             return False
         self._tables.write(result)
         return not self._tables.is_finished
@@ -151,8 +151,8 @@ class Visitor:
             file.unlink()
             raise
         self.log(False)
-        self._tables = _Tables(self.folder, self._shared, name)
         self._video = _VideoRun(self._shared, source, file)
+        self._tables = _Tables(self.folder, self._shared, name)
         return {"name": name, "count": source.count, "fps": source.fps, "size": source.size}
 
     def advance(self, with_picture: bool) -> Reply:
@@ -179,10 +179,15 @@ class Visitor:
         return self._video.read(place) if self._video else None
 
     def discard(self) -> None:
-        """Delete the uploaded video."""
+        """Delete the uploaded video, and finish its tables.
+
+        Raises:
+            InputError: A table cannot be written.
+        """
         if self._video:
             self._video.close()
             self._video = None
+            self.log(False)
 
     def close(self) -> None:
         """Free everything but the folder."""
@@ -222,6 +227,7 @@ class _VideoRun:
         self._done: list[Result] = []  # without pixels and, unless they are covered, without faces
         self._times: list[float] = []
         self._reader = FrameReader(file)
+        self._is_finished = False
 
     @property
     def warning(self) -> str:
@@ -231,6 +237,7 @@ class _VideoRun:
     def advance(self) -> Result | None:
         """Return the next result; None at the end."""
         result = next(self._results, None)
+        self._is_finished = result is None
         if result:
             faces = [replace(each, probabilities={each.label: 1.0}) for each in result.recognitions]
             frame = replace(result.frame, image_bgr=NO_PIXELS)
@@ -239,10 +246,13 @@ class _VideoRun:
         return result
 
     def read(self, place: int) -> bytes | None:
-        """Return a recognized frame as JPEG; None if it does not exist or can no longer be read."""
+        """Return a recognized frame as JPEG; None if it does not exist, must wait, or can no longer be read."""
         if not 0 <= place < len(self._done):
             return None
         result = self._done[place]
+        since = self._done[-1].frame.time - result.frame.time
+        if self._anonymous and not self._is_finished and since < WEBCAM.hidden_before:
+            return None  # the next frames may show faces that must be covered here
         image_bgr = self._reader.read(result.frame.index, self._times)
         if image_bgr is None:
             return None
