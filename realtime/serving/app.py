@@ -176,6 +176,7 @@ async def _receive(request: Request, file: Path) -> None:
     """Write the body of a request to a file; nothing is left of one that does not arrive whole.
 
     Raises:
+        ClientDisconnect: The page was closed.
         InputError: It is too large.
         OSError: It cannot be written.
     """
@@ -186,6 +187,8 @@ async def _receive(request: Request, file: Path) -> None:
                 size += len(part)
                 if size > WEB.upload:
                     raise InputError(f"the video is too large; accepted are {WEB.upload / 1e6:,.0f} MB")
+                if not file.exists():  # the page was closed, and its folder deleted
+                    raise ClientDisconnect
                 await run_in_threadpool(stream.write, part)
         is_whole = True
     finally:
