@@ -193,11 +193,9 @@ def check_certificate(certificate: Path, key: Path) -> None:
 
     try:
         ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
-    except (OSError, ssl.SSLError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(
-            f"--certificate {certificate} with --key {key} cannot be used ({reason}); give both in PEM format"
-        ) from error
+    except OSError as error:
+        message = f"--certificate {certificate} with --key {key} cannot be used ({error.strerror or error}); "
+        raise InputError(f"{message}give both in PEM format") from error
 
 
 def serve(
@@ -233,8 +231,8 @@ def serve(
         ws_per_message_deflate=False,  # pictures do not get smaller
         **encryption,
     )
-    # Garbage that visitors send would print tracebacks.
-    logging.getLogger("uvicorn.error").addFilter(lambda record: not str(record.msg).startswith("Invalid "))
+    # Garbage that visitors send would print tracebacks, and Ctrl-C would print a line about HTTPS connections.
+    logging.getLogger("uvicorn.error").addFilter(lambda record: not str(record.msg).startswith(("Invalid ", "Cancel ")))
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     with listener, suppress(KeyboardInterrupt):

@@ -17,7 +17,7 @@ from inference.face_detector import FaceDetector
 from inference.faces import Detector, Face
 from realtime.anonymity import NO_PIXELS, Anonymizer, cover, with_image
 from realtime.recognition import BACKGROUND_THREADS, NOT_SURE, Classifier, Result, recognize, watch
-from realtime.serving.frames import FrameReader, PushedFrames, open_upload
+from realtime.serving.frames import FrameReader, open_upload
 from realtime.serving.messages import MessageError, Picture, decode, described, encode
 from realtime.sinks.log import FaceLog
 from realtime.sinks.segments import SegmentTable
@@ -202,15 +202,15 @@ class _Camera:
     """Tracks the faces of a camera as `watch` does, which takes one frame per result."""
 
     def __init__(self, shared: Recognizer, start: float):
-        self._frames: Any = PushedFrames()
-        self._results = recognize(self._frames, shared.detector, shared.classifier, background=shared.background)
+        frames = iter(lambda: self._frame, None)
+        self._results = recognize(frames, shared.detector, shared.classifier, background=shared.background)
         self.anonymizer = Anonymizer()
         self._start, self._last, self._count = start, -np.inf, 0
 
     def recognize(self, image_bgr: np.ndarray, now: float) -> Result:
         if now <= self._last:
             raise MessageError("the time of a frame must be later than that of the frame before")
-        self._frames.frame = Frame(image_bgr, self._count, now - self._start, "camera")
+        self._frame = Frame(image_bgr, self._count, now - self._start, "camera")
         self._last, self._count = now, self._count + 1
         return next(self._results)
 
