@@ -320,12 +320,15 @@ def test_camera_is_not_logged_after_a_video(client, tmp_path):
         assert {row["name"] for row in csv.DictReader(page.table("log.csv").text.splitlines())} == {"clip.mp4"}
 
 
-def test_log_ends_at_its_largest_size(client, monkeypatch):
+def test_log_ends_at_its_largest_size(client, monkeypatch, tmp_path):
     monkeypatch.setattr("realtime.serving.visitor.WEB", replace(messages.WEB, log=300))
     with opened(client) as page:
         page.command(type="log", on=True)
         assert [page.send(float(second))["log"] for second in range(5)] == [True, True, False, False, False]
         assert page.table("log.csv").status_code == 200
+        page.upload(write_video(tmp_path / "clip.mp4").read_bytes())
+        assert [page.command(type="next", picture=False)["index"] for _ in range(12)] == list(range(12))
+        assert 2 < len(page.table("log.csv").text.splitlines()) < 12
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ class Visitor:
 
     def _write(self, result: Result) -> bool:
         """Add a camera frame to the log, and return whether the log goes on."""
-        if self._video or not self._tables or self._tables.is_finished:  # a video has tables of its own
+        if self._video or not self._tables:  # a video has tables of its own
             return False
         self._tables.write(result)
         return not self._tables.is_finished
@@ -275,6 +275,9 @@ class _Tables:
         self._sinks = FaceLog(log, labels), SegmentTable(segments), SummaryPage(summary, labels, source, shared.model)
 
     def write(self, result: Result) -> None:
+        """Add a frame, unless the tables are finished."""
+        if self.is_finished:
+            return
         for sink in self._sinks:
             sink.write(result)
         if self._log.stat().st_size > WEB.log:
