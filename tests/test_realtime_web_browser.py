@@ -258,8 +258,11 @@ def test_page_reconnects_to_a_server_that_was_started_again(browser):
     with served() as (_, address):
         page = Page(browser, address)
         page.click("camera")
-        page.more_results()
+        page.click("log")
+        page.wait("spoken", "Face 1: ")
     page.wait("connection", "no connection")
+    page.wait("problem", "The connection was lost, and the log with it")
+    assert page.text("spoken") == "No face yet." and not page.picture("overlay").any()
     with served(port=urlsplit(address).port or 0):
         page.wait("connection", "connected")
         page.more_results()

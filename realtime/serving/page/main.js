@@ -270,7 +270,12 @@ connection.addEventListener("lost", event => {
   $("connection").textContent = `no connection${reason}; trying again…`;
   $("log").disabled = true;
   $("downloads").hidden = true;
-  if (isLogging()) endLog();
+  if (isLogging()) { endLog(); complain(`The connection was lost${reason}, and the log with it. Keep a new log.`); }
+  if (mode === "camera" && !frozen) {
+    shown = null;
+    $("overlay").width += 0; // clears it
+    spoken.text = $("spoken").textContent = "No face yet.";
+  }
   if (mode === "video") { setMode("none"); complain(`The connection was lost${reason}. Open the video again.`); }
 });
 
