@@ -10,7 +10,7 @@ class InputError(ValueError):
 
 
 INSTALL_REST = 'install the rest in the project\'s folder: python -m pip install -e ".[all]"'
-_REST = ("fairlearn", "keras", "matplotlib", "optuna", "pandas", "scipy", "sklearn", "tensorflow")
+_REST = ("fairlearn", "keras", "matplotlib", "optuna", "pandas", "scipy", "sklearn", "tensorflow", "yaml")
 
 
 def missing_package(error: BaseException) -> str | None:

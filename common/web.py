@@ -4,9 +4,12 @@
 without the token, with another host name (DNS rebinding) or from another website (cross-site request) get an empty 404.
 """
 
+import errno
 import ipaddress
 import json
+import logging
 import secrets
+import signal
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
@@ -30,6 +33,7 @@ LOOPBACK = "127.0.0.1"
 _LOOPBACK_NAMES = {LOOPBACK, "localhost", "::1"}
 _ALL_INTERFACES = {"0.0.0.0", "::"}
 _PINGS = 10.0  # seconds between two pings of a WebSocket, and until a missing answer closes it
+_LONGEST_PATH = 1000  # characters; `int` raises an error for numbers of more than 4,300 digits
 _POLICY = (
     "default-src 'none'; script-src {0}; style-src {0}; img-src 'self' blob: data:; media-src blob:; "
     "connect-src 'self'; worker-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -94,6 +98,8 @@ class _PrivateAddress:
 
 def is_permitted(request: HTTPConnection, token: str, host: str = LOOPBACK) -> bool:
     """Return whether a request has the token, names this machine and comes from no other website."""
+    if len(request.scope["path"]) > _LONGEST_PATH:
+        return False
     given = request.url.path.split("/")[1:2] or [""]
     if token and not secrets.compare_digest(given[0].encode(), token.encode()):
         return False
@@ -161,11 +167,11 @@ def listen(port: int = 0, host: str = LOOPBACK) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
-    except socket.gaierror as error:
-        raise InputError(f"--host {host} is no address of this machine ({error.strerror}); try 0.0.0.0") from error
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"port {port} of {host} cannot be used ({reason}); give --port another one, or 0") from error
+    except OSError as error:
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            raise InputError(f"--host {host} is no address of this machine ({error.strerror}); try 0.0.0.0") from error
+        message = f"port {port} of {host} cannot be used ({error.strerror}); give --port another one, or 0"
+        raise InputError(message) from error
 
 
 def address(app: Starlette, listener: socket.socket, scheme: str = "http") -> str:
@@ -187,11 +193,9 @@ def check_certificate(certificate: Path, key: Path) -> None:
 
     try:
         ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
-    except (OSError, ssl.SSLError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(
-            f"--certificate {certificate} with --key {key} cannot be used ({reason}); give both in PEM format"
-        ) from error
+    except OSError as error:
+        message = f"--certificate {certificate} with --key {key} cannot be used ({error.strerror or error}); "
+        raise InputError(f"{message}give both in PEM format") from error
 
 
 def serve(
@@ -200,7 +204,7 @@ def serve(
     max_message: int = 0,
     certificate: tuple[Path, Path] | None = None,
 ) -> None:
-    """Serve an application until Ctrl-C.
+    """Serve an application until Ctrl-C, or until its terminal is closed.
 
     Args:
         app: The application.
@@ -227,5 +231,9 @@ def serve(
         ws_per_message_deflate=False,  # pictures do not get smaller
         **encryption,
     )
+    # Garbage that visitors send would print tracebacks, and Ctrl-C would print a line about HTTPS connections.
+    logging.getLogger("uvicorn.error").addFilter(lambda record: not str(record.msg).startswith(("Invalid ", "Cancel ")))
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     with listener, suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listener])

@@ -22,7 +22,7 @@ import typer
 
 from common.command_line import run
 from common.errors import InputError
-from common.files import atomic_file
+from common.files import write_file
 from configuration import PATHS
 from inference.crops import BOX_SIDE, TEMPLATE
 from inference.emotion_classifier import converted_classifier
@@ -96,7 +96,11 @@ def export(model_file: Path, kind: str, output: Path, int8: bool = False) -> Pat
         InputError: The network, its card or an option cannot be used, the target exists, or tf2onnx is missing.
     """
     card, target = read_card(model_file), output / f"{model_file.stem}{SUFFIXES.get(kind, '')}"
-    _check(model_file, kind, target, int8)
+    exported_card = card_path(output / model_file.name)
+    content = card_content(_with_preprocessing(replace(card, input_range=None)))
+    _check(kind, target, int8)
+    if kind != "hub" and exported_card.exists() and exported_card.read_bytes() != content:
+        raise InputError(f"{exported_card} is another card, which would be replaced; give another --output")
     check_unchanged(card, model_file)
     output.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=output, prefix=".export-") as scratch:
@@ -109,13 +113,12 @@ def export(model_file: Path, kind: str, output: Path, int8: bool = False) -> Pat
             else:
                 network = load_pixel_network(model_file, card)
                 export_network(network, made, kind, f"{model_file} cannot be exported as {kind}", "this format")
-            with atomic_file(card_path(output / model_file.name)) as temporary:
-                temporary.write_bytes(card_content(_with_preprocessing(replace(card, input_range=None))))
+            write_file(exported_card, content)
         made.replace(target)
     return target
 
 
-def _check(model_file: Path, kind: str, target: Path, int8: bool) -> None:
+def _check(kind: str, target: Path, int8: bool) -> None:
     """Refuse options that cannot be used, before a network is loaded."""
     if kind not in SUFFIXES:
         raise InputError(f"--format {kind} is not one of {', '.join(SUFFIXES)}")
@@ -125,8 +128,6 @@ def _check(model_file: Path, kind: str, target: Path, int8: bool) -> None:
         raise InputError("--format onnx needs tf2onnx; install it: pip install -e .[export]")
     if target.exists():
         raise InputError(f"{target} exists already; remove it, or give another --output")
-    if kind != "hub" and target.parent.resolve() == model_file.parent.resolve():
-        raise InputError(f"--output {target.parent} has the network's own card, which would be replaced; give another")
 
 
 def preprocessing(card: ModelCard) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
 
@@ -102,3 +103,5 @@ def test_supervision_takes_the_results_as_documented(results):
     assert list(detections.tracker_id) == [1, 2] and list(detections["class_name"]) == ["happiness", "anger"]
     np.testing.assert_allclose(detections.confidence, [0.7, 0.6], atol=1e-5)
     assert list(detections.class_id) == [1, 0]
+    exec(code, names := {"result": replace(results[-1], recognitions=[])})
+    assert len(names["detections"]) == 0

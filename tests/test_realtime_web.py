@@ -171,6 +171,7 @@ def test_page_loads_its_own_files_only(client):
         content = client.get(f"/{file.name}").text
         assert "http://" not in content.replace("http://localhost", "") and "https://" not in content, file
     assert client.get("/..%2fapp.py").status_code == client.get("/app.py").status_code == 404
+    assert client.get(f"/frame/nobody/{'9' * 5000}").status_code == 404
 
 
 def declared(width: int, height: int) -> bytes:
@@ -302,15 +303,32 @@ def test_anonymous_pictures_have_covered_faces(tmp_path):
         page.upload(write_video(tmp_path / "clip.mp4", frames=20).read_bytes())
         for _ in range(20):
             assert page.command(type="next", picture=True)["jpeg"] is None
+        assert client.get(f"/frame/{page.visitor}/19").status_code == 404  # a face may be detected after it
         assert is_covered(client.get(f"/frame/{page.visitor}/7").content)
+        assert page.command(type="next", picture=False)["type"] == "end"
+        assert is_covered(client.get(f"/frame/{page.visitor}/19").content)
 
 
-def test_log_ends_at_its_largest_size(client, monkeypatch):
+def test_camera_is_not_logged_after_a_video(client, tmp_path):
+    content = write_video(tmp_path / "clip.mp4").read_bytes()
+    with opened(client) as page:
+        page.upload(content)
+        page.command(type="next", picture=False)
+        assert not page.send(0.0)["log"]
+        page.command(type="discard")
+        assert not page.send(0.2)["log"]
+        assert {row["name"] for row in csv.DictReader(page.table("log.csv").text.splitlines())} == {"clip.mp4"}
+
+
+def test_log_ends_at_its_largest_size(client, monkeypatch, tmp_path):
     monkeypatch.setattr("realtime.serving.visitor.WEB", replace(messages.WEB, log=300))
     with opened(client) as page:
         page.command(type="log", on=True)
         assert [page.send(float(second))["log"] for second in range(5)] == [True, True, False, False, False]
         assert page.table("log.csv").status_code == 200
+        page.upload(write_video(tmp_path / "clip.mp4").read_bytes())
+        assert [page.command(type="next", picture=False)["index"] for _ in range(12)] == list(range(12))
+        assert 2 < len(page.table("log.csv").text.splitlines()) < 12
 
 
 @pytest.mark.parametrize(
@@ -321,6 +339,7 @@ def test_log_ends_at_its_largest_size(client, monkeypatch):
         (["--certificate", "a.pem"], "--certificate and --key belong together"),
         (["--certificate", "a.pem", "--key", "b.pem"], "--certificate a.pem with --key b.pem cannot be used"),
         (["--host", "no.such.host.invalid"], "--host no.such.host.invalid is no address of this machine"),
+        (["--host", "192.0.2.1"], "--host 192.0.2.1 is no address of this machine"),
         (["--model", "none.keras", "--port", "0"], "none.keras"),
     ],
 )

@@ -4,10 +4,13 @@ import asyncio
 import base64
 import csv
 import http.server
+import json
+import signal
 import threading
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import cv2
 import numpy as np
@@ -174,6 +177,8 @@ def test_video_is_recognized_and_stepped_through(browser, clip, tmp_path):
     with served(TMPDIR=str(tmp_path / "kept")) as (_, address):
         page = Page(browser, address)
         page.open(clip[0])
+        page.until("place.max > 3")
+        page.open(clip[0])  # in place of the first one
         page.until("!document.getElementById('downloads').hidden")
         page.wait("clock", "1 / 90")
         assert {row["frame"] for row in csv.DictReader(page.fetch("log.csv").splitlines())} == set(map(str, range(90)))
@@ -193,6 +198,21 @@ def test_video_is_recognized_and_stepped_through(browser, clip, tmp_path):
         page.until("document.getElementById('seek').hidden")
         page.browser.get("about:blank")
         WebDriverWait(browser, 30).until(lambda _: not list((tmp_path / "kept").iterdir()))
+
+
+def test_closed_terminal_deletes_videos(clip, tmp_path):
+    async def upload(server, address: str) -> None:
+        async with connect(socket_address(address)) as client:
+            visitor = json.loads(await client.recv())["visitor"]
+            await asyncio.to_thread(urlopen, f"{address}video/{visitor}", clip[0].read_bytes())
+            assert list(tmp_path.rglob("log.csv"))
+            server.send_signal(signal.SIGHUP)
+            await client.wait_closed()
+
+    with served(TMPDIR=str(tmp_path)) as (server, address):
+        asyncio.run(upload(server, address))
+        server.wait()
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_picture_and_files_that_are_none(browser, tmp_path):
@@ -238,8 +258,11 @@ def test_page_reconnects_to_a_server_that_was_started_again(browser):
     with served() as (_, address):
         page = Page(browser, address)
         page.click("camera")
-        page.more_results()
+        page.click("log")
+        page.wait("spoken", "Face 1: ")
     page.wait("connection", "no connection")
+    page.wait("problem", "The connection was lost, and the log with it")
+    assert page.text("spoken") == "No face yet." and not page.picture("overlay").any()
     with served(port=urlsplit(address).port or 0):
         page.wait("connection", "connected")
         page.more_results()

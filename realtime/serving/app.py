@@ -28,7 +28,7 @@ from common.errors import InputError
 from common.web import LOOPBACK, private_app
 from configuration import WEB
 from realtime.serving.messages import MessageError, parse_command, parse_picture
-from realtime.serving.visitor import TABLES, Recognizer, Reply, Visitor
+from realtime.serving.visitor import Recognizer, Reply, Visitor
 
 _PAGE = Path(__file__).with_name("page")
 # Codes of RFC 6455 that close a WebSocket.
@@ -166,7 +166,7 @@ class _Server:
 
     async def send_table(self, request: Request) -> Response:
         name = request.path_params["name"]
-        file = self._find(request).visitor.table(name) if name in TABLES else None
+        file = self._find(request).visitor.table(name)
         if file is None:
             raise HTTPException(404)
         return FileResponse(file, filename=name, content_disposition_type="attachment")
@@ -176,6 +176,7 @@ async def _receive(request: Request, file: Path) -> None:
     """Write the body of a request to a file; nothing is left of one that does not arrive whole.
 
     Raises:
+        ClientDisconnect: The page was closed.
         InputError: It is too large.
         OSError: It cannot be written.
     """
@@ -186,6 +187,8 @@ async def _receive(request: Request, file: Path) -> None:
                 size += len(part)
                 if size > WEB.upload:
                     raise InputError(f"the video is too large; accepted are {WEB.upload / 1e6:,.0f} MB")
+                if not file.exists():  # the page was closed, and its folder deleted
+                    raise ClientDisconnect
                 await run_in_threadpool(stream.write, part)
         is_whole = True
     finally:

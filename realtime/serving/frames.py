@@ -1,7 +1,6 @@
-"""Frames of a visitor: camera frames that the page sends, and any frame of an uploaded video."""
+"""Open an uploaded video, and read any of its frames again."""
 
 from bisect import bisect_left
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -9,8 +8,8 @@ import numpy as np
 
 from common.errors import InputError
 from configuration import WEB
-from realtime.sources import Frame, Video
-from realtime.sources.frames import FALLBACK_FPS, next_frame
+from realtime.sources import Video
+from realtime.sources.frames import next_frame
 from realtime.sources.video import open_video, timestamp
 
 _STEPS_BACK = (0, 15, 150)  # frames: how much earlier a search begins, where a seek ended too late
@@ -22,17 +21,6 @@ _SIGNATURES = {
     4: (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"),
     8: (b"AVI ",),
 }
-
-
-class PushedFrames:
-    """A live source whose next frame is always `frame`. Its other attributes are those of `realtime.sources.Live`."""
-
-    still, live, count, name, warning, fps = False, True, None, "camera", "", FALLBACK_FPS
-    frame: Frame
-
-    def __iter__(self) -> Iterator[Frame]:
-        while True:
-            yield self.frame
 
 
 def open_upload(file: Path, name: str) -> Video:

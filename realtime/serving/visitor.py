@@ -12,12 +12,12 @@ import numpy as np
 
 from common.emotions import css_color
 from common.errors import InputError
-from configuration import WEB
+from configuration import WEB, WEBCAM
 from inference.face_detector import FaceDetector
 from inference.faces import Detector, Face
 from realtime.anonymity import NO_PIXELS, Anonymizer, cover, with_image
 from realtime.recognition import BACKGROUND_THREADS, NOT_SURE, Classifier, Result, recognize, watch
-from realtime.serving.frames import FrameReader, PushedFrames, open_upload
+from realtime.serving.frames import FrameReader, open_upload
 from realtime.serving.messages import MessageError, Picture, decode, described, encode
 from realtime.sinks.log import FaceLog
 from realtime.sinks.segments import SegmentTable
@@ -114,7 +114,7 @@ class Visitor:
 
     def _write(self, result: Result) -> bool:
         """Add a camera frame to the log, and return whether the log goes on."""
-        if not self._tables or self._tables.is_finished:
+        if self._video or not self._tables:  # a video has tables of its own
             return False
         self._tables.write(result)
         return not self._tables.is_finished
@@ -151,8 +151,8 @@ class Visitor:
             file.unlink()
             raise
         self.log(False)
-        self._tables = _Tables(self.folder, self._shared, name)
         self._video = _VideoRun(self._shared, source, file)
+        self._tables = _Tables(self.folder, self._shared, name)
         return {"name": name, "count": source.count, "fps": source.fps, "size": source.size}
 
     def advance(self, with_picture: bool) -> Reply:
@@ -179,10 +179,15 @@ class Visitor:
         return self._video.read(place) if self._video else None
 
     def discard(self) -> None:
-        """Delete the uploaded video."""
+        """Delete the uploaded video, and finish its tables.
+
+        Raises:
+            InputError: A table cannot be written.
+        """
         if self._video:
             self._video.close()
             self._video = None
+            self.log(False)
 
     def close(self) -> None:
         """Free everything but the folder."""
@@ -197,15 +202,15 @@ class _Camera:
     """Tracks the faces of a camera as `watch` does, which takes one frame per result."""
 
     def __init__(self, shared: Recognizer, start: float):
-        self._frames: Any = PushedFrames()
-        self._results = recognize(self._frames, shared.detector, shared.classifier, background=shared.background)
+        frames = iter(lambda: self._frame, None)
+        self._results = recognize(frames, shared.detector, shared.classifier, background=shared.background)
         self.anonymizer = Anonymizer()
         self._start, self._last, self._count = start, -np.inf, 0
 
     def recognize(self, image_bgr: np.ndarray, now: float) -> Result:
         if now <= self._last:
             raise MessageError("the time of a frame must be later than that of the frame before")
-        self._frames.frame = Frame(image_bgr, self._count, now - self._start, "camera")
+        self._frame = Frame(image_bgr, self._count, now - self._start, "camera")
         self._last, self._count = now, self._count + 1
         return next(self._results)
 
@@ -222,6 +227,7 @@ class _VideoRun:
         self._done: list[Result] = []  # without pixels and, unless they are covered, without faces
         self._times: list[float] = []
         self._reader = FrameReader(file)
+        self._is_finished = False
 
     @property
     def warning(self) -> str:
@@ -231,6 +237,7 @@ class _VideoRun:
     def advance(self) -> Result | None:
         """Return the next result; None at the end."""
         result = next(self._results, None)
+        self._is_finished = result is None
         if result:
             faces = [replace(each, probabilities={each.label: 1.0}) for each in result.recognitions]
             frame = replace(result.frame, image_bgr=NO_PIXELS)
@@ -239,10 +246,13 @@ class _VideoRun:
         return result
 
     def read(self, place: int) -> bytes | None:
-        """Return a recognized frame as JPEG; None if it does not exist or can no longer be read."""
+        """Return a recognized frame as JPEG; None if it does not exist, must wait, or can no longer be read."""
         if not 0 <= place < len(self._done):
             return None
         result = self._done[place]
+        since = self._done[-1].frame.time - result.frame.time
+        if self._anonymous and not self._is_finished and since < WEBCAM.hidden_before:
+            return None  # the next frames may show faces that must be covered here
         image_bgr = self._reader.read(result.frame.index, self._times)
         if image_bgr is None:
             return None
@@ -265,6 +275,9 @@ class _Tables:
         self._sinks = FaceLog(log, labels), SegmentTable(segments), SummaryPage(summary, labels, source, shared.model)
 
     def write(self, result: Result) -> None:
+        """Add a frame, unless the tables are finished."""
+        if self.is_finished:
+            return
         for sink in self._sinks:
             sink.write(result)
         if self._log.stat().st_size > WEB.log:

@@ -54,7 +54,7 @@ function speak(result) {
 function setMode(next) {
   mode = next;
   const isVideo = mode === "video";
-  if (!isVideo) video?.stop();
+  video?.stop();
   if (mode !== "camera") camera.stop();
   $("camera").textContent = mode === "camera" ? "Stop camera" : "Start camera";
   $("camera").classList.toggle("main", mode !== "camera");
@@ -81,7 +81,8 @@ async function startCamera() {
   complain("");
   try {
     $("camera").disabled = true;
-    if (mode === "video") await connection.command({type: "discard"}).catch(() => {});
+    video?.stop();
+    if (video) await connection.command({type: "discard"}).catch(() => {});
     await camera.start($("cameras").value, now => { newest = now; pump(); }, () => {
       setMode("none");
       complain("The camera was unplugged. Plug it in and start it again.");
@@ -259,7 +260,9 @@ connection.addEventListener("ready", event => {
   $("connection").textContent = "connected";
   $("model").textContent = server.model;
   $("anonymous").hidden = !server.anonymous;
-  if (mode === "camera") $("log").disabled = false;
+  if (mode !== "camera") return;
+  $("log").disabled = false;
+  timeline = new Timeline($("timeline"), HISTORY); // the times of a new visitor start again
 });
 
 connection.addEventListener("lost", event => {
@@ -267,7 +270,12 @@ connection.addEventListener("lost", event => {
   $("connection").textContent = `no connection${reason}; trying again…`;
   $("log").disabled = true;
   $("downloads").hidden = true;
-  if (isLogging()) endLog();
+  if (isLogging()) { endLog(); complain(`The connection was lost${reason}, and the log with it. Keep a new log.`); }
+  if (mode === "camera" && !frozen) {
+    shown = null;
+    $("overlay").width += 0; // clears it
+    spoken.text = $("spoken").textContent = "No face yet.";
+  }
   if (mode === "video") { setMode("none"); complain(`The connection was lost${reason}. Open the video again.`); }
 });
 

@@ -7,6 +7,7 @@ export class VideoFile {
   #connection;
   #visitor;
   #isStopped = false;
+  #upload = new AbortController();
   #isFollowing = true; // show the newest frame while the video is recognized
   #wanted = null; // place of the frame to fetch next
   #fetching = false;
@@ -25,8 +26,9 @@ export class VideoFile {
   /** Send the file and recognize its frames. */
   async analyze(file) {
     this.#page.hint(`sending ${file.name}…`);
-    const response = await fetch(`video/${this.#visitor}?name=${encodeURIComponent(file.name)}`, {method: "POST", body: file})
-      .catch(() => { throw new Error(`${file.name} could not be sent: the server does not answer, or takes no file of this size.`); });
+    const response = await fetch(`video/${this.#visitor}?name=${encodeURIComponent(file.name)}`, {method: "POST", body: file, signal: this.#upload.signal})
+      .catch(() => { if (!this.#isStopped) throw new Error(`${file.name} could not be sent: the server does not answer, or takes no file of this size.`); });
+    if (this.#isStopped) return;
     const opened = await response.json().catch(() => ({error: "the connection was lost"}));
     if (!response.ok) throw new Error(opened.error ?? `${file.name} was refused`);
     this.length = (opened.count ?? 0) / opened.fps;
@@ -105,6 +107,7 @@ export class VideoFile {
 
   stop() {
     this.#isStopped = true;
+    this.#upload.abort();
     this.isPlaying = false;
   }
 }
