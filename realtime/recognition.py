@@ -218,7 +218,7 @@ def analyze(
 
 
 def analyze_many(
-    paths: Iterable[str | Path],
+    paths: str | Path | Iterable[str | Path],
     model: str | Path | Classifier = PATHS.pretrained,
     detector: str | Detector = WEBCAM.detector,
     *,
@@ -229,7 +229,7 @@ def analyze_many(
     Faces are detected image by image and classified in batches, which end at `BATCH_FACES` or `BATCH_PIXELS`.
 
     Args:
-        paths: Image files.
+        paths: Image files, or one.
         model: See `watch`.
         detector: See `watch`.
         min_face_size: See `watch`.
@@ -243,7 +243,7 @@ def analyze_many(
     """
     classifier, faces = _load(model, detector, min_face_size)
     waiting: list[_Detected] = []
-    for index, path in enumerate(paths):
+    for index, path in enumerate([paths] if isinstance(paths, str | Path) else paths):
         try:
             image_rgb = read_image_rgb(Path(path))
         except InputError as error:

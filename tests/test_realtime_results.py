@@ -74,6 +74,7 @@ def test_pictures_are_detected_one_by_one_and_classified_in_batches(pictures, tm
         assert [each.face for each in result.recognitions] == [FACE, OTHER]
     assert [each.label for result in results for each in result.recognitions] == ["happiness", *["anger"] * 5]
     assert list(analyze_many([], classifier, detector)) == []
+    assert [result.frame.name for result in analyze_many(str(pictures[0]), classifier, detector)] == [str(pictures[0])]
 
 
 @pytest.mark.parametrize(("faces", "pixels", "most"), [(8, 10**9, 8), (10**9, 64 * 96 * 3, 3)])
