@@ -76,7 +76,6 @@ class TrainingConfig:
     network: str = "vgg"  # `vgg`, `cifar10` or `project1`; see `training.models.NETWORKS`
     filters: tuple[int, ...] = (32, 64, 128, 256)  # of each stage; pooling halves the image between stages (vgg only)
     convolutions: int = 2  # per stage (vgg only)
-    se_reduction: int = 0  # squeeze-and-excitation reduction ratio; 0: no such blocks (vgg only)
     dropout: float = 0.4  # rate before the last layer, 0-1 (vgg only)
     pretrained: str = ""  # network whose architecture and weights are taken; empty: train from scratch
     teachers: tuple[str, ...] = ()  # networks with the same emotions, for knowledge distillation

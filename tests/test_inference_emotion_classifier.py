@@ -69,7 +69,7 @@ def test_predictions_do_not_depend_on_the_batch_and_temperature_divides_the_logi
 @pytest.mark.parametrize("network", models.NETWORKS)
 def test_litert_gives_what_keras_gives_for_every_architecture(tmp_path, load_litert, network):
     keras.utils.set_random_seed(3)
-    built = models.build(network, (48, 48, 1), 2, se_reduction=16 if network == "vgg" else 0)
+    built = models.build(network, (48, 48, 1), 2)
     save(built, model_card(**CARD), tmp_path / "network.keras")
     images = images_of(7, 48)
     expected = EmotionClassifier.load(tmp_path / "network.keras").predict(images)

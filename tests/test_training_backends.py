@@ -16,8 +16,7 @@ from configuration import AugmentationConfig, TrainingConfig
 from preprocessing.tables import read_table
 from training.trainer import train_network
 folder, model_file = map(Path, sys.argv[1:])
-small = TrainingConfig(filters=(8, 16), convolutions=1, se_reduction=4,
-                epochs=2, batch_size=8, warmup_epochs=1, precision="float32",
+small = TrainingConfig(filters=(8, 16), convolutions=1, epochs=2, batch_size=8, warmup_epochs=1, precision="float32",
                 mixup=0.2, augmentation=AugmentationConfig(cutout_max_size=8, noise=10.0, crop=5 / 6))
 table = read_table(folder, "split.csv")
 teacher = model_file.with_stem(f"{model_file.stem}_teacher")

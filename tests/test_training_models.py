@@ -85,7 +85,7 @@ def test_training_form_learns_like_the_plain_network():
 
 
 def test_training_form_predicts_like_its_network():
-    network = models.build("vgg", (24, 24, 1), 3, filters=(4, 8), se_reduction=2)
+    network = models.build("vgg", (24, 24, 1), 3, filters=(4, 8))
     form = training_form(network, any_size=True)
     assert {id(weight) for weight in form.weights} == {id(weight) for weight in network.weights}
     np.testing.assert_allclose(form(IMAGES, training=False), network(IMAGES, training=False), atol=1e-6)

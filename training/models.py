@@ -48,7 +48,6 @@ def build_vgg(
     classes: int,
     filters: tuple[int, ...] = (32, 64, 128, 256),
     convolutions: int = 2,
-    se_reduction: int = 0,
     dropout: float = 0.4,
 ) -> keras.Model:
     """Return a VGG-like network: stages of 3x3 convolutions with batch normalisation, then global average pooling.
@@ -58,8 +57,6 @@ def build_vgg(
         classes: Number of classes.
         filters: Filters of each stage; max pooling halves the image between stages.
         convolutions: Convolutions per stage.
-        se_reduction: Reduction ratio of a squeeze-and-excitation block at the end of each stage (Hu et al. 2018,
-            https://arxiv.org/abs/1709.01507); 0: none.
         dropout: Rate before the last layer, 0-1.
     """
     inputs = keras.Input(input_shape, dtype="uint8")
@@ -71,10 +68,6 @@ def build_vgg(
             x = keras.layers.Conv2D(count, 3, padding="same", use_bias=False, kernel_initializer="he_normal")(x)
             x = keras.layers.BatchNormalization()(x)
             x = keras.layers.Activation("relu")(x)
-        if se_reduction:
-            weights = keras.layers.GlobalAveragePooling2D(keepdims=True)(x)
-            weights = keras.layers.Conv2D(max(1, count // se_reduction), 1, activation="relu")(weights)
-            x = keras.layers.Multiply()([x, keras.layers.Conv2D(count, 1, activation="sigmoid")(weights)])
     x = keras.layers.GlobalAveragePooling2D()(x)
     x = keras.layers.Dropout(dropout)(x)
     return keras.Model(inputs, _softmax(x, classes), name="vgg")

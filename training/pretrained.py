@@ -15,7 +15,7 @@ from inference.keras_networks import load_pixel_network
 from inference.lineage import SourceNetwork
 from inference.model_card import ModelCard, read_card
 
-ARCHITECTURE = ("network", "filters", "convolutions", "se_reduction", "dropout")  # settings that `pretrained` replaces
+ARCHITECTURE = ("network", "filters", "convolutions", "dropout")  # settings that `pretrained` replaces
 DISTILLATION = ("teachers", "distillation_weight")
 # These compute in float32 under every dtype policy, as in `models`.
 _IN_FLOAT32 = (keras.layers.Rescaling, keras.layers.Normalization, keras.layers.LayerNormalization)

@@ -32,7 +32,6 @@ RANGES = {  # smallest and largest accepted value
     "patience": (0, 1 << 31),
     "seed": (0, (1 << 31) - 1),
     "convolutions": (1, 16),
-    "se_reduction": (0, 64),
     "weight_decay": (0, 10),
     "distillation_weight": (0, 1),
     "mixup": (0, 10),

@@ -212,7 +212,7 @@ def build_network(shape: tuple[int, int, int], classes: Sequence[str], config: T
     """Return the network to train: a new one, or a copy of the pretrained one."""
     if config.pretrained:
         return build_from(Path(config.pretrained), classes)
-    shaped = {name: getattr(config, name) for name in ("filters", "convolutions", "se_reduction", "dropout")}
+    shaped = {name: getattr(config, name) for name in ("filters", "convolutions", "dropout")}
     return models.build(config.network, shape, len(classes), **shaped)
 
 
