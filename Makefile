@@ -41,7 +41,7 @@ lint: .venv/dev
 
 check: lint test
 
-# A virtual display, and keys typed into it, for the tests that open windows; a browser for those that open pages.
+# A virtual display, and keys typed into it, for the tests that open windows; a browser for those that open pages; a database.
 test-system: .venv/distributed
 	@command -v Xvfb >/dev/null && command -v xdotool >/dev/null || { \
 		command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq xvfb xdotool >/dev/null; } || \
@@ -49,6 +49,9 @@ test-system: .venv/distributed
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || { \
 		command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq chromium chromium-driver >/dev/null; } || \
 		{ echo "error: these tests need Chromium and its driver; on Debian or Ubuntu: sudo apt-get install chromium chromium-driver" >&2; exit 2; }
+	@command -v pg_ctl >/dev/null || ls /usr/lib/postgresql/*/bin/pg_ctl >/dev/null 2>&1 || { \
+		command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq postgresql >/dev/null; } || \
+		{ echo "error: these tests need PostgreSQL; on Debian or Ubuntu: sudo apt-get install postgresql" >&2; exit 2; }
 	@$(BIN)/python -m pytest -m system
 
 # The networks that come with the project, converted so that the camera needs no TensorFlow. Commit models/litert after.

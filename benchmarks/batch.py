@@ -17,7 +17,7 @@ import typer
 from benchmarks.common import JsonFile, Row, finish, ratio_row, write_portrait_video
 from benchmarks.scaling import cost_of, write_pictures
 from common.command_line import run
-from common.errors import InputError
+from common.errors import INSTALL_DISTRIBUTED, InputError
 
 CLIPS = 20
 
@@ -59,7 +59,7 @@ def compare_clips(folder: Path, video: Path | None) -> Row:
 def compare_engines(folder: Path, pictures: int) -> Row:
     """Compare both engines; the reference is the local one."""
     if not find_spec("ray"):
-        raise InputError("--pictures compares with Ray; run: python -m pip install -r requirements-distributed.txt")
+        raise InputError(f"--pictures compares with Ray; {INSTALL_DISTRIBUTED}")
     write_pictures(folder / "raw", pictures)
     seconds = {}
     for engine in ("local", "ray"):

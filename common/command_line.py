@@ -42,6 +42,9 @@ Targets = Annotated[
 TensorBoardFolder = Annotated[
     Path | None, typer.Option("--tensorboard", help="Folder for TensorBoard's logs; each run has a subfolder.")
 ]
+Devices = Annotated[
+    int, typer.Option("--devices", min=1, help="Devices that share each batch; needs KERAS_BACKEND=jax.")
+]
 ReportsRoot = Annotated[Path, typer.Option("--reports", help="Folder of the evaluation reports.")]
 
 

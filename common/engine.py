@@ -22,7 +22,7 @@ from typing import Annotated, Any, TypeVar
 import cv2
 import typer
 
-from common.errors import InputError
+from common.errors import INSTALL_DISTRIBUTED, InputError
 from common.logging import quiet_start
 from common.processes import available_cores
 
@@ -63,10 +63,7 @@ class Engine:
         if self.ray_address and self.name != "ray":
             raise InputError(f"--ray-address {self.ray_address} needs --engine ray")
         if self.name == "ray" and not (find_spec("ray") and find_spec("pyarrow")):
-            raise InputError(
-                "--engine ray needs Ray Data, which is not installed; "
-                "run: python -m pip install -r requirements-distributed.txt"
-            )
+            raise InputError(f"--engine ray needs Ray Data, which is not installed; {INSTALL_DISTRIBUTED}")
 
     def map(
         self,

@@ -10,6 +10,7 @@ class InputError(ValueError):
 
 
 INSTALL_REST = 'install the rest in the project\'s folder: python -m pip install -e ".[all]"'
+INSTALL_DISTRIBUTED = "run: python -m pip install -r requirements-distributed.txt"
 _REST = ("fairlearn", "keras", "matplotlib", "optuna", "pandas", "scipy", "sklearn", "tensorflow", "yaml")
 
 
@@ -18,4 +19,6 @@ def missing_package(error: BaseException) -> str | None:
     name = (getattr(error, "name", None) or "").partition(".")[0]
     if isinstance(error, ModuleNotFoundError) and name in _REST:
         return f"this needs {name}, which is not installed; {INSTALL_REST}"
+    if isinstance(error, ModuleNotFoundError) and name == "jax":
+        return f"KERAS_BACKEND=jax needs JAX, which is not installed; {INSTALL_DISTRIBUTED}"
     return None

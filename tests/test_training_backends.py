@@ -1,4 +1,4 @@
-import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
+from tiny_training import history_of
+
+from preprocessing.tables import read_table, split_hash
 
 TRAIN = """
 import sys
@@ -39,7 +42,7 @@ def run_under(backend: str, code: str, *arguments: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")
+@pytest.mark.system
 def test_networks_trained_with_jax_and_tensorflow_load_with_both_and_agree(make_dataset, tmp_path):
     folder = make_dataset()
     images = np.random.default_rng(4).integers(0, 256, (16, 24, 24, 1)).astype(np.uint8)
@@ -53,3 +56,36 @@ def test_networks_trained_with_jax_and_tensorflow_load_with_both_and_agree(make_
     under_jax, under_tensorflow = (np.load(tmp_path / f"{backend}.npy") for backend in backends)
     assert under_jax.shape == (2, 16, 3) and np.ptp(under_jax) > 0.01  # predictions differ between images
     np.testing.assert_allclose(under_jax, under_tensorflow, atol=1e-4)
+
+
+@pytest.mark.system
+def test_four_devices_have_the_loss_curve_of_one(make_dataset, tiny_model, tmp_path):
+    folder = make_dataset(per_split=(("train", 21), ("dev", 5)))  # 63 and 15 images: 7 in the last batches
+    config = {"filters": [8, 16], "convolutions": 1, "epochs": 5, "batch_size": 8, "mixup": 0.2, "dropout": 0.1}
+    config |= {"optimizer": "sgd", "learning_rate": 0.2, "distillation_weight": 0.2}  # adamw amplifies rounding errors
+    config |= {"precision": "float32", "balance": "emotion", "augmentation": {"noise": 10.0, "cutout_max_size": 8}}
+    (tmp_path / "settings.json").write_text(json.dumps({"config": config}))
+    environment = {**os.environ, "KERAS_BACKEND": "jax", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    split = split_hash(read_table(folder, "split.csv"))
+    teacher = tiny_model(name="teacher.keras", trained_on=folder, split_hash=split)
+
+    def step3(output: Path, *options: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "training.step3_best_model", "--dataset", folder.name, "--data", folder.parent]
+        command += ["--settings", tmp_path / "settings.json", "--output", output, *options]
+        return subprocess.run([*map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+    def curves(output: Path, *options: object) -> np.ndarray:
+        """Return the loss and the dev loss of each epoch."""
+        done = step3(output, "--teacher", teacher, *options)
+        assert done.returncode == 0, done.stderr
+        return np.array([[float(row[name]) for name in ("loss", "val_loss")] for row in history_of(output.parent)])
+
+    alone = curves(tmp_path / "1" / "best.keras")
+    shared = curves(tmp_path / "4" / "best.keras", "--devices", 4)
+    assert shared.shape == (5, 2) and np.ptp(alone, axis=0).min() > 0.03
+    np.testing.assert_allclose(shared[:, 0], alone[:, 0], atol=0.005)
+    np.testing.assert_allclose(shared[:, 1], alone[:, 1], atol=0.01)
+    assert len({history.parent.name for history in tmp_path.glob("[14]/runs/*/history.csv")}) == 1  # equal keys
+    done = step3(tmp_path / "8" / "best.keras", "--devices", 8)
+    assert done.returncode == 2 and "give at most --devices 4" in done.stderr, done.stderr
+    assert len(done.stderr.splitlines()) == 1

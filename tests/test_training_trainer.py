@@ -19,6 +19,7 @@ from training import models
 from training.data import read_crops
 from training.data.splits import read_batches
 from training.settings import check_output
+from training.trainer import build_trainer, data_parallel
 
 
 @pytest.fixture(autouse=True)
@@ -130,6 +131,47 @@ def test_refuses_output_names_before_training(make_dataset, tmp_path):
         with pytest.raises(InputError, match=message):
             fit(folder, tmp_path / "models" / name)
     assert sorted(file.name for file in (tmp_path / "models").iterdir()) == ["folder.keras", "mine.json"]
+
+
+@pytest.mark.parametrize("devices", [4, 8])
+def test_images_repeated_for_devices_change_neither_weights_nor_accuracy(make_dataset, devices):
+    folder = make_dataset(per_split=(("train", 9), ("dev", 5)))
+    table = read_table(folder, "split.csv").drop(index=[0, 1])  # 25 and 15 images; unequal emotions
+    network = {"optimizer": "sgd", "dropout": 0.0, "augmentation": NO_AUGMENTATION}
+    config = replace(TINY, **network, balance="emotion", mixup=0.3)
+
+    def trained(devices: int) -> tuple[list[np.ndarray], dict[str, list[float]]]:
+        train, dev, _ = read_batches(table, folder, config)
+        train.devices = dev.devices = devices
+        assert {len(part) % devices for batches in (train, dev) for batch in batches for part in batch} == {0}
+        keras.utils.set_random_seed(3)
+        network, trainer = build_trainer(train, config)
+        silent: Any = 0
+        fitted: Any = trainer.fit(train, validation_data=dev, epochs=4, shuffle=False, verbose=silent)
+        return network.get_weights(), fitted.history
+
+    (weights, alone), (shared_weights, shared) = trained(1), trained(devices)
+    for one, other in zip(weights, shared_weights, strict=True):
+        np.testing.assert_allclose(other, one, atol=1e-6)
+    assert shared["accuracy"] == alone["accuracy"] and shared["val_accuracy"] == alone["val_accuracy"]
+    np.testing.assert_allclose(shared["val_loss"], alone["val_loss"], rtol=1e-5)
+    # Keras weights the last batch, of one image, by its size with the repeated images.
+    np.testing.assert_allclose(shared["loss"], alone["loss"], rtol=0.2)
+
+
+def test_refuses_devices_that_cannot_share_a_batch(make_dataset, tmp_path, run_step, monkeypatch):
+    folder = make_dataset()
+    places = ["--dataset", folder.name, "--data", folder.parent, "--models", tmp_path / "models"]
+    done = run_step("training.step3_best_model", *places, "--devices", 2)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "--devices 2 needs Keras on JAX, not on tensorflow; set KERAS_BACKEND=jax" in done.stderr
+    monkeypatch.setattr("keras.backend.backend", lambda: "jax")
+    monkeypatch.setattr("keras.distribution.list_devices", lambda: ["gpu:0", "gpu:1", "gpu:2", "gpu:3"])
+    with pytest.raises(InputError, match="--devices 5: JAX finds gpu:0, gpu:1, gpu:2, gpu:3; give at most --devices 4"):
+        data_parallel(5, 128)
+    with pytest.raises(InputError, match="--devices 4 does not divide the batch size, 50 images; give --devices 2, or"):
+        fit(folder, tmp_path / "models" / "best.keras", replace(TINY, batch_size=50), devices=4)
+    assert not (tmp_path / "models").exists()
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"options": {"size": 24}}'])

@@ -2,6 +2,7 @@ import csv
 import json
 import shutil
 import sqlite3
+import sys
 import threading
 import time
 from contextlib import closing
@@ -170,6 +171,17 @@ def test_refuses_unusable_storage_without_showing_password(url):
             open_study("faces-labels", url, BASE, {})
     assert "hunter2" not in str(caught.value) and "\n" not in str(caught.value)
     assert caught.value.__cause__ is None and "hunter2" not in shown(url)
+
+
+def test_missing_driver_is_one_line_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    url = "postgresql+psycopg://me:hunter2@host/tuning"
+    with pytest.raises(
+        InputError, match=r"needs a driver .*psycopg.*install -r requirements-distributed\.txt"
+    ) as caught:
+        with storage_errors(url):
+            open_study("faces-labels", url, BASE, {})
+    assert "hunter2" not in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_full_disk_or_damaged_database_is_one_line_and_search_continues_later(tmp_path):

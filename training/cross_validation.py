@@ -63,6 +63,7 @@ def fit_folds(
     settings_hashes: ImageHashes | None = None,
     force: bool = False,
     callbacks: Sequence["keras.callbacks.Callback"] = (),
+    devices: int = 1,
 ) -> list[float]:
     """Train one network per fold: tested on that fold, selected on the next one, trained on the others.
 
@@ -78,6 +79,7 @@ def fit_folds(
         settings_hashes: The images that selected the settings, if another run did.
         force: Train every fold from the first epoch, even if it is finished.
         callbacks: Further Keras callbacks; see `train_or_resume`.
+        devices: Devices that share each batch.
 
     Returns:
         The dev accuracy of each fold, 0-1.
@@ -102,7 +104,7 @@ def fit_folds(
         print(f"fold {fold} of 0-{folds[-1]} ({column})", flush=True)
         entry = fold_entry(fold, folds, column)
         split = split_by_fold(table, fold, column)
-        train_network(split, folder, file, config, command, settings_hashes, force, callbacks, fold=entry)
+        train_network(split, folder, file, config, command, settings_hashes, force, callbacks, devices, fold=entry)
         keras.utils.clear_session(free_memory=True)  # or all networks stay in memory
         card = read_card(file)
         config = replace(config, precision=card.precision)

@@ -198,5 +198,6 @@ class StudentModel(keras.Model):
         return (1 - self.weight) * loss + self.weight * distilled
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        """Return the metrics of the network."""
-        return super().compute_metrics(x, y, keras.tree.flatten(y_pred)[0], sample_weight)
+        """Return the metrics of the network: every image counts the same, unless its weight is 0."""
+        counted = None if sample_weight is None else ops.cast(sample_weight > 0, "float32")
+        return super().compute_metrics(x, y, keras.tree.flatten(y_pred)[0], counted)

@@ -21,6 +21,7 @@ import typer
 from common.command_line import (
     DataRoot,
     DatasetName,
+    Devices,
     Force,
     ModelsRoot,
     TensorBoardFolder,
@@ -90,6 +91,7 @@ def main(
     subject_dependent: Annotated[
         bool, typer.Option("--subject-dependent", help="With --folds: use folds that ignore the subjects.")
     ] = False,
+    devices: Devices = 1,
     board: TensorBoardFolder = None,
     force: Force = False,
 ) -> None:
@@ -122,12 +124,12 @@ def main(
         raise InputError("--folds does not support teachers: they may know the test images of a fold")
     hashes = settings_images(settings, table, dataset) if settings else None
     if folds is not None:
-        fit_folds(table, folder, model_file, config, command, column, hashes, force, tensorboard(board))
+        fit_folds(table, folder, model_file, config, command, column, hashes, force, tensorboard(board), devices)
         return
     with quiet_start():
         from training.trainer import train_network
 
-    train_network(table, folder, model_file, config, command, hashes, force, tensorboard(board))
+    train_network(table, folder, model_file, config, command, hashes, force, tensorboard(board), devices)
 
 
 if __name__ == "__main__":

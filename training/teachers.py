@@ -18,6 +18,7 @@ import typer
 from common.command_line import (
     DataRoot,
     DatasetName,
+    Devices,
     Force,
     ModelsRoot,
     Targets,
@@ -43,6 +44,7 @@ def main(
     output: Annotated[
         Path | None, typer.Option(help="Folder of the teachers.", show_default="models/NAME/teachers")
     ] = None,
+    devices: Devices = 1,
     board: TensorBoardFolder = None,
     force: Force = False,
 ) -> None:
@@ -59,7 +61,7 @@ def main(
     callbacks = tensorboard(board)
     for file, config in zip(files, TEACHERS, strict=True):
         config = shortened(replace(config, targets=targets, epochs=epochs or config.epochs))
-        train_network(table, folder, file, config, command, force=force, callbacks=callbacks)
+        train_network(table, folder, file, config, command, force=force, callbacks=callbacks, devices=devices)
     print(f"distil them: python -m training.step3_best_model --dataset {dataset} --teacher {teachers}")
 
 

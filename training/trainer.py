@@ -1,8 +1,10 @@
 """Train a network: read the data, build and compile the model, fit it in a run folder, save network and card."""
 
 import hashlib
+import math
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ def train_network(
     settings_hashes: ImageHashes | None = None,
     force: bool = False,
     callbacks: Sequence[keras.callbacks.Callback] = (),
+    devices: int = 1,
     **facts: Any,
 ) -> bool:
     """Train a network on a data set, or resume an interrupted run; save the best epoch with its card.
@@ -52,6 +55,8 @@ def train_network(
         settings_hashes: The images that selected the settings, if another run did.
         force: Train from the first epoch, even if the run is finished.
         callbacks: Further Keras callbacks; see `train_or_resume`.
+        devices: Devices that share each batch; see `data_parallel`. They are not part of the run: it may be resumed on
+            another number, and differs by rounding and by the batch norm of an epoch's last batch only.
         **facts: Further entries of the card.
 
     Returns:
@@ -63,7 +68,9 @@ def train_network(
     """
     check_output(model_file)
     check_settings(config, models.NETWORKS)
+    parallel = data_parallel(devices, config.batch_size)
     train, dev, about = read_batches(table, folder, config)
+    train.devices = dev.devices = devices
     name = Path(config.pretrained).name or config.network
     counts = f"{len(train.rows)} train, {counted(len(dev.rows), 'dev image')}, {len(train.classes)} emotions"
     print(f"{folder.name}: {counts}; network {name}", flush=True)
@@ -95,9 +102,10 @@ def train_network(
             print(f"distilled from {names}", flush=True)
         return build_trainer(train, replace(config, precision=precision))
 
-    done = train_or_resume(
-        train, dev, model_file, config, settings, build, lambda: choose_precision(train, config), force, callbacks
-    )
+    with parallel:
+        done = train_or_resume(
+            train, dev, model_file, config, settings, build, lambda: choose_precision(train, config), force, callbacks
+        )
     if done is None:
         return False
     network, run = done
@@ -125,6 +133,34 @@ def train_network(
         save(network, card, model_file, hashes)
     print(f"network: {model_file}")
     return True
+
+
+def data_parallel(devices: int, batch_size: int) -> AbstractContextManager[Any]:
+    """Return a context in which networks are built and trained on several devices, each with its share of a batch.
+
+    Args:
+        devices: Number of devices; 1: the context does nothing.
+        batch_size: Images per batch.
+
+    Raises:
+        InputError: Keras does not run on JAX, there are fewer devices, or they do not divide the batch.
+    """
+    if devices == 1:
+        return nullcontext()
+    if keras.backend.backend() != "jax":
+        raise InputError(
+            f"--devices {devices} needs Keras on JAX, not on {keras.backend.backend()}; set KERAS_BACKEND=jax, after "
+            "python -m pip install -r requirements-distributed.txt"
+        )
+    found = keras.distribution.list_devices()
+    if not 1 < devices <= len(found):
+        raise InputError(f"--devices {devices}: JAX finds {', '.join(found)}; give at most --devices {len(found)}")
+    if batch_size % devices:
+        raise InputError(
+            f"--devices {devices} does not divide the batch size, {batch_size} images; give --devices "
+            f"{math.gcd(devices, batch_size)}, or another batch_size in --settings"
+        )
+    return keras.distribution.DataParallel(devices=found[:devices]).scope()
 
 
 def read_sources(
@@ -199,7 +235,7 @@ def build_trainer(train: FaceBatches, config: TrainingConfig) -> tuple[keras.Mod
         trainer.compile(
             optimizer=build_optimizer(config, steps_per_epoch=len(train)),
             loss=keras.losses.CategoricalCrossentropy(),
-            metrics=["accuracy"],
+            weighted_metrics=["accuracy"],
             jit_compile=jit_compile,
         )
         trainer.optimizer.build(trainer.trainable_variables)  # a saved state is loaded before the first step

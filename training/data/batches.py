@@ -31,6 +31,7 @@ class FaceBatches(keras.utils.PyDataset):
         weights: float32 (n,): loss weight of each image, the third part of a batch; None: (images, targets) only.
         mixup: Alpha of the beta distribution of mixup (Zhang et al. 2018, https://arxiv.org/abs/1710.09412); 0: off.
         epoch: Number of the current epoch, from 0; set it before a run is resumed.
+        devices: Number of devices that share a batch, which must divide its size: see `_pad`.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class FaceBatches(keras.utils.PyDataset):
         self.weights = weights
         self.mixup = mixup
         self.epoch = 0
+        self.devices = 1
         self._class_mode = class_mode
         self._shuffle = shuffle
         self._seed = seed if seed is not None else int(np.random.default_rng().integers(1 << 31))
@@ -72,7 +74,8 @@ class FaceBatches(keras.utils.PyDataset):
         if self._class_mode == "categorical":
             targets = np.eye(len(self.classes), dtype=np.float32)[targets]
         batch = (images, targets) if self.weights is None else (images, targets, self.weights[chosen])
-        return self._mix(batch, index) if self.mixup else batch
+        batch = self._mix(batch, index) if self.mixup else batch
+        return self._pad(*batch) if self.devices > 1 else batch
 
     def set_targets(self, targets: np.ndarray) -> None:
         """Replace the targets.
@@ -111,6 +114,19 @@ class FaceBatches(keras.utils.PyDataset):
         mixed_weights = mix(weights)
         divisor = np.maximum(mixed_weights, np.finfo(np.float32).tiny)  # weights may be zero
         return mix(images), mix(weights[:, None] * targets) / divisor[:, None], mixed_weights
+
+    def _pad(self, images: np.ndarray, targets: np.ndarray, weights: Any = 1.0) -> tuple[np.ndarray, ...]:
+        """Return a batch that the devices divide: its first images are repeated with weight 0.
+
+        Repeated images are as bright and as varied as the others, because they enter the statistics of batch norm.
+        Weights of the others grow, because Keras divides a loss by all images of a batch. In training the loss of the
+        batch is then its mean without repeated images; in dev batches the loss of the epoch is.
+        """
+        n, total = len(images), len(self.rows)
+        rows = np.arange(n + -n % self.devices) % n
+        growth = 1 + (-n % self.devices / n if self._shuffle else -total % self.devices / total)
+        padded = np.where(np.arange(len(rows)) < n, np.broadcast_to(weights, n)[rows] * growth, 0)
+        return images[rows], targets[rows], padded.astype(np.float32)
 
     def _epoch_order(self) -> np.ndarray:
         if self._order is None or (self._shuffle and self._order[0] != self.epoch):

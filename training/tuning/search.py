@@ -21,7 +21,7 @@ from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 
 from common.command_line import counted
-from common.errors import InputError
+from common.errors import INSTALL_DISTRIBUTED, InputError
 from common.logging import silence_retracing
 from common.urls import redacted
 from configuration import TrainingConfig, TuningConfig
@@ -217,12 +217,18 @@ def storage_errors(url: str) -> Iterator[None]:
     """
     try:
         yield
-    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError) as error:
+    except ImportError as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise InputError(
+            f"--storage {shown(url)} needs a driver that is not installed ({reason}); for postgresql+psycopg:// "
+            f"{INSTALL_DISTRIBUTED}"
+        ) from None
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else None
         reason = _without_password(str(cause or error).splitlines()[0], url)
         raise InputError(
             f"--storage {shown(url)} cannot be used ({reason}); finished trials are kept: run the same command again "
-            "when it works, or give another URL, such as sqlite:///tuning.db or postgresql://user@host/tuning"
+            "when it works, or give another URL, such as sqlite:///tuning.db or postgresql+psycopg://user@host/tuning"
         ) from None
 
 
