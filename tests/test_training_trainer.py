@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 from tiny_training import TINY, build_tiny, fit, history_of
 
-from common.errors import InputError
+from common.errors import InputError, missing_package
 from configuration import NO_AUGMENTATION, TrainingConfig
 from inference.emotion_classifier import EmotionClassifier
 from inference.keras_networks import RELEASED
@@ -165,6 +165,8 @@ def test_refuses_devices_that_cannot_share_a_batch(make_dataset, tmp_path, run_s
     done = run_step("training.step3_best_model", *places, "--devices", 2)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
     assert "--devices 2 needs Keras on JAX, not on tensorflow; set KERAS_BACKEND=jax" in done.stderr
+    without_jax = missing_package(ModuleNotFoundError("No module named 'jax'", name="jax")) or ""
+    assert "needs JAX" in without_jax and "-r requirements-distributed.txt" in without_jax
     monkeypatch.setattr("keras.backend.backend", lambda: "jax")
     monkeypatch.setattr("keras.distribution.list_devices", lambda: ["gpu:0", "gpu:1", "gpu:2", "gpu:3"])
     with pytest.raises(InputError, match="--devices 5: JAX finds gpu:0, gpu:1, gpu:2, gpu:3; give at most --devices 4"):
