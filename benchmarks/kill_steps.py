@@ -226,6 +226,11 @@ STEPS = {
         grows=("out/*.csv",),
         check_killed=_check_recording,
     ),
+    "batch": Step(
+        "-m realtime.batch {work}/data/sample/images {work}/clip.avi --output {work}/results",
+        (INVENTORY, _write_video),
+        grows=("results/*.jsonl", "results/*.csv"),
+    ),
     "step1_baseline": Step(f"-m training.step1_baseline {DATA} {MODELS} --epochs 3", CROPPED, TRAINED),
     "step2_tuning": Step(f"-m training.step2_tuning {DATA} {MODELS} --trials 2 --epochs 1", CROPPED, TUNED),
     "step3_best_model": Step(
