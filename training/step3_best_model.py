@@ -124,12 +124,25 @@ def main(
         raise InputError("--folds does not support teachers: they may know the test images of a fold")
     hashes = settings_images(settings, table, dataset) if settings else None
     if folds is not None:
-        fit_folds(table, folder, model_file, config, command, column, hashes, force, tensorboard(board), devices)
+        fit_folds(
+            table,
+            folder,
+            model_file,
+            config,
+            command,
+            column,
+            hashes,
+            force,
+            callbacks=tensorboard(board),
+            devices=devices,
+        )
         return
     with quiet_start():
         from training.trainer import train_network
 
-    train_network(table, folder, model_file, config, command, hashes, force, tensorboard(board), devices)
+    train_network(
+        table, folder, model_file, config, command, hashes, force, callbacks=tensorboard(board), devices=devices
+    )
 
 
 if __name__ == "__main__":
