@@ -209,10 +209,14 @@ def test_closed_terminal_deletes_videos(clip, tmp_path):
             server.send_signal(signal.SIGHUP)
             await client.wait_closed()
 
-    with served(TMPDIR=str(tmp_path)) as (server, address):
-        asyncio.run(upload(server, address))
-        server.wait()
-        assert list(tmp_path.iterdir()) == []
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a server that starts under nohup ignores it
+    try:
+        with served(TMPDIR=str(tmp_path)) as (server, address):
+            asyncio.run(asyncio.wait_for(upload(server, address), 120))
+            server.wait(60)
+            assert list(tmp_path.iterdir()) == []
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_picture_and_files_that_are_none(browser, tmp_path):
