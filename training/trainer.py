@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from common.command_line import counted
-from common.errors import InputError
+from common.errors import INSTALL_DISTRIBUTED, InputError
 from configuration import TrainingConfig
 from inference.keras_networks import save
 from inference.lineage import ImageHashes, lineage_hashes
@@ -55,8 +55,9 @@ def train_network(
         settings_hashes: The images that selected the settings, if another run did.
         force: Train from the first epoch, even if the run is finished.
         callbacks: Further Keras callbacks; see `train_or_resume`.
-        devices: Devices that share each batch; see `data_parallel`. They are not part of the run: it may be resumed on
-            another number, and differs by rounding and by the batch norm of an epoch's last batch only.
+        devices: Number of devices that share each batch; see `data_parallel`. It is not part of the run's key: a run
+            may be resumed on another number. The results differ only by rounding and by the batch norm statistics of
+            each epoch's last batch.
         **facts: Further entries of the card.
 
     Returns:
@@ -149,8 +150,8 @@ def data_parallel(devices: int, batch_size: int) -> AbstractContextManager[Any]:
         return nullcontext()
     if keras.backend.backend() != "jax":
         raise InputError(
-            f"--devices {devices} needs Keras on JAX, not on {keras.backend.backend()}; set KERAS_BACKEND=jax, after "
-            "python -m pip install -r requirements-distributed.txt"
+            f"--devices {devices} needs Keras on JAX, not on {keras.backend.backend()}; set KERAS_BACKEND=jax; if JAX "
+            f"is not installed, {INSTALL_DISTRIBUTED}"
         )
     found = keras.distribution.list_devices()
     if not 1 < devices <= len(found):

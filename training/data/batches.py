@@ -116,11 +116,11 @@ class FaceBatches(keras.utils.PyDataset):
         return mix(images), mix(weights[:, None] * targets) / divisor[:, None], mixed_weights
 
     def _pad(self, images: np.ndarray, targets: np.ndarray, weights: Any = 1.0) -> tuple[np.ndarray, ...]:
-        """Return a batch that the devices divide: its first images are repeated with weight 0.
+        """Return a batch whose size the devices divide. Its first images are repeated with weight 0 to fill it.
 
-        Repeated images are as bright and as varied as the others, because they enter the statistics of batch norm.
-        Weights of the others grow, because Keras divides a loss by all images of a batch. In training the loss of the
-        batch is then its mean without repeated images; in dev batches the loss of the epoch is.
+        The repeated images enter the statistics of batch norm; they change these less than empty images would. Keras
+        divides a loss by the number of all images, so the weights of the others are increased. In training, the loss of
+        each batch is then the mean of its own images. For dev data, the loss of the epoch is the mean of all images.
         """
         n, total = len(images), len(self.rows)
         rows = np.arange(n + -n % self.devices) % n
