@@ -28,6 +28,7 @@ from common.processes import available_cores
 
 MAX_WORKERS = 61  # processes: Windows cannot wait for more
 ENGINES = ("local", "ray")
+RAY_CHUNK = 8  # times as many items in a chunk, as Ray takes milliseconds for each chunk
 
 EngineName = Annotated[str, typer.Option("--engine", help="local: processes on this machine; ray: a Ray cluster.")]
 RayAddress = Annotated[
@@ -78,6 +79,7 @@ class Engine:
             function: A function that can be pickled. It may cache what it loads: a process calls it many times.
             items: Its arguments. Paths must be absolute; with Ray, every node must have them.
             chunk: Number of items that a worker takes at a time. A run that is stopped ends when these are done.
+                Ray takes up to eight times as many, unless it is 1.
             crashed: Returns the result of an item that ends its worker. None: this ends the run. Local engine only;
                 Ray repeats the item in a new worker.
 
@@ -207,6 +209,8 @@ def _map_with_ray(
     context.enable_progress_bars = False
     # Actors on all slots would leave none for reading, and Ray Data would hang (ray issue 44687).
     actors = max(1, int(ray.cluster_resources().get("CPU", 1)) - 1)
+    if chunk > 1:
+        chunk = max(chunk, min(RAY_CHUNK * chunk, len(items) // (8 * actors)))  # eight chunks per actor, or more
     chunks = [{"chunk": pickle.dumps(items[start : start + chunk])} for start in range(0, len(items), chunk)]
     rows = ray.data.from_items(chunks, override_num_blocks=len(chunks)).map_batches(
         _Actor,
