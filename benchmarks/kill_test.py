@@ -26,7 +26,7 @@ import numpy as np
 import typer
 
 from benchmarks.kill_steps import STEPS, Files, Step
-from common.command_line import run, shortened
+from common.command_line import progress_bar, run, shortened
 from common.errors import InputError
 from configuration import ROOT
 
@@ -87,21 +87,22 @@ def kill_rounds(step: Step, rounds: int, folder: Path, seed: int = 0) -> KillRes
     if not undisturbed.changes:
         raise InputError(f"python {step.command} changed no file, so no moment can be chosen")
     random, result = np.random.default_rng(seed), KillResult(undisturbed.end)
-    for number in range(1, rounds + 1):
-        shutil.rmtree(work)
-        shutil.copytree(prepared, work)
-        problems, seen = [], {}
-        for _ in range(random.integers(1, MAX_KILLS + 1)):
-            killed = _run(step.command, work, step, seen, _moment(undisturbed, number % 2 == 0, random))
-            is_late = killed.status != -signal.SIGKILL
-            result.late, result.kills = result.late + is_late, result.kills + (not is_late)
-            files = read_files(work)
-            problems += _half_written(files, before, expected, step) + step.check_killed(files, expected)
-        if (last := _run(step.command, work, step, seen)).status:
-            problems.append(f"status {last.status} when run again: {_output(work)}")
-        else:
-            problems += differences(read_files(work), expected, step)
-        result.problems += [f"round {number}: {problem}" for problem in (*problems, *seen.pop("problems", ()))]
+    with progress_bar() as progress:
+        for number in progress.track(range(1, rounds + 1), description="rounds"):
+            shutil.rmtree(work)
+            shutil.copytree(prepared, work)
+            problems, seen = [], {}
+            for _ in range(random.integers(1, MAX_KILLS + 1)):
+                killed = _run(step.command, work, step, seen, _moment(undisturbed, number % 2 == 0, random))
+                is_late = killed.status != -signal.SIGKILL
+                result.late, result.kills = result.late + is_late, result.kills + (not is_late)
+                files = read_files(work)
+                problems += _half_written(files, before, expected, step) + step.check_killed(files, expected)
+            if (last := _run(step.command, work, step, seen)).status:
+                problems.append(f"status {last.status} when run again: {_output(work)}")
+            else:
+                problems += differences(read_files(work), expected, step)
+            result.problems += [f"round {number}: {problem}" for problem in (*problems, *seen.pop("problems", ()))]
     return result
 
 
