@@ -81,6 +81,7 @@ def test_variants_are_compared_on_the_same_images(ablate):
     assert again.returncode == 0 and again.stdout.count("nothing to do") == 4 and "Epoch" not in again.stdout
 
 
+@pytest.mark.system
 def test_each_fold_is_predicted_by_its_own_network_and_crops_have_no_variant_on_full_images(ablate, make_dataset):
     folder = make_dataset()
     change_split(folder, lambda table: table.assign(fold=[str(row % 3) for row in range(len(table))]))

@@ -182,6 +182,7 @@ def test_training_refuses_folds_that_the_split_does_not_have(run_step, folder, t
     assert refused(train("--folds", 3), "no folds", "--strategy folds")
 
 
+@pytest.mark.system
 def test_readme_commands_for_ckplus(run_step, tmp_path):
     """Few people and folds, and one epoch of a tiny network."""
     write_ckplus_tree(tmp_path / "CK+", subjects=16)

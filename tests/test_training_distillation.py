@@ -16,7 +16,7 @@ from inference.emotion_classifier import EmotionClassifier
 from inference.keras_networks import save
 from inference.model_card import ModelCard, read_card
 from preprocessing.tables import read_table, split_hash, write_table
-from training import teachers
+from training import step3_best_model, teachers
 from training.data.splits import read_batches
 from training.distillation import StudentModel, Teachers, assumed_prior, class_prior
 from training.models import build
@@ -173,6 +173,7 @@ def test_two_commands_train_teachers_and_distil_them(teacher, tmp_path, run_step
     folder, _, _ = teacher
     tiny = TrainingConfig(filters=(4,), batch_size=8, epochs=9, warmup_epochs=2, augmentation=NO_AUGMENTATION)
     monkeypatch.setattr(teachers, "TEACHERS", (tiny, replace(tiny, filters=(5,), seed=8)))
+    monkeypatch.setattr(step3_best_model, "STUDENT", replace(STUDENT, filters=(4, 6), convolutions=1))
     teachers.main(folder.name, folder.parent, tmp_path, "labels", epochs=1)
     files = [tmp_path / folder.name / "teachers" / f"{number}.json" for number in (1, 2)]
     cards = [json.loads(file.read_text())["hyperparameters"] for file in files]
@@ -185,7 +186,7 @@ def test_two_commands_train_teachers_and_distil_them(teacher, tmp_path, run_step
     done = run_step(*command, "--teacher", tmp_path / folder.name / "teachers", "--epochs", 1, "--precision", "float32")
     assert done.returncode == 0 and "distilled from 1.keras, 2.keras\n" in done.stdout, done.stderr
     student = read_settings(tmp_path / folder.name / "best.json")
-    assert (student.filters, student.distillation_weight) == (STUDENT.filters, STUDENT.distillation_weight)
+    assert (student.filters, student.distillation_weight) == ((4, 6), STUDENT.distillation_weight)
     (tmp_path / "empty").mkdir()
     done = run_step(*command, "--teacher", tmp_path / "empty")
     assert done.returncode == 2 and "has no .keras file; python -m training.teachers" in done.stderr
@@ -199,8 +200,9 @@ def test_refuses_unusable_teachers_in_one_line(teacher, tiny_model, tmp_path, ru
     elsewhere = file | {"dataset": "elsewhere", "split_hash": "1", "splits": [["elsewhere", "1"], [folder.name, "0"]]}
     distilled = tiny_model(name="distilled.keras", teachers=[elsewhere], listed=False)
     card = tmp_path / "card.json"
-    card.write_text(json.dumps({"hyperparameters": {"teachers": ["0"], "network": "project1", "epochs": 1},
-                                "teachers": [file | {"command": "python -m some.step"}]}))  # fmt: skip
+    settings = {"teachers": ["0"], "network": "project1", "epochs": 1, "precision": "float32"}
+    older_teacher = file | {"command": "python -m some.step"}
+    card.write_text(json.dumps({"hyperparameters": settings, "teachers": [older_teacher]}))
     (tmp_path / "crops.json").write_text(json.dumps({"config": {"augmentation": {"crop": 0.75}}}))
     folds = pd.Series([str(row % 3) for row in range(len(table))], index=table.index)
     write_table(table.assign(fold=folds), folder / "split.csv")
