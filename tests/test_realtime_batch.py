@@ -151,6 +151,16 @@ def test_names_are_unique_over_sources(media, tmp_path, clip):
         run_batch([media / "b" / "talk.avi", clip], tmp_path / "other", engine=engine)
 
 
+def test_errors_in_archives_name_the_file_and_not_the_place_where_it_was_unpacked(tmp_path):
+    for number in range(5):
+        with zipfile.ZipFile(tmp_path / f"{number}.zip", "w") as archive:
+            archive.writestr("bad.png", "no picture")
+            archive.writestr("bad.avi", "no video")
+    run_batch([tmp_path], tmp_path / "out", engine=InProcess())
+    failed = rows_of(tmp_path / "out" / "failed.csv")
+    assert len(failed) == 10 and all(row["error"].startswith(f"{row['name']} ") for row in failed)
+
+
 def test_refused_runs_name_the_remedy_and_change_nothing(media, tmp_path, run_step):
     output = tmp_path / "out"
     run_batch([media / "b"], output, engine=InProcess())

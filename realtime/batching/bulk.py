@@ -211,7 +211,7 @@ def _recognize_picture(job: _Job, item: Item) -> Outcome:
         frame = Frame(cv2.cvtColor(read_image_rgb(file), cv2.COLOR_RGB2BGR), 0, 0.0, name, still=True)
         (result,) = recognize([frame], detector, classifier, job.options.raw, still=True)
     except (InputError, *_DECODER_ERRORS) as error:
-        return Outcome(name, size, error=_described(error))
+        return Outcome(name, size, error=_described(error, item))
     return Outcome(name, size, len(result.recognitions), csv_text(log_rows(result, classifier.labels)))
 
 
@@ -221,7 +221,7 @@ def _recognize_video(job: _Job, item: Item) -> Outcome:
     try:
         video = open_video(file, mirror=False)
     except (InputError, *_DECODER_ERRORS) as error:
-        return Outcome(name, size, error=_described(error))
+        return Outcome(name, size, error=_described(error, item))
     faces = 0
     with closing(video), atomic_file(_video_table(job.output, name)) as temporary:
         with closing(FaceLog(temporary, classifier.labels)) as log:
@@ -230,12 +230,14 @@ def _recognize_video(job: _Job, item: Item) -> Outcome:
                     log.write(result)
                     faces += sum(not each.tentative for each in result.recognitions)
             except _DECODER_ERRORS as error:  # the table keeps the frames before
-                return Outcome(name, size, faces, error=_described(error))
+                return Outcome(name, size, faces, error=_described(error, item))
     return Outcome(name, size, faces, error=video.warning)
 
 
-def _described(error: Exception) -> str:
-    return " ".join(f"{error or type(error).__name__}".split())
+def _described(error: Exception, item: Item) -> str:
+    """Return an error as one line, with the item's name for its path, which may be that of an unpacked file."""
+    name, file, _ = item
+    return " ".join((str(error) or type(error).__name__).replace(str(file), name).split())
 
 
 def _write_tables(output: Path, manifest: Manifest, names: Sequence[str], labels: Sequence[str]) -> int:
