@@ -1,4 +1,5 @@
 import csv
+import io
 import os
 import shutil
 import signal
@@ -159,6 +160,20 @@ def test_errors_in_archives_name_the_file_and_not_the_place_where_it_was_unpacke
     run_batch([tmp_path], tmp_path / "out", engine=InProcess())
     failed = rows_of(tmp_path / "out" / "failed.csv")
     assert len(failed) == 10 and all(row["error"].startswith(f"{row['name']} ") for row in failed)
+
+
+def test_archive_inside_two_others_is_named_and_its_pictures_are_not_lost_silently(tmp_path):
+    content = PORTRAIT.read_bytes()
+    for name in ("c.jpg", "third.zip", "second.zip"):
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w") as archive:
+            archive.writestr(name, content)
+        content = packed.getvalue()
+    (tmp_path / "first.zip").write_bytes(content)
+    assert run_batch([tmp_path], tmp_path / "out", engine=InProcess()) == (1, 1)
+    (failed,) = rows_of(tmp_path / "out" / "failed.csv")
+    assert failed["name"] == "first.zip/third.zip" and "unpack it" in failed["error"]
+    assert not (tmp_path / "out" / "videos").exists()
 
 
 def test_refused_runs_name_the_remedy_and_change_nothing(media, tmp_path, run_step):

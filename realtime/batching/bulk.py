@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 PICTURES_AT_ONCE = 16  # pictures that a worker takes at a time
 _DECODER_ERRORS = (cv2.error, MemoryError)
 _CRASHED = "the process that read this file was ended: it needs too much memory, or crashes the decoder"
+_TOO_DEEP = "an archive inside two others is not read; unpack it and give the folder"
 
 Files = dict[str, Path]  # by name: path relative to the source
 Item = tuple[str, Path, int]  # name, file and its size in bytes
@@ -118,7 +119,7 @@ def find_media(sources: Sequence[Path], scratch: Path) -> tuple[Files, dict[str,
         scratch: Folder to unpack archives into; empty.
 
     Returns:
-        The files, sorted by name, and the errors of archives that cannot be unpacked. Names in a folder are relative to
+        The files, sorted by name, and the errors of archives that are not unpacked. Names in a folder are relative to
         it, and start with the folder's name where there are several sources. Names in an archive start with its name.
 
     Raises:
@@ -133,13 +134,15 @@ def find_media(sources: Sequence[Path], scratch: Path) -> tuple[Files, dict[str,
             raise InputError(f"two sources contain {min(repeated)}; rename one, or give each a run and --output")
         found |= inside
     media, broken = {name: file for name, file in found.items() if not is_archive(name)}, dict[str, str]()
-    for number, name in enumerate(found.keys() - media.keys()):
+    for number, name in enumerate(filter(is_archive, found)):
         try:
             inside = unpack_all({found[name].name: found[name]}, scratch / str(number))
         except InputError as error:
             broken[name] = str(error)
             continue
-        media |= {f"{name}/{inner}": file for inner, file in inside.items() if _is_readable(inner)}
+        inside = {f"{name}/{inner}": file for inner, file in inside.items() if _is_readable(inner)}
+        broken |= dict.fromkeys(filter(is_archive, inside), _TOO_DEEP)
+        media |= {inner: file for inner, file in inside.items() if inner not in broken}
     if not media and not broken:
         raise InputError(
             f"{', '.join(map(str, sources))}: no picture or video; "
