@@ -176,6 +176,17 @@ def test_archive_inside_two_others_is_named_and_its_pictures_are_not_lost_silent
     assert not (tmp_path / "out" / "videos").exists()
 
 
+def test_video_whose_name_is_too_long_for_a_table_does_not_end_the_run(clip, tmp_path):
+    media = tmp_path / "media"
+    media.mkdir()
+    for length in (246, 251):  # too long for the temporary table; for the table
+        shutil.copy(clip, media / ("x" * length + ".avi"))
+    shutil.copy(clip, media / "y.avi")
+    assert run_batch([media], tmp_path / "out", engine=InProcess()) == (3, 2)
+    assert all("too long" in row["error"] for row in rows_of(tmp_path / "out" / "failed.csv"))
+    assert [file.name for file in (tmp_path / "out" / "videos").iterdir()] == ["y.avi.csv"]
+
+
 def test_refused_runs_name_the_remedy_and_change_nothing(media, tmp_path, run_step):
     output = tmp_path / "out"
     run_batch([media / "b"], output, engine=InProcess())

@@ -1,5 +1,6 @@
 """Recognize many pictures and videos: list them, spread them over an engine, and write one table for each kind."""
 
+import errno
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -219,14 +220,25 @@ def _recognize_picture(job: _Job, item: Item) -> Outcome:
 
 
 def _recognize_video(job: _Job, item: Item) -> Outcome:
+    try:
+        return _write_video_table(job, item)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # such as a full disk, which is no fault of the file
+            raise
+        name, _, size = item
+        return Outcome(name, size, error="its name is too long to name its table after it; rename the file")
+
+
+def _write_video_table(job: _Job, item: Item) -> Outcome:
     name, file, size = item
     classifier, detector = _networks(job)
+    table = _video_table(job.output, name)
     try:
         video = open_video(file, mirror=False)
     except (InputError, *_DECODER_ERRORS) as error:
         return Outcome(name, size, error=_described(error, item))
     faces = 0
-    with closing(video), atomic_file(_video_table(job.output, name)) as temporary:
+    with closing(video), atomic_file(table) as temporary:
         with closing(FaceLog(temporary, classifier.labels)) as log:
             try:
                 for result in watch(video, classifier, detector, raw=job.options.raw):
