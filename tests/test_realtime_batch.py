@@ -187,6 +187,14 @@ def test_video_whose_name_is_too_long_for_a_table_does_not_end_the_run(clip, tmp
     assert [file.name for file in (tmp_path / "out" / "videos").iterdir()] == ["y.avi.csv"]
 
 
+def test_table_of_a_video_that_became_unreadable_is_removed(clip, tmp_path):
+    video = shutil.copy(clip, tmp_path / "talk.avi")
+    run_batch([video], tmp_path / "out", engine=InProcess())
+    video.write_text("no video")
+    assert run_batch([video], tmp_path / "out", engine=InProcess()) == (1, 1)
+    assert not list((tmp_path / "out" / "videos").iterdir())
+
+
 def test_refused_runs_name_the_remedy_and_change_nothing(media, tmp_path, run_step):
     output = tmp_path / "out"
     run_batch([media / "b"], output, engine=InProcess())

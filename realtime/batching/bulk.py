@@ -234,6 +234,7 @@ def _write_video_table(job: _Job, item: Item) -> Outcome:
     classifier, detector = _networks(job)
     table = _video_table(job.output, name)
     try:
+        table.unlink(missing_ok=True)  # of an earlier file of this name
         video = open_video(file, mirror=False)
     except (InputError, *_DECODER_ERRORS) as error:
         return Outcome(name, size, error=_described(error, item))
