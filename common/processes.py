@@ -91,7 +91,7 @@ def _describe_this_process(descriptor: int) -> None:
     text = f" process {os.getpid()} on {platform.node()} since {since} ({typed_command()})"
     with suppress(OSError):  # a full disk: the lock holds without the text
         os.ftruncate(descriptor, 0)
-        os.write(descriptor, text.encode())
+        os.write(descriptor, os.fsencode(text))  # a path may have bytes that are not UTF-8
 
 
 def _holder(file: Path) -> str:

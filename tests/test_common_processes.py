@@ -109,6 +109,15 @@ def test_file_system_without_locks_is_locked_for_this_machine(tmp_path, monkeypa
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux limits the cores of a process")
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such file names")
+def test_command_with_a_path_that_is_not_utf8_locks_its_folder(tmp_path, run_step):
+    source = tmp_path / os.fsdecode(b"sch\xf6n")
+    write_images(source, "happy/1.png")
+    done = run_step("preprocessing.step1_inventory", "--dataset", "x", "--data", tmp_path, "--source", source)
+    assert done.returncode == 0 and not done.stderr
+    assert names_in(tmp_path / "x") == ["images", "inventory.csv", "inventory.json"]
+
+
 def test_available_cores_are_those_that_the_process_may_use():
     code = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
