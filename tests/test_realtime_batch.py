@@ -195,6 +195,16 @@ def test_table_of_a_video_that_became_unreadable_is_removed(clip, tmp_path):
     assert not list((tmp_path / "out" / "videos").iterdir())
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such file names")
+def test_names_that_no_table_can_hold_and_pipes_are_refused_in_one_line(tmp_path, run_step):
+    odd = shutil.copy(PORTRAIT, tmp_path / os.fsdecode(b"sch\xf6n.jpg"))
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for source, message in ((odd, "is not plain UTF-8 text; rename the file"), (tmp_path / "pipe.jpg", "is no file")):
+        done = run_step(BATCH, source, "--output", tmp_path / "out")
+        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+        assert "--source" not in done.stderr and not (tmp_path / "out").exists()
+
+
 def test_refused_runs_name_the_remedy_and_change_nothing(media, tmp_path, run_step):
     output = tmp_path / "out"
     run_batch([media / "b"], output, engine=InProcess())

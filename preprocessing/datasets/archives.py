@@ -9,7 +9,7 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -44,12 +44,21 @@ def list_files(source: Path) -> dict[str, Path]:
     if source.is_file():
         return {source.name: source}
     if not source.is_dir():
-        raise InputError(f"--source {source} does not exist; give the downloaded file or folder")
+        raise InputError(f"{source} does not exist, or is no file or folder; give the downloaded file or folder")
     found = {file.relative_to(source).as_posix(): file for file in _walk(source) if file.is_file()}
-    for name in found:
-        if re.search("[\r\ud800-\udfff]", name):  # surrogates are bytes that are not UTF-8
-            raise InputError(f"--source {source}: the file name {name!r} is not plain UTF-8 text; rename the file")
+    check_names(found, source)
     return {name: found[name] for name in sorted(found) if not _is_system_file(name)}
+
+
+def check_names(names: Iterable[str], source: Path) -> None:
+    """Refuse file names that cannot be written to a table.
+
+    Raises:
+        InputError: A name has a carriage return, or bytes that are not UTF-8.
+    """
+    for name in names:
+        if re.search("[\r\ud800-\udfff]", name):  # Python reads such bytes as surrogates
+            raise InputError(f"{source}: the name {name!r} is not plain UTF-8 text; rename the file")
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -22,7 +22,7 @@ from configuration import FACES, PATHS
 from inference.crops import read_image_rgb
 from inference.face_detector import FaceDetector, crop_versions, network_files
 from inference.model_card import card_path
-from preprocessing.datasets.archives import is_archive, list_files, scratch_folder, unpack_all
+from preprocessing.datasets.archives import check_names, is_archive, list_files, scratch_folder, unpack_all
 from realtime.batching.manifest import Manifest, Outcome
 from realtime.recognition import recognize, watch
 from realtime.sinks.log import FaceLog, csv_text, log_columns, log_rows
@@ -124,13 +124,14 @@ def find_media(sources: Sequence[Path], scratch: Path) -> tuple[Files, dict[str,
         it, and start with the folder's name where there are several sources. Names in an archive start with its name.
 
     Raises:
-        InputError: Two sources have files of the same name, or there is no picture or video.
+        InputError: Two sources have files of the same name, a name is not UTF-8, or there is no picture or video.
     """
     found: Files = {}
     for source in sources:
         prefix = f"{source.resolve().name}/" if source.is_dir() and len(sources) > 1 else ""
         files = list_files(source)
         inside = {prefix + name: file for name, file in files.items() if source.is_file() or _is_readable(name)}
+        check_names(inside, source)
         if repeated := found.keys() & inside.keys():
             raise InputError(f"two sources contain {min(repeated)}; rename one, or give each a run and --output")
         found |= inside
