@@ -1,6 +1,7 @@
 """The command line that all steps share: common options, and errors of the user in one line."""
 
 import errno
+import io
 import os
 import shlex
 import signal
@@ -56,6 +57,8 @@ def run(command: Callable[..., Any]) -> None:
     """
     if signal.getsignal(signal.SIGINT) is end_at_once:  # from here on, Ctrl-C lets a command clean up
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # it may lack characters of file names, as in a pipe on Windows
+        sys.stdout.reconfigure(errors="backslashreplace")
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command(context_settings={"help_option_names": ["-h", "--help"]})(command)
     try:

@@ -38,6 +38,15 @@ def test_user_errors_end_in_one_line_and_defects_keep_their_traceback(monkeypatc
             run(step)
 
 
+def test_name_that_the_output_cannot_show_is_printed_with_escapes(tmp_path):
+    (tmp_path / "step.py").write_text(
+        "from common.command_line import run\ndef main() -> None:\n    print('wrote \u65e5.csv')\nrun(main)\n", "utf-8"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}", "PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run([sys.executable, "-m", "step"], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "wrote \\u65e5.csv\n"
+
+
 @pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden"])
 def test_dataset_name_is_a_plain_folder_name(tmp_path, name):
     with pytest.raises(InputError, match="not a plain name"):
