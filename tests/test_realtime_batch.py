@@ -144,6 +144,14 @@ def test_parquet_has_the_rows_of_the_table(media, tmp_path):
     assert {row["track_id"] for row in table} == {None}
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such file names")
+def test_output_folder_may_have_a_name_that_is_not_utf8(tmp_path, run_step):
+    output = tmp_path / os.fsdecode(b"sch\xf6n")
+    done = run_step(BATCH, PORTRAIT, "--output", output)
+    assert done.returncode == 0 and not done.stderr
+    assert len(rows_of(output / "pictures.csv")) == 1
+
+
 def test_names_are_unique_over_sources(media, tmp_path, clip):
     engine = InProcess()
     run_batch([media / "b", media / "more.zip", clip.parent], tmp_path / "out", engine=engine)

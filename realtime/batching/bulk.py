@@ -288,10 +288,11 @@ def _write_parquet(table: Path) -> None:
     types = {"name": pa.string(), "label": pa.string(), "track_id": pa.int64()}
     convert = pyarrow.csv.ConvertOptions(column_types=types)
     with (
+        table.open("rb") as text,  # pyarrow itself opens no path that is not UTF-8
+        pyarrow.csv.open_csv(text, convert_options=convert) as parts,
         atomic_file(table.with_suffix(".parquet")) as temporary,
-        pyarrow.csv.open_csv(table, convert_options=convert) as parts,
     ):
-        with pyarrow.parquet.ParquetWriter(temporary, parts.schema) as writer:
+        with temporary.open("wb") as file, pyarrow.parquet.ParquetWriter(file, parts.schema) as writer:
             for part in parts:
                 place = part.schema.get_field_index("name")
                 names = pa.array(map(unescape, part.column(place).to_pylist()), pa.string())
