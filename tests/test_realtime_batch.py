@@ -152,6 +152,22 @@ def test_output_folder_may_have_a_name_that_is_not_utf8(tmp_path, run_step):
     assert len(rows_of(output / "pictures.csv")) == 1
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such file names")
+def test_parquet_of_a_large_table_has_names_with_line_breaks(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+
+    class Repeating(Engine):
+        def map(self, function, items, chunk, crashed=None):
+            yield from (replace(function(item), rows=function(item).rows * 9000) for item in items)
+
+    picture = tmp_path / f"{'a' * 200}\nb.jpg"
+    shutil.copy(PORTRAIT, picture)
+    run_batch([picture], tmp_path / "out", engine=Repeating())
+    assert (tmp_path / "out" / "pictures.csv").stat().st_size > 1 << 20  # bytes that pyarrow reads at once
+    table = parquet.read_table(tmp_path / "out" / "pictures.parquet")
+    assert table.num_rows == 9000 and set(table["name"].to_pylist()) == {picture.name}
+
+
 def test_names_are_unique_over_sources(media, tmp_path, clip):
     engine = InProcess()
     run_batch([media / "b", media / "more.zip", clip.parent], tmp_path / "out", engine=engine)

@@ -286,10 +286,11 @@ def _write_parquet(table: Path) -> None:
     import pyarrow.parquet  # pyright: ignore[reportMissingImports]  # optional
 
     types = {"name": pa.string(), "label": pa.string(), "track_id": pa.int64()}
+    parse = pyarrow.csv.ParseOptions(newlines_in_values=True)  # of names
     convert = pyarrow.csv.ConvertOptions(column_types=types)
     with (
         table.open("rb") as text,  # pyarrow itself opens no path that is not UTF-8
-        pyarrow.csv.open_csv(text, convert_options=convert) as parts,
+        pyarrow.csv.open_csv(text, parse_options=parse, convert_options=convert) as parts,
         atomic_file(table.with_suffix(".parquet")) as temporary,
     ):
         with temporary.open("wb") as file, pyarrow.parquet.ParquetWriter(file, parts.schema) as writer:
