@@ -220,16 +220,19 @@ def _open_journal(folder: Path, provenance: str) -> Iterator[tuple[list[Row], Ca
 
 
 def _read_journal(file: Path, provenance: str) -> list[Row] | None:
-    """Return a journal's finished rows; None where there is no journal of this provenance."""
+    """Return a journal's finished rows, up to a missing crop; None where there is no journal of this provenance."""
     first, *lines = (file.read_text(encoding="utf-8", errors="replace") if file.is_file() else "").split("\n")
     if first != provenance:
         return None
     rows = []
     for line in lines:
         try:
-            rows.append(dict(json.loads(line)))
+            row = dict(json.loads(line))
         except (ValueError, TypeError):  # cut by a kill
             break
+        if not (file.parent / row.get("face_path", "")).exists():  # the crop has disappeared
+            break
+        rows.append(row)
     return rows
 
 

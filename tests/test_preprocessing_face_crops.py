@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -254,6 +255,18 @@ def test_workers_make_the_same_rows_and_crops_in_the_same_order(many_folder, cro
     assert crops == {file: file.read_bytes() for file in (many_folder / "faces").iterdir()}
     assert list(alone["face_status"]) == [*["found"] * 3, "not_found", "whole_image", "not_found"] * 16
     assert list(alone["face_count"]) == ["1", "1", "1", "0", "", ""] * 16
+
+
+def test_resumed_run_makes_crops_again_that_have_disappeared(crops_folder, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(face_crops, "write_table", stop)
+        write_face_crops(crops_folder)
+    shutil.rmtree(crops_folder / "faces")
+    table = write_face_crops(crops_folder)
+    assert all((crops_folder / path).is_file() for path in table["face_path"])
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no process groups to interrupt")
