@@ -192,6 +192,13 @@ def encrypted_zip(folder: Path) -> Path:
     return file
 
 
+def zip_with_invalid_utf8(folder: Path) -> Path:
+    """Write a zip file with a name that is marked as UTF-8 and is not."""
+    file = zip_of(folder / "a.zip", ("angry/\u00e9.png", b"x"))
+    file.write_bytes(file.read_bytes().replace("\u00e9".encode(), b"\xff\xff"))
+    return file
+
+
 REFUSED = {
     "tar cut between files": (cut_tar(2), "a.tar is damaged"),
     "tar with a damaged header": (cut_tar(2, b"x" * 512), "a.tar is damaged"),
@@ -212,6 +219,7 @@ REFUSED = {
     "hard link to a folder": (tar_with_link("happy"), "a.tar is damaged"),
     "absolute path in a tar": (lambda folder: tar_of(folder / "a.tar", ("/tmp/evil.png", b"x")), "leads out"),
     "password": (encrypted_zip, "a.zip is encrypted; unpack it with its password"),
+    "name that is not UTF-8": (zip_with_invalid_utf8, "a.zip is damaged"),
     "no data set": (lambda folder: zip_of(folder / "a.zip", ("readme.txt", b"x")), "no known data set"),
 }
 
