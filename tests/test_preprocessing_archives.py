@@ -220,6 +220,10 @@ REFUSED = {
     "absolute path in a tar": (lambda folder: tar_of(folder / "a.tar", ("/tmp/evil.png", b"x")), "leads out"),
     "password": (encrypted_zip, "a.zip is encrypted; unpack it with its password"),
     "name that is not UTF-8": (zip_with_invalid_utf8, "a.zip is damaged"),
+    "name too long for the disk": (
+        lambda folder: zip_of(folder / "a.zip", ("angry/" + "\u65e5" * 300 + ".png", b"x")),
+        "a.zip: a file name in it is too long for this disk; unpack it",
+    ),
     "no data set": (lambda folder: zip_of(folder / "a.zip", ("readme.txt", b"x")), "no known data set"),
 }
 

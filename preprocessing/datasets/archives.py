@@ -212,6 +212,8 @@ def _archive_errors(name: str) -> Iterator[None]:
     except KeyError as error:  # tarfile: the target of a hard link
         raise InputError(f"{name} is damaged: {error.args[0]}; download it again") from error
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # other systems count characters, Linux counts bytes
+            raise InputError(f"{name}: a file name in it is too long for this disk; {_BY_HAND}") from error
         if error.errno not in (None, errno.EINVAL):  # zipfile seeks to where a damaged index points
             raise  # such as a full disk
         raise InputError(f"{name} is damaged or incomplete ({error}); download it again") from error
