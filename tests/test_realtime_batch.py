@@ -19,7 +19,9 @@ from benchmarks.common import write_portrait_video
 from common.engine import Engine
 from common.errors import InputError
 from common.processes import exclusive_lock
+from preprocessing.datasets.archives import list_files
 from preprocessing.datasets.sample import PORTRAIT
+from realtime.batching import bulk
 from realtime.batching.bulk import BatchOptions, run_batch
 
 BATCH = "realtime.batch"
@@ -184,6 +186,16 @@ def test_errors_in_archives_name_the_file_and_not_the_place_where_it_was_unpacke
     run_batch([tmp_path], tmp_path / "out", engine=InProcess())
     failed = rows_of(tmp_path / "out" / "failed.csv")
     assert len(failed) == 10 and all(row["error"].startswith(f"{row['name']} ") for row in failed)
+
+
+def test_archive_that_disappears_or_must_not_be_read_does_not_end_the_run(media, tmp_path, monkeypatch):
+    def listed(source):
+        return {**list_files(source), "gone.zip": source / "gone.zip"}
+
+    monkeypatch.setattr(bulk, "list_files", listed)
+    assert run_batch([media], tmp_path / "out", engine=InProcess()) == (9, 4)
+    failed = {row["name"]: row["error"] for row in rows_of(tmp_path / "out" / "failed.csv")}
+    assert failed["gone.zip"] == "gone.zip cannot be read (No such file or directory)"
 
 
 def test_archive_inside_two_others_is_named_and_its_pictures_are_not_lost_silently(tmp_path):

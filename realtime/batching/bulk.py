@@ -142,6 +142,11 @@ def find_media(sources: Sequence[Path], scratch: Path) -> tuple[Files, dict[str,
         except InputError as error:
             broken[name] = str(error)
             continue
+        except OSError as error:
+            if error.filename != str(found[name]):  # such as a full disk, which is no fault of the archive
+                raise
+            broken[name] = f"{name} cannot be read ({error.strerror})"
+            continue
         inside = {f"{name}/{inner}": file for inner, file in inside.items() if _is_readable(inner)}
         broken |= dict.fromkeys(filter(is_archive, inside), _TOO_DEEP)
         media |= {inner: file for inner, file in inside.items() if inner not in broken}
