@@ -136,6 +136,27 @@ def test_run_again_reads_only_new_changed_and_failed_files(media, tmp_path):
     assert tables(output) == tables(tmp_path / "whole")
 
 
+def test_pictures_that_changed_but_kept_their_size_are_read_again(tmp_path):
+    def draw(image_bgr):
+        cv2.imwrite(str(media / "a.bmp"), image_bgr)
+        with zipfile.ZipFile(media / "b.zip", "w") as archive:
+            archive.write(media / "a.bmp", "in.bmp")
+
+    media = tmp_path / "media"
+    media.mkdir()
+    portrait_bgr = cv2.imread(str(PORTRAIT))
+    assert portrait_bgr is not None
+    draw(np.zeros_like(portrait_bgr))
+    run_batch([media], tmp_path / "out", engine=InProcess())
+    assert not rows_of(tmp_path / "out" / "pictures.csv")
+    draw(portrait_bgr)
+    run_batch([media], tmp_path / "out", engine=InProcess())
+    assert [row["name"] for row in rows_of(tmp_path / "out" / "pictures.csv")] == ["a.bmp", "b.zip/in.bmp"]
+    again = InProcess()
+    run_batch([media], tmp_path / "out", engine=again)
+    assert not again.seen
+
+
 def test_parquet_has_the_rows_of_the_table(media, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     run_batch([media], tmp_path / "out", engine=InProcess())

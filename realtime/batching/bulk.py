@@ -1,6 +1,7 @@
 """Recognize many pictures and videos: list them, spread them over an engine, and write one table for each kind."""
 
 import errno
+import os
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -39,7 +40,7 @@ _CRASHED = "the process that read this file was ended: it needs too much memory,
 _TOO_DEEP = "an archive inside two others is not read; unpack it and give the folder"
 
 Files = dict[str, Path]  # by name: path relative to the source
-Item = tuple[str, Path, int]  # name, file and its size in bytes
+Item = tuple[str, Path, tuple[int, int]]  # name, file, its size in bytes and when it was last changed in nanoseconds
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def find_media(sources: Sequence[Path], scratch: Path) -> tuple[Files, dict[str,
     media, broken = {name: file for name, file in found.items() if not is_archive(name)}, dict[str, str]()
     for number, name in enumerate(filter(is_archive, found)):
         try:
-            inside = unpack_all({found[name].name: found[name]}, scratch / str(number))
+            inside = _unpack(found[name], scratch / str(number))
         except InputError as error:
             broken[name] = str(error)
             continue
@@ -158,13 +159,22 @@ def find_media(sources: Sequence[Path], scratch: Path) -> tuple[Files, dict[str,
     return {name: media[name] for name in sorted(media)}, broken
 
 
+def _unpack(archive: Path, scratch: Path) -> Files:
+    """Return the files of an archive, with its time, by which the next run notices another archive."""
+    files = unpack_all({archive.name: archive}, scratch)
+    modified = archive.stat().st_mtime_ns
+    for file in files.values():
+        os.utime(file, ns=(modified, modified))
+    return files
+
+
 def _is_readable(name: str) -> bool:
     return name.lower().endswith((*PICTURE_SUFFIXES, *VIDEO_SUFFIXES)) or is_archive(name)
 
 
 def _recognize_all(job: _Job, files: Files, manifest: Manifest, engine: Engine) -> None:
     """Recognize the files that the manifest lacks, and add them to it."""
-    items = [(name, file.absolute(), _size(file)) for name, file in files.items()]
+    items = [(name, file.absolute(), _stamp(file)) for name, file in files.items()]
     waiting = [item for item in items if not _is_done(item, job, manifest)]
     if len(waiting) < len(items):
         print(f"continuing after {len(items) - len(waiting):,} of {counted(len(items), 'file')}", flush=True)
@@ -181,17 +191,18 @@ def _recognize_all(job: _Job, files: Files, manifest: Manifest, engine: Engine) 
                     bar.advance(task)
 
 
-def _size(file: Path) -> int:
-    """Return the size of a file in bytes; -1 if it has disappeared."""
+def _stamp(file: Path) -> tuple[int, int]:
+    """Return the size of a file and when it was last changed; -1 and 0 if it has disappeared."""
     try:
-        return file.stat().st_size
+        stat = file.stat()
     except OSError:
-        return -1
+        return -1, 0
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _is_done(item: Item, job: _Job, manifest: Manifest) -> bool:
-    name, file, size = item
-    return manifest.has(name, size) and (is_picture(file) or _video_table(job.output, name).is_file())
+    name, file, stamp = item
+    return manifest.has(name, *stamp) and (is_picture(file) or _video_table(job.output, name).is_file())
 
 
 def _video_table(output: Path, name: str) -> Path:
@@ -199,8 +210,8 @@ def _video_table(output: Path, name: str) -> Path:
 
 
 def _crashed(item: Item) -> Outcome:
-    name, _, size = item
-    return Outcome(name, size, error=_CRASHED)
+    name, _, stamp = item
+    return Outcome(name, *stamp, error=_CRASHED)
 
 
 @lru_cache(maxsize=1)
@@ -215,14 +226,14 @@ def _networks(job: _Job) -> "tuple[EmotionClassifier, FaceDetector]":
 
 
 def _recognize_picture(job: _Job, item: Item) -> Outcome:
-    name, file, size = item
+    name, file, stamp = item
     classifier, detector = _networks(job)
     try:
         frame = Frame(cv2.cvtColor(read_image_rgb(file), cv2.COLOR_RGB2BGR), 0, 0.0, name, still=True)
         (result,) = recognize([frame], detector, classifier, job.options.raw, still=True)
     except (InputError, *_DECODER_ERRORS) as error:
-        return Outcome(name, size, error=_described(error, item))
-    return Outcome(name, size, len(result.recognitions), csv_text(log_rows(result, classifier.labels)))
+        return Outcome(name, *stamp, error=_described(error, item))
+    return Outcome(name, *stamp, len(result.recognitions), csv_text(log_rows(result, classifier.labels)))
 
 
 def _recognize_video(job: _Job, item: Item) -> Outcome:
@@ -231,19 +242,19 @@ def _recognize_video(job: _Job, item: Item) -> Outcome:
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:  # such as a full disk, which is no fault of the file
             raise
-        name, _, size = item
-        return Outcome(name, size, error="its name is too long to name its table after it; rename the file")
+        name, _, stamp = item
+        return Outcome(name, *stamp, error="its name is too long to name its table after it; rename the file")
 
 
 def _write_video_table(job: _Job, item: Item) -> Outcome:
-    name, file, size = item
+    name, file, stamp = item
     classifier, detector = _networks(job)
     table = _video_table(job.output, name)
     try:
         table.unlink(missing_ok=True)  # of an earlier file of this name
         video = open_video(file, mirror=False)
     except (InputError, *_DECODER_ERRORS) as error:
-        return Outcome(name, size, error=_described(error, item))
+        return Outcome(name, *stamp, error=_described(error, item))
     faces = 0
     with closing(video), atomic_file(table) as temporary:
         with closing(FaceLog(temporary, classifier.labels)) as log:
@@ -252,8 +263,8 @@ def _write_video_table(job: _Job, item: Item) -> Outcome:
                     log.write(result)
                     faces += sum(not each.tentative for each in result.recognitions)
             except _DECODER_ERRORS as error:  # the table keeps the frames before
-                return Outcome(name, size, faces, error=_described(error, item))
-    return Outcome(name, size, faces, error=video.warning)
+                return Outcome(name, *stamp, faces, error=_described(error, item))
+    return Outcome(name, *stamp, faces, error=video.warning)
 
 
 def _described(error: Exception, item: Item) -> str:

@@ -22,6 +22,7 @@ class Outcome:
     Attributes:
         name: The file, relative to its source.
         bytes: Its size.
+        modified: When it was last changed, nanoseconds since 1970; of a file in an archive, that of the archive.
         faces: Number of faces, summed over the frames of a video; tentative ones are not counted.
         rows: A picture's rows of `FaceLog`, as CSV; empty for a video, which has a table of its own.
         error: Why it could not be read, or not to its end; else empty.
@@ -29,6 +30,7 @@ class Outcome:
 
     name: str
     bytes: int
+    modified: int = 0
     faces: int = 0
     rows: str = ""
     error: str = ""
@@ -47,7 +49,7 @@ class Manifest:
 
     def __init__(self, file: Path, settings: Mapping[str, Any]):
         self._file = file
-        self._lines: dict[str, tuple[int, int, bool]] = {}  # name -> place in the file, bytes, failed
+        self._lines: dict[str, tuple[int, int, int, bool]] = {}  # name -> place in the file, bytes, modified, failed
         if not file.exists():
             write_file(file, _line(settings))
         self._end = self._read(settings)
@@ -67,11 +69,11 @@ class Manifest:
             return start
 
     def _note(self, start: int, outcome: Outcome) -> None:
-        self._lines[outcome.name] = start, outcome.bytes, bool(outcome.error)
+        self._lines[outcome.name] = start, outcome.bytes, outcome.modified, bool(outcome.error)
 
-    def has(self, name: str, size: int) -> bool:
-        """Return whether a file of this name and size was read without an error."""
-        return self._lines.get(name, ())[1:] == (size, False)
+    def has(self, name: str, size: int, modified: int) -> bool:
+        """Return whether a file of this name, size and time was read without an error."""
+        return self._lines.get(name, ())[1:] == (size, modified, False)
 
     def add(self, outcome: Outcome) -> None:
         """Append a finished file.
