@@ -262,6 +262,13 @@ def test_names_that_no_table_can_hold_and_pipes_are_refused_in_one_line(tmp_path
         assert "--source" not in done.stderr and not (tmp_path / "out").exists()
 
 
+def test_tables_of_a_whole_drive_beside_another_source_stay_in_the_output_folder(clip, tmp_path, monkeypatch):
+    drive = Path(tmp_path.anchor)
+    monkeypatch.setattr(bulk, "list_files", lambda source: {"talk.avi": clip} if source == drive else {})
+    run_batch([drive, tmp_path], tmp_path / "out", engine=InProcess())
+    assert [file.name for file in (tmp_path / "out" / "videos").iterdir()] == ["talk.avi.csv"]
+
+
 def test_refused_runs_name_the_remedy_and_change_nothing(media, tmp_path, run_step):
     output = tmp_path / "out"
     run_batch([media / "b"], output, engine=InProcess())

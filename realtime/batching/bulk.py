@@ -129,7 +129,8 @@ def find_media(sources: Sequence[Path], scratch: Path) -> tuple[Files, dict[str,
     """
     found: Files = {}
     for source in sources:
-        prefix = f"{source.resolve().name}/" if source.is_dir() and len(sources) > 1 else ""
+        folder = source.resolve().name  # empty for a drive
+        prefix = f"{folder}/" if folder and source.is_dir() and len(sources) > 1 else ""
         files = list_files(source)
         inside = {prefix + name: file for name, file in files.items() if source.is_file() or _is_readable(name)}
         check_names(inside, source)
