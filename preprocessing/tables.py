@@ -18,7 +18,7 @@ from common.csv_text import check_columns, escape, quoting, unescape
 from common.emotions import EMOTIONS, in_class_order
 from common.errors import InputError
 from common.files import atomic_file
-from configuration import SAMPLE_NAME
+from configuration import FACES, SAMPLE_NAME
 
 INVENTORY_COLUMNS = [
     "path", "emotion", "label_source", "subject", "sequence", "frame", "usage", "pixel_hash", "status",
@@ -159,7 +159,7 @@ def make_command(folder: Path, file_name: str, **options: object) -> str:
             `neutral_first`, `mapping`.
     """
     if file_name != "inventory.csv":
-        return step_command(_FILES[file_name][1], folder)
+        return step_command(_FILES[file_name][1], folder, *(_crop_words(folder) if file_name == "faces.csv" else []))
     record = _read_record(folder, file_name) or {}
     source = options.get("source") or record.get("place") or ("FILE_OR_FOLDER" if folder.name != SAMPLE_NAME else "")
     if str(source) == str(folder.resolve() / "raw"):  # the embedded sample
@@ -173,6 +173,20 @@ def make_command(folder: Path, file_name: str, **options: object) -> str:
     for name, emotion in (mapping if isinstance(mapping, dict) else {}).items():
         words += ["--map", f"{name}={emotion or 'none'}"]
     return step_command(_FILES[file_name][1], folder, *words)
+
+
+def _crop_words(folder: Path) -> list[object]:
+    """Return the options of step 2 that its record has and that differ from the defaults."""
+    options = (_read_record(folder, "faces.csv") or {}).get("options")
+    options = options if isinstance(options, dict) else {}
+    words: list[object] = []
+    for name in ("size", "channels", "align"):
+        default = getattr(FACES, name)
+        if isinstance(value := options.get(name), type(default)) and value != default:
+            words += [f"--{name}", value]
+    if isinstance(options.get("detect"), bool):
+        words.append("--detect" if options["detect"] else "--no-detect")
+    return words
 
 
 def crop_options(folder: Path) -> dict[str, Any]:

@@ -84,6 +84,16 @@ def test_files_of_an_earlier_version_name_the_step_to_run_again(tmp_path):
         read_table(tmp_path / "mine", "inventory.csv")
 
 
+def test_command_that_makes_crops_again_keeps_their_options(tmp_path, run_step):
+    write_table(crops(), tmp_path / "x" / "faces.csv")
+    write_table(crops().drop(columns=FACE_COLUMNS), tmp_path / "x" / "inventory.csv")
+    options = {"size": 64, "channels": 3, "align": "box", "detect": False}
+    (tmp_path / "x" / "faces.json").write_text(json.dumps({"inventory": "another", "options": options}))
+    done = run_step("preprocessing.step3_split", "--dataset", "x", "--data", tmp_path)
+    assert done.returncode == 2 and "another inventory.csv; run first: " in done.stderr
+    assert done.stderr.strip().endswith("--size 64 --channels 3 --align box --no-detect")
+
+
 def test_usable_rows_are_readable_labelled_and_have_a_face():
     table = pd.concat([crops(3), crops(3)], ignore_index=True)
     table.loc[0, "status"], table.loc[1, "status"] = "constant", "unreadable"
