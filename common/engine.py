@@ -10,7 +10,7 @@ import os
 import pickle
 import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -72,14 +72,13 @@ class Engine:
         items: Sequence[Item],
         chunk: int,
         crashed: Callable[[Item], Result] | None = None,
-    ) -> Iterator[Result]:
-        """Yield a function's results in the order of the items.
+    ) -> Generator[Result, None, None]:
+        """Yield a function's results in the order of the items. Closing it kills the local workers at once.
 
         Args:
             function: A function that can be pickled. It may cache what it loads: a process calls it many times.
             items: Its arguments. Paths must be absolute; with Ray, every node must have them.
-            chunk: Number of items that a worker takes at a time. A run that is stopped ends when these are done.
-                Ray takes up to eight times as many, unless it is 1.
+            chunk: Number of items that a worker takes at a time. Ray takes up to eight times as many, unless it is 1.
             crashed: Returns the result of an item that ends its worker. None: this ends the run. Local engine only;
                 Ray repeats the item in a new worker.
 
@@ -141,10 +140,11 @@ def map_in_workers(
             except OSError as error:  # "handle is closed": the first worker ended while the next one was being started
                 raise BrokenProcessPool(str(error)) from error
         yield from results
+    except (GeneratorExit, KeyboardInterrupt, SystemExit):
+        workers.kill()  # an item may take hours; it is repeated by the next run
+        raise
     except BrokenProcessPool as error:
-        # The pool waits forever for a worker that started while the pool failed. Other children are the caller's.
-        for worker in set(multiprocessing.active_children()).intersection(workers.processes):
-            worker.kill()
+        workers.kill()  # the pool waits forever for a worker that started while the pool failed
         raise WorkerEndedError(
             "a worker process was ended, perhaps for lack of memory; run the same command again to continue"
         ) from error
@@ -163,6 +163,11 @@ class _Workers(multiprocessing.context.SpawnContext):
         """Return a new process."""
         self.processes.append(multiprocessing.context.SpawnProcess(*arguments, **options))
         return self.processes[-1]
+
+    def kill(self) -> None:
+        """Kill these processes; other children are the caller's."""
+        for worker in set(multiprocessing.active_children()).intersection(self.processes):
+            worker.kill()
 
 
 @contextmanager

@@ -49,6 +49,14 @@ def test_item_that_ends_its_worker_gets_its_own_result_and_the_others_theirs():
     assert results == [-item if item == 5 else item * item for item in ITEMS]
 
 
+def test_stopped_run_does_not_wait_for_the_items_in_work():
+    results = Engine().map(time.sleep, [0, 600, 600], chunk=1)
+    next(results)
+    start = time.monotonic()
+    results.close()
+    assert time.monotonic() - start < 60
+
+
 def test_engine_refuses_what_it_cannot_use(monkeypatch):
     with pytest.raises(InputError, match="--engine 'spark' is not known; accepted: local or ray"):
         Engine("spark")

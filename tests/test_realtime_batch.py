@@ -120,6 +120,19 @@ def test_interrupted_run_continues_and_its_tables_equal_those_of_an_undisturbed_
     assert tables(output) == tables(tmp_path / "whole")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM")
+def test_run_that_is_stopped_in_a_long_video_ends_at_once_without_temporary_files(tmp_path):
+    video = write_portrait_video(tmp_path / "long.avi", 400)
+    output = tmp_path / "out"
+    process = subprocess.Popen([sys.executable, "-m", BATCH, video, "--output", output], cwd=ROOT)
+    while not (output / "videos" / ".long.avi.part.csv").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait() == 128 + signal.SIGTERM
+    assert [file.name for file in output.rglob("*") if file.is_file()] == ["manifest.jsonl"]  # not the video's table
+
+
 def test_run_again_reads_only_new_changed_and_failed_files(media, tmp_path):
     output = tmp_path / "out"
     for name in ("broken.mp4", "broken.zip", "more.zip"):

@@ -2,8 +2,8 @@
 
 import errno
 import os
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from importlib.util import find_spec
@@ -187,9 +187,23 @@ def _recognize_all(job: _Job, files: Files, manifest: Manifest, engine: Engine) 
         task = bar.add_task("files", total=len(items), completed=len(items) - len(waiting))
         for function, chosen, chunk in kinds:
             if chosen:
-                for outcome in engine.map(partial(function, job), chosen, chunk, _crashed):
-                    manifest.add(outcome)
-                    bar.advance(task)
+                with (
+                    _removed_parts(job),
+                    closing(engine.map(partial(function, job), chosen, chunk, _crashed)) as outcomes,
+                ):
+                    for outcome in outcomes:
+                        manifest.add(outcome)
+                        bar.advance(task)
+
+
+@contextmanager
+def _removed_parts(job: _Job) -> Iterator[None]:
+    """Remove the unfinished tables of workers that were killed."""
+    try:
+        yield
+    finally:
+        for part in (job.output / "videos").rglob(".*.part.csv"):
+            part.unlink()
 
 
 def _stamp(file: Path) -> tuple[int, int]:
