@@ -9,7 +9,10 @@ import numpy as np
 
 from common import LARGEST_IMAGE
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm", ".gif", ".jp2", ".avif")
+IMAGE_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff"),
+    *(".pgm", ".ppm", ".gif", ".jp2", ".avif"),
+)
 LARGEST_FILE = 1 << 28  # bytes, 268 MB: an uncompressed image of 90 megapixels; larger files are refused
 ACCEPTED_IMAGES = (
     f"accepted are 8-bit and 16-bit images of at most {LARGEST_IMAGE / 1e6:.0f} megapixels in files of at most "

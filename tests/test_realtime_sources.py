@@ -88,6 +88,17 @@ def test_subfolders_in_natural_order_without_hidden_files(tmp_path):
     assert (source.still, source.count, source.warning) == (True, len(names), "")
 
 
+def test_folder_has_every_kind_of_picture_that_step_1_reads(tmp_path):
+    image, suffixes = np.full((48, 48, 3), 90, np.uint8), [".jfif", ".avif", ".jp2", ".webp", ".ppm"]
+    for suffix in suffixes:
+        content = cv2.imencode(suffix.replace("jfif", "jpg"), image)[1].tobytes()
+        (tmp_path / f"a{suffix}").write_bytes(content)
+    frames = list(open_source(str(tmp_path)))
+    assert {frame.name: abs(int(frame.image_bgr[24, 24, 0]) - 90) < 4 for frame in frames} == dict.fromkeys(
+        ("a" + suffix for suffix in suffixes), True
+    )
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a right there")
 def test_links_are_followed_once_and_not_to_parents(tmp_path, capsys):
     folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"

@@ -5,8 +5,10 @@ import re
 import sys
 from pathlib import Path
 
-PICTURE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-# Only for folders. A file given by name may have any suffix.
+from common.images import IMAGE_SUFFIXES
+
+# Only for folders. A file given by name may have any suffix. An animation is a video.
+PICTURE_SUFFIXES = tuple(suffix for suffix in IMAGE_SUFFIXES if suffix != ".gif")
 VIDEO_SUFFIXES = (
     *(".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
     *(".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"),
