@@ -18,6 +18,7 @@ import pytest
 from conftest import ROOT
 from raw_data import random_gray, write_image
 
+from common.engine import Engine
 from common.errors import InputError
 from configuration import FACES
 from inference import face_detector
@@ -255,6 +256,17 @@ def test_workers_make_the_same_rows_and_crops_in_the_same_order(many_folder, cro
     assert crops == {file: file.read_bytes() for file in (many_folder / "faces").iterdir()}
     assert list(alone["face_status"]) == [*["found"] * 3, "not_found", "whole_image", "not_found"] * 16
     assert list(alone["face_count"]) == ["1", "1", "1", "0", "", ""] * 16
+
+
+@pytest.mark.system
+def test_ray_makes_the_same_rows_and_crops(many_folder):
+    pytest.importorskip("ray")
+    local = write_face_crops(many_folder)
+    crops = {file: file.read_bytes() for file in (many_folder / "faces").iterdir()}
+    (many_folder / "faces.json").unlink()
+    shutil.rmtree(many_folder / "faces")
+    pd.testing.assert_frame_equal(write_face_crops(many_folder, engine=Engine("ray")), local)
+    assert crops == {file: file.read_bytes() for file in (many_folder / "faces").iterdir()}
 
 
 def test_resumed_run_makes_crops_again_that_have_disappeared(crops_folder, monkeypatch):
