@@ -83,7 +83,7 @@ class Engine:
                 Ray repeats the item in a new worker.
 
         Raises:
-            InputError: A worker was ended, or Ray cannot be reached. Errors of the function are raised as they are.
+            InputError: A worker was ended, or Ray fails or cannot be reached. Errors of the function are not changed.
         """
         if self.name == "ray":
             yield from _map_with_ray(function, items, chunk, self.ray_address)
@@ -208,7 +208,7 @@ def _map_with_ray(
     import ray  # pyright: ignore[reportMissingImports]  # optional
     import ray.data  # pyright: ignore[reportMissingImports]  # optional
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised, too
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
@@ -224,11 +224,14 @@ def _map_with_ray(
         num_cpus=1,
         compute=ray.data.ActorPoolStrategy(size=min(actors, len(chunks))),
     )
-    for row in rows.iter_rows():
-        results = pickle.loads(row["results"])
-        if isinstance(results, Exception):
-            raise results
-        yield from results
+    try:
+        for row in rows.iter_rows():
+            results = pickle.loads(row["results"])
+            if isinstance(results, Exception):
+                raise results
+            yield from results
+    except ray.exceptions.RayError as error:
+        raise InputError(f"--engine ray: {_reason(error)}; run the same command again to continue") from error
 
 
 def _start_ray(address: str | None) -> None:
@@ -241,17 +244,23 @@ def _start_ray(address: str | None) -> None:
         _check_address(address)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of a change in a later version
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    import ray  # pyright: ignore[reportMissingImports]  # optional
-
-    if ray.is_initialized():
-        return
     slots = {} if address else {"num_cpus": available_cores() + 1, "include_dashboard": False}
     try:
         with quiet_start():
+            import ray  # pyright: ignore[reportMissingImports]  # optional
+
+            if ray.is_initialized():
+                return
             ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **slots)
     except Exception as error:  # Ray raises exceptions of many kinds, also where a busy machine starts it too slowly
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"--engine ray: Ray does not start ({reason}); run the same command again") from error
+        remedy = "run the same command again"
+        if address:
+            remedy = "set RAY_AUTH_MODE=token where the cluster has a token, else RAY_AUTH_MODE=disabled"
+        raise InputError(f"--engine ray: Ray does not start ({_reason(error)}); {remedy}") from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _check_address(address: str) -> None:

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from tempfile import TemporaryFile
 from threading import RLock
 
-# Lines of TensorFlow's and LiteRT's own logs, and the second line of a message about the processor.
+# Lines of TensorFlow's and LiteRT's own logs, the second line of a message about the processor, and Ray's news.
 _NATIVE_LOG = re.compile(
     rb"[IWE]\d{4} \d\d:\d\d:|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: [IWE] |(INFO|WARNING|ERROR):( |absl:|tensorflow:)"
-    rb"|To enable the following instructions: "
+    rb"|To enable the following instructions: |\[[-\d]+ [:,\d]+ I "
 )
 _STDERR = RLock()  # threads that redirect standard error at the same time would not restore it
 _ERRORS_OFF = "3"  # TF_CPP_MIN_LOG_LEVEL: TensorFlow raises its errors as exceptions too

@@ -3,10 +3,12 @@ import io
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import pytest
 from conftest import ROOT, files_of_at_most
 
 from benchmarks.common import write_portrait_video
+from benchmarks.scaling import write_pictures
 from common.engine import Engine
 from common.errors import InputError
 from common.processes import exclusive_lock
@@ -343,3 +346,56 @@ def test_ray_writes_the_tables_of_the_local_engine(media, tmp_path):
     for name in ("local", "ray"):
         assert run_batch([media], tmp_path / name, options, Engine(name)) == (8, 3)
     assert tables(tmp_path / "local") == tables(tmp_path / "ray")
+
+
+def end_node(mark: str) -> None:
+    """Kill all processes that were started with this mark in their environment."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if f"TEST_NODE={mark}\0".encode() in (process / "environ").read_bytes():
+                os.kill(int(process.name), signal.SIGKILL)
+
+
+@pytest.mark.system
+@pytest.mark.skipif(sys.platform != "linux", reason="the processes of a node are found in /proc")
+def test_lost_node_of_a_ray_cluster_loses_nothing(tmp_path):
+    """Two nodes on one machine with a token, as docs/scaling.md starts them; one is killed in mid-run."""
+    pytest.importorskip("ray")
+    write_pictures(tmp_path / "pictures", 1500)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = os.environ | {"HOME": str(tmp_path), "RAY_AUTH_MODE": "token"}
+
+    def ray(mark, *arguments):
+        command = [str(Path(sys.executable).with_name("ray")), *arguments]
+        subprocess.run(command, env=environment | {"TEST_NODE": mark}, check=True, capture_output=True, timeout=200)
+
+    def batch(engine, *options):
+        command = [sys.executable, "-m", BATCH, "pictures", "--output", engine, "--engine", engine, *options]
+        return subprocess.Popen(command, cwd=tmp_path, env=environment | {"PYTHONPATH": str(ROOT)})
+
+    try:
+        ray("first", "get-auth-token", "--generate")
+        ray(
+            "first",
+            "start",
+            "--head",
+            "--port",
+            address.split(":")[1],
+            "--num-cpus",
+            "2",
+            "--include-dashboard",
+            "false",
+        )
+        ray("second", "start", "--address", address, "--num-cpus", "2")
+        process, manifest = batch("ray", "--ray-address", address), tmp_path / "ray" / "manifest.jsonl"
+        while process.poll() is None and not (manifest.exists() and manifest.read_bytes().count(b"\n") > 100):
+            time.sleep(0.05)
+        end_node("second")
+        assert process.poll() is None, "it ended before a node was lost"
+        assert process.wait(300) == 0
+    finally:
+        end_node("second")
+        end_node("first")
+    assert batch("local").wait(300) == 0
+    assert (tmp_path / "ray" / "pictures.csv").read_bytes() == (tmp_path / "local" / "pictures.csv").read_bytes()
