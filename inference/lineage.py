@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -210,7 +209,7 @@ def read_hashes(model_file: Path) -> ImageHashes:
             complete = bool(content["complete"])
     except FileNotFoundError:
         return UNKNOWN
-    except (ValueError, TypeError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged file may raise almost anything
         raise InputError(f"{file}, the list of training images, is damaged ({error}); {remedy}") from error
     if model_file.is_file() and belongs_to != file_hash(model_file):
         raise InputError(f"{file}, the list of training images, belongs to another file than {model_file}; {remedy}")
