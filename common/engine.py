@@ -207,6 +207,7 @@ def _map_with_ray(
     _start_ray(address)
     import ray  # pyright: ignore[reportMissingImports]  # optional
     import ray.data  # pyright: ignore[reportMissingImports]  # optional
+    import ray.exceptions  # pyright: ignore[reportMissingImports]  # optional
 
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised, too
     context = ray.data.DataContext.get_current()

@@ -113,13 +113,25 @@ def _crops(folder: Path, paths: list[Paths], options: FaceConfig, engine: Engine
         searches = detector.cache_info().currsize > 0
         if searches and is_parallel and len(paths) - number > FEW:
             crop = partial(_crop_in_worker, folder.absolute(), options, face_detector.network_files())
-            yield from engine.map(crop, paths[number:], CHUNK)
+            yield from engine.map(crop, paths[number:], CHUNK, partial(_refuse, folder))
             return
         yield crop_face(folder, path, face_path, options, detector)
 
 
 def _crop_in_worker(folder: Path, options: FaceConfig, networks: tuple[Path, Path, Path], paths: Paths) -> Row:
     return crop_face(folder, *paths, options, partial(_worker_detector, options, networks))
+
+
+def _refuse(folder: Path, paths: Paths) -> Row:
+    """Refuse an image that ends its worker.
+
+    Raises:
+        InputError: Always, with the image's name.
+    """
+    raise InputError(
+        f"{folder / paths[0]} ends the process that reads it: it is damaged, or needs more memory than there is; "
+        "remove it from the source, and run step 1 again"
+    )
 
 
 @lru_cache(maxsize=1)
