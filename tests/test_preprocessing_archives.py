@@ -192,6 +192,12 @@ def encrypted_zip(folder: Path) -> Path:
     return file
 
 
+def zip_without_name(folder: Path) -> Path:
+    with zipfile.ZipFile(folder / "a.zip", "w") as packed, packed.open(zipfile.ZipInfo(""), "w") as stream:
+        stream.write(b"x")
+    return folder / "a.zip"
+
+
 def zip_with_invalid_utf8(folder: Path) -> Path:
     """Write a zip file with a name that is marked as UTF-8 and is not."""
     file = zip_of(folder / "a.zip", ("angry/\u00e9.png", b"x"))
@@ -219,6 +225,7 @@ REFUSED = {
     "hard link to a folder": (tar_with_link("happy"), "a.tar is damaged"),
     "absolute path in a tar": (lambda folder: tar_of(folder / "a.tar", ("/tmp/evil.png", b"x")), "leads out"),
     "password": (encrypted_zip, "a.zip is encrypted; unpack it with its password"),
+    "file without a name": (zip_without_name, "a.zip is damaged or incomplete (a file without a name)"),
     "name that is not UTF-8": (zip_with_invalid_utf8, "a.zip is damaged"),
     "name too long for the disk": (
         lambda folder: zip_of(folder / "a.zip", ("angry/" + "\u65e5" * 300 + ".png", b"x")),

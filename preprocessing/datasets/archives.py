@@ -246,6 +246,8 @@ def _members(archive: Path, name: str, budget: _Budget) -> Iterator[_Member]:
     """Yield an archive's files and links. A zip file must fit into the budget as a whole."""
     if name.lower().endswith(".zip"):
         with zipfile.ZipFile(archive) as packed:
+            if "" in packed.namelist():
+                raise zipfile.BadZipFile("a file without a name")
             members = [member for member in packed.infolist() if not member.is_dir()]
             budget.require(sum(member.file_size for member in members), name)
             for member in members:
