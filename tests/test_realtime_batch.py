@@ -302,7 +302,7 @@ def test_refused_runs_name_the_remedy_and_change_nothing(media, tmp_path, run_st
     assert done.returncode == 2 and f"{output} is in use by process {os.getpid()}" in done.stderr
     (tmp_path / "texts").mkdir()
     done = run_step(BATCH, tmp_path / "texts", "--output", tmp_path / "new")
-    assert done.returncode == 2 and "no picture or video; accepted: .bmp" in done.stderr
+    assert done.returncode == 2 and "no picture or video; accepted: .png" in done.stderr
     assert not (tmp_path / "new").exists() and tables(output) == before
 
 
