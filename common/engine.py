@@ -39,7 +39,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class WorkerEndedError(InputError):
+class WorkerEndedError(Exception):
     """A worker process was killed, or crashed."""
 
 
@@ -71,7 +71,7 @@ class Engine:
         function: Callable[[Item], Result],
         items: Sequence[Item],
         chunk: int,
-        crashed: Callable[[Item], Result] | None = None,
+        crashed: Callable[[Item], Result],
     ) -> Generator[Result, None, None]:
         """Yield a function's results in the order of the items. Closing it kills the local workers at once.
 
@@ -79,11 +79,11 @@ class Engine:
             function: A function that can be pickled. It may cache what it loads: a process calls it many times.
             items: Its arguments. Paths must be absolute; with Ray, every node must have them.
             chunk: Number of items that a worker takes at a time. Ray takes up to eight times as many, unless it is 1.
-            crashed: Returns the result of an item that ends its worker. None: this ends the run. Local engine only;
-                Ray repeats the item in a new worker.
+            crashed: Returns the result of an item that ends its worker, or raises an error. Local engine only; Ray
+                repeats the item in a new worker.
 
         Raises:
-            InputError: A worker was ended, or Ray fails or cannot be reached. Errors of the function are not changed.
+            InputError: Ray fails or cannot be reached. Errors of the function are raised unchanged.
         """
         if self.name == "ray":
             yield from _map_with_ray(function, items, chunk, self.ray_address)
@@ -95,8 +95,6 @@ class Engine:
                     done += 1  # first: the caller may close this generator at the yield
                     yield result
             except WorkerEndedError:
-                if crashed is None:
-                    raise
                 suspects = items[done : done + processes * chunk]
                 done += len(suspects)
                 yield from _map_one_by_one(function, suspects, crashed)
@@ -145,9 +143,7 @@ def map_in_workers(
         raise
     except BrokenProcessPool as error:
         workers.kill()  # the pool waits forever for a worker that started while the pool failed
-        raise WorkerEndedError(
-            "a worker process was ended, perhaps for lack of memory; run the same command again to continue"
-        ) from error
+        raise WorkerEndedError from error
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -209,7 +205,7 @@ def _map_with_ray(
     import ray.data  # pyright: ignore[reportMissingImports]  # optional
     import ray.exceptions  # pyright: ignore[reportMissingImports]  # optional
 
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised, too
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # an error is raised as well as logged
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False

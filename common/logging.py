@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from tempfile import TemporaryFile
 from threading import RLock
 
-# Lines of TensorFlow's and LiteRT's own logs, the second line of a message about the processor, and Ray's news.
+# Lines of TensorFlow's and LiteRT's own logs, the second line of a message about the processor, and Ray's log.
 _NATIVE_LOG = re.compile(
     rb"[IWE]\d{4} \d\d:\d\d:|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: [IWE] |(INFO|WARNING|ERROR):( |absl:|tensorflow:)"
     rb"|To enable the following instructions: |\[[-\d]+ [:,\d]+ I "

@@ -50,7 +50,7 @@ def test_item_that_ends_its_worker_gets_its_own_result_and_the_others_theirs():
 
 
 def test_stopped_run_does_not_wait_for_the_items_in_work():
-    results = Engine().map(time.sleep, [0, 600, 600], chunk=1)
+    results = Engine().map(time.sleep, [0, 600, 600], chunk=1, crashed=refuse)
     next(results)
     start = time.monotonic()
     results.close()
@@ -71,16 +71,20 @@ def test_address_without_a_cluster_is_refused_at_once(monkeypatch):
     monkeypatch.setattr(engine, "find_spec", lambda name: True)  # Ray need not be installed
     for address in ("127.0.0.1:9", "auto"):
         with pytest.raises(InputError, match=f"--ray-address {address}: no Ray cluster answers there; give HOST:PORT"):
-            list(Engine("ray", address).map(square, ITEMS, 4))
+            list(Engine("ray", address).map(square, ITEMS, 4, refuse))
 
 
 @pytest.mark.system
 @pytest.mark.usefixtures("with_ray")
 def test_ray_gives_the_results_and_errors_of_the_local_engine():
-    assert list(Engine("ray").map(square, ITEMS, 4)) == list(Engine().map(square, ITEMS, 4)) == [n * n for n in ITEMS]
+    assert (
+        list(Engine("ray").map(square, ITEMS, 4, refuse))
+        == list(Engine().map(square, ITEMS, 4, refuse))
+        == [n * n for n in ITEMS]
+    )
     for name in engine.ENGINES:
         with pytest.raises(InputError, match=r"^item 0 is refused; give another$"):
-            list(Engine(name).map(refuse, ITEMS, 4))
+            list(Engine(name).map(refuse, ITEMS, 4, square))
 
 
 @pytest.mark.system
@@ -99,7 +103,7 @@ def test_killed_actor_of_ray_loses_nothing_and_repeats_no_result(tmp_path):
     killer = threading.Thread(target=kill_an_actor, daemon=True)
     killer.start()
     items = list(range(200))
-    results = list(Engine("ray").map(partial(square_and_tell, tmp_path), items, 4))
+    results = list(Engine("ray").map(partial(square_and_tell, tmp_path), items, 4, refuse))
     killer.join()
     assert results == [item * item for item in items]
     computed = [int(line) for file in tmp_path.iterdir() for line in file.read_text().split()]

@@ -376,17 +376,8 @@ def test_lost_node_of_a_ray_cluster_loses_nothing(tmp_path):
 
     try:
         ray("first", "get-auth-token", "--generate")
-        ray(
-            "first",
-            "start",
-            "--head",
-            "--port",
-            address.split(":")[1],
-            "--num-cpus",
-            "2",
-            "--include-dashboard",
-            "false",
-        )
+        port = address.split(":")[1]
+        ray("first", "start", "--head", f"--port={port}", "--num-cpus=2", "--include-dashboard=false")
         ray("second", "start", "--address", address, "--num-cpus", "2")
         process, manifest = batch("ray", "--ray-address", address), tmp_path / "ray" / "manifest.jsonl"
         while process.poll() is None and not (manifest.exists() and manifest.read_bytes().count(b"\n") > 100):

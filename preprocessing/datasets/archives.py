@@ -27,7 +27,10 @@ MAX_LIMIT = 1_000_000_000_000  # bytes
 _BLOCK = 4096  # bytes that even an empty file takes on a disk, roughly
 _UNIX = 3  # `ZipInfo.create_system` where `external_attr` holds a Unix file mode
 _SYSTEM_FILES = ("__macosx", "thumbs.db", "desktop.ini")  # besides hidden files, such as .DS_Store
-_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError)
+_DAMAGED = (
+    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError),
+    *(EOFError, RecursionError, UnicodeDecodeError),
+)
 _BY_HAND = "unpack it with another program and give the folder"
 
 
@@ -207,7 +210,7 @@ def _archive_errors(name: str) -> Iterator[None]:
         raise InputError(f"{name}: {error}; {_BY_HAND}") from error
     except MemoryError as error:
         raise InputError(f"{name} needs more memory than there is; {_BY_HAND}") from error
-    except (*_DAMAGED, EOFError, RecursionError, UnicodeDecodeError) as error:
+    except _DAMAGED as error:
         raise InputError(f"{name} is damaged or incomplete ({error}); download it again") from error
     except KeyError as error:  # tarfile: the target of a hard link
         raise InputError(f"{name} is damaged: {error.args[0]}; download it again") from error

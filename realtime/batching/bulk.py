@@ -183,14 +183,11 @@ def _recognize_all(job: _Job, files: Files, manifest: Manifest, engine: Engine) 
         (_recognize_picture, [item for item in waiting if is_picture(item[1])], PICTURES_AT_ONCE),
         (_recognize_video, [item for item in waiting if not is_picture(item[1])], 1),
     ]
-    with progress_bar() as bar:
+    with progress_bar() as bar, _removed_parts(job):
         task = bar.add_task("files", total=len(items), completed=len(items) - len(waiting))
         for function, chosen, chunk in kinds:
             if chosen:
-                with (
-                    _removed_parts(job),
-                    closing(engine.map(partial(function, job), chosen, chunk, _crashed)) as outcomes,
-                ):
+                with closing(engine.map(partial(function, job), chosen, chunk, _crashed)) as outcomes:
                     for outcome in outcomes:
                         manifest.add(outcome)
                         bar.advance(task)
