@@ -101,7 +101,7 @@ def input_pipeline(train: Any, config: TrainingConfig) -> Callable[[int], int]:
     from training.augmentation import build_augmentation
 
     augmentation = build_augmentation(config.augmentation, train.images.shape[1:], seed=SEED)
-    compiled = tf.function(lambda images: augmentation(images, training=True))
+    compiled = tf.function(lambda images: augmentation(images, training=True)[0])
     whole = max(1, len(train.rows) // train.batch_size)  # batches of the full size
     return lambda index: len(np.asarray(compiled(train[index % whole][0])))
 

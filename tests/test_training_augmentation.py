@@ -12,7 +12,7 @@ RANDOM = np.random.default_rng(2)
 
 
 def augmented(options: AugmentationConfig, images: np.ndarray, training: bool = True) -> np.ndarray:
-    return np.asarray(build_augmentation(options, SHAPE, seed=1)(images, training=training))
+    return np.asarray(build_augmentation(options, SHAPE, seed=1)(images, training=training)[0])
 
 
 def test_identity_without_augmentation_and_outside_training():
@@ -24,7 +24,7 @@ def test_identity_without_augmentation_and_outside_training():
 def test_pixels_differ_between_images_and_calls():
     images = np.repeat(RANDOM.integers(0, 256, (1, *SHAPE)), 4, axis=0).astype(np.uint8)
     model = build_augmentation(AugmentationConfig(), SHAPE, seed=1)
-    first, second = np.asarray(model(images, training=True)), np.asarray(model(images, training=True))
+    first, second = (np.asarray(model(images, training=True)[0]) for _ in range(2))
     assert first.dtype == np.uint8
     assert len({image.tobytes() for image in [*first, *second]}) == 8
 
@@ -82,6 +82,17 @@ def test_light_changes_are_one_gain_and_offset_per_image():
         gain, offset = np.polyfit(image.ravel().astype(float), result.ravel().astype(float), 1)
         assert np.abs(gain * image + offset - result).max() <= 1
         assert 0.78 < gain < 1.22 and abs(result.mean() - image.mean()) < 21
+
+
+def test_teachers_see_the_same_views_without_noise_and_blur():
+    images = RANDOM.integers(0, 256, (8, *SHAPE)).astype(np.uint8)
+    views, clean = build_augmentation(AugmentationConfig(noise=20.0, blur=1.0, crop=0.5), SHAPE, seed=1)(
+        images, training=True
+    )
+    without = build_augmentation(AugmentationConfig(crop=0.5), SHAPE, seed=1)(images, training=True)
+    np.testing.assert_array_equal(np.asarray(clean), np.asarray(without[0]))
+    assert np.asarray(views).shape == (8, 24, 24, 1)
+    assert (np.asarray(views) != np.asarray(clean)).any()
 
 
 def test_noise_is_on_half_of_the_images_up_to_the_limit():

@@ -242,9 +242,12 @@ class ToPixels(keras.layers.Layer):
 
 
 def build_augmentation(options: AugmentationConfig, input_shape: tuple[int, int, int], seed: int) -> keras.Model:
-    """Return a model from uint8 images to augmented uint8 images, (n, height, width, channels).
+    """Return a model from uint8 images to two views of each, uint8 (n, height, width, channels).
 
-    Augmentations of strength zero add no layer. With `crop`, images are smaller in training.
+    The first view is augmented in full. The second is the same without blur and noise; teachers predict it, because
+    networks that were not trained on noise are unreliable on noisy images.
+
+    Augmentations of strength zero add no layer. With `crop`, views are smaller in training.
     """
     inputs = keras.Input(input_shape, dtype="uint8")
     images = keras.layers.Rescaling(1.0, dtype="float32")(inputs)
@@ -256,10 +259,13 @@ def build_augmentation(options: AugmentationConfig, input_shape: tuple[int, int,
         images = RandomErasing(options.small_erasing_count, *options.small_erasing_size, seed + 2)(images)
     if options.cutout_max_size:
         images = RandomErasing(1, options.cutout_max_size, options.cutout_max_size, seed + 3)(images)
+    clean = images
     if options.blur:
         images = RandomBlur(options.blur, seed + 5)(images)
     if options.noise:
         images = RandomNoise(options.noise, seed + 4)(images)
+    views = [images, clean]
     if options.crop < 1:
-        images = TrainingCrop(options.crop)(images)
-    return keras.Model(inputs, ToPixels()(images), name="augmentation")
+        crop = TrainingCrop(options.crop)
+        views = [crop(view) for view in views]
+    return keras.Model(inputs, [ToPixels()(view) for view in views], name="augmentation")

@@ -222,13 +222,13 @@ def build_trainer(train: FaceBatches, config: TrainingConfig) -> tuple[keras.Mod
         network = build_network(shape, train.classes, config)
         inputs = keras.Input(shape, dtype="uint8")
         any_size = config.augmentation.crop < 1
-        views = build_augmentation(config.augmentation, shape, config.seed)(inputs)
+        views, clean_views = build_augmentation(config.augmentation, shape, config.seed)(inputs)
         predictions = training_form(network, any_size)(views)
         outputs, prior, tau = keras.tree.flatten(predictions), class_prior(train), config.logit_adjustment
         if config.teachers:
             priors, log_prior = teacher_priors(train, config.teachers), (1 - tau) * np.log(prior)
             teachers = Teachers(config.teachers, train.classes, any_size, config.seed + 5, priors, log_prior)
-            outputs.append(teachers(views))
+            outputs.append(teachers(clean_views))
         smoothing = config.label_smoothing if config.targets == "labels" else 0.0  # votes are soft already
         trainer = StudentModel(inputs, outputs, config.distillation_weight, smoothing, prior**tau, name="trainer")
         # TensorFlow's XLA has no image warp; the other backends always compile.
