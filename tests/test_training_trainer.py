@@ -18,6 +18,7 @@ from preprocessing.tables import read_table, usable, write_table
 from training import models
 from training.data import read_crops
 from training.data.splits import read_batches
+from training.runs import epoch_choice
 from training.settings import check_output
 from training.trainer import build_trainer, data_parallel
 
@@ -48,6 +49,18 @@ def test_learns_and_saves_best_epoch_with_card_curves_and_history(make_dataset, 
     assert card["command"] == "python -m some.step" and card["dataset"] == folder.name and card["scores"] == []
     assert any("bias by any of these is not measured" in line and "race" in line for line in card["caveats"])
     assert float(history[0]["learning_rate"]) > float(history[-1]["learning_rate"]) >= 0  # cosine
+
+
+def test_logit_adjusted_training_keeps_the_epoch_with_the_lowest_loss(make_dataset, tmp_path):
+    folder, model_file = make_dataset(), tmp_path / "models" / "best.keras"
+    assert fit(folder, model_file, replace(TINY, epochs=6, logit_adjustment=1.0))
+    card = json.loads(model_file.with_suffix(".json").read_text())
+    losses = [float(row["val_loss"]) for row in history_of(tmp_path / "models")]
+    assert card["epoch_chosen"] == 1 + int(np.argmin(losses)) and card["chosen_by"].startswith("lowest dev loss")
+    frequent, rare = ({"val_accuracy": a, "val_loss": loss} for a, loss in ((0.9, 1.0), (0.8, 0.5)))
+    for tau, chosen in ((0.0, frequent), (0.5, rare)):
+        merit, _ = epoch_choice(replace(TINY, logit_adjustment=tau))
+        assert max((frequent, rare), key=merit) is chosen
 
 
 def test_finished_run_is_repeated_only_with_other_settings_crops_or_code(make_dataset, tmp_path, monkeypatch, capsys):

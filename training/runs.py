@@ -31,7 +31,8 @@ from inference.model_card import card_path
 from training.augmentation import full_images_last
 
 METRICS = {"loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"}  # of each epoch in history.csv
-MONITOR = "val_accuracy"  # selects the best epoch
+MONITOR = "val_accuracy"
+Merit = Callable[[dict[str, float]], tuple[float, ...]]  # of an epoch's metrics
 
 
 def train_or_resume(
@@ -85,7 +86,8 @@ def train_or_resume(
         network, trainer = build(run["precision"])
         trainer.name = folder.name
         history = _train(trainer, network, train, dev, folder, config, callbacks)
-        best = max(history, key=_merit)
+        merit, chosen_by = epoch_choice(config)
+        best = max(history, key=merit)
         if not np.isfinite(best["val_loss"]):
             raise InputError(f"the training diverged (see {folder / 'history.csv'}); give a smaller learning rate")
         with _reading(folder):
@@ -106,7 +108,7 @@ def train_or_resume(
         "seed": config.seed,
         "epochs_run": len(history),
         "epoch_chosen": best["epoch"],
-        "chosen_by": "highest dev accuracy, ties broken by the lowest loss",
+        "chosen_by": chosen_by,
         "dev_accuracy": round(best[MONITOR], 4),  # not a score: it selected the epoch
         "versions": {**versions, "backend": f"{backend} {__import__(backend).__version__}"},
         "scores": [],
@@ -169,7 +171,7 @@ def _train(
     callbacks: Sequence[keras.callbacks.Callback],
 ) -> list[dict[str, float]]:
     """Train from the last complete epoch on; return one row of metrics per epoch."""
-    keeper = RunKeeper(folder, network, config.patience)
+    keeper = RunKeeper(folder, network, config.patience, epoch_choice(config)[0])
     done = keeper.restore(trainer)
     if done:
         print(f"resuming after epoch {done} of {config.epochs} ({folder})")
@@ -189,9 +191,15 @@ def _train(
     return keeper.history
 
 
-def _merit(row: dict[str, float]) -> tuple[float, float]:
-    """Return the key that ranks epochs; on a small dev split many have the same accuracy."""
-    return row[MONITOR], -row["val_loss"]
+def epoch_choice(config: TrainingConfig) -> tuple[Merit, str]:
+    """Return the key that ranks epochs, and its description for the card.
+
+    With logit adjustment the dev loss counts: an epoch with a high accuracy may be one that predicts frequent emotions
+    too often. Otherwise it is the accuracy; on a small dev split many epochs have the same one.
+    """
+    if config.logit_adjustment:
+        return lambda row: (-row["val_loss"],), "lowest dev loss, with logit adjustment"
+    return lambda row: (row[MONITOR], -row["val_loss"]), "highest dev accuracy, ties broken by the lowest loss"
 
 
 def _weights(folder: Path, kind: str, epoch: float) -> Path:
@@ -239,13 +247,15 @@ class RunKeeper(keras.callbacks.Callback):
         folder: The run's folder.
         network: The network whose best weights are kept.
         patience: Epochs without a better dev accuracy before training stops; 0: no early stopping.
+        merit: The key that ranks epochs, of `epoch_choice`.
     """
 
-    def __init__(self, folder: Path, network: keras.Model, patience: int):
+    def __init__(self, folder: Path, network: keras.Model, patience: int, merit: Merit):
         super().__init__()
         self.folder = folder
         self.network = network
         self.patience = patience
+        self.merit = merit
         self.history: list[dict[str, float]] = []
 
     def restore(self, trainer: keras.Model) -> int:
@@ -294,7 +304,7 @@ class RunKeeper(keras.callbacks.Callback):
             trainer.stop_training = True
 
     def _best(self) -> int:
-        return int(max(self.history, key=_merit)["epoch"])
+        return int(max(self.history, key=self.merit)["epoch"])
 
     def _read_history(self, epochs: int) -> list[Any]:
         file = self.folder / "history.csv"
