@@ -249,9 +249,9 @@ STUDENT = replace(  # settings with --teacher, without --pretrained
     distillation_weight=0.8,
     augmentation=replace(BEST.augmentation, cutout_max_size=16),
 )
-FINE_TUNING = TrainingConfig(
-    epochs=20, batch_size=32, learning_rate=3e-4, warmup_epochs=1
-)  # settings with --pretrained
+FINE_TUNING = TrainingConfig(  # settings with --pretrained
+    epochs=20, batch_size=32, learning_rate=3e-4, warmup_epochs=1, logit_adjustment=0.5
+)
 TUNING = TuningConfig()
 SAMPLE_TUNING = TuningConfig(trials=4, epochs=3)  # a quick demonstration
 SEQUENCES = SequenceConfig()

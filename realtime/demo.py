@@ -5,7 +5,7 @@ Writes: reports/demo/picture.png, the annotated portrait; expressions.png, six a
         sequences; video.mp4, the same annotated; predictions.csv, one row per face and video frame (`FaceLog`)
 
     python -m realtime.demo
-    python -m realtime.webcam --source reports/demo/sample.mp4 --no-window --record docs/webcam.webp
+    python -m realtime.webcam --source reports/demo/sample.mp4 --no-window --record docs/webcam.webp --overwrite
 """
 
 from contextlib import closing
