@@ -92,7 +92,7 @@ class TrainingConfig:
     label_smoothing: float = 0.1  # 0-1; not used for votes
     logit_adjustment: float = 0.0  # share of the log class prior in the loss (Menon et al. 2021); 0: off, 1: balanced
     mixup: float = 0.0  # alpha of mixup's beta distribution; 0: off
-    patience: int = 0  # early stopping: epochs without a better dev accuracy; 0: off
+    patience: int = 0  # early stopping: epochs without a better dev accuracy (logit adjustment: dev loss); 0: off
     precision: str = "auto"  # `float32`, `mixed_bfloat16`, or `auto`: the faster one, measured at the start
     seed: int = 7
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)

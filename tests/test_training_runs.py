@@ -131,12 +131,14 @@ def test_forced_training_starts_again_and_resumes_after_interruption(make_datase
     assert not train()
 
 
-def test_early_stopping_by_patience(make_dataset, tmp_path):
+@pytest.mark.parametrize(("tau", "metric", "sign"), [(0.0, "val_accuracy", 1), (1.0, "val_loss", -1)])
+def test_early_stopping_by_patience(make_dataset, tmp_path, tau, metric, sign):
     folder = make_dataset()
-    config = replace(TINY, epochs=60, patience=3, augmentation=NO_AUGMENTATION)
+    config = replace(TINY, epochs=60, patience=3, augmentation=NO_AUGMENTATION, logit_adjustment=tau)
+    config = replace(config, learning_rate=0.2) if tau else config  # the loss rises soon
     fit(folder, tmp_path / "models" / "best.keras", config)
-    accuracies = [float(row["val_accuracy"]) for row in history_of(tmp_path / "models")]
-    assert len(accuracies) < 60 and len(accuracies) - 1 - int(np.argmax(accuracies)) == 3
+    merits = [sign * float(row[metric]) for row in history_of(tmp_path / "models")]
+    assert len(merits) < 60 and len(merits) - 1 - int(np.argmax(merits)) == 3
 
 
 def test_diverged_training_saves_nothing(make_dataset, tmp_path, monkeypatch):

@@ -114,8 +114,8 @@ def fit_folds(
     mean, deviation = statistics.mean(accuracies), statistics.stdev(accuracies)
     score = step_command("evaluation.model_evaluation", folder, "--folds", "--model", model_file)
     print(
-        f"{len(folds)} folds ({column}): dev accuracy {mean:.4f} ± {deviation:.4f} (mean and SD), which "
-        f"selected the epochs; held-out score: {score}"
+        f"{len(folds)} folds ({column}): dev accuracy {mean:.4f} ± {deviation:.4f} (mean and SD), on the "
+        f"images that selected the epochs; held-out score: {score}"
     )
     return accuracies
 

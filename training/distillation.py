@@ -73,9 +73,10 @@ def read_teachers(
 
 
 def class_prior(train: FaceBatches) -> np.ndarray:
-    """Return the share of each class in the training targets, float, (classes,), at least 1e-6."""
+    """Return the share of each class in the training targets, weighted as in the loss: (classes,), at least 1e-6."""
     labels: Any = train.labels
-    counts = np.bincount(labels, minlength=len(train.classes)) if labels.ndim == 1 else labels.sum(axis=0)
+    targets = np.eye(len(train.classes))[labels] if labels.ndim == 1 else labels
+    counts = np.average(targets, axis=0, weights=train.weights)
     return np.maximum(counts / counts.sum(), 1e-6)
 
 

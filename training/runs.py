@@ -109,7 +109,7 @@ def train_or_resume(
         "epochs_run": len(history),
         "epoch_chosen": best["epoch"],
         "chosen_by": chosen_by,
-        "dev_accuracy": round(best[MONITOR], 4),  # not a score: it selected the epoch
+        "dev_accuracy": round(best[MONITOR], 4),  # not a score: these images selected the epoch
         "versions": {**versions, "backend": f"{backend} {__import__(backend).__version__}"},
         "scores": [],
     }
@@ -246,7 +246,7 @@ class RunKeeper(keras.callbacks.Callback):
     Args:
         folder: The run's folder.
         network: The network whose best weights are kept.
-        patience: Epochs without a better dev accuracy before training stops; 0: no early stopping.
+        patience: Epochs without a better one, by the first value of `merit`, before training stops; 0: off.
         merit: The key that ranks epochs, of `epoch_choice`.
     """
 
@@ -272,11 +272,11 @@ class RunKeeper(keras.callbacks.Callback):
         return 0
 
     def out_of_patience(self) -> bool:
-        """Return whether the most accurate epoch is `patience` epochs ago."""
+        """Return whether the best epoch, by accuracy or loss alone, is `patience` epochs ago."""
         if not (self.patience and self.history):
             return False
-        most_accurate = int(max(self.history, key=lambda row: row[MONITOR])["epoch"])  # the first of equal ones
-        return len(self.history) - most_accurate >= self.patience
+        best = int(max(self.history, key=lambda row: self.merit(row)[0])["epoch"])  # the first of equal ones
+        return len(self.history) - best >= self.patience
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Seed augmentation and dropout by the epoch: Keras does not save their random state."""

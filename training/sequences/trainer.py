@@ -191,6 +191,10 @@ def check_options(options: SequenceConfig) -> None:
         InputError: A value is not accepted; the message names it and what is accepted.
     """
     check_settings(options.config, ["convolution"])
+    if options.config.logit_adjustment:
+        raise InputError(
+            f"logit_adjustment {options.config.logit_adjustment} is not supported for sequences; set it to 0"
+        )
     check_ranges(options, {"window": (1, 1024), "rate": (1, 1000)})
 
 
