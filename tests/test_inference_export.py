@@ -174,7 +174,9 @@ def test_released_network_is_exported_and_the_documented_example_runs(tmp_path, 
     assert done.returncode == 0, done.stderr
     quantised = by_litert(tmp_path / "exported" / "pretrained.tflite")(images)
     np.testing.assert_allclose(quantised, expected, atol=0.05)
-    assert (quantised.argmax(axis=1) == expected.argmax(axis=1)).mean() >= 0.97
+    first, second = np.sort(expected)[:, -1], np.sort(expected)[:, -2]
+    same = quantised.argmax(axis=1) == expected.argmax(axis=1)
+    assert same[first - second > 0.05].all()  # closer emotions may change places
 
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8"), re.S)
     shutil.copyfile(PORTRAIT, tmp_path / "photo.jpg")

@@ -131,11 +131,14 @@ def test_forced_training_starts_again_and_resumes_after_interruption(make_datase
     assert not train()
 
 
-@pytest.mark.parametrize(("tau", "metric", "sign"), [(0.0, "val_accuracy", 1), (1.0, "val_loss", -1)])
-def test_early_stopping_by_patience(make_dataset, tmp_path, tau, metric, sign):
+@pytest.mark.parametrize(
+    ("tau", "rate", "metric", "sign"), [(0.0, TINY.learning_rate, "val_accuracy", 1), (1.0, 0.2, "val_loss", -1)]
+)
+def test_early_stopping_by_patience(make_dataset, tmp_path, tau, rate, metric, sign):
     folder = make_dataset()
-    config = replace(TINY, epochs=60, patience=3, augmentation=NO_AUGMENTATION, logit_adjustment=tau)
-    config = replace(config, learning_rate=0.2) if tau else config  # the loss rises soon
+    config = replace(
+        TINY, epochs=60, patience=3, augmentation=NO_AUGMENTATION, logit_adjustment=tau, learning_rate=rate
+    )
     fit(folder, tmp_path / "models" / "best.keras", config)
     merits = [sign * float(row[metric]) for row in history_of(tmp_path / "models")]
     assert len(merits) < 60 and len(merits) - 1 - int(np.argmax(merits)) == 3

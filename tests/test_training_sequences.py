@@ -196,6 +196,13 @@ def test_refuses_tables_without_complete_sequences(make_sequences):
         read_sequences(table.assign(frame=["x", *table["frame"][1:]]), folder)
 
 
+def test_refuses_logit_adjustment_of_sequences(make_sequences, frames_network, tmp_path):
+    settings = options()
+    settings = replace(settings, config=replace(settings.config, logit_adjustment=0.5))
+    with pytest.raises(InputError, match="not supported for sequences; set it to 0"):
+        fit(make_sequences(), tmp_path / "sequence.keras", frames_network, settings)
+
+
 def test_loss_weights_rise_to_the_labelled_last_frame(make_sequences, frames_network, monkeypatch):
     folder = make_sequences()
     table = read_table(folder, "split.csv")

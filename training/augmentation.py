@@ -244,8 +244,8 @@ class ToPixels(keras.layers.Layer):
 def build_augmentation(options: AugmentationConfig, input_shape: tuple[int, int, int], seed: int) -> keras.Model:
     """Return a model from uint8 images to two views of each, uint8 (n, height, width, channels).
 
-    The first view is augmented in full. The second is the same without blur and noise; teachers predict it, because
-    networks that were not trained on noise are unreliable on noisy images.
+    The first view has all augmentations and is the student's input. The second has no blur and no noise and is the
+    teachers' input: networks that were not trained on noise are unreliable on noisy images.
 
     Augmentations of strength zero add no layer. With `crop`, views are smaller in training.
     """

@@ -1,8 +1,8 @@
 """Knowledge distillation and logit adjustment.
 
 Teachers predict the same augmented images that the student sees (consistent teaching, Beyer et al. 2022,
-https://arxiv.org/abs/2106.05237), but without blur and noise, at temperature 1. Each teacher adds about a third to the
-time of a training step.
+https://arxiv.org/abs/2106.05237), but before blur and noise are added. Their temperature is 1. Each teacher adds about
+a third to the time of a training step.
 
 Logit adjustment (Menon et al. 2021, https://arxiv.org/abs/2007.07314) adds `tau log(prior)` to the logits in the loss.
 The network itself then predicts p(class | image) / prior^tau, up to a factor: with tau 1 as if all classes were
@@ -73,11 +73,13 @@ def read_teachers(
 
 
 def class_prior(train: FaceBatches) -> np.ndarray:
-    """Return the share of each class in the training targets, weighted as in the loss: (classes,), at least 1e-6."""
+    """Return the share of each class in the training targets, float, (classes,), at least 1e-6.
+
+    With `--balance`, each image has the weight that it has in the loss.
+    """
     labels: Any = train.labels
     targets = np.eye(len(train.classes))[labels] if labels.ndim == 1 else labels
-    counts = np.average(targets, axis=0, weights=train.weights)
-    return np.maximum(counts / counts.sum(), 1e-6)
+    return np.maximum(np.average(targets, axis=0, weights=train.weights), 1e-6)
 
 
 def assumed_prior(prior: np.ndarray, tau: float) -> np.ndarray:

@@ -31,8 +31,8 @@ from inference.model_card import card_path
 from training.augmentation import full_images_last
 
 METRICS = {"loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"}  # of each epoch in history.csv
-MONITOR = "val_accuracy"
-Merit = Callable[[dict[str, float]], tuple[float, ...]]  # of an epoch's metrics
+MONITOR = "val_accuracy"  # selects the best epoch without logit adjustment, and the best trial of a study
+Merit = Callable[[dict[str, float]], tuple[float, ...]]  # from the metrics of an epoch; the best one has the highest
 
 
 def train_or_resume(
@@ -192,10 +192,10 @@ def _train(
 
 
 def epoch_choice(config: TrainingConfig) -> tuple[Merit, str]:
-    """Return the key that ranks epochs, and its description for the card.
+    """Return the function by which epochs are compared, and the rule in words for the card.
 
-    With logit adjustment the dev loss counts: an epoch with a high accuracy may be one that predicts frequent emotions
-    too often. Otherwise it is the accuracy; on a small dev split many epochs have the same one.
+    With logit adjustment this is the dev loss, because an epoch with a high accuracy may predict frequent emotions too
+    often. Otherwise it is the dev accuracy; the dev loss decides between epochs with the same accuracy.
     """
     if config.logit_adjustment:
         return lambda row: (-row["val_loss"],), "lowest dev loss, with logit adjustment"
@@ -246,8 +246,8 @@ class RunKeeper(keras.callbacks.Callback):
     Args:
         folder: The run's folder.
         network: The network whose best weights are kept.
-        patience: Epochs without a better one, by the first value of `merit`, before training stops; 0: off.
-        merit: The key that ranks epochs, of `epoch_choice`.
+        patience: Number of epochs without improvement after which training stops; 0: no early stopping.
+        merit: The function by which epochs are compared. Early stopping uses the first of its values only.
     """
 
     def __init__(self, folder: Path, network: keras.Model, patience: int, merit: Merit):
@@ -272,7 +272,7 @@ class RunKeeper(keras.callbacks.Callback):
         return 0
 
     def out_of_patience(self) -> bool:
-        """Return whether the best epoch, by accuracy or loss alone, is `patience` epochs ago."""
+        """Return whether the last improvement was `patience` epochs ago."""
         if not (self.patience and self.history):
             return False
         best = int(max(self.history, key=lambda row: self.merit(row)[0])["epoch"])  # the first of equal ones
