@@ -196,10 +196,21 @@ def test_refuses_tables_without_complete_sequences(make_sequences):
         read_sequences(table.assign(frame=["x", *table["frame"][1:]]), folder)
 
 
-def test_refuses_logit_adjustment_of_sequences(make_sequences, frames_network, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "remedy"),
+    [
+        ({"logit_adjustment": 0.5}, "0"),
+        ({"layer_decay": 0.9}, "1"),
+        ({"mixup": 0.2}, "0"),
+        ({"balance": "gender"}, "''"),
+    ],
+)
+def test_refuses_settings_that_sequences_do_not_have(make_sequences, frames_network, tmp_path, change, remedy):
     settings = options()
-    settings = replace(settings, config=replace(settings.config, logit_adjustment=0.5))
-    with pytest.raises(InputError, match="not supported for sequences; set it to 0"):
+    settings = replace(settings, config=replace(settings.config, **change))
+    with pytest.raises(
+        InputError, match=f"{next(iter(change))} .* is not supported for sequences; set it to {remedy}$"
+    ):
         fit(make_sequences(), tmp_path / "sequence.keras", frames_network, settings)
 
 

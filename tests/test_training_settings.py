@@ -107,7 +107,14 @@ def test_settings_of_an_earlier_version_name_the_step_to_run_again(tmp_path, con
     "wrong",
     [
         *({"network": "resnet"}, {"optimizer": "lion"}, {"schedule": "linear"}, {"precision": "int8"}),
-        *({"targets": "crowd"}, {"logit_adjustment": 1.1}, {"epochs": 0}, {"epochs": 4096}, {"batch_size": 0}),
+        *(
+            {"targets": "crowd"},
+            {"logit_adjustment": 1.1},
+            {"layer_decay": 0.0},
+            {"epochs": 0},
+            {"epochs": 4096},
+            {"batch_size": 0},
+        ),
         *({"seed": -1}, {"seed": 1 << 32}, {"learning_rate": 0.0}, {"label_smoothing": 1.0}, {"warmup_epochs": 36}),
         *({"weight_decay": -1.0}, {"weight_decay": float("nan")}, {"filters": ()}, {"filters": (8, 0)}),
     ],

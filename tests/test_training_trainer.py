@@ -98,6 +98,28 @@ def test_finished_run_is_repeated_only_with_other_settings_crops_or_code(make_da
         assert runs_after_start() == number
 
 
+def test_earlier_layers_learn_at_the_decayed_rate(make_dataset):
+    folder = make_dataset()
+    config = replace(
+        TrainingConfig(), filters=(4, 8), convolutions=1, optimizer="sgd", schedule="constant", learning_rate=0.1,
+        precision="float32", dropout=0.0, augmentation=NO_AUGMENTATION,
+    )  # fmt: skip
+    train, _, _ = read_batches(read_table(folder, "split.csv"), folder, config)
+    changes = []
+    for decay in (1.0, 0.5):
+        keras.utils.set_random_seed(3)
+        network, trainer = build_trainer(train, replace(config, layer_decay=decay))
+        before = [variable.numpy() for variable in network.trainable_variables]
+        trainer.train_on_batch(*train[0])
+        changes.append([new.numpy() - old for new, old in zip(network.trainable_variables, before, strict=True)])
+    names = [variable.path for variable in network.trainable_variables]
+    rates = [0.25] * 3 + [0.5] * 3 + [1.0] * 2  # kernel, gamma and beta of two convolutions; kernel and bias
+    assert len(names) == len(rates) and names[-1].endswith("bias")
+    for name, plain, decayed, rate in zip(names, *changes, rates, strict=True):
+        assert np.abs(plain).max() > 0, name
+        np.testing.assert_allclose(decayed, rate * plain, atol=1e-6, err_msg=name)
+
+
 @pytest.mark.parametrize("released", RELEASED, ids=lambda file: file.name)
 def test_refuses_every_spelling_of_a_released_name(tmp_path, monkeypatch, released):
     (tmp_path / "link").symlink_to(released.parent)

@@ -240,6 +240,8 @@ def build_trainer(train: FaceBatches, config: TrainingConfig) -> tuple[keras.Mod
             jit_compile=jit_compile,
         )
         trainer.optimizer.build(trainer.trainable_variables)  # a saved state is loaded before the first step
+        if config.layer_decay < 1:
+            decay_layers(trainer.optimizer, trainer.trainable_variables, network, config.layer_decay)
     finally:
         keras.config.set_dtype_policy(before)
     return network, trainer
@@ -268,6 +270,28 @@ def build_optimizer(config: TrainingConfig, steps_per_epoch: int) -> keras.optim
     if config.optimizer == "adamw":
         return keras.optimizers.AdamW(rate, weight_decay=config.weight_decay)
     return keras.optimizers.Adam(rate) if config.optimizer == "adam" else keras.optimizers.SGD(rate)
+
+
+def decay_layers(optimizer: Any, variables: Sequence[Any], network: keras.Model, decay: float) -> None:
+    """Give each layer of a network its own learning rate (Howard and Ruder 2018, https://arxiv.org/abs/1801.06146).
+
+    Args:
+        optimizer: The optimizer, whose updates are changed. Weight decay is not.
+        variables: The variables that it was built with, all of them of the network.
+        network: Its last convolution or dense layer has the optimizer's learning rate. A batch normalisation has the
+            rate of the layer before it.
+        decay: Learning rate of each layer, relative to that of the next one, 0-1.
+    """
+    layers = np.cumsum([len(variable.shape) > 1 for variable in network.trainable_variables])  # a kernel begins one
+    shares = decay ** (layers[-1] - layers)
+    of_network = [id(variable) for variable in network.trainable_variables]
+    factors = [float(shares[of_network.index(id(variable))]) for variable in variables]
+    update = optimizer.update_step
+
+    def update_step(gradient: Any, variable: Any, learning_rate: Any) -> None:
+        update(gradient, variable, learning_rate * factors[optimizer._get_variable_index(variable)])
+
+    optimizer.update_step = update_step
 
 
 def choose_precision(train: FaceBatches, config: TrainingConfig, steps: int = 4) -> str:

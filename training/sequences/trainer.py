@@ -191,10 +191,11 @@ def check_options(options: SequenceConfig) -> None:
         InputError: A value is not accepted; the message names it and what is accepted.
     """
     check_settings(options.config, ["convolution"])
-    if options.config.logit_adjustment:
-        raise InputError(
-            f"logit_adjustment {options.config.logit_adjustment} is not supported for sequences; set it to 0"
-        )
+    for name, value in (("logit_adjustment", 0), ("layer_decay", 1), ("mixup", 0), ("balance", ""), ("teachers", ())):
+        if getattr(options.config, name) != value:
+            raise InputError(
+                f"{name} {getattr(options.config, name)!r} is not supported for sequences; set it to {value!r}"
+            )
     check_ranges(options, {"window": (1, 1024), "rate": (1, 1000)})
 
 
