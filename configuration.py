@@ -86,7 +86,7 @@ class TrainingConfig:
     batch_size: int = 128  # images
     optimizer: str = "adamw"  # `adamw`, `adam` or `sgd`
     learning_rate: float = 2e-3  # after the warm-up
-    layer_decay: float = 1.0  # learning rate of each layer, relative to that of the next one; 1: all the same
+    first_layer_rate: float = 1.0  # learning rate of the first layer, as a share of that of the last; 1: all the same
     schedule: str = "cosine"  # `cosine` (to zero at the last epoch) or `constant`
     warmup_epochs: int = 0  # epochs in which the learning rate grows linearly from zero
     weight_decay: float = 1e-2  # adamw only
@@ -252,7 +252,7 @@ STUDENT = replace(  # settings with --teacher, without --pretrained
     augmentation=replace(BEST.augmentation, cutout_max_size=16),
 )
 FINE_TUNING = TrainingConfig(  # settings with --pretrained
-    epochs=20, batch_size=32, learning_rate=3e-4, layer_decay=0.9, warmup_epochs=1, logit_adjustment=0.5
+    epochs=20, batch_size=32, learning_rate=3e-4, first_layer_rate=0.06, warmup_epochs=1, logit_adjustment=0.5
 )
 TUNING = TuningConfig()
 SAMPLE_TUNING = TuningConfig(trials=4, epochs=3)  # a quick demonstration

@@ -176,7 +176,8 @@ def test_released_network_is_exported_and_the_documented_example_runs(tmp_path, 
     np.testing.assert_allclose(quantised, expected, atol=0.05)
     first, second = np.sort(expected)[:, -1], np.sort(expected)[:, -2]
     same = quantised.argmax(axis=1) == expected.argmax(axis=1)
-    assert same[first - second > 0.05].all()  # closer emotions may change places
+    certain = first - second > 0.05  # closer emotions may change places
+    assert certain.sum() >= 60 and same[certain].all() and same.mean() >= 0.9
 
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8"), re.S)
     shutil.copyfile(PORTRAIT, tmp_path / "photo.jpg")

@@ -18,7 +18,7 @@ from inference.model_card import ModelCard, read_card
 from preprocessing.tables import read_table, split_hash, write_table
 from training import step3_best_model, teachers
 from training.data.splits import read_batches
-from training.distillation import StudentModel, Teachers, assumed_prior, class_prior
+from training.distillation import StudentModel, Teachers, assumed_prior, class_prior, teacher_priors
 from training.models import build
 from training.pretrained import PretrainedNetwork
 from training.settings import read_settings
@@ -77,9 +77,10 @@ def test_loss_mixes_adjusted_labels_and_teachers(tau):
     weight, random = 0.3, np.random.default_rng(5)
     values, predicted = random.normal(size=(8, 4)).astype(np.float32), random.dirichlet([1] * 3, 8).astype(np.float32)
     labels, prior = np.eye(3, dtype=np.float32)[random.integers(0, 3, 8)], np.array([0.6, 0.3, 0.1])
+    dev_factors = np.array([0.2, 0.3, 0.5])
     inputs: Any = keras.Input((7,))
     predictions = keras.layers.Dense(3, activation="softmax")(inputs[:, :4])
-    model = StudentModel(inputs, [predictions, inputs[:, 4:]], weight, 0.1, prior**tau, name="trainer")
+    model = StudentModel(inputs, [predictions, inputs[:, 4:]], weight, 0.1, prior**tau, dev_factors)
     model.compile(keras.optimizers.SGD(0.0), keras.losses.CategoricalCrossentropy(), metrics=["accuracy"])
     given = np.concatenate([values, predicted], axis=1)
     student = np.asarray(model.predict(given, verbose=SILENT)[0])
@@ -89,7 +90,8 @@ def test_loss_mixes_adjusted_labels_and_teachers(tau):
     trained: Any = model.train_on_batch(given, labels, return_dict=True)
     assert trained["loss"] == pytest.approx(-((1 - weight) * own + weight * distilled).sum(1).mean(), abs=1e-5)
     tested: Any = model.test_on_batch(given, labels, return_dict=True)
-    assert tested["loss"] == pytest.approx(-(labels * adjusted).sum(1).mean(), abs=1e-5)
+    on_dev = student * dev_factors / (student * dev_factors).sum(axis=1, keepdims=True)
+    assert tested["loss"] == pytest.approx(-(labels * np.log(on_dev)).sum(1).mean(), abs=1e-5)
     right = (student.argmax(1) == labels.argmax(1)).mean()
     assert trained["accuracy"] == tested["accuracy"] == pytest.approx(right)
 
@@ -114,8 +116,34 @@ def test_logit_adjustment_raises_the_predictions_of_a_rare_class(make_dataset):
     assert means[1] > means[0] + 0.1
     balanced, _, _ = read_batches(table, folder, replace(config, balance="emotion"))
     np.testing.assert_allclose(class_prior(balanced), [0.5, 0.5], atol=1e-6)  # balancing leaves nothing to adjust
+    trainer: Any = build_trainer(balanced, config)[1]
+    assert np.ptp(trainer.factors) < 1e-6
+    np.testing.assert_allclose(trainer.dev_factors, [3 / 33, 30 / 33], rtol=1e-5)  # of dev images, as they are
     np.testing.assert_allclose(assumed_prior(class_prior(train), 1.0), [0.5, 0.5])
     np.testing.assert_allclose(assumed_prior(class_prior(train), 0.0), class_prior(train))
+
+
+def test_teachers_of_a_training_predict_views_without_noise(teacher):
+    folder, table, file = teacher
+    noisy = replace(NO_AUGMENTATION, noise=60.0)
+    config = TrainingConfig(
+        filters=(4,), precision="float32", batch_size=8, teachers=(str(file),), augmentation=noisy
+    )  # fmt: skip
+    train, _, _ = read_batches(table, folder, config)
+    images = np.full((64, *train.images.shape[1:]), 128, np.uint8)  # their mirror images are equal to them
+    trainer: Any = build_trainer(train, config)[1]
+    student, targets = (np.asarray(part) for part in trainer(images, training=True))
+    assert np.ptp(targets, axis=0).max() < 1e-6 and np.ptp(student, axis=0).max() > 1e-4
+
+
+def test_prior_of_an_adjusted_teacher_is_in_its_card(teacher, tiny_model):
+    folder, table, first = teacher
+    assumed = {"neutral": 0.2, "anger": 0.5, "happiness": 0.3}
+    other = tiny_model(name="b.keras", hyperparameters={"logit_adjustment": 0.5}, assumed_prior=assumed)
+    train, _, _ = read_batches(table, folder, TrainingConfig())
+    mean, read = teacher_priors(train, [str(first), str(other)])
+    np.testing.assert_allclose(mean, EmotionClassifier.load(first).predict(train.images[train.rows]).mean(axis=0))
+    np.testing.assert_allclose(read, [0.5, 0.3, 0.2])
 
 
 def test_student_learns_predictions_of_its_teacher(teacher, tmp_path):

@@ -85,6 +85,15 @@ def test_run_is_identified_by_content_of_pretrained_network(make_dataset, tiny_m
     assert fit(tiny_model(labels=SEVEN, name="other.keras"))
 
 
+def test_frozen_layers_inside_another_model_are_trained(tiny_model):
+    file = tiny_model(SEVEN[:3])
+    inputs = keras.Input((24, 24, 1), dtype="uint8")
+    base = keras.Sequential([keras.layers.Rescaling(1 / 255), keras.layers.Conv2D(4, 3), keras.layers.Flatten()])
+    base.trainable = False
+    save(keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(base(inputs))), read_card(file), file)
+    assert len(build_from(file, SEVEN).trainable_variables) == 4
+
+
 def test_refuses_network_without_last_dense_layer_for_other_classes(tiny_model):
     file = tiny_model(SEVEN[:3])
     inputs = keras.Input((24, 24, 1), dtype="uint8")

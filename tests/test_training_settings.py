@@ -110,7 +110,8 @@ def test_settings_of_an_earlier_version_name_the_step_to_run_again(tmp_path, con
         *(
             {"targets": "crowd"},
             {"logit_adjustment": 1.1},
-            {"layer_decay": 0.0},
+            {"first_layer_rate": 0.0},
+            {"first_layer_rate": 1.1},
             {"epochs": 0},
             {"epochs": 4096},
             {"batch_size": 0},

@@ -20,7 +20,7 @@ from training.data import read_crops
 from training.data.splits import read_batches
 from training.runs import epoch_choice
 from training.settings import check_output
-from training.trainer import build_trainer, data_parallel
+from training.trainer import build_trainer, data_parallel, set_layer_rates
 
 
 @pytest.fixture(autouse=True)
@@ -98,26 +98,49 @@ def test_finished_run_is_repeated_only_with_other_settings_crops_or_code(make_da
         assert runs_after_start() == number
 
 
-def test_earlier_layers_learn_at_the_decayed_rate(make_dataset):
-    folder = make_dataset()
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_layers_learn_at_rates_that_grow_by_equal_ratios(make_dataset, optimizer):
+    folder, decay = make_dataset(), 0.5
     config = replace(
-        TrainingConfig(), filters=(4, 8), convolutions=1, optimizer="sgd", schedule="constant", learning_rate=0.1,
-        precision="float32", dropout=0.0, augmentation=NO_AUGMENTATION,
+        TrainingConfig(), filters=(4, 8), convolutions=1, optimizer=optimizer, schedule="constant", learning_rate=0.1,
+        weight_decay=decay, precision="float32", dropout=0.0, augmentation=NO_AUGMENTATION,
     )  # fmt: skip
     train, _, _ = read_batches(read_table(folder, "split.csv"), folder, config)
-    changes = []
-    for decay in (1.0, 0.5):
+    steps = []
+    for first in (1.0, 0.25):
         keras.utils.set_random_seed(3)
-        network, trainer = build_trainer(train, replace(config, layer_decay=decay))
+        network, trainer = build_trainer(train, replace(config, first_layer_rate=first))
         before = [variable.numpy() for variable in network.trainable_variables]
         trainer.train_on_batch(*train[0])
-        changes.append([new.numpy() - old for new, old in zip(network.trainable_variables, before, strict=True)])
-    names = [variable.path for variable in network.trainable_variables]
+        kept = 1 - 0.1 * decay if optimizer == "adamw" else 1  # weight decay is the same for all layers
+        steps.append([new.numpy() - kept * old for new, old in zip(network.trainable_variables, before, strict=True)])
     rates = [0.25] * 3 + [0.5] * 3 + [1.0] * 2  # kernel, gamma and beta of two convolutions; kernel and bias
-    assert len(names) == len(rates) and names[-1].endswith("bias")
-    for name, plain, decayed, rate in zip(names, *changes, rates, strict=True):
-        assert np.abs(plain).max() > 0, name
-        np.testing.assert_allclose(decayed, rate * plain, atol=1e-6, err_msg=name)
+    for plain, scaled, rate in zip(*steps, rates, strict=True):
+        assert np.abs(plain).max() > 1e-4
+        np.testing.assert_allclose(scaled, rate * plain, atol=1e-6)
+
+
+def test_layer_of_several_kernels_has_one_rate():
+    inputs = keras.Input((8, 8, 1))
+    axes: Any = (1, 2, 3)
+    x = keras.layers.SeparableConv2D(4, 3)(keras.layers.LayerNormalization(axes)(inputs))
+    x = keras.Sequential([keras.layers.Conv2D(4, 3), keras.layers.PReLU()])(x)
+    network = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Flatten()(x)))
+    factors: dict[str, float] = {}
+
+    class Optimizer:
+        def update_step(self, gradient, variable, learning_rate):
+            factors[variable.path] = learning_rate
+
+        def _get_variable_index(self, variable):
+            return [id(v) for v in variables].index(id(variable))
+
+    variables, optimizer = network.trainable_variables[::-1], Optimizer()  # in another order than the network has
+    set_layer_rates(optimizer, variables, network, 0.01)
+    for variable in variables:
+        optimizer.update_step(None, variable, 1.0)
+    found = [round(factors[variable.path], 6) for variable in network.trainable_variables]
+    assert found == [0.01] * 5 + [0.1] * 3 + [1.0] * 2
 
 
 @pytest.mark.parametrize("released", RELEASED, ids=lambda file: file.name)

@@ -21,7 +21,7 @@ from common.errors import InputError
 from configuration import BEST, TrainingConfig, TuningConfig
 from preprocessing.tables import read_table, usable, write_table
 from training import models
-from training.settings import read_settings
+from training.settings import read_settings, settings_to_json
 from training.trainer import train_network
 from training.tuning import search as tuning_search
 from training.tuning import tune
@@ -171,6 +171,17 @@ def test_refuses_unusable_storage_without_showing_password(url):
             open_study("faces-labels", url, BASE, {})
     assert "hunter2" not in str(caught.value) and "\n" not in str(caught.value)
     assert caught.value.__cause__ is None and "hunter2" not in shown(url)
+
+
+def test_study_of_an_earlier_version_goes_on_and_another_one_is_refused_with_the_difference(tmp_path):
+    base = settings_to_json(BASE)
+    study = study_in(tmp_path, base=base)
+    earlier = {name: value for name, value in base.items() if name != "first_layer_rate"}
+    study.set_user_attr("facts", study.user_attrs["facts"] | {"base": earlier})
+    assert len(study_in(tmp_path, base=base).trials) == 1
+    message = r"has other base \(\{'batch_size': 8\}, not \{'batch_size': 16\}\); give the same, or move"
+    with pytest.raises(InputError, match=message):
+        study_in(tmp_path, base=base | {"batch_size": 16})
 
 
 def test_missing_driver_is_one_line_with_the_command_that_installs_it(monkeypatch):

@@ -28,7 +28,7 @@ from training.pretrained import PretrainedNetwork, build_from
 
 ops: Any = keras.ops  # Keras does not type the results of its operations
 PRIOR_IMAGES = 4000
-VERSION = 3  # raise this to retrain finished runs when the targets change
+VERSION = 4  # raise this to retrain finished runs when the targets change
 
 
 def read_teachers(
@@ -72,14 +72,16 @@ def read_teachers(
     return teachers
 
 
-def class_prior(train: FaceBatches) -> np.ndarray:
+def class_prior(train: FaceBatches, weighted: bool = True) -> np.ndarray:
     """Return the share of each class in the training targets, float, (classes,), at least 1e-6.
 
-    With `--balance`, each image has the weight that it has in the loss.
+    Args:
+        train: The training batches.
+        weighted: With `--balance`, give each image the weight that it has in the loss.
     """
     labels: Any = train.labels
     targets = np.eye(len(train.classes))[labels] if labels.ndim == 1 else labels
-    return np.maximum(np.average(targets, axis=0, weights=train.weights), 1e-6)
+    return np.maximum(np.average(targets, axis=0, weights=train.weights if weighted else None), 1e-6)
 
 
 def assumed_prior(prior: np.ndarray, tau: float) -> np.ndarray:
@@ -89,7 +91,10 @@ def assumed_prior(prior: np.ndarray, tau: float) -> np.ndarray:
 
 
 def teacher_priors(train: FaceBatches, files: Sequence[str]) -> list[np.ndarray]:
-    """Return the mean prediction of each teacher on training images, which estimates the prior that it learned.
+    """Return the prior that each teacher assumes, in the order of its own classes.
+
+    For a teacher trained with logit adjustment, it is in the card. For others, the mean prediction on training images
+    estimates it.
 
     Args:
         train: The training batches; about `PRIOR_IMAGES` images are predicted.
@@ -97,6 +102,11 @@ def teacher_priors(train: FaceBatches, files: Sequence[str]) -> list[np.ndarray]
     """
     images, priors = train.images[train.rows[:: max(len(train.rows) // PRIOR_IMAGES, 1)]], []
     for file in files:
+        card = read_card(Path(file))
+        assumed = card.other.get("assumed_prior")
+        if card.hyperparameters.get("logit_adjustment") and isinstance(assumed, dict):
+            priors.append(np.maximum([float(assumed.get(label, 0)) for label in card.labels], 1e-6))
+            continue
         classifier = EmotionClassifier.load(Path(file))
         classifier.card = replace(classifier.card, temperature=1.0)  # calibration does not change the targets
         priors.append(classifier.predict(images).mean(axis=0))
@@ -176,23 +186,32 @@ class StudentModel(keras.Model):
         outputs: One or two outputs, (n, classes) each.
         weight: Share of the teachers in the loss, 0-1.
         smoothing: Label smoothing, 0-1.
-        factors: The adjustment prior^tau, (classes,); ones: none.
+        factors: The adjustment of the training loss, prior^tau, (classes,); ones: none.
+        dev_factors: The adjustment of the dev loss, (classes,).
     """
 
     def __init__(
-        self, inputs: Any, outputs: Sequence[Any], weight: float, smoothing: float, factors: np.ndarray, name: str
+        self,
+        inputs: Any,
+        outputs: Sequence[Any],
+        weight: float,
+        smoothing: float,
+        factors: np.ndarray,
+        dev_factors: np.ndarray,
     ):
-        super().__init__(inputs=inputs, outputs=list(outputs), name=name)
-        self.weight, self.smoothing, self.factors = weight, smoothing, factors.astype(np.float32)
+        super().__init__(inputs=inputs, outputs=list(outputs), name="trainer")
+        self.weight, self.smoothing = weight, smoothing
+        self.factors, self.dev_factors = factors.astype(np.float32), dev_factors.astype(np.float32)
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Any:
         """Return the loss: (1 - weight) H(labels, adjusted predictions) + weight H(teachers, predictions)."""
         student, *teachers = keras.tree.flatten(y_pred)
+        factors = self.factors if training else self.dev_factors
         adjusted = student
-        if (self.factors != 1).any():
-            adjusted = student * self.factors / ops.sum(student * self.factors, axis=-1, keepdims=True)
+        if (factors != 1).any():
+            adjusted = student * factors / ops.sum(student * factors, axis=-1, keepdims=True)
         if training:
             y = (1 - self.smoothing) * y + self.smoothing / student.shape[-1]
         loss = super().compute_loss(x, y, adjusted, sample_weight, training)

@@ -146,6 +146,8 @@ def build_from(file: Path, classes: Sequence[str]) -> keras.Model:
             pairs = zip(weights, new.get_weights(), strict=True)
             weights = [_mapped(before, after, labels, classes) for before, after in pairs]
         new.set_weights(weights)
+    for layer in copy._flatten_layers():  # also those of models inside it, which keep their own setting
+        layer.trainable = True
     return copy
 
 

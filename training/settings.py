@@ -39,7 +39,7 @@ RANGES = {  # smallest and largest accepted value
     "dropout": (0, _BELOW_ONE),
     "label_smoothing": (0, _BELOW_ONE),
     "learning_rate": (1e-8, 10),
-    "layer_decay": (0.1, 1),
+    "first_layer_rate": (1e-4, 1),
 }
 AUGMENTATION_RANGES = {
     "rotation": (0, 180),

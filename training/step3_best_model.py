@@ -31,7 +31,7 @@ from common.command_line import (
 )
 from common.errors import InputError
 from common.logging import quiet_start
-from configuration import BEST, PATHS, SAMPLE_NAME, STUDENT
+from configuration import BEST, FINE_TUNING, PATHS, SAMPLE_NAME, STUDENT
 from inference.model_card import check_crops, read_card
 from preprocessing.tables import crop_options, read_table
 from training.cross_validation import SUBJECT_DEPENDENT, SUBJECT_INDEPENDENT, check_number, fit_folds
@@ -66,11 +66,18 @@ def main(
         typer.Option(help="Balance the loss by emotion, gender, gender+emotion, ...", show_default="off"),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Number of epochs.", show_default=f"{BEST.epochs}, or as in --settings")
+        int | None,
+        typer.Option(
+            help="Number of epochs.",
+            show_default=f"as in --settings; {FINE_TUNING.epochs} with --pretrained; else {BEST.epochs}",
+        ),
     ] = None,
     learning_rate: Annotated[
         float | None,
-        typer.Option(help="Learning rate after warm-up.", show_default=f"{BEST.learning_rate}, or as in --settings"),
+        typer.Option(
+            help="Learning rate after warm-up.",
+            show_default=f"as in --settings; {FINE_TUNING.learning_rate} with --pretrained; else {BEST.learning_rate}",
+        ),
     ] = None,
     cutout_max_size: Annotated[
         int | None,

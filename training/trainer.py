@@ -225,12 +225,14 @@ def build_trainer(train: FaceBatches, config: TrainingConfig) -> tuple[keras.Mod
         views, clean_views = build_augmentation(config.augmentation, shape, config.seed)(inputs)
         predictions = training_form(network, any_size)(views)
         outputs, prior, tau = keras.tree.flatten(predictions), class_prior(train), config.logit_adjustment
+        # The dev loss is adjusted to the natural shares of the classes, which the dev images have, too.
+        dev_factors = class_prior(train, weighted=False) / prior ** (1 - tau) if tau else np.ones_like(prior)
         if config.teachers:
             priors, log_prior = teacher_priors(train, config.teachers), (1 - tau) * np.log(prior)
             teachers = Teachers(config.teachers, train.classes, any_size, config.seed + 5, priors, log_prior)
             outputs.append(teachers(clean_views))
         smoothing = config.label_smoothing if config.targets == "labels" else 0.0  # votes are soft already
-        trainer = StudentModel(inputs, outputs, config.distillation_weight, smoothing, prior**tau, name="trainer")
+        trainer = StudentModel(inputs, outputs, config.distillation_weight, smoothing, prior**tau, dev_factors)
         # TensorFlow's XLA has no image warp; the other backends always compile.
         jit_compile: Any = False if keras.backend.backend() == "tensorflow" else "auto"
         trainer.compile(
@@ -240,8 +242,8 @@ def build_trainer(train: FaceBatches, config: TrainingConfig) -> tuple[keras.Mod
             jit_compile=jit_compile,
         )
         trainer.optimizer.build(trainer.trainable_variables)  # a saved state is loaded before the first step
-        if config.layer_decay < 1:
-            decay_layers(trainer.optimizer, trainer.trainable_variables, network, config.layer_decay)
+        if config.first_layer_rate < 1:
+            set_layer_rates(trainer.optimizer, trainer.trainable_variables, network, config.first_layer_rate)
     finally:
         keras.config.set_dtype_policy(before)
     return network, trainer
@@ -272,20 +274,26 @@ def build_optimizer(config: TrainingConfig, steps_per_epoch: int) -> keras.optim
     return keras.optimizers.Adam(rate) if config.optimizer == "adam" else keras.optimizers.SGD(rate)
 
 
-def decay_layers(optimizer: Any, variables: Sequence[Any], network: keras.Model, decay: float) -> None:
+def set_layer_rates(optimizer: Any, variables: Sequence[Any], network: keras.Model, first: float) -> None:
     """Give each layer of a network its own learning rate (Howard and Ruder 2018, https://arxiv.org/abs/1801.06146).
 
+    The rate grows by equal ratios from the first to the last layer that has a kernel, such as a convolution. Other
+    layers, such as batch normalisation, have the rate of the layer before them. Weight decay is the same for all.
+
     Args:
-        optimizer: The optimizer, whose updates are changed. Weight decay is not.
+        optimizer: The optimizer, which is changed. The last layer has its learning rate.
         variables: The variables that it was built with, all of them of the network.
-        network: Its last convolution or dense layer has the optimizer's learning rate. A batch normalisation has the
-            rate of the layer before it.
-        decay: Learning rate of each layer, relative to that of the next one, 0-1.
+        network: The network.
+        first: Learning rate of the first layer, as a share of that of the last, 0-1.
     """
-    layers = np.cumsum([len(variable.shape) > 1 for variable in network.trainable_variables])  # a kernel begins one
-    shares = decay ** (layers[-1] - layers)
-    of_network = [id(variable) for variable in network.trainable_variables]
-    factors = [float(shares[of_network.index(id(variable))]) for variable in variables]
+    depths: dict[int, int] = {}
+    depth, owner = -1, ""
+    for variable in network.trainable_variables:
+        layer, _, name = variable.path.rpartition("/")
+        if "kernel" in name and layer != owner:  # a separable convolution has two kernels
+            depth, owner = depth + 1, layer
+        depths[id(variable)] = max(depth, 0)
+    factors = [first ** ((depth - depths[id(variable)]) / max(depth, 1)) for variable in variables]
     update = optimizer.update_step
 
     def update_step(gradient: Any, variable: Any, learning_rate: Any) -> None:

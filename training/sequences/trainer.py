@@ -31,6 +31,10 @@ from training.sequences.data import SequenceBatches, SequenceSet, frame_features
 from training.settings import check_output, check_ranges, check_settings
 
 VERSION = 1  # raise this to retrain finished runs when the network or its training changes
+UNSUPPORTED = (  # settings that only networks of single faces have
+    "pretrained", "teachers", "distillation_weight", "targets", "balance", "first_layer_rate", "logit_adjustment",
+    "mixup", "precision", "augmentation",
+)  # fmt: skip
 _MIN_DEVIATION = 1e-3  # keeps the scale of almost constant features
 
 
@@ -191,11 +195,12 @@ def check_options(options: SequenceConfig) -> None:
         InputError: A value is not accepted; the message names it and what is accepted.
     """
     check_settings(options.config, ["convolution"])
-    for name, value in (("logit_adjustment", 0), ("layer_decay", 1), ("mixup", 0), ("balance", ""), ("teachers", ())):
-        if getattr(options.config, name) != value:
-            raise InputError(
-                f"{name} {getattr(options.config, name)!r} is not supported for sequences; set it to {value!r}"
-            )
+    default = SequenceConfig().config
+    for name in UNSUPPORTED:
+        if getattr(options.config, name) != getattr(default, name):
+            raise InputError(f"{name} is not supported for sequences; remove it from SEQUENCES in configuration.py")
+    if len(options.config.filters) != 1:
+        raise InputError(f"filters {options.config.filters} of a sequence network are not one number; give one")
     check_ranges(options, {"window": (1, 1024), "rate": (1, 1000)})
 
 

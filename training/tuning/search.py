@@ -5,7 +5,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from training.augmentation import full_images_last
 from training.data import FaceBatches
 from training.data.splits import own_hashes, read_batches
 from training.runs import MONITOR
-from training.settings import check_ranges, check_settings, settings_to_json, shortened, tuned_file
+from training.settings import check_ranges, check_settings, settings_from_json, settings_to_json, shortened, tuned_file
 from training.trainer import build_trainer, choose_precision
 from training.tuning.report import FINISHED, best_trial, describe, results_folder, write_results, write_table
 from training.tuning.space import search_space, settings_of, start_params, suggest
@@ -150,11 +150,17 @@ def open_study(name: str, url: str, base: TrainingConfig, facts: dict[str, Any])
     )
     study.set_user_attr("facts", study.user_attrs.get("facts", facts))
     known = study.user_attrs["facts"]
+    with suppress(InputError):  # a study of an earlier version lacks new settings
+        known = known | {"base": settings_to_json(settings_from_json(known["base"]))} if "base" in known else known
     if other := [key for key in {**known, **facts} if known.get(key) != facts.get(key)]:
-        values = f"{known.get(other[0])!s:.60}, not {facts.get(other[0])!s:.60}"
+        before, now = known.get(other[0]), facts.get(other[0])
+        if isinstance(before, dict) and isinstance(now, dict):
+            before, now = (
+                {key: part.get(key) for key in part if before.get(key) != now.get(key)} for part in (before, now)
+            )
         raise InputError(
-            f"the study {name} in {shown(url)} has other {', '.join(other)} ({values}); give the same, or move the "
-            "study away"
+            f"the study {name} in {shown(url)} has other {', '.join(other)} ({before!s:.60}, not {now!s:.60}); give "
+            "the same, or move the study away"
         )
     start = start_params(base)
     planned = [t.system_attrs.get("fixed_params", t.params) for t in study.trials if t.state != TrialState.FAIL]
