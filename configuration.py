@@ -252,7 +252,7 @@ STUDENT = replace(  # settings with --teacher, without --pretrained
     augmentation=replace(BEST.augmentation, cutout_max_size=16),
 )
 FINE_TUNING = TrainingConfig(  # settings with --pretrained
-    epochs=20, batch_size=32, learning_rate=3e-4, first_layer_rate=0.06, warmup_epochs=1, logit_adjustment=0.5
+    epochs=20, batch_size=32, learning_rate=3e-4, first_layer_rate=0.017, warmup_epochs=1, logit_adjustment=0.5
 )
 TUNING = TuningConfig()
 SAMPLE_TUNING = TuningConfig(trials=4, epochs=3)  # a quick demonstration
