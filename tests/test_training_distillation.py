@@ -201,7 +201,9 @@ def test_card_of_a_distilled_network_names_teachers_and_trains_it_again(teacher,
 
 def test_two_commands_train_teachers_and_distil_them(teacher, tmp_path, run_step, monkeypatch):
     folder, _, _ = teacher
-    tiny = TrainingConfig(filters=(4,), batch_size=8, epochs=9, warmup_epochs=2, augmentation=NO_AUGMENTATION)
+    tiny = TrainingConfig(
+        filters=(4,), batch_size=8, epochs=9, warmup_epochs=2, precision="float32", augmentation=NO_AUGMENTATION
+    )
     monkeypatch.setattr(teachers, "TEACHERS", (tiny, replace(tiny, filters=(5,), seed=8)))
     monkeypatch.setattr(step3_best_model, "STUDENT", replace(STUDENT, filters=(4, 6), convolutions=1))
     teachers.main(folder.name, folder.parent, tmp_path, "labels", epochs=1)

@@ -98,7 +98,7 @@ def test_finished_run_is_repeated_only_with_other_settings_crops_or_code(make_da
         assert runs_after_start() == number
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_layers_learn_at_rates_that_grow_by_equal_ratios(make_dataset, optimizer):
     folder, decay = make_dataset(), 0.5
     config = replace(
@@ -271,7 +271,7 @@ def test_votes_are_targets_and_dev_accuracy_uses_their_majority(make_dataset, tm
     # The votes disagree with the labels: the majority calls anger contempt.
     with_votes(folder, {"anger": {"contempt": 8, "anger": 2}, "happiness": {"happiness": 9, "nf": 1},
                         "neutral": {"neutral": 6, "anger": 4}})  # fmt: skip
-    settings = {"targets": "votes", "epochs": 80, "learning_rate": 0.05, "augmentation": NO_AUGMENTATION}
+    settings = {"targets": "votes", "epochs": 40, "learning_rate": 0.1, "augmentation": NO_AUGMENTATION}
     assert fit(folder, model_file, replace(TINY, **settings))
     classifier = EmotionClassifier.load(model_file)
     assert classifier.labels == ("anger", "happiness", "neutral", "contempt") and classifier.card.targets == "votes"
