@@ -61,8 +61,7 @@ class Card(TrainingHistory):
         scores: Measured scores, each with `dataset`, `split`, `protocol` and `accuracy`.
         caveats: Sentences about data and use.
         command: The command that trained the network.
-        hyperparameters: Settings of the training, by name.
-        precision: Floating-point policy of the training.
+        hyperparameters, precision: Settings of the training, by name, and its floating-point policy.
         epoch_chosen, chosen_by, dev_accuracy: The epoch, the rule that chose it, and its accuracy on dev.
         pretrained, teachers: The networks that this one was initialised from and distilled from.
         other: Entries that no code reads; they are kept.
@@ -164,8 +163,8 @@ class ModelCard(Card):
         channels: 1 (gray) or 3 (RGB).
         align: How faces are aligned: `landmarks` or `box`.
         input_range: The values that 0 and 255 become before the network takes them; None: it takes uint8 pixels.
-        targets: `labels` or `votes`.
-        training_images: Number of training images.
+        targets, training_images: `labels` or `votes`, and the number of training images.
+        assumed_prior: Share of each emotion that the network assumes, by name; empty if unknown.
     """
 
     required: ClassVar[tuple[str, ...]] = ("labels", "input_size", "channels", "align", "temperature")
@@ -176,6 +175,7 @@ class ModelCard(Card):
     input_range: list[float] | None = None
     targets: str = "labels"
     training_images: int | None = None
+    assumed_prior: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -126,9 +126,7 @@ def test_logit_adjustment_raises_the_predictions_of_a_rare_class(make_dataset):
 def test_teachers_of_a_training_predict_views_without_noise(teacher):
     folder, table, file = teacher
     noisy = replace(NO_AUGMENTATION, noise=60.0)
-    config = TrainingConfig(
-        filters=(4,), precision="float32", batch_size=8, teachers=(str(file),), augmentation=noisy
-    )  # fmt: skip
+    config = TrainingConfig(filters=(4,), precision="float32", batch_size=8, teachers=(str(file),), augmentation=noisy)
     train, _, _ = read_batches(table, folder, config)
     images = np.full((64, *train.images.shape[1:]), 128, np.uint8)  # their mirror images are equal to them
     trainer: Any = build_trainer(train, config)[1]

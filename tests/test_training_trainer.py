@@ -2,6 +2,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -136,7 +137,7 @@ def test_layer_of_several_kernels_has_one_rate():
             return [id(v) for v in variables].index(id(variable))
 
     variables, optimizer = network.trainable_variables[::-1], Optimizer()  # in another order than the network has
-    set_layer_rates(optimizer, variables, network, 0.01)
+    set_layer_rates(SimpleNamespace(optimizer=optimizer, trainable_variables=variables), network, 0.01)
     for variable in variables:
         optimizer.update_step(None, variable, 1.0)
     found = [round(factors[variable.path], 6) for variable in network.trainable_variables]

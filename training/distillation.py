@@ -103,9 +103,8 @@ def teacher_priors(train: FaceBatches, files: Sequence[str]) -> list[np.ndarray]
     images, priors = train.images[train.rows[:: max(len(train.rows) // PRIOR_IMAGES, 1)]], []
     for file in files:
         card = read_card(Path(file))
-        assumed = card.other.get("assumed_prior")
-        if card.hyperparameters.get("logit_adjustment") and isinstance(assumed, dict):
-            priors.append(np.maximum([float(assumed.get(label, 0)) for label in card.labels], 1e-6))
+        if card.hyperparameters.get("logit_adjustment") and card.assumed_prior:
+            priors.append(np.maximum([float(card.assumed_prior.get(label, 0)) for label in card.labels], 1e-6))
             continue
         classifier = EmotionClassifier.load(Path(file))
         classifier.card = replace(classifier.card, temperature=1.0)  # calibration does not change the targets

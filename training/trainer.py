@@ -225,7 +225,7 @@ def build_trainer(train: FaceBatches, config: TrainingConfig) -> tuple[keras.Mod
         views, clean_views = build_augmentation(config.augmentation, shape, config.seed)(inputs)
         predictions = training_form(network, any_size)(views)
         outputs, prior, tau = keras.tree.flatten(predictions), class_prior(train), config.logit_adjustment
-        # The dev loss is adjusted to the natural shares of the classes, which the dev images have, too.
+        # Dev images have no weights, so the dev loss is adjusted to the unweighted shares of the classes.
         dev_factors = class_prior(train, weighted=False) / prior ** (1 - tau) if tau else np.ones_like(prior)
         if config.teachers:
             priors, log_prior = teacher_priors(train, config.teachers), (1 - tau) * np.log(prior)
@@ -243,7 +243,7 @@ def build_trainer(train: FaceBatches, config: TrainingConfig) -> tuple[keras.Mod
         )
         trainer.optimizer.build(trainer.trainable_variables)  # a saved state is loaded before the first step
         if config.first_layer_rate < 1:
-            set_layer_rates(trainer.optimizer, trainer.trainable_variables, network, config.first_layer_rate)
+            set_layer_rates(trainer, network, config.first_layer_rate)
     finally:
         keras.config.set_dtype_policy(before)
     return network, trainer
@@ -274,16 +274,16 @@ def build_optimizer(config: TrainingConfig, steps_per_epoch: int) -> keras.optim
     return keras.optimizers.Adam(rate) if config.optimizer == "adam" else keras.optimizers.SGD(rate)
 
 
-def set_layer_rates(optimizer: Any, variables: Sequence[Any], network: keras.Model, first: float) -> None:
+def set_layer_rates(trainer: Any, network: keras.Model, first: float) -> None:
     """Give each layer of a network its own learning rate (Howard and Ruder 2018, https://arxiv.org/abs/1801.06146).
 
     The rate grows by equal ratios from the first to the last layer that has a kernel, such as a convolution. Other
     layers, such as batch normalisation, have the rate of the layer before them. Weight decay is the same for all.
 
     Args:
-        optimizer: The optimizer, which is changed. The last layer has its learning rate.
-        variables: The variables that it was built with, all of them of the network.
-        network: The network.
+        trainer: The compiled model that trains the network. Its optimizer must be built, and is changed. The last layer
+            keeps the optimizer's learning rate.
+        network: The network, which has all trainable variables of the trainer.
         first: Learning rate of the first layer, as a share of that of the last, 0-1.
     """
     depths: dict[int, int] = {}
@@ -293,8 +293,8 @@ def set_layer_rates(optimizer: Any, variables: Sequence[Any], network: keras.Mod
         if "kernel" in name and layer != owner:  # a separable convolution has two kernels
             depth, owner = depth + 1, layer
         depths[id(variable)] = max(depth, 0)
-    factors = [first ** ((depth - depths[id(variable)]) / max(depth, 1)) for variable in variables]
-    update = optimizer.update_step
+    factors = [first ** ((depth - depths[id(variable)]) / max(depth, 1)) for variable in trainer.trainable_variables]
+    optimizer, update = trainer.optimizer, trainer.optimizer.update_step
 
     def update_step(gradient: Any, variable: Any, learning_rate: Any) -> None:
         update(gradient, variable, learning_rate * factors[optimizer._get_variable_index(variable)])

@@ -150,23 +150,28 @@ def open_study(name: str, url: str, base: TrainingConfig, facts: dict[str, Any])
     )
     study.set_user_attr("facts", study.user_attrs.get("facts", facts))
     known = study.user_attrs["facts"]
-    with suppress(InputError):  # a study of an earlier version lacks new settings
-        known = known | {"base": settings_to_json(settings_from_json(known["base"]))} if "base" in known else known
+    if "base" in known:
+        with suppress(InputError):  # a study of an earlier version lacks new settings
+            known = {**known, "base": settings_to_json(settings_from_json(known["base"]))}
     if other := [key for key in {**known, **facts} if known.get(key) != facts.get(key)]:
         before, now = known.get(other[0]), facts.get(other[0])
-        if isinstance(before, dict) and isinstance(now, dict):
-            before, now = (
-                {key: part.get(key) for key in part if before.get(key) != now.get(key)} for part in (before, now)
-            )
+        values = f"{_unlike(before, now)!s:.60}, not {_unlike(now, before)!s:.60}"
         raise InputError(
-            f"the study {name} in {shown(url)} has other {', '.join(other)} ({before!s:.60}, not {now!s:.60}); give "
-            "the same, or move the study away"
+            f"the study {name} in {shown(url)} has other {', '.join(other)} ({values}); give the same, or move the "
+            "study away"
         )
     start = start_params(base)
     planned = [t.system_attrs.get("fixed_params", t.params) for t in study.trials if t.state != TrialState.FAIL]
     if start not in planned:
         study.enqueue_trial(start)
     return study
+
+
+def _unlike(value: Any, other: Any) -> Any:
+    """Return a JSON value; of an object, only the entries that are missing or different in the other one."""
+    if not (isinstance(value, dict) and isinstance(other, dict)):
+        return value
+    return {name: part for name, part in value.items() if name not in other or other[name] != part}
 
 
 def search(
