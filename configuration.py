@@ -240,18 +240,20 @@ BEST = TrainingConfig(
 )
 # Multiples of 16: other numbers of filters take up to three times as long in bfloat16.
 TEACHERS = (  # networks that `training.teachers` trains
-    replace(BEST, filters=(48, 96, 192, 384), seed=7),
-    replace(BEST, filters=(32, 64, 128, 320), convolutions=3, seed=8),
-    replace(BEST, filters=(48, 96, 192, 384), mixup=0.4, seed=9),
+    replace(BEST, filters=(32, 64, 160, 384), mixup=0.4, epochs=64, seed=7),
+    replace(BEST, filters=(32, 64, 128, 320), convolutions=3, epochs=48, seed=8),
+    replace(BEST, filters=(48, 96, 192, 384), mixup=0.4, epochs=48, seed=9),
 )
-STUDENT = replace(  # settings with --teacher, without --pretrained
+STUDENT = replace(  # settings with --teacher
     BEST,
     filters=(32, 64, 160, 384),
+    epochs=60,
+    learning_rate=1e-3,
     mixup=0.4,
     distillation_weight=0.8,
     augmentation=replace(BEST.augmentation, cutout_max_size=16),
 )
-FINE_TUNING = TrainingConfig(  # settings with --pretrained
+FINE_TUNING = TrainingConfig(  # settings with --pretrained, without --teacher
     epochs=20, batch_size=32, learning_rate=3e-4, first_layer_rate=0.017, warmup_epochs=1, logit_adjustment=0.5
 )
 TUNING = TuningConfig()

@@ -61,17 +61,19 @@ def test_two_commands_train_teachers_and_the_released_kind_of_network(tmp_path, 
     monkeypatch.setattr("training.trainer.choose_precision", lambda *_: "float32")
     folders = ["--data", tmp_path / "data", "--models", tmp_path / "models"]
     teachers = tmp_path / "models" / "sample" / "teachers"
+    first = teachers / "1.keras"
     for command in (
         ["preprocessing.step1_inventory", *folders[:2]],
         ["preprocessing.step2_face_crops", *folders[:2]],
         ["preprocessing.step3_split", *folders[:2]],
-        ["training.teachers", *folders, "--epochs", 11],
-        ["training.step3_best_model", *folders, "--teacher", teachers, "--epochs", 11],
+        ["training.teachers", *folders, "--epochs", 6],
+        ["training.step3_best_model", *folders, "--teacher", teachers, "--pretrained", first, "--epochs", 6],
     ):
         done = run_step(*command)
         assert done.returncode == 0, done.stdout + done.stderr
     card = read_card(teachers.parent / "best.keras")
     assert [Path(teacher.file).name for teacher in card.teachers] == ["1.keras", "2.keras", "3.keras"]
+    assert card.pretrained and Path(card.pretrained.file).name == "1.keras"
     network = EmotionClassifier.load(teachers.parent / "best.keras")
     images = np.random.default_rng(3).integers(0, 256, (4, 48, 48, 1), dtype=np.uint8)
     np.testing.assert_allclose(network.predict(images).sum(axis=1), 1, atol=1e-5)

@@ -217,6 +217,12 @@ def test_two_commands_train_teachers_and_distil_them(teacher, tmp_path, run_step
     assert done.returncode == 0 and "distilled from 1.keras, 2.keras\n" in done.stdout, done.stderr
     student = read_settings(tmp_path / folder.name / "best.json")
     assert (student.filters, student.distillation_weight) == ((4, 6), STUDENT.distillation_weight)
+    first = tmp_path / folder.name / "teachers" / "1.keras"
+    further = [*command, "--teacher", first, "--pretrained", first, "--epochs", 1, "--precision", "float32"]
+    done = run_step(*further, "--output", tmp_path / "further.keras")
+    assert done.returncode == 0, done.stderr
+    student = read_settings(tmp_path / "further.json")  # with the settings of a student, not of fine-tuning
+    assert (student.pretrained, student.distillation_weight) == (str(first), STUDENT.distillation_weight)
     (tmp_path / "empty").mkdir()
     done = run_step(*command, "--teacher", tmp_path / "empty")
     assert done.returncode == 2 and "has no .keras file; python -m training.teachers" in done.stderr

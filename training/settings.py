@@ -12,7 +12,7 @@ import pandas as pd
 
 from common.errors import InputError
 from common.logging import quiet_start
-from configuration import FINE_TUNING, AugmentationConfig, TrainingConfig
+from configuration import AugmentationConfig, TrainingConfig
 from inference import keras_networks
 from inference.lineage import ImageHashes, SourceNetwork, read_hashes
 from inference.model_card import card_path, check_version
@@ -244,7 +244,7 @@ def choose_settings(
     pretrained: str,
     typed: Mapping[str, Any],
     models_folder: Path,
-    best: TrainingConfig,
+    configured: TrainingConfig,
 ) -> TrainingConfig:
     """Return the settings of a training: typed options, then a file of settings, then the configuration.
 
@@ -254,7 +254,7 @@ def choose_settings(
         pretrained: Typed pretrained network, or empty.
         typed: Further typed options by name; None: not typed.
         models_folder: Folder of the data set's networks; a tuned file there that is not used is printed.
-        best: The configured settings without a pretrained network.
+        configured: The settings without a file.
 
     Raises:
         InputError: As `read_settings`.
@@ -262,8 +262,9 @@ def choose_settings(
     if settings:
         config = read_settings(settings, teachers, pretrained)
     else:
-        config = FINE_TUNING if pretrained else best
-        config = replace(config, teachers=teachers or config.teachers, pretrained=pretrained or config.pretrained)
+        config = replace(
+            configured, teachers=teachers or configured.teachers, pretrained=pretrained or configured.pretrained
+        )
     print(f"settings: {settings or 'configuration.py'}", flush=True)
     config = replace(config, **{name: value for name, value in typed.items() if value is not None})
     tuned = tuned_file(models_folder, config.targets)

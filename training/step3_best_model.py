@@ -69,14 +69,16 @@ def main(
         int | None,
         typer.Option(
             help="Number of epochs.",
-            show_default=f"as in --settings; {FINE_TUNING.epochs} with --pretrained; else {BEST.epochs}",
+            show_default=f"as in --settings; {STUDENT.epochs} with --teacher; {FINE_TUNING.epochs} with --pretrained; "
+            f"else {BEST.epochs}",
         ),
     ] = None,
     learning_rate: Annotated[
         float | None,
         typer.Option(
             help="Learning rate after warm-up.",
-            show_default=f"as in --settings; {FINE_TUNING.learning_rate} with --pretrained; else {BEST.learning_rate}",
+            show_default=f"as in --settings; {STUDENT.learning_rate} with --teacher; {FINE_TUNING.learning_rate} with "
+            f"--pretrained; else {BEST.learning_rate}",
         ),
     ] = None,
     cutout_max_size: Annotated[
@@ -124,7 +126,8 @@ def main(
     }
     teachers = teacher_files(teacher or [])
     start = str(pretrained or "")
-    config = choose_settings(settings, teachers, start, typed, models / dataset, STUDENT if teachers else BEST)
+    configured = STUDENT if teachers else FINE_TUNING if pretrained else BEST
+    config = choose_settings(settings, teachers, start, typed, models / dataset, configured)
     if cutout_max_size is not None:
         config = replace(config, augmentation=replace(config.augmentation, cutout_max_size=cutout_max_size))
     if folds is not None and config.teachers:
