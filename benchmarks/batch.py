@@ -1,6 +1,6 @@
 """Compare realtime.batch with one process for each clip in turn, and its Ray engine with the local one.
 
-    python -m benchmarks.batch --video again.mkv
+    python -m benchmarks.batch --video talk.mkv
     python -m benchmarks.batch --pictures 10000
 
 The clips are equal copies. The pictures are those of `benchmarks.scaling`. The two tables of pictures must be equal.

@@ -4,7 +4,7 @@ The page runs in headless Chromium, whose fake camera plays a clip. Several visi
 since browsers throttle hidden tabs.
 
     python -m benchmarks.web
-    python -m benchmarks.web --video again.mkv --minutes 2
+    python -m benchmarks.web --video talk.mkv --minutes 2
 """
 
 import asyncio

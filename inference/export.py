@@ -7,7 +7,7 @@ Writes: DIR/NAME.tflite, DIR/NAME.onnx or the folder DIR/NAME (SavedModel), and 
     python -m inference.export --model models/pretrained.keras --format litert --int8 --output exported
     python -m inference.export --model models/pretrained.keras --format hub --output exported
 
-ONNX needs tf2onnx: pip install -e .[export]
+The export needs TensorFlow, and ONNX also tf2onnx: pip install -e ".[all,export]"
 """
 
 import shutil
@@ -125,7 +125,7 @@ def _check(kind: str, target: Path, int8: bool) -> None:
     if int8 and kind != "litert":
         raise InputError(f"--int8 needs --format litert, not {kind}")
     if kind == "onnx" and not find_spec("tf2onnx"):
-        raise InputError("--format onnx needs tf2onnx; install it: pip install -e .[export]")
+        raise InputError("--format onnx needs tf2onnx; install it: pip install -e '.[export]'")
     if target.exists():
         raise InputError(f"{target} exists already; remove it, or give another --output")
 

@@ -90,7 +90,7 @@ class FaceDetector:
         ]
 
     def propagate(self, image_rgb: np.ndarray, faces: Sequence[Face]) -> list[Face]:
-        """Find known faces in the next frame with O-Net alone, hundreds of times faster than `detect`.
+        """Find known faces in the next frame with O-Net alone, many times faster than `detect`.
 
         Args:
             image_rgb: As for `detect`.

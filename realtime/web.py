@@ -39,7 +39,7 @@ def main(
         bool, typer.Option("--anonymous", help="Cover detected faces. Delays the picture by half a second.")
     ] = False,
 ) -> None:
-    """Serve a page that recognizes the expressions before the visitor's camera."""
+    """Serve a page that recognizes expressions from the visitor's camera, pictures and videos."""
     from common.logging import silence_opencv
     from common.web import address, check_certificate, is_loopback, listen, serve
     from inference.emotion_classifier import EmotionClassifier

@@ -33,7 +33,7 @@ def main(
     data: DataRoot = PATHS.data,
     models: ModelsRoot = PATHS.models,
     network: Annotated[str, typer.Option(help=f"Baseline: {' or '.join(BASELINES)}.")] = "project1",
-    epochs: Annotated[int | None, typer.Option(help="Number of epochs.", show_default="as in the project")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Number of epochs.", show_default="as in configuration.py")] = None,
     board: TensorBoardFolder = None,
     force: Force = False,
 ) -> None:

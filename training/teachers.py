@@ -1,10 +1,11 @@
-"""Train the teachers of a distilled network: networks with different widths and seeds.
+r"""Train the teachers of a distilled network: networks with different widths and seeds.
 
 Reads:  data/NAME/split.csv and its crops
 Writes: models/NAME/teachers/1.keras, 2.keras, ... and their cards (or --output); their runs beside them
 
     python -m training.teachers         --dataset fer2013
-    python -m training.step3_best_model --dataset fer2013 --teacher models/fer2013/teachers
+    python -m training.step3_best_model --dataset fer2013 --teacher models/fer2013/teachers \
+        --pretrained models/fer2013/teachers/1.keras
 
 `TEACHERS` in configuration.py lists them. An interrupted training resumes; a finished teacher is not trained again.
 """
@@ -39,7 +40,7 @@ def main(
     models: ModelsRoot = PATHS.models,
     targets: Targets = BEST.targets,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Number of epochs of each teacher.", show_default=str(BEST.epochs))
+        int | None, typer.Option(min=1, help="Number of epochs of each teacher.", show_default="as in configuration.py")
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder of the teachers.", show_default="models/NAME/teachers")
@@ -62,7 +63,8 @@ def main(
     for file, config in zip(files, TEACHERS, strict=True):
         config = shortened(replace(config, targets=targets, epochs=epochs or config.epochs))
         train_network(table, folder, file, config, command, force=force, callbacks=callbacks, devices=devices)
-    print(f"distil them: python -m training.step3_best_model --dataset {dataset} --teacher {teachers}")
+    step = f"python -m training.step3_best_model --dataset {dataset} --teacher {teachers} --pretrained {files[0]}"
+    print(f"train the first one further on all of them: {step}")
 
 
 if __name__ == "__main__":

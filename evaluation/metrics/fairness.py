@@ -150,8 +150,9 @@ def permuted_tables(
 
     The group is permuted within each true emotion, so that every permutation keeps the number of images of each group
     and emotion. Without clusters this gives a random table with the margins of the real one. With clusters, each of
-    one group, the images of a cluster stay together: all emotions rank the clusters in one random order, and each group
-    takes its number of images along it. Where the groups have the same mix of emotions, this permutes whole clusters.
+    one group, the images of a cluster stay together: one random order of the clusters is drawn and used for every
+    emotion, and the emotion's images in that order are dealt to the groups, as many as each group has. Where the groups
+    have the same mix of emotions, this permutes whole clusters.
     """
     groups, labels = shape
     if clusters is None:

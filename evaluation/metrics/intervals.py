@@ -203,7 +203,7 @@ def boundary_interval(
 def widened(
     interval: tuple[float, float], value: float, parts: Sequence[tuple[float, tuple[float, float]]], count: int
 ) -> tuple[float, float]:
-    """Return the interval of a mean, widened by parts whose own variation its resamples do not show.
+    """Widen the bootstrap interval of a mean of scores, some of which are 0 or 1 and so have no bootstrap variance.
 
     The distances of the limits from their values are added in quadrature (Zou and Donner 2008).
 

@@ -180,8 +180,8 @@ def score_intervals(
     """Return the interval of each score: its bootstrap interval, or one for the boundary where it is 0 or 1.
 
     At the boundary a bootstrap interval has no width. A share and an F1 score then have Wilson's interval: F1 is
-    2 J / (1 + J) of the share J of the images of an emotion or called so that are both. An area under the ROC curve
-    has Newcombe's (2006, method 5). A mean over the emotions is widened by those of its emotions.
+    2 J / (1 + J), where J = TP / (TP + FP + FN) is the Jaccard index; Wilson's interval is that of J. An area under the
+    ROC curve has Newcombe's (2006, method 5). A mean over the emotions is widened by those of its emotions.
 
     Args:
         drawn: Resampled scores by their names in `score_statistic`, all of them or some.
