@@ -1,4 +1,4 @@
-"""Apply a function to many items, in order: with worker processes of this machine, or with Ray on several machines.
+"""Apply a function to many items: with worker processes of this machine, or with Ray on several machines.
 
 Worker processes end cleanly: on errors, on Ctrl-C, and when the main process is killed.
 """
@@ -10,12 +10,13 @@ import os
 import pickle
 import signal
 import socket
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import islice
 from threading import Thread, current_thread, main_thread
 from typing import Annotated, Any, TypeVar
 
@@ -72,8 +73,9 @@ class Engine:
         items: Sequence[Item],
         chunk: int,
         crashed: Callable[[Item], Result],
+        in_order: bool = True,
     ) -> Generator[Result, None, None]:
-        """Yield a function's results in the order of the items. Closing it kills the local workers at once.
+        """Yield a function's results. Closing it kills the local workers at once.
 
         Args:
             function: A function that can be pickled. It may cache what it loads: a process calls it many times.
@@ -81,63 +83,99 @@ class Engine:
             chunk: Number of items that a worker takes at a time. Ray takes up to eight times as many, unless it is 1.
             crashed: Returns the result of an item that ends its worker, or raises an error. Local engine only; Ray
                 repeats the item in a new worker.
+            in_order: Yield the results in the order of the items; False: as soon as each chunk is finished.
 
         Raises:
             InputError: Ray fails or cannot be reached. Errors of the function are raised unchanged.
         """
         if self.name == "ray":
-            yield from _map_with_ray(function, items, chunk, self.ray_address)
-            return
-        processes, done = min(available_cores(), MAX_WORKERS), 0
-        while done < len(items):
-            try:
-                for result in map_in_workers(function, items[done:], processes, chunk):
-                    done += 1  # first: the caller may close this generator at the yield
-                    yield result
-            except WorkerEndedError:
-                suspects = items[done : done + processes * chunk]
-                done += len(suspects)
-                yield from _map_one_by_one(function, suspects, crashed)
+            finished = _map_with_ray(function, items, chunk, self.ray_address)
+        else:
+            processes = min(available_cores(), MAX_WORKERS)
+            finished = _map_locally(function, dict(enumerate(items)), processes, chunk, crashed)
+        with closing(finished):
+            yield from _ordered(finished) if in_order else (result for _, result in finished)
 
 
-def _map_one_by_one(
-    function: Callable[[Item], Result], items: Sequence[Item], crashed: Callable[[Item], Result]
-) -> Iterator[Result]:
-    """Yield a function's results, computed by one worker; `crashed` gives those of items that end it."""
-    done = 0
-    while done < len(items):
-        try:
-            for result in map_in_workers(function, items[done:], processes=1, chunk=1):
-                done += 1
-                yield result
-        except WorkerEndedError:
-            yield crashed(items[done])
-            done += 1
+def _ordered(finished: Iterable[tuple[int, Result]]) -> Iterator[Result]:
+    """Yield results in the order of their positions, 0, 1, 2, ..."""
+    waiting: dict[int, Result] = {}
+    following = 0
+    for position, result in finished:
+        waiting[position] = result
+        while following in waiting:
+            yield waiting.pop(following)
+            following += 1
 
 
-def map_in_workers(
-    function: Callable[[Item], Result], items: Sequence[Item], processes: int, chunk: int
-) -> Iterator[Result]:
-    """Yield a function's results in order, computed by worker processes with one thread of OpenCV each.
+def _map_locally(
+    function: Callable[[Item], Result],
+    items: dict[int, Item],
+    processes: int,
+    chunk: int,
+    crashed: Callable[[Item], Result],
+) -> Generator[tuple[int, Result], None, None]:
+    """Yield positions and results; `crashed` gives those of items that end their worker.
 
     Args:
         function: A function that can be pickled.
-        items: Its arguments.
+        items: Its arguments, by position. Finished ones are removed.
+        processes: Number of workers.
+        chunk: Number of items that a worker takes at a time.
+        crashed: Returns the result of an item that ends its worker.
+    """
+    while items:
+        try:
+            for position, result in map_in_workers(function, items, processes, chunk):
+                del items[position]
+                yield position, result
+        except WorkerEndedError:
+            # Workers take the chunks in order, so those in work are the first unfinished ones.
+            suspects = dict(islice(items.items(), processes * chunk))
+            for position in suspects:
+                del items[position]
+            if len(suspects) > 1:
+                yield from _map_locally(function, suspects, 1, 1, crashed)
+            else:
+                yield from ((position, crashed(item)) for position, item in suspects.items())
+
+
+def map_in_workers(
+    function: Callable[[Item], Result], items: Mapping[int, Item], processes: int, chunk: int
+) -> Iterator[tuple[int, Result]]:
+    """Yield positions and results as they are finished, by worker processes with one thread of OpenCV each.
+
+    Args:
+        function: A function that can be pickled.
+        items: Its arguments, by position.
         processes: Number of workers.
         chunk: Number of items that a worker takes at a time.
 
     Raises:
-        WorkerEndedError: A worker was killed, or crashed.
+        WorkerEndedError: A worker was killed, or crashed. Like an error of the function, it is raised after the results
+            of all chunks in work have been yielded.
     """
-    workers = _Workers()
+    workers, positions, errors = _Workers(), list(items), dict[int, BaseException]()
+    parts = [positions[start : start + chunk] for start in range(0, len(positions), chunk)]
     pool = ProcessPoolExecutor(processes, workers, _start_worker)
     try:
         with _ignored_interruptions():  # the workers start here
             try:
-                results = pool.map(function, items, chunksize=chunk)
+                futures = {pool.submit(_apply, function, [items[place] for place in part]): part for part in parts}
             except OSError as error:  # "handle is closed": the first worker ended while the next one was being started
                 raise BrokenProcessPool(str(error)) from error
-        yield from results
+        for future in as_completed(list(futures)):
+            part = futures.pop(future)
+            if future.cancelled():
+                continue
+            if error := future.exception():
+                errors[part[0]] = error
+                for other in futures:
+                    other.cancel()  # those in work go on
+            else:
+                yield from zip(part, future.result(), strict=True)
+        if errors:
+            raise errors[min(errors)]
     except (GeneratorExit, KeyboardInterrupt, SystemExit):
         workers.kill()  # an item may take hours; it is repeated by the next run
         raise
@@ -146,6 +184,10 @@ def map_in_workers(
         raise WorkerEndedError from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _apply(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    return [function(item) for item in items]
 
 
 class _Workers(multiprocessing.context.SpawnContext):
@@ -194,8 +236,8 @@ def _end_with_main_process() -> None:
 
 def _map_with_ray(
     function: Callable[[Item], Result], items: Sequence[Item], chunk: int, address: str | None
-) -> Iterator[Result]:
-    """Yield a function's results in order, computed by actors of Ray Data.
+) -> Generator[tuple[int, Result], None, None]:
+    """Yield positions and results as they are finished, computed by actors of Ray Data.
 
     Ray restarts an actor that was killed and repeats its unfinished chunks. Chunks and results are pickled, because
     Ray Data would turn them into columns of a table. Ray runs until this process ends, as its start takes seconds.
@@ -207,13 +249,12 @@ def _map_with_ray(
 
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # an error is raised as well as logged
     context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     # Actors on all slots would leave none for reading, and Ray Data would hang (ray issue 44687).
     actors = max(1, int(ray.cluster_resources().get("CPU", 1)) - 1)
     if chunk > 1:
         chunk = max(chunk, min(RAY_CHUNK * chunk, len(items) // (8 * actors)))  # eight chunks per actor, or more
-    chunks = [{"chunk": pickle.dumps(items[start : start + chunk])} for start in range(0, len(items), chunk)]
+    chunks = [{"chunk": pickle.dumps((start, items[start : start + chunk]))} for start in range(0, len(items), chunk)]
     rows = ray.data.from_items(chunks, override_num_blocks=len(chunks)).map_batches(
         _Actor,
         fn_constructor_args=[function],
@@ -223,10 +264,10 @@ def _map_with_ray(
     )
     try:
         for row in rows.iter_rows():
-            results = pickle.loads(row["results"])
+            start, results = pickle.loads(row["results"])
             if isinstance(results, Exception):
                 raise results
-            yield from results
+            yield from enumerate(results, start)
     except ray.exceptions.RayError as error:
         raise InputError(f"--engine ray: {_reason(error)}; run the same command again to continue") from error
 
@@ -284,8 +325,9 @@ class _Actor:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Return the pickled results of a chunk, or the exception that ended it, which Ray would wrap."""
+        start, items = pickle.loads(batch["chunk"][0])
         try:
-            results: Any = [self._function(item) for item in pickle.loads(batch["chunk"][0])]
+            results: Any = _apply(self._function, items)
         except Exception as error:
             results = error
-        return {"results": [pickle.dumps(results)]}
+        return {"results": [pickle.dumps((start, results))]}

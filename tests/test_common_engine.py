@@ -11,6 +11,7 @@ import pytest
 from common import engine
 from common.engine import Engine
 from common.errors import InputError
+from common.processes import available_cores
 
 ITEMS = list(range(40))
 
@@ -47,6 +48,20 @@ def with_ray() -> None:
 def test_item_that_ends_its_worker_gets_its_own_result_and_the_others_theirs():
     results = list(Engine().map(square_unless_crash, ITEMS, 4, crashed=lambda item: -item))
     assert results == [-item if item == 5 else item * item for item in ITEMS]
+
+
+def sleep(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
+def test_results_arrive_in_order_or_as_soon_as_they_are_finished():
+    seconds = [1.5, 0.01, 0.02, 0.03]
+    assert list(Engine().map(sleep, seconds, 1, sleep)) == seconds
+    results = list(Engine().map(sleep, seconds, 1, sleep, in_order=False))
+    assert sorted(results) == sorted(seconds)
+    if available_cores() > 1:
+        assert results[-1] == 1.5
 
 
 def test_stopped_run_does_not_wait_for_the_items_in_work():

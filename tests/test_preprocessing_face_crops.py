@@ -314,7 +314,7 @@ def test_lost_worker_is_replaced_and_an_image_that_ends_its_worker_is_named(many
     child.start()
     try:
         with monkeypatch.context() as patch, pytest.raises(InputError, match=r"001\.png ends the process"):
-            patch.setattr(ProcessPoolExecutor, "map", break_pool)
+            patch.setattr(ProcessPoolExecutor, "submit", break_pool)
             write_face_crops(many_folder)
         killer = threading.Thread(target=kill_a_worker)
         killer.start()

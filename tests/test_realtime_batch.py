@@ -37,7 +37,7 @@ class InProcess(Engine):
     stop_after: int = 1000
     seen: list[str] = field(default_factory=list)
 
-    def map(self, function, items, chunk, crashed=None):
+    def map(self, function, items, chunk, crashed=None, in_order=True):
         for item in items:
             if len(self.seen) == self.stop_after:
                 raise KeyboardInterrupt
@@ -196,7 +196,7 @@ def test_parquet_of_a_large_table_has_names_with_line_breaks(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
 
     class Repeating(Engine):
-        def map(self, function, items, chunk, crashed=None):
+        def map(self, function, items, chunk, crashed=None, in_order=True):
             yield from (replace(function(item), rows=function(item).rows * 9000) for item in items)
 
     picture = tmp_path / f"{'a' * 200}\nb.jpg"

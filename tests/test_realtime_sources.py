@@ -5,6 +5,7 @@ import struct
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any, ClassVar
 
 import cv2
@@ -13,6 +14,7 @@ import pytest
 from realtime_fakes import write_video
 
 from common.errors import InputError
+from realtime.sinks.recording import VideoRecording
 from realtime.sources import Live, Video, open_source
 from realtime.sources.frames import FALLBACK_FPS
 
@@ -64,6 +66,24 @@ def test_variable_or_broken_time_stamps_and_damaged_frames(stamps, indices, time
     assert [frame.time for frame in frames[: len(times)]] == pytest.approx(times)
     damaged = "2 of 5 frames of joined.ts could not be decoded; the file seems damaged"
     assert video.warning == (damaged if None in stamps else "")
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "avi", "mp4"])
+def test_video_with_a_variable_frame_rate_is_not_called_damaged(tmp_path, monkeypatch, suffix):
+    monkeypatch.chdir(tmp_path)  # FFmpeg reads the part before a colon as a protocol
+    file = Path(f"at 12:30.{suffix}" if suffix == "mkv" else f"slow.{suffix}")
+    recording = VideoRecording(file, (96, 64), 30.0)
+    times = [*np.arange(20) / 10, *(5 + np.arange(20) / 10)]  # ten frames a second, and a pause
+    for value, moment in enumerate(times):
+        recording.write(moment, np.full((64, 96, 3), 6 * value, np.uint8))
+    recording.close()
+    source = open_source(str(file))
+    assert [frame.time for frame in source] == pytest.approx(times, abs=0.02) and source.warning == ""
+    whole = file.read_bytes()
+    if suffix == "mkv":
+        file.write_bytes(whole[: len(whole) // 2])
+        source = open_source(str(file))
+        assert 0 < len(list(source)) < 35 and "ended after" in source.warning
 
 
 def make_tree(folder, *names):

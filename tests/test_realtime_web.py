@@ -17,9 +17,9 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from realtime.anonymity import _FILL
-from realtime.recognition import watch
+from realtime.recognition import recognize, watch
 from realtime.serving import app as serving_app
-from realtime.serving import messages
+from realtime.serving import messages, visitor
 from realtime.serving.app import build_app
 from realtime.serving.visitor import Recognizer
 
@@ -307,6 +307,24 @@ def test_anonymous_pictures_have_covered_faces(tmp_path):
         assert is_covered(client.get(f"/frame/{page.visitor}/7").content)
         assert page.command(type="next", picture=False)["type"] == "end"
         assert is_covered(client.get(f"/frame/{page.visitor}/19").content)
+
+
+@pytest.mark.parametrize("anonymous", [False, True])
+def test_detection_is_synchronous_where_faces_are_covered(monkeypatch, anonymous):
+    """A late detection would leave a face visible."""
+    used = []
+
+    def watched(*given, **keywords):
+        used.append(keywords.pop("background"))
+        return recognize(*given, **keywords)
+
+    monkeypatch.setattr(visitor, "recognize", watched)
+    shared = Recognizer(FakeClassifier(), FakeDetector(FACE), anonymous=anonymous)
+    background = FakeDetector(FACE)
+    object.__setattr__(shared, "background", background)
+    with TestClient(build_app(shared), base_url="http://127.0.0.1:8000") as client, opened(client) as page:
+        page.send(0.0)
+    assert used == [None if anonymous else background]
 
 
 def test_camera_is_not_logged_after_a_video(client, tmp_path):

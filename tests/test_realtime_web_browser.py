@@ -168,8 +168,24 @@ def test_keys_do_what_the_buttons_do(browser):
         for key, part in (("f", "freeze"), ("l", "log")):
             press(key)
             page.until(f"document.getElementById('{part}').getAttribute('aria-pressed') === 'true'")
+        page.more_results(20)
         press("c")
         page.until("document.getElementById('stage').dataset.mode === 'empty'")
+        page.until("!document.getElementById('downloads').hidden")  # stopping the camera finishes the log
+        assert page.fetch("log.csv").startswith("time,")
+
+
+def test_video_does_not_replace_a_log_that_is_kept(browser, clip):
+    with served() as (_, address):
+        page = Page(browser, address)
+        page.click("camera")
+        page.click("log")
+        page.more_results(20)
+        page.open(clip[0])
+        page.wait("problem", "Download it, then open the video again")
+        assert "camera" in page.fetch("log.csv")
+        page.open(clip[0])
+        page.until("place.max > 3")
 
 
 def test_video_is_recognized_and_stepped_through(browser, clip, tmp_path):

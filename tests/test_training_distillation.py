@@ -197,7 +197,7 @@ def test_card_of_a_distilled_network_names_teachers_and_trains_it_again(teacher,
     assert "extra labels, distilled from teacher.keras (trained on stripes (annotator votes))" in protocol_of(votes)
 
 
-def test_two_commands_train_teachers_and_distil_them(teacher, tmp_path, run_step, monkeypatch):
+def test_two_commands_train_teachers_and_distil_them(teacher, tmp_path, run_step, monkeypatch, capfd):
     folder, _, _ = teacher
     tiny = TrainingConfig(
         filters=(4,), batch_size=8, epochs=9, warmup_epochs=2, precision="float32", augmentation=NO_AUGMENTATION
@@ -205,6 +205,9 @@ def test_two_commands_train_teachers_and_distil_them(teacher, tmp_path, run_step
     monkeypatch.setattr(teachers, "TEACHERS", (tiny, replace(tiny, filters=(5,), seed=8)))
     monkeypatch.setattr(step3_best_model, "STUDENT", replace(STUDENT, filters=(4, 6), convolutions=1))
     teachers.main(folder.name, folder.parent, tmp_path, "labels", epochs=1)
+    printed = capfd.readouterr().out.splitlines()[-1]  # the second command, for the same folders and targets
+    options = f"--data {folder.parent}", f"--models {tmp_path}", "--targets labels"
+    assert all(option in printed for option in options)
     files = [tmp_path / folder.name / "teachers" / f"{number}.json" for number in (1, 2)]
     cards = [json.loads(file.read_text())["hyperparameters"] for file in files]
     assert sum(json.loads(files[0].read_text())["assumed_prior"].values()) == pytest.approx(1, abs=1e-3)

@@ -67,7 +67,7 @@ def make_sequences(tmp_path) -> Callable[..., Path]:
                         row |= {"emotion": emotion, "split": split, "fold": str(subject % folds) if folds else ""}
                     rows.append(row)
         write_table(pd.DataFrame(rows), folder / "split.csv")
-        (folder / "faces.json").write_text(json.dumps({"options": {"size": SIZE, "channels": 1, "align": "box"}}))
+        (folder / "faces.json").write_text(json.dumps({"options": {"size": SIZE, "channels": 1, "align": "landmarks"}}))
         return folder
 
     return make
@@ -360,6 +360,8 @@ def test_refuses_unusable_options_in_one_line(make_sequences, frames_network, ti
         (["--features", frames_network, "--folds", 10], "the split has 3 folds"),
         (["--features", own, "--folds", 3], "own-folds/0.keras, trained without fold 0, is missing"),
         (["--features", tmp_path / "no.keras"], "does not exist"),
+        (["--features", own, "--output", own], "would replace"),
+        (["--features", tiny_model(LABELS, SIZE, name="other.keras", align="box")], "with --align box"),
     ]:
         done = run_step("training.step4_sequence_model", *places, *arguments)
         assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr

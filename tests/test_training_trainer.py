@@ -283,6 +283,26 @@ def test_votes_are_targets_and_dev_accuracy_uses_their_majority(make_dataset, tm
     assert float(last["val_loss"]) == pytest.approx(entropy, abs=0.05)
 
 
+def test_votes_are_balanced_by_their_majority_and_changed_weights_are_another_run(make_dataset, tmp_path):
+    folder, model_file = make_dataset(), tmp_path / "models" / "best.keras"
+    with_votes(
+        folder, {"anger": {"happiness": 9}, "happiness": {"happiness": 9}, "neutral": {"neutral": 7, "anger": 3}}
+    )
+    table = read_table(folder, "split.csv")
+    config = replace(TINY, targets="votes", balance="emotion", epochs=1)
+    train, _, _ = read_batches(table, folder, config)
+    assert train.weights is not None and train.labels is not None
+    is_neutral = train.labels[:, train.classes.index("neutral")] > 0.5
+    assert train.weights[is_neutral].sum() == pytest.approx(train.weights[~is_neutral].sum())
+    table["gender"] = ["f", "m", "m", "m"] * (len(table) // 4) + ["f"] * (len(table) % 4)
+    write_table(table, folder / "split.csv")
+    config = replace(config, targets="labels", balance="gender")
+    assert fit(folder, model_file, config) and not fit(folder, model_file, config)
+    table["gender"] = table["gender"].replace("m", "x").iloc[::-1].to_numpy()
+    write_table(table, folder / "split.csv")
+    assert fit(folder, model_file, config)
+
+
 def test_images_without_votes_for_an_emotion_are_left_out(make_dataset):
     folder = make_dataset()
     with_votes(folder, {"anger": {"nf": 9}, "happiness": {"happiness": 9}, "neutral": {"neutral": 5, "anger": 5}})

@@ -26,6 +26,7 @@ from common.command_line import (
     TensorBoardFolder,
     dataset_folder,
     run,
+    step_command,
     typed_command,
 )
 from common.logging import quiet_start
@@ -63,7 +64,10 @@ def main(
     for file, config in zip(files, TEACHERS, strict=True):
         config = shortened(replace(config, targets=targets, epochs=epochs or config.epochs))
         train_network(table, folder, file, config, command, force=force, callbacks=callbacks, devices=devices)
-    step = f"python -m training.step3_best_model --dataset {dataset} --teacher {teachers} --pretrained {files[0]}"
+    options = ["--teacher", teachers, "--pretrained", files[0], "--targets", targets]
+    if models != PATHS.models:
+        options += ["--models", models]
+    step = step_command("training.step3_best_model", folder, *options)
     print(f"train the first one further on all of them: {step}")
 
 

@@ -94,6 +94,8 @@ def train_network(
         },
         **selected_on,
     }
+    if about["weights_hash"]:
+        settings["weights_hash"] = about["weights_hash"]
 
     def build(precision: str) -> tuple[keras.Model, keras.Model]:
         if pretrained:

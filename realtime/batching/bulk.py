@@ -187,7 +187,7 @@ def _recognize_all(job: _Job, files: Files, manifest: Manifest, engine: Engine) 
         task = bar.add_task("files", total=len(items), completed=len(items) - len(waiting))
         for function, chosen, chunk in kinds:
             if chosen:
-                with closing(engine.map(partial(function, job), chosen, chunk, _crashed)) as outcomes:
+                with closing(engine.map(partial(function, job), chosen, chunk, _crashed, in_order=False)) as outcomes:
                     for outcome in outcomes:
                         manifest.add(outcome)
                         bar.advance(task)

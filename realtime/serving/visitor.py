@@ -203,7 +203,8 @@ class _Camera:
 
     def __init__(self, shared: Recognizer, start: float):
         frames = iter(lambda: self._frame, None)
-        self._results = recognize(frames, shared.detector, shared.classifier, background=shared.background)
+        background = None if shared.anonymous else shared.background  # a late detection would leave faces uncovered
+        self._results = recognize(frames, shared.detector, shared.classifier, background=background)
         self.anonymizer = Anonymizer()
         self._start, self._last, self._count = start, -np.inf, 0
 

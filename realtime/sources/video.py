@@ -30,9 +30,10 @@ class Video:
     on_wait: Callable[[bool], bool] | None = None
 
     def __init__(self, capture: cv2.VideoCapture, name: str, first_bgr: np.ndarray, mirror: bool = False):
-        count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        count, rate = capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)
         self.name, self.warning, self.fps = name, "", frame_rate(capture)
         self.count = int(count) if count > 0 else None
+        self._duration = count / rate if rate > 0 else np.inf  # seconds: OpenCV computes the count from the duration
         self.size = (first_bgr.shape[1], first_bgr.shape[0])
         self._capture, self._first_bgr, self._mirror = capture, first_bgr, mirror
         self._timestamp, self._time = timestamp(capture), 0.0  # of the last frame: in the file, since the first frame
@@ -43,10 +44,11 @@ class Video:
             lambda: (oriented(self._first_bgr, self._mirror), 0.0, monotonic())
         )
         index = damaged = 0
+        time = 0.0
         while self._is_ready(ahead):
             read = ahead.result()
             if read is None:
-                self._set_warning(index, damaged)
+                self._set_warning(index, damaged, time)
                 return
             ahead = self._reader.submit(self._read)
             image_bgr, time, captured = read
@@ -63,8 +65,10 @@ class Video:
                 return False
         return True
 
-    def _set_warning(self, count: int, damaged: int) -> None:
-        if self.count and count < 0.9 * self.count - 1:  # containers announce a few frames more than they hold
+    def _set_warning(self, count: int, damaged: int, time: float) -> None:
+        # Containers announce a few frames more than they hold. With a variable frame rate they may hold far fewer, but
+        # end at the announced time.
+        if self.count and count < 0.9 * self.count - 1 and time < 0.9 * self._duration * (1 - 1 / self.count):
             self.warning = f"{self.name} ended after {count} of {self.count} frames; the file seems damaged"
         elif damaged:
             self.warning = f"{damaged} of {count} frames of {self.name} could not be decoded; the file seems damaged"
@@ -90,7 +94,7 @@ def open_video(file: Path, mirror: bool, name: str = "") -> Video:
     Raises:
         InputError: it has no readable frame.
     """
-    opened = open_capture(lambda: cv2.VideoCapture(str(file)))
+    opened = open_capture(lambda: cv2.VideoCapture(str(file.absolute())))  # FFmpeg reads "a:b.mp4" as a protocol
     # FFmpeg reads text files as videos.
     if opened is None or int(opened[0].get(cv2.CAP_PROP_FOURCC)) == cv2.VideoWriter.fourcc(*"ansi"):
         raise InputError(f"{file} is no video that OpenCV can read (empty, damaged or another kind of file)")

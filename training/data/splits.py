@@ -42,7 +42,9 @@ def read_batches(
     if missing:
         raise InputError(f"no training image shows {', '.join(missing)}; split again with step3_split")
     if config.balance:
-        splits["train"] = splits["train"].assign(weight=sample_weights(splits["train"], config.balance))
+        emotion = majority(splits["train"]) if by_votes else splits["train"]["emotion"]
+        weight = sample_weights(splits["train"].assign(emotion=emotion), config.balance)
+        splits["train"] = splits["train"].assign(weight=weight)
     crops = crop_options(folder)
     common: dict[str, Any] = {
         "target_size": (crops["size"], crops["size"]),
@@ -64,6 +66,7 @@ def read_batches(
         "split_hash": split_hash(table),
         "targets": config.targets,
         "votes_hash": content_hash(rows[classes]) if by_votes else "",
+        "weights_hash": content_hash(splits["train"][["weight"]]) if config.balance else "",
         "align": crops["align"],
         "crops": crops,
         "caveats": caveats(rows, crops["channels"], by_votes),

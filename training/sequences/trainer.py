@@ -19,9 +19,9 @@ from common.errors import InputError
 from configuration import SequenceConfig, TrainingConfig
 from inference.emotion_classifier import EmotionClassifier
 from inference.lineage import ImageHashes, lineage_hashes
-from inference.model_card import SequenceCard, card_path
+from inference.model_card import SequenceCard, card_path, check_crops
 from inference.sequence_classifier import described, save_sequence_network
-from preprocessing.tables import content_hash, fold_numbers, split_by_fold, split_hash
+from preprocessing.tables import content_hash, crop_options, fold_numbers, split_by_fold, split_hash
 from training import trainer
 from training.cross_validation import features_without, fold_file
 from training.data.splits import USE_CAVEAT
@@ -99,10 +99,12 @@ def fit_sequences(
         False if `model_file` is already the result of this run.
 
     Raises:
-        InputError: A setting is not accepted, a split has no sequences, or an emotion has no training sequence.
+        InputError: A setting or the name of the file is not accepted, a split has no sequences, an emotion has no
+            training sequence, or the features' network takes other crops.
     """
     check_options(options)
     check_output(model_file)
+    classifier, crops = _read_features_network(features_file, model_file, folder), crop_options(folder)
     sequences = read_sequences(table, folder)
     print(sequences.note, flush=True)
     train, dev = _split(sequences, folder)
@@ -112,7 +114,7 @@ def fit_sequences(
             "set again with step1_inventory --frames all --neutral-first",
             flush=True,
         )
-    features = frame_features(EmotionClassifier.load(features_file, features=True), folder, sequences.frames)
+    features = frame_features(classifier, folder, sequences.frames)
     train_batches = SequenceBatches(train, features, sequences.classes, options, augment=True)
     dev_batches = SequenceBatches(dev, features, sequences.classes, options, augment=False)
     config, origin = options.config, described(features_file)
@@ -124,6 +126,7 @@ def fit_sequences(
         "split_hash": split_hash(table),
         "sequences": content_hash(sequences.frames[["path", "pixel_hash"]]),
         "features": origin["sha256"],
+        "crops": crops,
         "code_versions": {"sequence_model": VERSION, "sequences": data.VERSION, "trainer": trainer.VERSION},
     }
     print(f"{folder.name}: {len(train)} train, {counted(len(dev), 'dev sequence')}, {len(sequences.classes)} emotions; "
@@ -186,6 +189,24 @@ def fit_sequence_folds(
         print(f"fold {fold} of 0-{folds[-1]}", flush=True)
         source, split = features_without(features_file, folder.name, table, fold), split_by_fold(table, fold)
         fit_sequences(split, folder, fold_file(model_file, fold), options, source, command, force, callbacks)
+
+
+def _read_features_network(features_file: Path, model_file: Path, folder: Path) -> EmotionClassifier:
+    """Return the network that computes the features.
+
+    Raises:
+        InputError: It takes other crops than those of the data, or would be replaced.
+    """
+    if features_file.resolve() == model_file.resolve():
+        raise InputError(f"the new network would replace {features_file}, which it needs; give another --output")
+    classifier, crops = EmotionClassifier.load(features_file, features=True), crop_options(folder)
+    check_crops(features_file, classifier.card, crops, folder.name)
+    if crops["align"] != (align := classifier.card.align):
+        raise InputError(
+            f"the crops of {folder.name} have --align {crops['align']}, {features_file} takes {align}; make them "
+            f"again: preprocessing.step2_face_crops with --align {align}"
+        )
+    return classifier
 
 
 def check_options(options: SequenceConfig) -> None:

@@ -89,6 +89,8 @@ def tune(
         "seed": tuning.seed,
         "base": settings_to_json(replace(trial_base, epochs=1, seed=0)),
     }
+    if about["weights_hash"]:
+        facts["weights_hash"] = about["weights_hash"]
     file = tuned_file(models_folder, base.targets)
     models_folder.mkdir(parents=True, exist_ok=True)
     url = f"sqlite:///{models_folder / 'tuning.db'}" if storage is None else storage

@@ -52,6 +52,7 @@ function speak(result) {
 }
 
 function setMode(next) {
+  if (next !== "camera" && isLogging()) toggleLog();
   mode = next;
   const isVideo = mode === "video";
   video?.stop();
@@ -193,10 +194,13 @@ async function openPicture(file) {
 }
 
 async function openVideo(file) {
+  if (isLogging()) {
+    await toggleLog();
+    return complain("The log of the camera is finished. Download it, then open the video again, which has a log of its own.");
+  }
   setMode("video");
   stage.dataset.mode = "empty";
   $("downloads").hidden = true;
-  endLog();
   const mine = video = new VideoFile(connection, {
     hint: text => { $("hint").textContent = text; },
     add: result => timeline.add(result),
