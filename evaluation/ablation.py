@@ -37,6 +37,7 @@ from configuration import (
     TrainingConfig,
 )
 from evaluation.metrics.intervals import MIN_SUBJECTS
+from evaluation.metrics.paired import is_significant, mcnemar
 from evaluation.predictions import Predictions, predict
 from evaluation.report.plots import BLACK, BLUE, ORANGE, canvas, save
 from evaluation.report.section import interval_text, percent
@@ -203,7 +204,10 @@ def write_ablation(
     differences = []
     for one, other in pairs:
         n, scores = gap(one, other, options)
-        differences.append({"from": one.name, "to": other.name, "n": n, **with_intervals(scores)})
+        p_value = mcnemar(_correct_of_both(one, other), _correct_of_both(other, one))["p_value"]
+        significant = is_significant(scores["accuracy"], p_value, options.level)
+        pair = {"from": one.name, "to": other.name, "n": n, "mcnemar_p_value": p_value, "significant": significant}
+        differences.append(pair | with_intervals(scores))
     sentences = [
         *notes,
         *dict.fromkeys(text for one in predictions if (text := banner(one))),
@@ -237,9 +241,13 @@ def _protocol(predictions: Predictions) -> str:
     return protocol(predictions) + elsewhere
 
 
+def _correct_of_both(own: Predictions, other: Predictions) -> np.ndarray:
+    return own.correct[own.rows["path"].isin(other.rows["path"]).to_numpy()]
+
+
 def _sentence(difference: dict[str, Any], titles: dict[str, str], options: EvaluationConfig) -> str:
     value, (low, high) = difference["accuracy"]["value"], difference["accuracy"]["interval"]
-    verdict = ": not significant" if low <= 0 <= high else ""
+    verdict = "" if difference["significant"] else ": not significant"
     return (
         f"{titles[difference['to']]}, against {titles[difference['from']]}: {100 * value:+.1f} points of accuracy "
         f"({interval_text(options.level)} {100 * low:+.1f} to {100 * high:+.1f}){verdict}."

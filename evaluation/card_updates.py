@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from common.errors import InputError
 from configuration import EvaluationConfig
 from evaluation.predictions import Predictions
 from inference.lineage import ImageHashes, read_hashes, write_hashes
@@ -56,11 +57,18 @@ def calibrate(predictions: Predictions, options: EvaluationConfig) -> None:
     The images become selection images of the network.
 
     Raises:
-        InputError: The predictions are too few.
+        InputError: The predictions are too few, or the network or its lineage was trained on their images.
     """
     from evaluation.sections.calibration import fit_calibration
 
-    model_file, fitted = predictions.model_file, fit_calibration(predictions, options)
+    model_file = predictions.model_file
+    if predictions.trained_on:
+        raise InputError(
+            f"{model_file} was trained on {predictions.exposure.trained:,} of the {len(predictions.rows):,} images of "
+            f"{predictions.dataset}, {predictions.split} split; calibrated on them it would be overconfident: leave "
+            "out --calibrate, or split as for its training"
+        )
+    fitted = fit_calibration(predictions, options)
     found = fitted["calibration"]
     found["truth"] = MAJORITY if predictions.scored_by_majority else "labels of the data set"
     selected = ImageHashes.of(selection=predictions.rows["pixel_hash"])

@@ -171,7 +171,7 @@ def delays(labelled: pd.DataFrame, lines: pd.DataFrame) -> pd.DataFrame:
             shown = lines.loc[during & (lines["prediction"] == segment["label"]), "start"]
             delay = round(shown.iloc[0] - segment["start"], 6) if len(shown) else np.inf
             rows.append((segment["track_id"], segment["start"], previous, segment["label"], delay))
-    return pd.DataFrame(rows, columns=["track_id", "time", "before", "emotion", "delay"])
+    return pd.DataFrame(rows, columns=["track_id", "time", "before", "emotion", "delay"]).astype({"delay": float})
 
 
 def agreement(lines: pd.DataFrame, delay: pd.Series) -> dict[str, Any]:
@@ -206,7 +206,7 @@ def agreement(lines: pd.DataFrame, delay: pd.Series) -> dict[str, Any]:
         "seconds": seconds,
         "accuracy": accuracy_score(seen["truth"], seen["prediction"], sample_weight=seen["seconds"]),
         "accuracy_when_sure": _score(accuracy_score, sure),
-        "kappa": _score(cohen_kappa_score, sure),
+        "kappa": _score(cohen_kappa_score, sure) if len({*sure["truth"], *sure["prediction"]}) > 1 else None,
         "unsure": seconds["unsure"] / seconds["labelled"],
         "no_face": seconds["no_face"] / seconds["labelled"],
         "unlabelled": seconds["unlabelled"] / float(lines.loc[is_seen, "seconds"].sum()),
@@ -226,8 +226,8 @@ def _summary(found: dict[str, Any]) -> list[str]:
     seconds = found["seconds"]
     lines = [f"accuracy {percent(found['accuracy'])} of {seconds['labelled_and_seen']:.1f} s with a label and a face"]
     if found["accuracy_when_sure"] is not None:
-        sure = f"{percent(found['accuracy_when_sure'])}, kappa {found['kappa']:.3f}"
-        lines.append(f"where an emotion is predicted: accuracy {sure}")
+        kappa = "" if found["kappa"] is None else f", kappa {found['kappa']:.3f}"
+        lines.append(f"where an emotion is predicted: accuracy {percent(found['accuracy_when_sure'])}{kappa}")
     lines.append(
         f"of {seconds['labelled']:.1f} s labelled: unsure {percent(found['unsure'])}, no face "
         f"{percent(found['no_face'])}; unlabelled: {percent(found['unlabelled'])} of the time with a face"

@@ -205,6 +205,7 @@ def _header(name: str, card: ModelCard) -> dict[str, Any]:
             ],
         }
         for score in card.scores
+        if "banner" not in score  # of images that the network knows, or may know
     ]
     return {
         "library_name": "keras",
@@ -218,7 +219,8 @@ def _header(name: str, card: ModelCard) -> dict[str, Any]:
 def _score_line(score: dict[str, Any]) -> str:
     metrics = ", ".join(f"{name} {score[entry]}" for entry, (_, name) in _METRICS.items() if entry in score)
     number = f", n = {score['n']:,}" if "n" in score else ""
-    return f"- {score['dataset']}, {score['split']}{number}: {metrics} ({score['protocol']})"
+    banner = f". {score['banner']}" if "banner" in score else ""
+    return f"- {score['dataset']}, {score['split']}{number}: {metrics} ({score['protocol']}){banner}"
 
 
 if __name__ == "__main__":

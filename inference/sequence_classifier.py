@@ -151,8 +151,8 @@ class SequenceClassifier:
         if features_of != expected["sha256"]:
             raise InputError(
                 f"{self._name} needs the features of {expected.get('file', 'another network')} (SHA-256 "
-                f"{expected['sha256'][:8]}...), not of the given model; give that network as --model, or train again: "
-                "training.step4_sequence_model with --features MODEL"
+                f"{expected['sha256'][:8]}...), not of the given one; give that network as --model of the webcam or "
+                "--features of evaluation.sequences, or train again: training.step4_sequence_model with --features FILE"
             )
 
     def predict(self, faces: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:

@@ -68,6 +68,8 @@ def write_inventory(
             {
                 "source": fingerprint(files),
                 "place": str(source.resolve()),
+                "votes_place": votes and str(votes.resolve()),
+                "labels_place": labels and str(labels.resolve()),
                 "votes": votes and fingerprint({votes.name: _existing("--votes", votes)}),
                 "labels": labels and fingerprint(label_files(labels)),
                 "neutral_first": neutral_first,
@@ -156,6 +158,7 @@ def _publish(table: pd.DataFrame, provenance: str, part: Path, folder: Path) -> 
     The provenance record is removed first and written last, so that the next run repeats a killed one. The old table is
     removed before its images, so that no step reads a table beside the images of another one.
     """
+    table = _with_own_columns(table, folder)
     others = [column for column in table.columns if column not in INVENTORY_COLUMNS]
     write_table(table[[*INVENTORY_COLUMNS, *others]], part / "inventory.csv")
     folder.mkdir(parents=True, exist_ok=True)
@@ -166,6 +169,20 @@ def _publish(table: pd.DataFrame, provenance: str, part: Path, folder: Path) -> 
     (part / "images").rename(folder / "images")
     (part / "inventory.csv").replace(folder / "inventory.csv")
     write_provenance(folder, "inventory.csv", provenance)
+
+
+def _with_own_columns(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """Return the table with the columns that the user added to the earlier one, such as `gender`, by path."""
+    try:
+        before = read_table(folder, "inventory.csv")
+    except InputError:
+        return table
+    names = [str(name) for name in before.columns if name not in table.columns]
+    own = [name for name in names if not name.startswith(("votes_", "ferplus_"))]
+    if own:
+        print(f"kept columns of the earlier inventory.csv: {', '.join(own)}")
+    kept = before.set_index("path").reindex(table["path"])[own].fillna("")
+    return table.assign(**{name: kept[name].to_numpy() for name in own})
 
 
 def _write_sample(raw: Path) -> Path:

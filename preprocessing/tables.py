@@ -166,7 +166,9 @@ def make_command(folder: Path, file_name: str, **options: object) -> str:
         source = ""
     words: list[object] = ["--source", source] if source else []
     record |= options
-    words += ["--labels", record["labels"]] if "labels" in options else []
+    labels, votes = options.get("labels") or record.get("labels_place"), record.get("votes_place")
+    words += ["--labels", labels] if labels else []
+    words += ["--votes", votes] if votes else []
     words += ["--neutral-first"] if record.get("neutral_first") else []
     words += ["--frames", record["frames"]] if record.get("frames", "peak") != "peak" else []
     mapping = record.get("mapping")

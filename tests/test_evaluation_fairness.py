@@ -217,13 +217,22 @@ def test_biases_of_a_group_and_of_one_emotion_of_an_intersection_are_found_and_n
     assert set(pd.read_csv(section.figures[0].file.with_suffix(".csv"))["group"]) == {"female", "male"}
 
 
+def test_group_of_few_subjects_is_not_scored(tmp_path):
+    rows = people(300, 10, {"a": 0.7, "b": 0.7})
+    rows["subject"] = [f"S{number // 10}" for number in range(300)]
+    rows["gender"] = [name for name in "ab" * 15 for _ in range(10)]
+    rows.loc[:39, "gender"] = "few"
+    section = section_of(rows, ["gender"], tmp_path)
+    assert "few (40)" in section.warnings[0] and section.values["gender"]["not_scored"] == {"few": 40}
+
+
 def test_small_groups_are_named_but_not_scored(tmp_path):
     rows = people(300, 10, {"a": 0.7, "b": 0.7})
     rows.loc[:11, "gender"] = "few"
     rows.loc[12:16, "gender"] = ""
     section = section_of(rows, ["gender"], tmp_path)
     (warning,) = section.warnings
-    assert "groups not compared: gender, fewer than 30 images: few (12); gender, no value: 5 images" in warning
+    assert "gender, fewer than 30 images, or 5 known subjects: few (12); gender, no value: 5 images" in warning
     assert {row["group"] for row in section.values["gender"]["scores"]} == {"a", "b"}
     alone = section_of(rows.iloc[:60].assign(gender=["a"] * 50 + ["b"] * 10), ["gender"], tmp_path)
     assert "b (10)" in alone.warnings[0] and not alone.figures and not alone.values

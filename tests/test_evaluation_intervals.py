@@ -6,6 +6,7 @@ from scipy.stats import binomtest
 
 from configuration import EvaluationConfig
 from evaluation.metrics.intervals import (
+    Estimate,
     bootstrap,
     boundary_interval,
     effective_size,
@@ -13,7 +14,7 @@ from evaluation.metrics.intervals import (
     percentile_intervals,
     wilson_interval,
 )
-from evaluation.metrics.paired import holm, mcnemar
+from evaluation.metrics.paired import holm, is_significant, mcnemar
 from evaluation.metrics.scores import estimate_scores
 
 
@@ -71,6 +72,24 @@ def test_share_of_one_has_an_interval_of_some_width():
     of_one_person = estimate_share(every, np.zeros(4, int), 100, 0)
     assert of_one_person.low == pytest.approx(wilson_interval(1, 1, 0.95)[0])
     assert effective_size(np.ones(6), np.array([0, 0, 0, 0, 1, 2])) == 36 / 18
+
+
+def test_recall_of_one_person_has_the_width_of_one_observation():
+    truth, people = np.repeat([0, 1], [6, 40]), np.r_[[0] * 6, np.arange(1, 41)]
+    right = np.r_[[True] * 4, [False] * 2, [True] * 30, [False] * 10]
+    values, intervals = estimate_scores(
+        predictions_of(truth, right, 2), truth, ("a", "b"), people, EvaluationConfig(resamples=200)
+    )
+    assert intervals["recall/a"] == pytest.approx(wilson_interval(4 / 6, 1, 0.95))
+    low, high = intervals["balanced_accuracy"]
+    assert high - values["balanced_accuracy"] > 0.1 and values["balanced_accuracy"] - low > 0.2
+
+
+def test_few_images_that_all_favour_one_model_are_not_significant():
+    first = np.repeat([True, False], [76, 4])
+    test = mcnemar(first, np.ones(80, bool))
+    assert test["p_value"] == 0.125 and not is_significant(Estimate(0.05, 0.01, 0.1), float(test["p_value"]), 0.95)
+    assert is_significant(Estimate(0.05, 0.01, 0.1), 0.03, 0.95)
 
 
 def predictions_of(truth, right, classes):

@@ -90,6 +90,16 @@ def test_changes_are_recomputed_and_paired(biased_and_balanced):
     assert (same["p"].dropna() == 1).all()
 
 
+def test_false_positive_rates_of_few_images_are_not_compared():
+    rows, _ = faces(2, {("f", "happiness"): 32, ("f", "anger"): 2, ("m", "happiness"): 40, ("m", "anger"): 40})
+    truth = rows["emotion"].to_numpy(str)
+    before = np.where((rows["gender"] == "f") & (truth == "anger"), "happiness", truth)
+    found = compare_fairness(rows["gender"], truth, list(before), list(truth), LABELS, None, *QUICK)
+    assert found is not None and "equalised odds, worst emotion" not in found.index  # it would rest on two images
+    section = mitigation_section(rows, list(before), list(truth), ("a", "b"), LABELS, ["gender"], *QUICK)
+    assert "too few images of each emotion" in section.sentences[0]
+
+
 def test_small_groups_are_not_compared_and_other_columns_refused(biased_and_balanced):
     rows, plain, _ = biased_and_balanced
     few = mitigation_section(rows.iloc[::40], plain[::40], plain[::40], ("a", "b"), LABELS, ["gender"], *QUICK)

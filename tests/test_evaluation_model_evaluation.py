@@ -345,6 +345,17 @@ def teach(folder, model):
     save(network, read_card(model), model, ImageHashes.of())
 
 
+def test_calibration_on_training_images_is_refused(evaluate, make_dataset, tiny_model):
+    folder = make_dataset(per_split=(("train", 40), ("dev", 30), ("test", 10)))
+    model = tiny_model(trained_on=folder)
+    before = model.with_suffix(".json").read_text()
+    exchanged = {"train": "dev", "dev": "train"}
+    change_split(folder, lambda table: table.assign(split=table["split"].replace(exchanged)))
+    done, _ = evaluate("--split", "dev", "--quick", "--calibrate", folder=folder, models=[model])
+    assert done.returncode == 2 and "was trained on 120 of the 120 images" in done.stderr, done.stderr
+    assert model.with_suffix(".json").read_text() == before
+
+
 def test_calibrate_writes_the_card_and_the_classifier_uses_it(evaluate, make_dataset, tiny_model):
     folder, model = make_dataset(per_split=(("train", 30), ("dev", 40), ("test", 10))), tiny_model(dataset="stripes")
     table = read_table(folder, "split.csv")

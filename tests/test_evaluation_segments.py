@@ -96,6 +96,15 @@ def test_scores_are_those_of_sampling_every_millisecond(compare, tmp_path):
     assert "changes of emotion: 5; median delay 0.55 s" in done.stdout
 
 
+@pytest.mark.parametrize("shown", ["neutral", "anger"])
+def test_labels_without_a_change_are_scored(compare, tmp_path, shown):
+    done = compare([(1, 0.0, 8.0, shown)], [(1, 0.0, 10.0, "neutral")])
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    found = json.loads((tmp_path / "out/segments/segments-labels" / "segments.json").read_text())
+    assert (found["changes"], found["delay"], found["accuracy"]) == (0, None, float(shown == "neutral"))
+    assert found["kappa"] == (None if shown == "neutral" else 0)  # undefined where all has one label
+
+
 def test_table_of_the_webcam_is_read(run_step, tmp_path):
     table = SegmentTable(tmp_path / "segments.csv")
     for index in range(40):

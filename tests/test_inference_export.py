@@ -104,7 +104,8 @@ def test_exported_float_network_takes_pixels(tmp_path, run_step, images):
 
 
 def test_hub_folder_is_read_by_keras_and_has_the_metadata_of_the_hub(tiny_model, tmp_path, run_step, images):
-    model = tiny_model(scores=SCORES, caveats=["Only: a test."])
+    known = {**SCORES[1], "split": "train", "held_out": False, "banner": "NOT A HELD-OUT SCORE"}
+    model = tiny_model(scores=[*SCORES, known], caveats=["Only: a test."])
     done = run_step("inference.export", "--model", model, "--format", "hub", "--output", tmp_path / "hub")
     assert done.returncode == 0 and not done.stderr, done.stderr
     folder = tmp_path / "hub" / "tiny"
@@ -124,6 +125,7 @@ def test_hub_folder_is_read_by_keras_and_has_the_metadata_of_the_hub(tiny_model,
     assert entry["name"] == "tiny" and [r["dataset"]["split"] for r in entry["results"]] == ["test", "dev"]
     assert entry["results"][0]["dataset"]["args"] == {"protocol": "one crop: no TTA", "n": 3589}
     assert [(m["type"], m["value"]) for m in entry["results"][0]["metrics"]] == [("accuracy", 0.7), ("f1", 0.6)]
+    assert text.count("NOT A HELD-OUT SCORE") == 1  # and not in the metadata
     assert "- Only: a test." in text and "EU AI Act" in text and "anger, happiness, neutral" in text
 
 

@@ -39,7 +39,7 @@ from preprocessing.audit import audit, count_images
 from preprocessing.datasets.sample import SAMPLE
 from preprocessing.datasets.votes import majority
 from preprocessing.inventory import write_inventory
-from preprocessing.tables import read_table
+from preprocessing.tables import make_command, read_table, write_table
 
 STEP1, STEP2, STEP3 = (f"preprocessing.{step}" for step in ("step1_inventory", "step2_face_crops", "step3_split"))
 
@@ -416,6 +416,8 @@ def test_labels_by_path_apply_to_tables_and_to_selected_frames(tmp_path):
     root = write_ckplus(tmp_path / "ck", {"S005/002": (3, None)})
     write_csv(labels, [("images/S005/002/S005_002_00000002.png", "fear")], "path,emotion")
     assert inventory(tmp_path / "all", root, labels=labels, frames="all")["emotion"].tolist() == ["", "fear", ""]
+    command = make_command(tmp_path / "all", "inventory.csv")  # as printed in messages
+    assert f"--labels {labels}" in command and "--frames all" in command
     with pytest.raises(InputError, match="--frames leaves it out"):
         write_inventory(tmp_path / "peak", root, labels=labels)
 
@@ -569,6 +571,16 @@ def test_changed_input_and_options_replace_images_and_table(tmp_path):
     for name, content in (("inventory.csv", "path,emotion\n1.png,grumpy\n"), ("inventory.json", "{")):
         (folder / name).write_text(content)
         pd.testing.assert_frame_equal(inventory(folder, root), table)
+
+
+def test_columns_that_the_user_added_are_kept(tmp_path, capsys):
+    folder, root = tmp_path / "x", write_ckplus(tmp_path / "ck")
+    table = inventory(folder, root)
+    write_table(table.assign(gender=["f", *["m"] * (len(table) - 1)]), folder / "inventory.csv")
+    more = inventory(folder, root, frames="last:2")
+    assert "kept columns of the earlier inventory.csv: gender" in capsys.readouterr().out
+    expected = dict(zip(table["path"], ["f", *["m"] * (len(table) - 1)], strict=True))
+    assert more["gender"].tolist() == [expected.get(path, "") for path in more["path"]]
 
 
 KILLED = """

@@ -13,6 +13,7 @@ from fairlearn.metrics import MetricFrame
 from scipy.stats import norm, random_table
 from sklearn import metrics
 
+from configuration import FairnessConfig
 from evaluation.metrics.intervals import boundary_interval, percentile_interval, widened
 
 OVERALL = ("accuracy", "macro F1")
@@ -26,6 +27,24 @@ Limits = dict[str, tuple[np.ndarray, np.ndarray]]  # score -> lower and upper li
 def codes(values: np.ndarray, categories: Sequence[str]) -> np.ndarray:
     """Return the position of each value among the categories, int (n,)."""
     return pd.Categorical(values, categories=list(categories)).codes.astype(np.int64)
+
+
+def large_groups(
+    group: pd.Series, clusters: np.ndarray | None, fairness: FairnessConfig
+) -> tuple[list[str], dict[str, int]]:
+    """Return the names of the groups with enough images and subjects, and the images of each other group.
+
+    Args:
+        group: Group of each image; empty where it is unknown.
+        clusters: Subject of each image, int (n,); None: not known.
+        fairness: Smallest number of images and subjects.
+    """
+    sizes = group[group != ""].value_counts()
+    enough = sizes >= fairness.min_images
+    if clusters is not None:
+        subjects = pd.Series(clusters, group.index).groupby(group).nunique()
+        enough &= subjects.reindex(sizes.index) >= fairness.min_subjects
+    return sorted(sizes.index[enough]), {str(name): int(size) for name, size in sizes[~enough].items()}
 
 
 # ---------------------------------------------------------------- scores of contingency tables
@@ -198,7 +217,7 @@ def rate_limits(
     clusters: np.ndarray | None,
     level: float,
 ) -> Limits:
-    """Return the interval of each of `rates`: by bootstrap, or Wilson's for a rate of 0 or 1.
+    """Return the interval of each of `rates`: by bootstrap, or Wilson's for a rate of 0 or 1 or of one cluster.
 
     Args:
         resampled: `rates` of resampled tables.
@@ -227,9 +246,9 @@ def rate_limits(
             # F1 is 2 J / (1 + J) of the Jaccard index J, which is a share.
             found = boundary_interval(shown & named, shown | named, clusters, level) if shown.any() else None
             if found:
-                extreme_f1.append(
-                    (float(found[1] == 1), (2 * found[0] / (1 + found[0]), 2 * found[1] / (1 + found[1])))
-                )
+                share = (shown & named).sum() / (shown | named).sum()
+                own, *ends = (2 * value / (1 + value) for value in (share, *found))
+                extreme_f1.append((float(own), (ends[0], ends[1])))
         low, high = limits["macro F1"]
         emotions = int((counts[group].sum(axis=1) > 0).sum())
         if extreme_f1:
@@ -250,8 +269,8 @@ def simultaneous_width(
 
     The widths of all pairs are in proportion to their standard errors. Their factor is the quantile of the largest
     studentised deviation among all pairs in the resamples (Romano and Wolf 2005). The selected pair has extreme rates,
-    whose standard errors are too small, so no width is below the quantile of the largest deviation itself. A rate of 0
-    or 1 adds the width of its own interval.
+    whose standard errors are too small, so no width is below the quantile of the largest deviation itself. A rate that
+    is the same in all resamples adds the width of its own interval.
 
     Args:
         resampled: A rate in resamples, (resamples, groups).
@@ -264,7 +283,8 @@ def simultaneous_width(
     normal = float(norm.ppf((1 + level) / 2))
     groups = np.flatnonzero(~np.isnan(values))
     deviations = resampled[:, groups] - values[groups]
-    extra = np.where(np.isin(values[groups], (0, 1)), (limits[1] - limits[0])[groups], 0.0)
+    is_constant = np.nanmax(np.abs(deviations), axis=0, initial=0) < 1e-12
+    extra = np.where(is_constant, (limits[1] - limits[0])[groups], 0.0)
     one, other = np.triu_indices(len(groups), 1)
     errors = np.nanstd(deviations[:, one] - deviations[:, other], axis=0)
     differences = np.abs(deviations[:, one] - deviations[:, other])

@@ -15,6 +15,7 @@ from evaluation.metrics.fairness import (
     contingency_tables,
     enough_images,
     gaps,
+    large_groups,
     permuted_gaps,
     permuted_tables,
     rate_limits,
@@ -73,8 +74,7 @@ def compare_groups(
     Returns:
         None where fewer than two groups are large enough.
     """
-    sizes = group[group != ""].value_counts()
-    names = sorted(sizes.index[sizes >= fairness.min_images])
+    names, too_small = large_groups(group, clusters, fairness)
     if len(names) < 2:
         return None
     keep = group.isin(names).to_numpy()
@@ -100,7 +100,7 @@ def compare_groups(
         len(of_group),
         _score_rows(counts, limits, names, labels),
         _gap_rows(counts, compared, resampled, limits, permuted, names, labels, fairness, options),
-        {str(name): int(size) for name, size in sizes[sizes < fairness.min_images].items()},
+        too_small,
         int((group == "").sum()),
         mixed,
         [label for label, enough in zip(labels, compared.sum(axis=0) >= 2, strict=True) if not enough],

@@ -179,7 +179,7 @@ def effective_size(weights: np.ndarray, clusters: np.ndarray | None) -> float:
 def boundary_interval(
     part: np.ndarray, whole: np.ndarray, clusters: np.ndarray | None, level: float
 ) -> tuple[float, float] | None:
-    """Return the interval of a share that is 0 or 1; None for any other share.
+    """Return the interval of a share that is 0 or 1, or whose rows are of one cluster; None for any other share.
 
     All resamples of such rows give the same share, so that a bootstrap interval has no width. Wilson's interval has
     one. The rows of a cluster count as identical, as their similarity cannot be estimated.
@@ -195,22 +195,24 @@ def boundary_interval(
     """
     total = whole.sum()
     share = part.sum() / total if total > 0 else 0.0
-    if 1e-12 < share < 1 - 1e-12:
+    size, is_extreme = effective_size(whole, clusters), not 1e-12 < share < 1 - 1e-12
+    if not is_extreme and size > 1 + 1e-9:
         return None
-    return wilson_interval(round(float(share)), effective_size(whole, clusters), level)
+    return wilson_interval(round(float(share)) if is_extreme else float(share), size, level)
 
 
 def widened(
     interval: tuple[float, float], value: float, parts: Sequence[tuple[float, tuple[float, float]]], count: int
 ) -> tuple[float, float]:
-    """Widen the bootstrap interval of a mean of scores, some of which are 0 or 1 and so have no bootstrap variance.
+    """Widen the bootstrap interval of a mean of scores, some of which have no bootstrap variance.
 
-    The distances of the limits from their values are added in quadrature (Zou and Donner 2008).
+    Those are the ones that have a `boundary_interval`. The distances of the limits from their values are added in
+    quadrature (Zou and Donner 2008).
 
     Args:
         interval: The mean's bootstrap interval.
         value: The mean, 0-1.
-        parts: Value and interval of each part that is 0 or 1, as `boundary_interval` gives it.
+        parts: Value and interval of each of these scores.
         count: Number of all parts of the mean.
     """
     if np.isnan(interval).any():

@@ -59,6 +59,14 @@ def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> dict[str, float | i
     return {"only_a": only_a, "only_b": only_b, "p_value": p_value}
 
 
+def is_significant(change: Estimate, p_value: float, level: float) -> bool:
+    """Return whether a paired difference is significant by its interval and by McNemar's test.
+
+    The interval alone is too narrow where few images decide: with four of them, all for one model, it excludes zero.
+    """
+    return not change.low <= 0 <= change.high and p_value <= 1 - level
+
+
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
     """Return p-values adjusted for their number (Holm 1979), in the given order; NaN stays NaN and is not counted."""
     p_values = np.asarray(p_values, np.float64)

@@ -177,9 +177,9 @@ def score_intervals(
     clusters: np.ndarray,
     level: float,
 ) -> dict[str, tuple[float, float]]:
-    """Return the interval of each score: its bootstrap interval, or one for the boundary where it is 0 or 1.
+    """Return the interval of each score: its bootstrap interval, or another where that has no width.
 
-    At the boundary a bootstrap interval has no width. A share and an F1 score then have Wilson's interval: F1 is
+    A share and an F1 score of 0 or 1, or of images of one cluster, have Wilson's interval: F1 is
     2 J / (1 + J), where J = TP / (TP + FP + FN) is the Jaccard index; Wilson's interval is that of J. An area under the
     ROC curve has Newcombe's (2006, method 5). A mean over the emotions is widened by those of its emotions.
 
@@ -215,7 +215,7 @@ def score_intervals(
     intervals = percentile_intervals(drawn, level)
     intervals |= {name: ends for name, ends in found.items() if ends and name in intervals}
     for mean, parts in means.items():
-        ends = [(float(limits[1] == 1), limits) for name in parts if (limits := found[name])]
+        ends = [(values[name], limits) for name in parts if (limits := found[name])]
         if mean in intervals and ends:
             intervals[mean] = widened(intervals[mean], values[mean], ends, len(parts))
     return intervals

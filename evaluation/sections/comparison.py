@@ -13,7 +13,7 @@ from common.emotions import LabelRule
 from common.errors import InputError
 from configuration import EvaluationConfig
 from evaluation.metrics.intervals import Estimate
-from evaluation.metrics.paired import holm, mcnemar, paired_difference
+from evaluation.metrics.paired import holm, is_significant, mcnemar, paired_difference
 from evaluation.metrics.scores import apply_rule, estimate_scores, score_statistic
 from evaluation.predictions import Predictions
 from evaluation.report.plots import draw_differences
@@ -241,7 +241,7 @@ def format_change_estimate(score: str, change: Estimate) -> str:
 
 def _sentence(pair: Pair, number_of_pairs: int, options: EvaluationConfig) -> str:
     change, p_value = pair.differences["accuracy"], pair.mcnemar["adjusted_p_value"]
-    significant = not change.low <= 0 <= change.high and p_value <= 1 - options.level
+    significant = is_significant(change, p_value, options.level)
     better = pair.second if change.value > 0 else pair.first
     return (
         f"{pair.name}: accuracy {format_change('accuracy', change.value)} ({interval_text(options.level)} "

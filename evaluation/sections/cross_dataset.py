@@ -8,7 +8,7 @@ import pandas as pd
 from common.emotions import relate
 from common.errors import InputError
 from configuration import PATHS, EvaluationConfig
-from evaluation.metrics.paired import mcnemar
+from evaluation.metrics.paired import is_significant, mcnemar
 from evaluation.metrics.scores import apply_rule
 from evaluation.predictions import Load, Predictions
 from evaluation.report.section import Section, Table, interval_text
@@ -136,8 +136,9 @@ def cross_dataset_section(
             for part in (replace(tuned, name="fine-tuned"), start)}  # fmt: skip
     difference, test = gap(start, tuned, options)[1], mcnemar(start.correct, tuned.correct)
     change = difference["accuracy"]
-    verdict = "The difference is not significant." if change.low <= 0 <= change.high else (
-        f"Fine-tuning {'improves' if change.low > 0 else 'reduces'} the accuracy.")  # fmt: skip
+    verdict = "The difference is not significant."
+    if is_significant(change, test["p_value"], options.level):
+        verdict = f"Fine-tuning {'improves' if change.low > 0 else 'reduces'} the accuracy."
     printed = pd.DataFrame(
         {text: [score_and_interval(score, row) for row in rows.values()] for score, text in MAIN_SCORES.items()},
         index=pd.Index(rows, name="network"),

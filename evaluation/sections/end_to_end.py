@@ -213,22 +213,25 @@ def score(scored: pd.DataFrame, options: EvaluationConfig = EVALUATION) -> dict[
         options: Resamples, level and seed.
     """
     missed = scored["outcome"] == MISSED
-    estimates = {"accuracy": _share(scored, CORRECT, options), "missed": _share(scored, MISSED, options)}
-    return estimates if missed.all() else estimates | {
-        "accuracy where found": _share(scored.loc[~missed], CORRECT, options)
-    }  # fmt: skip
+    outcomes = {"accuracy": CORRECT, "missed": MISSED}
+    estimates = {name: _share(scored, scored, outcome, options) for name, outcome in outcomes.items()}
+    if missed.all():
+        return estimates
+    return estimates | {"accuracy where found": _share(scored.loc[~missed], scored, CORRECT, options)}
 
 
-def _share(rows: pd.DataFrame, outcome: str, options: EvaluationConfig) -> Estimate:
+def _share(rows: pd.DataFrame, scored: pd.DataFrame, outcome: str, options: EvaluationConfig) -> Estimate:
+    """Return the share of an outcome among some of the scored rows."""
+    subjects = None if subject_clusters(scored) is None else pd.factorize(rows["subject"])[0]
     hits = (rows["outcome"] == outcome).to_numpy()
-    return estimate_share(hits, subject_clusters(rows), options.resamples, options.seed, options.level)
+    return estimate_share(hits, subjects, options.resamples, options.seed, options.level)
 
 
 def by_emotion(scored: pd.DataFrame, labels: tuple[str, ...], options: EvaluationConfig = EVALUATION) -> pd.DataFrame:
     """Return `images`, the share `correct` with `low` and `high`, and the share `missed`, by true emotion."""
     parts = {label: part for label in labels if len(part := scored.loc[scored["emotion"] == label])}
     rows = [
-        (label, len(part), *_share(part, CORRECT, options), float((part["outcome"] == MISSED).mean()))
+        (label, len(part), *_share(part, scored, CORRECT, options), float((part["outcome"] == MISSED).mean()))
         for label, part in parts.items()
     ]
     return pd.DataFrame(rows, columns=["emotion", "images", "correct", "low", "high", "missed"]).set_index("emotion")
@@ -252,7 +255,7 @@ def _known_images(scored: pd.DataFrame, options: EvaluationConfig, complete: boo
     }
     new = scored.loc[scored["known"] == ""]
     if warnings and len(new):
-        values["without_known"] = {"images": len(new)} | _share(new, CORRECT, options)._asdict()
+        values["without_known"] = {"images": len(new)} | _share(new, scored, CORRECT, options)._asdict()
     return warnings, values
 
 

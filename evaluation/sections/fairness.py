@@ -138,7 +138,7 @@ def fairness_section(
         else:
             sizes = group[group != ""].value_counts()
             listed = ", ".join(f"{key} ({size})" for key, size in sizes.items())
-            not_compared.append(f"{name}, fewer than two groups of {fairness.min_images} images: {listed}")
+            not_compared.append(f"{name}, fewer than two groups of {_least(fairness)}: {listed}")
             section.sentences.append(f"{name}: not compared, too few images.")
     if not_compared:
         section.warnings.append(f"groups not compared: {'; '.join(not_compared)}")
@@ -181,11 +181,15 @@ def _adjusted(found: dict[str, GroupComparison]) -> pd.DataFrame:
     return joined
 
 
+def _least(fairness: FairnessConfig) -> str:
+    return f"{fairness.min_images} images, or {fairness.min_subjects} known subjects"
+
+
 def _not_compared(name: str, found: GroupComparison, fairness: FairnessConfig) -> list[str]:
     parts = []
     if found.too_small:
         listed = ", ".join(f"{group} ({size})" for group, size in found.too_small.items())
-        parts.append(f"{name}, fewer than {fairness.min_images} images: {listed}")
+        parts.append(f"{name}, fewer than {_least(fairness)}: {listed}")
     if found.unknown:
         parts.append(f"{name}, no value: {found.unknown} images")
     if found.not_compared:
@@ -200,12 +204,12 @@ def _not_compared(name: str, found: GroupComparison, fairness: FairnessConfig) -
 def _method(fairness: FairnessConfig, options: EvaluationConfig) -> str:
     return (
         "Rates of an emotion are one-against-rest. An equalised-odds difference is the larger gap of recall and false "
-        f"positive rate. Each {interval_text(options.level)} of a score is by bootstrap, or Wilson's for a rate "
-        "of 0 or 1. The interval of a gap holds for all pairs of groups at once, because the pair is selected by its "
-        "gap. The largest gap is positive even by chance, so its median under permutation stands beside it. The group "
-        "is permuted within each true emotion, and the images of a subject stay together. p is the share of "
-        "permutations with a gap as large, adjusted for the number of tests (Holm). Groups of fewer than "
-        f"{fairness.min_images} images are not scored."
+        f"positive rate. Each {interval_text(options.level)} of a score is by bootstrap, or Wilson's for a rate of 0 "
+        "or 1, or of one subject. The interval of a gap holds for all pairs of groups at once, because the pair is "
+        "selected by its gap. The largest gap is positive even by chance, so its median under permutation stands "
+        "beside it. The group is permuted within each true emotion, and the images of a subject stay together. p is "
+        "the share of permutations with a gap as large, adjusted for the number of tests (Holm). Groups of fewer than "
+        f"{_least(fairness)} are not scored."
     )
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 from scipy.sparse import csr_array
 
 from configuration import EVALUATION, FAIRNESS, EvaluationConfig, FairnessConfig
-from evaluation.metrics.fairness import ODDS, codes, gaps, rates
+from evaluation.metrics.fairness import ODDS, codes, enough_images, gaps, large_groups, rates
 from evaluation.metrics.intervals import Estimate, percentile_interval, resampled_counts, subject_clusters
 from evaluation.report.section import Section, Table, interval_text
 from evaluation.sections.fairness import check_columns, intersection, records
@@ -46,7 +46,8 @@ def mitigation_section(
         found = compare_fairness(group, rows["emotion"], before, after, labels, clusters, fairness, options)
         if found is None:
             section.warnings.append(
-                f"groups not compared: {column}, fewer than two groups of {fairness.min_images} images"
+                f"groups not compared: {column}, fewer than two groups of {fairness.min_images} images, or of "
+                f"{fairness.min_subjects} known subjects"
             )
             continue
         caption = (
@@ -81,8 +82,7 @@ def compare_fairness(
     """
     if not len(group) == len(truth) == len(before) == len(after):
         raise ValueError(f"paired models need the same images. Received: {len(before)} and {len(after)} predictions")
-    sizes = group[group != ""].value_counts()
-    scored = sorted(sizes.index[sizes >= fairness.min_images])
+    scored, _ = large_groups(group, clusters, fairness)
     if len(scored) < 2:
         return None
     keep = group.isin(scored).to_numpy()
@@ -101,7 +101,7 @@ def compare_fairness(
     def figures(by_before: np.ndarray, by_after: np.ndarray) -> dict[str, np.ndarray]:
         """Return the figures of predictions taken from the first model for some images, from the second for others."""
         counts = (by_before @ tables[0] + by_after @ tables[1]).reshape(-1, *shape[:3])
-        return _figures(counts, counts[0].sum(axis=2) >= fairness.min_emotion_images)
+        return _figures(counts, enough_images(counts[0], fairness.min_emotion_images))
 
     exact = np.bincount(code, minlength=len(joint))[None]
     was, now = figures(exact, 0 * exact), figures(0 * exact, exact)
@@ -112,6 +112,8 @@ def compare_fairness(
     one, other = figures(exact - exchanged, exchanged), figures(exchanged, exact - exchanged)
     rows = []
     for name in was:
+        if np.isnan(was[name][0]):
+            continue
         size = float(now[name][0] - was[name][0])
         limits, p = (float(low), float(high)), np.nan
         if name != "accuracy":
@@ -138,21 +140,25 @@ def _exchanged_counts(
 
 def _figures(counts: np.ndarray, compared: np.ndarray) -> dict[str, np.ndarray]:
     """Return the figures of contingency tables, (tables,) each."""
-    own, spread = rates(counts), gaps(counts, compared)
+    own, spread, enough = rates(counts), gaps(counts, compared), compared.sum(axis=0) >= 2
+    worst = np.nanmax(spread[ODDS], axis=1) if enough.any() else np.full(len(counts), np.nan)
     return {
         "accuracy": np.trace(counts.sum(axis=1), axis1=1, axis2=2) / counts.sum(axis=(1, 2, 3)),
         "accuracy of the worst group": np.nanmin(own["accuracy"], axis=1),
         "accuracy gap": spread["accuracy"],
         "macro F1 gap": spread["macro F1"],
-        "equalised odds, worst emotion": np.nan_to_num(spread[ODDS]).max(axis=1),
+        "equalised odds, worst emotion": worst,
     }
 
 
 def _sentence(column: str, found: pd.DataFrame, after: str, fairness: FairnessConfig) -> str:
     rows: dict[Any, Any] = found.to_dict("index")
-    accuracy, odds = rows.pop("accuracy"), rows["equalised odds, worst emotion"]
-    verdict = f"{after} has {'smaller' if odds['change'] < 0 else 'larger'} gaps between the groups"
-    if odds["p"] >= fairness.significance:
+    accuracy, odds = rows.pop("accuracy"), rows.get("equalised odds, worst emotion")
+    if odds is None:
+        verdict = "too few images of each emotion to compare equalised odds"
+    elif odds["p"] < fairness.significance:
+        verdict = f"{after} has {'smaller' if odds['change'] < 0 else 'larger'} gaps between the groups"
+    else:
         verdict = "no significant change of the gaps between the groups"
     changes = [f"{name} {100 * row['change']:+.1f} points (p = {row['p']:.2g})" for name, row in rows.items()]
     changes.append(f"accuracy {Estimate(accuracy['change'], accuracy['low'], accuracy['high'])} points")

@@ -10,7 +10,7 @@ import pandas as pd
 
 from configuration import EvaluationConfig
 from evaluation.metrics.intervals import Estimate
-from evaluation.metrics.paired import mcnemar
+from evaluation.metrics.paired import is_significant, mcnemar
 from evaluation.predictions import Predictions
 from evaluation.report.section import Section, Table, interval_text
 from evaluation.sections.comparison import format_change, format_change_estimate
@@ -66,8 +66,9 @@ def tta_section(predictions: Predictions, table: pd.DataFrame, options: Evaluati
         f"({interval_text(options.level)} {100 * change.low:+.1f} to {100 * change.high:+.1f})"
     )
     calibrated = "at temperature 1" if predictions.fold_column else f"at temperature {predictions.card.temperature:.3g}"
-    verdict = "The difference is not significant." if change.low <= 0 <= change.high else (
-        f"TTA {'improves' if change.low > 0 else 'reduces'} the accuracy.")  # fmt: skip
+    verdict = "The difference is not significant."
+    if is_significant(change, found.mcnemar["p_value"], options.level):
+        verdict = f"TTA {'improves' if change.low > 0 else 'reduces'} the accuracy."
     return Section(
         name="tta",
         title="Test-time augmentation",
