@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -97,12 +98,13 @@ def test_endless_pictures_need_bounded_memory(pictures, monkeypatch, faces, pixe
 def test_supervision_takes_the_results_as_documented(results):
     page = (ROOT / "docs" / "realtime.md").read_text(encoding="utf-8")
     (code,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "supervision" in block)
-    names = {"result": results[-1]}
+    code = code.replace("from realtime import watch\n", "")
+    names: dict[str, Any] = {"watch": lambda _: [results[-1]]}
     exec(code, names)
     detections = names["detections"]
     np.testing.assert_allclose(detections.xyxy, [[20, 16, 44, 46], [50, 10, 70, 35]])
     assert list(detections.tracker_id) == [1, 2] and list(detections["class_name"]) == ["happiness", "anger"]
     np.testing.assert_allclose(detections.confidence, [0.7, 0.6], atol=1e-5)
     assert list(detections.class_id) == [1, 0]
-    exec(code, names := {"result": replace(results[-1], recognitions=[])})
+    exec(code, names := {"watch": lambda _: [replace(results[-1], recognitions=[])]})
     assert len(names["detections"]) == 0
