@@ -168,7 +168,8 @@ def test_keys_do_what_the_buttons_do(browser):
         for key, part in (("f", "freeze"), ("l", "log")):
             press(key)
             page.until(f"document.getElementById('{part}').getAttribute('aria-pressed') === 'true'")
-        page.more_results(20)
+        press("f")
+        page.more_results()
         press("c")
         page.until("document.getElementById('stage').dataset.mode === 'empty'")
         page.until("!document.getElementById('downloads').hidden")  # stopping the camera finishes the log
