@@ -163,7 +163,7 @@ class FairnessConfig:
     """Fairness: the comparison of groups."""
 
     min_images: int = 30  # smaller groups are named, but not scored
-    min_subjects: int = 5  # the same, where subjects are known: with fewer, intervals are too narrow
+    min_subjects: int = 5  # the same, where subjects are known
     min_emotion_images: int = 10  # with fewer images of an emotion in a group, its rates are not compared
     permutations: int = 4000  # for each p-value
     significance: float = 0.05  # adjusted p-value, 0-1, below which a difference is reported
@@ -245,15 +245,14 @@ TEACHERS = (  # networks that `training.teachers` trains
     replace(BEST, filters=(32, 64, 128, 320), convolutions=3, epochs=40, seed=8),
     replace(BEST, filters=(48, 96, 192, 384), mixup=0.4, epochs=40, seed=9),
 )
-STUDENT = replace(  # settings with --teacher
+STUDENT = replace(  # settings with --teacher, without --pretrained
     BEST,
     filters=(32, 64, 160, 384),
-    epochs=60,
-    learning_rate=1e-3,
     mixup=0.4,
     distillation_weight=0.8,
     augmentation=replace(BEST.augmentation, cutout_max_size=16),
 )
+PRETRAINED_STUDENT = replace(STUDENT, epochs=60, learning_rate=1e-3)  # settings with --teacher and --pretrained
 FINE_TUNING = TrainingConfig(  # settings with --pretrained, without --teacher
     epochs=20, batch_size=32, learning_rate=3e-4, first_layer_rate=0.017, warmup_epochs=1, logit_adjustment=0.5
 )

@@ -11,7 +11,7 @@ import pickle
 import signal
 import socket
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -114,8 +114,9 @@ def _map_locally(
     processes: int,
     chunk: int,
     crashed: Callable[[Item], Result],
+    alone: bool = False,
 ) -> Generator[tuple[int, Result], None, None]:
-    """Yield positions and results; `crashed` gives those of items that end their worker.
+    """Yield positions and results; `crashed` gives those of items that end their worker, also when they are alone.
 
     Args:
         function: A function that can be pickled.
@@ -123,6 +124,7 @@ def _map_locally(
         processes: Number of workers.
         chunk: Number of items that a worker takes at a time.
         crashed: Returns the result of an item that ends its worker.
+        alone: Each item is alone in the only worker.
     """
     while items:
         try:
@@ -134,10 +136,10 @@ def _map_locally(
             suspects = dict(islice(items.items(), processes * chunk))
             for position in suspects:
                 del items[position]
-            if len(suspects) > 1:
-                yield from _map_locally(function, suspects, 1, 1, crashed)
-            else:
+            if alone:
                 yield from ((position, crashed(item)) for position, item in suspects.items())
+            else:
+                yield from _map_locally(function, suspects, 1, 1, crashed, alone=True)
 
 
 def map_in_workers(
@@ -156,24 +158,27 @@ def map_in_workers(
             of all chunks in work have been yielded.
     """
     workers, positions, errors = _Workers(), list(items), dict[int, BaseException]()
-    parts = [positions[start : start + chunk] for start in range(0, len(positions), chunk)]
+    waiting = iter([positions[start : start + chunk] for start in range(0, len(positions), chunk)])
+    in_work: dict[Future[list[Result]], list[int]] = {}
     pool = ProcessPoolExecutor(processes, workers, _start_worker)
     try:
-        with _ignored_interruptions():  # the workers start here
-            try:
-                futures = {pool.submit(_apply, function, [items[place] for place in part]): part for part in parts}
-            except OSError as error:  # "handle is closed": the first worker ended while the next one was being started
-                raise BrokenProcessPool(str(error)) from error
-        for future in as_completed(list(futures)):
-            part = futures.pop(future)
-            if future.cancelled():
-                continue
-            if error := future.exception():
-                errors[part[0]] = error
-                for other in futures:
-                    other.cancel()  # those in work go on
-            else:
-                yield from zip(part, future.result(), strict=True)
+        while True:
+            # A few chunks at a time: after an error none has to be cancelled, which the pool does not survive.
+            while not errors and len(in_work) <= 2 * processes and (part := next(waiting, None)):
+                try:
+                    with _ignored_interruptions():  # a worker may start here
+                        in_work[pool.submit(_apply, function, [items[place] for place in part])] = part
+                except (BrokenProcessPool, OSError) as error:
+                    # "handle is closed": the first worker ended while the next one was being started
+                    errors[part[0]] = BrokenProcessPool(str(error))
+            if not in_work:
+                break
+            for future in wait(in_work, return_when=FIRST_COMPLETED).done:
+                part = in_work.pop(future)
+                if error := future.exception():
+                    errors[part[0]] = error
+                else:
+                    yield from zip(part, future.result(), strict=True)
         if errors:
             raise errors[min(errors)]
     except (GeneratorExit, KeyboardInterrupt, SystemExit):

@@ -102,6 +102,9 @@ def write_inventory(
     return kind
 
 
+_BEFORE = ".inventory.before.csv"  # the earlier table, while it is replaced
+
+
 def _has_images(folder: Path) -> bool:
     """Return whether no image has disappeared since the inventory was written."""
     table = read_table(folder, "inventory.csv")
@@ -156,32 +159,36 @@ def _publish(table: pd.DataFrame, provenance: str, part: Path, folder: Path) -> 
     """Replace images and table by renaming.
 
     The provenance record is removed first and written last, so that the next run repeats a killed one. The old table is
-    removed before its images, so that no step reads a table beside the images of another one.
+    renamed before its images, so that no step reads a table beside the images of another one.
     """
-    table = _with_own_columns(table, folder)
+    inventory, before = folder / "inventory.csv", folder / _BEFORE
+    table = _with_own_columns(table, inventory if inventory.exists() else before)
     others = [column for column in table.columns if column not in INVENTORY_COLUMNS]
     write_table(table[[*INVENTORY_COLUMNS, *others]], part / "inventory.csv")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "inventory.json").unlink(missing_ok=True)
-    (folder / "inventory.csv").unlink(missing_ok=True)
+    if inventory.exists():
+        inventory.replace(before)
     if (folder / "images").exists():
         (folder / "images").rename(part / "replaced")
     (part / "images").rename(folder / "images")
-    (part / "inventory.csv").replace(folder / "inventory.csv")
+    (part / "inventory.csv").replace(inventory)
+    before.unlink(missing_ok=True)
     write_provenance(folder, "inventory.csv", provenance)
 
 
-def _with_own_columns(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
-    """Return the table with the columns that the user added to the earlier one, such as `gender`, by path."""
+def _with_own_columns(table: pd.DataFrame, earlier: Path) -> pd.DataFrame:
+    """Return the table with the columns that the user added to the earlier one, such as `gender`, for equal images."""
+    keys = ["path", "pixel_hash"]
     try:
-        before = read_table(folder, "inventory.csv")
-    except InputError:
+        before = pd.read_csv(earlier, dtype=str, keep_default_na=False).drop_duplicates(keys)
+    except (OSError, ValueError, KeyError):  # there is none, or it is damaged
         return table
     names = [str(name) for name in before.columns if name not in table.columns]
     own = [name for name in names if not name.startswith(("votes_", "ferplus_"))]
     if own:
         print(f"kept columns of the earlier inventory.csv: {', '.join(own)}")
-    kept = before.set_index("path").reindex(table["path"])[own].fillna("")
+    kept = before.set_index(keys).reindex(pd.MultiIndex.from_frame(table[keys]))[own].fillna("")
     return table.assign(**{name: kept[name].to_numpy() for name in own})
 
 

@@ -64,6 +64,31 @@ def test_results_arrive_in_order_or_as_soon_as_they_are_finished():
         assert results[-1] == 1.5
 
 
+def refuse_then_crash(item: int) -> int:
+    if item == 0:
+        refuse(item)
+    if item == 1:
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.1)
+    return item
+
+
+def crash_once(file: Path) -> str:
+    if not file.exists():
+        file.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return file.name
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+def test_error_before_a_crash_is_raised_and_one_crash_is_repeated(tmp_path):
+    with pytest.raises(InputError, match="item 0 is refused"):
+        list(Engine().map(refuse_then_crash, list(range(200)), 1, crashed=square))
+    (tmp_path / "a").mkdir()
+    assert list(Engine().map(crash_once, [tmp_path / "a" / "b"], 1, crashed=str)) == ["b"]
+
+
 def test_stopped_run_does_not_wait_for_the_items_in_work():
     results = Engine().map(time.sleep, [0, 600, 600], chunk=1, crashed=refuse)
     next(results)

@@ -223,7 +223,9 @@ def test_group_of_few_subjects_is_not_scored(tmp_path):
     rows["gender"] = [name for name in "ab" * 15 for _ in range(10)]
     rows.loc[:39, "gender"] = "few"
     section = section_of(rows, ["gender"], tmp_path)
-    assert "few (40)" in section.warnings[0] and section.values["gender"]["not_scored"] == {"few": 40}
+    assert "few (40 images, 4 subjects)" in section.warnings[0]
+    assert section.values["gender"]["not_scored"] == {"few": {"images": 40, "subjects": 4}}
+    assert "too narrow for groups of few subjects: a (" in section.warnings[1]
 
 
 def test_small_groups_are_named_but_not_scored(tmp_path):
@@ -232,10 +234,10 @@ def test_small_groups_are_named_but_not_scored(tmp_path):
     rows.loc[12:16, "gender"] = ""
     section = section_of(rows, ["gender"], tmp_path)
     (warning,) = section.warnings
-    assert "gender, fewer than 30 images, or 5 known subjects: few (12); gender, no value: 5 images" in warning
+    assert "gender, fewer than 30 images, or 5 known subjects: few (12 images); gender, no value: 5 images" in warning
     assert {row["group"] for row in section.values["gender"]["scores"]} == {"a", "b"}
     alone = section_of(rows.iloc[:60].assign(gender=["a"] * 50 + ["b"] * 10), ["gender"], tmp_path)
-    assert "b (10)" in alone.warnings[0] and not alone.figures and not alone.values
+    assert "b (10 images)" in alone.warnings[0] and not alone.figures and not alone.values
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def test_network_trained_on_votes_is_scored_on_labels_where_there_are_no_votes(e
     text = "the data set has no annotator votes, on which the model was trained: scored on its labels"
     assert f"! {text}" in done.stdout and text in (report / "report.html").read_text()
     assert report.name == "test-labels-quick" and metrics_of(report)["n"] == 75
-    assert "groups not compared: gender, fewer than 30 images, or 5 known subjects: c (5)" in done.stdout
+    assert "groups not compared: gender, fewer than 30 images, or 5 known subjects: c (5 images)" in done.stdout
     empty = dict.fromkeys(["votes_anger", "votes_happiness", "votes_neutral"], np.nan)
     for columns in ({}, empty):
         change_split(folder, lambda table, columns=columns: table.assign(**columns))

@@ -581,6 +581,12 @@ def test_columns_that_the_user_added_are_kept(tmp_path, capsys):
     assert "kept columns of the earlier inventory.csv: gender" in capsys.readouterr().out
     expected = dict(zip(table["path"], ["f", *["m"] * (len(table) - 1)], strict=True))
     assert more["gender"].tolist() == [expected.get(path, "") for path in more["path"]]
+    (folder / "inventory.csv").rename(folder / ".inventory.before.csv")  # as after a kill
+    assert inventory(folder, root)["gender"].tolist() == list(expected.values())
+    assert not (folder / ".inventory.before.csv").exists()
+    for file in root.rglob("*.png"):  # other images of the same names
+        cv2.imwrite(str(file), 255 - np.asarray(read_image(file)))
+    assert set(inventory(folder, root)["gender"]) == {""}
 
 
 KILLED = """

@@ -31,7 +31,7 @@ from common.command_line import (
 )
 from common.errors import InputError
 from common.logging import quiet_start
-from configuration import BEST, FINE_TUNING, PATHS, SAMPLE_NAME, STUDENT
+from configuration import BEST, FINE_TUNING, PATHS, PRETRAINED_STUDENT, SAMPLE_NAME, STUDENT
 from inference.model_card import check_crops, read_card
 from preprocessing.tables import crop_options, read_table
 from training.cross_validation import SUBJECT_DEPENDENT, SUBJECT_INDEPENDENT, check_number, fit_folds
@@ -69,16 +69,16 @@ def main(
         int | None,
         typer.Option(
             help="Number of epochs.",
-            show_default=f"as in --settings; {STUDENT.epochs} with --teacher; {FINE_TUNING.epochs} with --pretrained; "
-            f"else {BEST.epochs}",
+            show_default=f"as in --settings; {FINE_TUNING.epochs} with --pretrained; {PRETRAINED_STUDENT.epochs} with "
+            f"--pretrained and --teacher; else {BEST.epochs}",
         ),
     ] = None,
     learning_rate: Annotated[
         float | None,
         typer.Option(
             help="Learning rate after warm-up.",
-            show_default=f"as in --settings; {STUDENT.learning_rate} with --teacher; {FINE_TUNING.learning_rate} with "
-            f"--pretrained; else {BEST.learning_rate}",
+            show_default=f"as in --settings; {FINE_TUNING.learning_rate} with --pretrained; "
+            f"{PRETRAINED_STUDENT.learning_rate} with --pretrained and --teacher; else {BEST.learning_rate}",
         ),
     ] = None,
     cutout_max_size: Annotated[
@@ -126,7 +126,8 @@ def main(
     }
     teachers = teacher_files(teacher or [])
     start = str(pretrained or "")
-    configured = STUDENT if teachers else FINE_TUNING if pretrained else BEST
+    from_scratch, further = (STUDENT, PRETRAINED_STUDENT) if teachers else (BEST, FINE_TUNING)
+    configured = further if pretrained else from_scratch
     config = choose_settings(settings, teachers, start, typed, models / dataset, configured)
     if cutout_max_size is not None:
         config = replace(config, augmentation=replace(config.augmentation, cutout_max_size=cutout_max_size))

@@ -29,22 +29,22 @@ def codes(values: np.ndarray, categories: Sequence[str]) -> np.ndarray:
     return pd.Categorical(values, categories=list(categories)).codes.astype(np.int64)
 
 
-def large_groups(
-    group: pd.Series, clusters: np.ndarray | None, fairness: FairnessConfig
-) -> tuple[list[str], dict[str, int]]:
-    """Return the names of the groups with enough images and subjects, and the images of each other group.
+def group_sizes(group: pd.Series, clusters: np.ndarray | None) -> pd.DataFrame:
+    """Return the number of `images` and of `subjects` of each group; unknown subjects count as one per image.
 
     Args:
         group: Group of each image; empty where it is unknown.
         clusters: Subject of each image, int (n,); None: not known.
-        fairness: Smallest number of images and subjects.
     """
-    sizes = group[group != ""].value_counts()
-    enough = sizes >= fairness.min_images
-    if clusters is not None:
-        subjects = pd.Series(clusters, group.index).groupby(group).nunique()
-        enough &= subjects.reindex(sizes.index) >= fairness.min_subjects
-    return sorted(sizes.index[enough]), {str(name): int(size) for name, size in sizes[~enough].items()}
+    numbers = pd.Series(np.arange(len(group)) if clusters is None else clusters, group.index)
+    sizes = numbers[group != ""].groupby(group[group != ""]).agg(["size", "nunique"])
+    return sizes.set_axis(["images", "subjects"], axis=1)
+
+
+def large_groups(sizes: pd.DataFrame, fairness: FairnessConfig) -> list[str]:
+    """Return the names of the groups of `group_sizes` that are scored."""
+    enough = (sizes["images"] >= fairness.min_images) & (sizes["subjects"] >= fairness.min_subjects)
+    return sorted(sizes.index[enough])
 
 
 # ---------------------------------------------------------------- scores of contingency tables

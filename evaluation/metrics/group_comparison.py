@@ -15,6 +15,7 @@ from evaluation.metrics.fairness import (
     contingency_tables,
     enough_images,
     gaps,
+    group_sizes,
     large_groups,
     permuted_gaps,
     permuted_tables,
@@ -23,7 +24,7 @@ from evaluation.metrics.fairness import (
     scores_by_group,
     simultaneous_width,
 )
-from evaluation.metrics.intervals import resampled_counts
+from evaluation.metrics.intervals import MIN_SUBJECTS, resampled_counts
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class GroupComparison:
         gaps: A row per gap: `score`, `emotion`, `worst group`, `best group`, `gap`, `low`, `high` (simultaneous over
             all pairs of groups; NaN for equalised odds), `by chance` (median under permutation), `critical gap`
             (quantile under permutation at the significance level), and `p`.
-        too_small: Group -> number of images, for groups that are too small to be scored.
+        too_small: `group_sizes` of the groups that are not scored.
+        few_subjects: `group_sizes` of the scored groups whose intervals are too narrow.
         unknown: Images without a group.
         mixed_subjects: Whether a subject is in two groups, so that images were permuted instead of subjects.
         not_compared: Emotions of which fewer than two groups have enough images.
@@ -45,7 +47,8 @@ class GroupComparison:
     images: int
     scores: pd.DataFrame
     gaps: pd.DataFrame
-    too_small: dict[str, int]
+    too_small: pd.DataFrame
+    few_subjects: pd.DataFrame
     unknown: int
     mixed_subjects: bool
     not_compared: list[str]
@@ -74,7 +77,8 @@ def compare_groups(
     Returns:
         None where fewer than two groups are large enough.
     """
-    names, too_small = large_groups(group, clusters, fairness)
+    sizes = group_sizes(group, clusters)
+    names = large_groups(sizes, fairness)
     if len(names) < 2:
         return None
     keep = group.isin(names).to_numpy()
@@ -100,7 +104,8 @@ def compare_groups(
         len(of_group),
         _score_rows(counts, limits, names, labels),
         _gap_rows(counts, compared, resampled, limits, permuted, names, labels, fairness, options),
-        too_small,
+        sizes.drop(names),
+        sizes.loc[[name for name in names if sizes.at[name, "subjects"] < MIN_SUBJECTS]],
         int((group == "").sum()),
         mixed,
         [label for label, enough in zip(labels, compared.sum(axis=0) >= 2, strict=True) if not enough],

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from common.command_line import counted
 from common.errors import InputError
 from configuration import EVALUATION, FAIRNESS, EvaluationConfig, FairnessConfig
-from evaluation.metrics.fairness import HALVES, ODDS, OVERALL
+from evaluation.metrics.fairness import HALVES, ODDS, OVERALL, group_sizes
 from evaluation.metrics.group_comparison import GroupComparison, compare_groups
 from evaluation.metrics.intervals import Estimate, subject_clusters
 from evaluation.metrics.paired import holm
@@ -136,10 +137,9 @@ def fairness_section(
             found[name] = comparison
             not_compared += _not_compared(name, comparison, fairness)
         else:
-            sizes = group[group != ""].value_counts()
-            listed = ", ".join(f"{key} ({size})" for key, size in sizes.items())
+            listed = _listed(group_sizes(group, clusters))
             not_compared.append(f"{name}, fewer than two groups of {_least(fairness)}: {listed}")
-            section.sentences.append(f"{name}: not compared, too few images.")
+            section.sentences.append(f"{name}: not compared, too small groups.")
     if not_compared:
         section.warnings.append(f"groups not compared: {'; '.join(not_compared)}")
     all_gaps = _adjusted(found)
@@ -150,6 +150,9 @@ def fairness_section(
                 f"some subjects are in more than one group of {name}: images were permuted instead of subjects, which "
                 "makes p too small where images of a subject are similar"
             )
+        if len(comparison.few_subjects):
+            listed = _listed(comparison.few_subjects)
+            section.warnings.append(f"intervals of {name} are too narrow for groups of few subjects: {listed}")
         section.sentences.extend(_sentences(name, comparison, gap_rows, fairness))
         section.tables.extend(_tables(name, comparison, gap_rows))
         section.figures.append(_draw(name, comparison, title, report, interval_text(options.level)))
@@ -158,7 +161,7 @@ def fairness_section(
             "alarm": bool((gap_rows["p adjusted"] < fairness.significance).any()),
             "scores": records(comparison.scores),
             "gaps": records(gap_rows),
-            "not_scored": comparison.too_small,
+            "not_scored": comparison.too_small.to_dict("index"),
             "unknown": comparison.unknown,
         }
     return section
@@ -185,11 +188,18 @@ def _least(fairness: FairnessConfig) -> str:
     return f"{fairness.min_images} images, or {fairness.min_subjects} known subjects"
 
 
+def _listed(sizes: pd.DataFrame) -> str:
+    texts = [
+        f"{group} ({counted(images, 'image')}{'' if subjects == images else ', ' + counted(subjects, 'subject')})"
+        for group, images, subjects in zip(sizes.index, sizes["images"], sizes["subjects"], strict=True)
+    ]
+    return ", ".join(texts)
+
+
 def _not_compared(name: str, found: GroupComparison, fairness: FairnessConfig) -> list[str]:
     parts = []
-    if found.too_small:
-        listed = ", ".join(f"{group} ({size})" for group, size in found.too_small.items())
-        parts.append(f"{name}, fewer than {_least(fairness)}: {listed}")
+    if len(found.too_small):
+        parts.append(f"{name}, fewer than {_least(fairness)}: {_listed(found.too_small)}")
     if found.unknown:
         parts.append(f"{name}, no value: {found.unknown} images")
     if found.not_compared:

@@ -8,7 +8,7 @@ import pandas as pd
 from scipy.sparse import csr_array
 
 from configuration import EVALUATION, FAIRNESS, EvaluationConfig, FairnessConfig
-from evaluation.metrics.fairness import ODDS, codes, enough_images, gaps, large_groups, rates
+from evaluation.metrics.fairness import ODDS, codes, enough_images, gaps, group_sizes, large_groups, rates
 from evaluation.metrics.intervals import Estimate, percentile_interval, resampled_counts, subject_clusters
 from evaluation.report.section import Section, Table, interval_text
 from evaluation.sections.fairness import check_columns, intersection, records
@@ -82,7 +82,7 @@ def compare_fairness(
     """
     if not len(group) == len(truth) == len(before) == len(after):
         raise ValueError(f"paired models need the same images. Received: {len(before)} and {len(after)} predictions")
-    scored, _ = large_groups(group, clusters, fairness)
+    scored = large_groups(group_sizes(group, clusters), fairness)
     if len(scored) < 2:
         return None
     keep = group.isin(scored).to_numpy()

@@ -33,7 +33,7 @@ class Video:
         count, rate = capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)
         self.name, self.warning, self.fps = name, "", frame_rate(capture)
         self.count = int(count) if count > 0 else None
-        self._duration = count / rate if rate > 0 else np.inf  # seconds: OpenCV computes the count from the duration
+        self._duration = count / rate if rate > 0 else np.inf  # seconds
         self.size = (first_bgr.shape[1], first_bgr.shape[0])
         self._capture, self._first_bgr, self._mirror = capture, first_bgr, mirror
         self._timestamp, self._time = timestamp(capture), 0.0  # of the last frame: in the file, since the first frame
@@ -66,8 +66,9 @@ class Video:
         return True
 
     def _set_warning(self, count: int, damaged: int, time: float) -> None:
-        # Containers announce a few frames more than they hold. With a variable frame rate they may hold far fewer, but
-        # end at the announced time.
+        # Containers announce a few frames more than they hold. For MKV and AVI, OpenCV computes the number from the
+        # duration and the frame rate. If this rate is variable, they hold far fewer, but end at the announced time. So
+        # do damaged files whose end is intact.
         if self.count and count < 0.9 * self.count - 1 and time < 0.9 * self._duration * (1 - 1 / self.count):
             self.warning = f"{self.name} ended after {count} of {self.count} frames; the file seems damaged"
         elif damaged:

@@ -195,8 +195,8 @@ async function openPicture(file) {
 
 async function openVideo(file) {
   if (isLogging()) {
-    await toggleLog();
-    return complain("The log of the camera is finished. Download it, then open the video again, which has a log of its own.");
+    if (await toggleLog()) complain("The camera's log is finished. Download it, then open the video again. The video's log replaces it.");
+    return;
   }
   setMode("video");
   stage.dataset.mode = "empty";
@@ -230,6 +230,7 @@ function drawSeek() {
 
 const isLogging = () => $("log").getAttribute("aria-pressed") === "true";
 
+/** Start or finish the camera's log, and return whether that succeeded. */
 async function toggleLog() {
   try {
     if (isLogging()) {
@@ -241,8 +242,10 @@ async function toggleLog() {
       await connection.command({type: "log", on: true});
       $("log").setAttribute("aria-pressed", "true");
     }
+    return true;
   } catch (error) {
     complain(`The log: ${error.message}.`);
+    return false;
   }
 }
 
