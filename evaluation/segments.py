@@ -83,9 +83,6 @@ def read_segments(file: Path, option: str, label_column: str) -> pd.DataFrame:
         raise InputError(f"{name} is not a readable CSV table ({error})") from error
     if {"time", "unsure"} <= set(table.columns):
         raise InputError(f"{name} was written with --log; write one with realtime.webcam --segments and give that")
-    if "face" in table.columns and "track_id" not in table.columns:
-        remedy = "write it again with realtime.webcam --segments" if is_program else "rename it to track_id"
-        raise InputError(f"{name} has the column face of an earlier version; {remedy}")
     needed = ["start", "end", label_column, *(["track_id"] if is_program else [])]
     if missing := [column for column in needed if column not in table.columns]:
         raise InputError(f"{name} lacks the columns {', '.join(missing)}; it needs {', '.join(needed)}")

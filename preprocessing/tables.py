@@ -49,9 +49,6 @@ _FILES = {
 }
 
 
-_RENAMED_COLUMNS = ("loose_fold", "crossing_copy")  # of tables made before version 0.2
-
-
 def read_table(folder: Path, file_name: str) -> pd.DataFrame:
     """Read and validate one of a data set's tables.
 
@@ -76,9 +73,6 @@ def read_table(folder: Path, file_name: str) -> pd.DataFrame:
     except ValueError as error:
         raise InputError(f"{file} is not a readable CSV table ({error}); write it again: {command}") from error
     table = unescaped(table)
-    if renamed := [column for column in _RENAMED_COLUMNS if column in table.columns]:
-        command += " --strategy folds" if renamed[0] == "loose_fold" else ""
-        raise InputError(f"{file} has the column {renamed[0]} of an earlier version; write it again: {command}")
     if missing := [column for column in required if column not in table.columns]:
         raise InputError(f"{file} lacks the columns {', '.join(missing)}; write it again: {command}")
     _check_values(table, file)
@@ -195,7 +189,7 @@ def crop_options(folder: Path) -> dict[str, Any]:
     """Return the options of a data set's crops: `size`, `channels`, `align`, and the others of `FaceConfig`.
 
     Raises:
-        InputError: `faces.json`, which step 2 writes, is missing, damaged or from an earlier version.
+        InputError: `faces.json`, which step 2 writes, is missing or damaged.
     """
     try:
         options = read_provenance(folder, "faces.csv").get("options", {})
@@ -203,11 +197,9 @@ def crop_options(folder: Path) -> dict[str, Any]:
         options = {}
     options = options if isinstance(options, dict) else {}
     types = {"size": int, "channels": int, "align": str}
-    is_valid = all(isinstance(options.get(name), types[name]) for name in types)
-    if not is_valid or "smallest_face" in options:
+    if not all(isinstance(options.get(name), types[name]) for name in types):
         raise InputError(
-            f"{folder / 'faces.json'}, the record of the crop options, is "
-            f"{'from an earlier version' if is_valid else 'missing or damaged'}; run first: "
+            f"{folder / 'faces.json'}, the record of the crop options, is missing or damaged; run first: "
             f"{make_command(folder, 'faces.csv')}"
         )
     return options

@@ -8,7 +8,6 @@ for result in watch("talk.mp4"):
 faces = analyze("photo.jpg")
 """
 
-import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
@@ -114,20 +113,11 @@ class Recognition:
 
 
 @dataclass(frozen=True)
-class Timing:
-    """Processing time of a frame, in seconds."""
-
-    detection: float = 0.0
-    network: float = 0.0
-
-
-@dataclass(frozen=True)
 class Result:
     """A frame and its faces."""
 
     frame: Frame
     recognitions: list[Recognition]
-    timing: Timing = Timing()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the frame and its `faces` as a JSON object with the names and units of the log's columns."""
@@ -295,8 +285,6 @@ def recognize(
     Raises:
         InputError: the sequence network does not fit the classifier or the source.
     """
-    if temporal:
-        check_temporal(temporal, classifier, raw, still)
     if still:
         for frame in frames:
             image_rgb = cv2.cvtColor(frame.image_bgr, cv2.COLOR_BGR2RGB)
@@ -307,12 +295,9 @@ def recognize(
         tracker = Tracker(detector, background=background_detector)
         for frame in frames:
             image_rgb = cv2.cvtColor(frame.image_bgr, cv2.COLOR_BGR2RGB)
-            start = time.perf_counter()
             tracked = tracker.update(image_rgb, frame.time)
-            detected = time.perf_counter()
             crops = _crops(image_rgb, [each.face for each in tracked], classifier.faces)
             predictions = predict([each.key for each in tracked], crops, frame.time)
-            timing = Timing(detected - start, time.perf_counter() - detected)
             recognitions = [
                 Recognition(
                     each.face,
@@ -324,7 +309,7 @@ def recognize(
                 )
                 for each, prediction in zip(tracked, predictions, strict=True)
             ]
-            yield Result(frame, recognitions, timing)
+            yield Result(frame, recognitions)
 
 
 _Predict = Callable[[Sequence[int], np.ndarray, float], list[SmoothedPrediction]]
@@ -364,28 +349,23 @@ class _Detected:
     frame: Frame
     faces: list[Face]
     crops: np.ndarray
-    seconds: float
 
 
 def _detect(frame: Frame, image_rgb: np.ndarray, detector: Detector, options: FaceConfig) -> _Detected:
-    start = time.perf_counter()
     faces = detector.detect(image_rgb)
-    seconds = time.perf_counter() - start
-    return _Detected(frame, faces, _crops(image_rgb, faces, options), seconds)
+    return _Detected(frame, faces, _crops(image_rgb, faces, options))
 
 
 def _classify(detected: Sequence[_Detected], classifier: Classifier, raw: bool = False) -> Iterator[Result]:
     """Classify the faces of some images as one batch."""
-    start = time.perf_counter()
     rows = iter(classifier.predict(np.concatenate([each.crops for each in detected])) if detected else ())
-    seconds = time.perf_counter() - start
     threshold = 0.0 if raw else classifier.abstention_threshold
     for each in detected:
         recognitions = [
             Recognition(face, _by_label(classifier.labels, row), unsure=float(row.max()) < threshold)
             for face, row in zip(each.faces, rows, strict=False)  # the next image continues with the next row
         ]
-        yield Result(each.frame, recognitions, Timing(each.seconds, seconds / len(detected)))
+        yield Result(each.frame, recognitions)
 
 
 def _by_label(labels: Sequence[str], row: np.ndarray) -> dict[str, float]:

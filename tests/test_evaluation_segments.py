@@ -138,8 +138,6 @@ def test_invalid_labels_are_refused_in_one_line(compare, tmp_path, labels, messa
 def test_other_files_are_refused_in_one_line(compare, run_step, tmp_path):
     done = compare(labels=[row[1:] for row in LABELS[3:]], columns=("start", "end", "emotion"))
     assert done.returncode == 2 and "several faces (1, 2, 3): add a column track_id" in done.stderr
-    done = compare(columns=("face", "start", "end", "emotion"))
-    assert done.returncode == 2 and "has the column face of an earlier version; rename it to track_id" in done.stderr
     done = compare(columns=("track_id", "from", "to", "emotion"))
     assert done.returncode == 2 and "lacks the columns start, end" in done.stderr
     log = write(tmp_path / "log.csv", ("time", "track_id", "label", "unsure"), [(0.0, 1, "anger", 0)])

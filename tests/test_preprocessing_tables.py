@@ -72,13 +72,8 @@ def test_file_that_is_no_table_is_refused(tmp_path, content):
         read_table(tmp_path, "inventory.csv")
 
 
-def test_files_of_an_earlier_version_name_the_step_to_run_again(tmp_path):
-    write_table(crops().assign(loose_fold="0"), tmp_path / "split.csv")
-    with pytest.raises(InputError, match=r"column loose_fold of an earlier version; .*preprocessing\.step3_split"):
-        read_table(tmp_path, "split.csv")
-    options = {"size": 48, "channels": 1, "align": "landmarks", "smallest_face": 40}
-    (tmp_path / "faces.json").write_text(json.dumps({"options": options}))
-    with pytest.raises(InputError, match=r"from an earlier version; run first: .*step2_face_crops --dataset"):
+def test_missing_files_name_the_step_to_run(tmp_path):
+    with pytest.raises(InputError, match=r"missing or damaged; run first: .*step2_face_crops --dataset"):
         crop_options(tmp_path)
     with pytest.raises(InputError, match=r"run first: python -m preprocessing.step1_inventory --dataset mine"):
         read_table(tmp_path / "mine", "inventory.csv")

@@ -112,15 +112,22 @@ def test_gray_image_has_one_hash_in_every_format(tmp_path):
     colour = cv2.cvtColor(gray, cv2.COLOR_GRAY2BGR)
     changed = colour.copy()
     changed[0, 0, 0] ^= 1
-    alpha = cv2.cvtColor(gray, cv2.COLOR_GRAY2BGRA)
-    stored = {"gray.png": gray, "colour.png": colour, "alpha.png": alpha, "colour.bmp": colour, "gray.tiff": gray}
+    alpha, deep = cv2.cvtColor(gray, cv2.COLOR_GRAY2BGRA), gray.astype(np.uint16) * 256
+    stored = {
+        "deep.png": deep,
+        "gray.png": gray,
+        "colour.png": colour,
+        "alpha.png": alpha,
+        "colour.bmp": colour,
+        "gray.tiff": gray,
+    }
     hashes = []
     for name, image in (stored | {"changed.png": changed, "turned.png": gray.T}).items():
         cv2.imwrite(str(tmp_path / name), image)
         pixels = read_gray_or_bgr(tmp_path / name)
         assert pixels is not None
         hashes.append(pixel_hash(pixels))
-    assert len(set(hashes[:5])) == 1 and len(set(hashes)) == 3
+    assert len(set(hashes[:6])) == 1 and len(set(hashes)) == 3
 
 
 def test_list_has_the_images_of_the_lineage(tiny_model):
@@ -188,7 +195,7 @@ def test_refuses_list_of_another_network_and_damaged_list(tiny_model):
     other = tiny_model(name="other.keras", labels=("anger", "fear"))
     file = hashes_file(model)
     whole = hashes_file(other).read_bytes()
-    for content, reason in ((whole, "belongs to another file"), (b"", "damaged"), (whole[:-40], "damaged")):
+    for content, reason in ((whole, "belongs to another file"), (b"junk", "damaged"), (whole[:-40], "damaged")):
         file.write_bytes(content)
         with pytest.raises(InputError, match=rf"tiny\.hashes\.npz.*{reason}"):
             read_hashes(model)

@@ -90,16 +90,10 @@ def test_refuses_damaged_card(tmp_path):
             read_settings(tmp_path / "card.json")
 
 
-@pytest.mark.parametrize(
-    ("content", "remedy"),
-    [
-        ({"fitting": {}}, "by an earlier version of this program; run again: python -m training.step2_tuning"),
-        ({"card_version": 2, "hyperparameters": {}, "command": "python -m x"}, "train again: python -m x"),
-    ],
-)
-def test_settings_of_an_earlier_version_name_the_step_to_run_again(tmp_path, content, remedy):
-    (tmp_path / "old.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match=f"^{tmp_path}/old.json was written .*{remedy}"):
+def test_settings_of_another_version_name_the_step_to_run_again(tmp_path):
+    card = {"card_version": 2, "hyperparameters": {}, "command": "python -m x"}
+    (tmp_path / "old.json").write_text(json.dumps(card))
+    with pytest.raises(InputError, match=f"^{tmp_path}/old.json was written .*train again: python -m x"):
         read_settings(tmp_path / "old.json")
 
 

@@ -165,8 +165,8 @@ def read_settings(file: Path, teachers: tuple[str, ...] = (), pretrained: str = 
         raise InputError(f"{file} is a network; its settings are in its card: give {card_path(file)}")
     try:
         content = dict(json.loads(file.read_text(encoding="utf-8")))
-        is_old, is_card = "fitting" in content, "config" not in content
-        entries = content["fitting" if is_old else "hyperparameters" if is_card else "config"]
+        is_card = "config" not in content
+        entries = content["hyperparameters" if is_card else "config"]
     except FileNotFoundError as error:
         raise InputError(f"{file} does not exist; python -m training.step2_tuning writes one") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -174,9 +174,6 @@ def read_settings(file: Path, teachers: tuple[str, ...] = (), pretrained: str = 
         raise InputError(
             f"{file} is neither JSON with settings under 'config' nor a model card ({reason}); tune again"
         ) from error
-    if is_old:
-        step = "python -m training.step2_tuning --dataset NAME"
-        raise InputError(f"{file} was written by an earlier version of this program; run again: {step}")
     if is_card:
         check_version(content, file, "python -m training.step3_best_model --dataset NAME")
         if "window" in content:

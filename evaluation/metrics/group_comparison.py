@@ -105,7 +105,7 @@ def compare_groups(
         _score_rows(counts, limits, names, labels),
         _gap_rows(counts, compared, resampled, limits, permuted, names, labels, fairness, options),
         sizes.drop(names),
-        sizes.loc[[name for name in names if sizes.at[name, "subjects"] < MIN_SUBJECTS]],
+        sizes.loc[[name for name in names if int(sizes["subjects"][name]) < MIN_SUBJECTS]],
         int((group == "").sum()),
         mixed,
         [label for label, enough in zip(labels, compared.sum(axis=0) >= 2, strict=True) if not enough],

@@ -55,25 +55,6 @@ def confusion(truth: Sequence[str], prediction: Sequence[str], labels: Sequence[
     return pd.DataFrame(matrix, index=pd.Index(labels, name="truth"), columns=pd.Index(labels, name="prediction"))
 
 
-def scores(truth: Sequence[str], prediction: Sequence[str], labels: Sequence[str]) -> dict[str, Any]:
-    """Return accuracy, balanced accuracy, macro F1 and the per-emotion figures, all in 0-1.
-
-    Balanced accuracy is the mean recall, macro F1 the mean F1, both over the emotions that occur in `truth`.
-    """
-    report: Any = metrics.classification_report(
-        truth, prediction, labels=list(labels), output_dict=True, zero_division=NOTHING_FOUND
-    )
-    per_emotion = {label: {name: float(value) for name, value in report[label].items()} for label in labels}
-    occurring = [figures for figures in per_emotion.values() if figures["support"]]
-    return {
-        "n": len(truth),
-        "accuracy": float(metrics.accuracy_score(truth, prediction)),
-        "balanced_accuracy": float(np.mean([figures["recall"] for figures in occurring])),
-        "macro_f1": float(np.mean([figures["f1-score"] for figures in occurring])),
-        "per_emotion": per_emotion,
-    }
-
-
 def classification_report(truth: Sequence[str], prediction: Sequence[str], labels: Sequence[str]) -> str:
     """Return scikit-learn's classification report as text."""
     return str(
@@ -95,21 +76,12 @@ def in_top(probabilities: np.ndarray, truth: np.ndarray, k: int) -> np.ndarray:
     return (probabilities >= own[:, None]).sum(axis=1) <= k
 
 
-def roc_auc(probabilities: np.ndarray, truth: np.ndarray, labels: Sequence[str]) -> dict[str, float]:
-    """Return each emotion's area under the ROC curve, one-vs-rest; NaN where one of the two is missing."""
-    areas = {}
-    for index, label in enumerate(labels):
-        present = truth == index
-        both = present.any() and not present.all()
-        areas[label] = float(metrics.roc_auc_score(present, probabilities[:, index])) if both else float("nan")
-    return areas
-
-
 def score_statistic(probabilities: np.ndarray, truth: np.ndarray, labels: Sequence[str]) -> Statistic:
-    """Return the scores of `scores`, top-2 accuracy, ROC AUC and Brier score as a function of the images' weights.
+    """Return all scores as a function of the images' weights, which computes them for many resamples at once.
 
-    It computes them for many resamples at once. Names: `accuracy`, `balanced_accuracy`, `macro_f1`, `top2_accuracy`,
-    `roc_auc` (mean over emotions), `brier`, and per emotion `precision/EMOTION`, `recall/...`, `f1/...`, `roc_auc/...`.
+    Names: `accuracy`, `balanced_accuracy` (mean recall), `macro_f1` (mean F1), `top2_accuracy`, `roc_auc` (mean),
+    `brier`, and per emotion `precision/EMOTION`, `recall/...`, `f1/...`, `roc_auc/...` (one-vs-rest). Means are over
+    the emotions that occur. Recall, F1 and ROC AUC of an emotion that does not occur are NaN.
 
     Args:
         probabilities: (n, labels); rows sum to one.
@@ -150,6 +122,12 @@ def score_statistic(probabilities: np.ndarray, truth: np.ndarray, labels: Sequen
     return statistic
 
 
+def score_values(probabilities: np.ndarray, truth: np.ndarray, labels: Sequence[str]) -> dict[str, float]:
+    """Return the scores of `score_statistic`, which has the same arguments, with equal weights."""
+    values = score_statistic(probabilities, truth, labels)(np.ones((1, len(truth))))
+    return {name: float(value[0]) for name, value in values.items()}
+
+
 def estimate_scores(
     probabilities: np.ndarray, truth: np.ndarray, labels: Sequence[str], clusters: np.ndarray, options: EvaluationConfig
 ) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
@@ -162,9 +140,8 @@ def estimate_scores(
         clusters: int (n,): cluster of each image, numbered from 0.
         options: Resamples, seed and level.
     """
-    statistic = score_statistic(probabilities, truth, labels)
-    values = {name: float(value[0]) for name, value in statistic(np.ones((1, len(truth)))).items()}
-    drawn = bootstrap(statistic, clusters, options.resamples, options.seed)
+    values = score_values(probabilities, truth, labels)
+    drawn = bootstrap(score_statistic(probabilities, truth, labels), clusters, options.resamples, options.seed)
     return values, score_intervals(drawn, values, probabilities, truth, labels, clusters, options.level)
 
 

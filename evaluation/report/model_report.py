@@ -27,8 +27,8 @@ def write_model_report(
     inputs: dict[str, Any],
 ) -> dict[str, Any]:
     """Write the report of one model, print a summary, and return the content of `metrics.json`."""
+    from evaluation.metrics.scores import score_values
     from evaluation.report.writer import report_folder, write_report
-    from evaluation.sections.performance import measure
     from evaluation.sections.provenance import banner, protocol
 
     with report_folder(report) as folder:
@@ -36,7 +36,8 @@ def write_model_report(
         with progress_bar() as bar:
             made = [part() for part in bar.track(parts(folder), description=f"evaluating {predictions.name}")]
         sections = [section for section in made if section]
-        measured, performance = measure(predictions), sections[0].values
+        measured = score_values(predictions.probabilities, predictions.truth, predictions.labels)
+        performance = sections[0].values
         metrics = {
             "dataset": task.folder.name,
             "split": task.split,

@@ -13,11 +13,11 @@ from common.logging import silence_retracing
 from configuration import EvaluationConfig
 from evaluation.metrics.intervals import Estimate
 from evaluation.metrics.paired import paired_difference
-from evaluation.metrics.scores import estimate_scores, score_statistic
+from evaluation.metrics.scores import estimate_scores, score_statistic, score_values
 from evaluation.predictions import Load, Predictions, predict
 from evaluation.report.section import Section, Table, interval_text, percent
 from evaluation.sections.comparison import check_aligned, on_common_labels
-from evaluation.sections.performance import MAIN_SCORES, format_estimate, measure
+from evaluation.sections.performance import MAIN_SCORES, format_estimate
 from evaluation.sections.provenance import overlaps_training
 from inference.emotion_classifier import EmotionClassifier
 from inference.model_card import read_card
@@ -272,7 +272,7 @@ def _each_fold(predictions: Predictions, networks: Mapping[int, Path]) -> pd.Dat
     rows = []
     for fold, file in networks.items():
         part = predictions.select((predictions.rows[predictions.fold_column] == str(fold)).to_numpy())
-        card, measured = read_card(file), measure(part)
+        card, measured = read_card(file), score_values(part.probabilities, part.truth, part.labels)
         rows.append(
             {
                 "fold": str(fold),

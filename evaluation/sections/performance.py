@@ -10,7 +10,7 @@ import pandas as pd
 from common.files import atomic_file
 from configuration import EvaluationConfig
 from evaluation.metrics.intervals import MIN_SUBJECTS
-from evaluation.metrics.scores import classification_report, confusion, estimate_scores, in_top, roc_auc, scores
+from evaluation.metrics.scores import classification_report, confusion, estimate_scores
 from evaluation.predictions import Predictions
 from evaluation.report.plots import draw_confusion, draw_emotions
 from evaluation.report.section import NO_BREAK, Figure, Section, Table, interval_text, percent
@@ -47,29 +47,12 @@ def format_estimate(name: str, value: float, interval: tuple[float, float]) -> s
     return f"{format_score(name, value)} [{format_interval(name, interval)}]"
 
 
-def measure(predictions: Predictions) -> dict[str, float]:
-    """Return all scores of `score_statistic` except the Brier score, by scikit-learn, with the same names."""
-    names = np.asarray(predictions.labels, dtype=object)
-    basic = scores(names[predictions.truth].tolist(), names[predictions.predicted].tolist(), predictions.labels)
-    areas = roc_auc(predictions.probabilities, predictions.truth, predictions.labels)
-    known = [area for area in areas.values() if not np.isnan(area)]
-    measured = {name: basic[name] for name in ("accuracy", "balanced_accuracy", "macro_f1")}
-    measured["top2_accuracy"] = float(in_top(predictions.probabilities, predictions.truth, 2).mean())
-    measured["roc_auc"] = float(np.mean(known)) if known else float("nan")
-    for label in predictions.labels:
-        own = basic["per_emotion"][label]
-        measured |= {f"precision/{label}": own["precision"], f"roc_auc/{label}": areas[label]}
-        measured |= {f"recall/{label}": own["recall"] if own["support"] else float("nan")}
-        measured |= {f"f1/{label}": own["f1-score"] if own["support"] else float("nan")}
-    return measured
-
-
 @dataclass(frozen=True)
 class Performance:
     """Scores with their intervals.
 
     Attributes:
-        scores: Scores by name, as `measure` returns them.
+        scores: Scores by their names in `score_statistic`.
         intervals: Interval of each score.
         support: Number of images of each emotion.
         confusion: Counts, true labels as rows.
@@ -95,12 +78,12 @@ class Performance:
 
 def measure_performance(predictions: Predictions, options: EvaluationConfig) -> Performance:
     """Return the scores of predictions with bootstrap intervals."""
-    _, intervals = estimate_scores(
+    scores, intervals = estimate_scores(
         predictions.probabilities, predictions.truth, predictions.labels, predictions.clusters, options
     )
     truth, predicted = predictions.rows["emotion"].tolist(), predictions.prediction.tolist()
     return Performance(
-        measure(predictions),
+        scores,
         intervals,
         pd.Series(np.bincount(predictions.truth, minlength=len(predictions.labels)), index=predictions.labels),
         confusion(truth, predicted, predictions.labels),

@@ -13,7 +13,7 @@ from preprocessing.tables import labels_of
 from training.data.crops import CHANNELS, cached_images
 
 VERSION = 1  # raise this to retrain finished runs when batches change
-CLASS_MODES = ("categorical", "sparse", "raw", None)
+CLASS_MODES = ("categorical", "raw")
 
 
 class FaceBatches(keras.utils.PyDataset):
@@ -25,7 +25,7 @@ class FaceBatches(keras.utils.PyDataset):
     Attributes:
         images: uint8 (m, height, width, channels), 0-255: the pixel array.
         rows: int64 (n,): position of each served image in `images`.
-        labels: int64 (n,): class indices; or float32 (n, classes): targets; None with `class_mode=None`.
+        labels: int64 (n,): class indices; or float32 (n, classes): targets.
         classes: Class names, in class order.
         batch_size: Images per batch; the last batch may be smaller.
         weights: float32 (n,): loss weight of each image, the third part of a batch; None: (images, targets) only.
@@ -37,10 +37,10 @@ class FaceBatches(keras.utils.PyDataset):
     def __init__(
         self,
         images: np.ndarray,
-        labels: np.ndarray | None,
+        labels: np.ndarray,
         classes: Sequence[str],
         batch_size: int,
-        class_mode: str | None = "categorical",
+        class_mode: str = "categorical",
         shuffle: bool = True,
         seed: int | None = None,
         weights: np.ndarray | None = None,
@@ -50,7 +50,7 @@ class FaceBatches(keras.utils.PyDataset):
         super().__init__()
         self.images = images
         self.rows = np.arange(len(images)) if rows is None else rows
-        self.labels: np.ndarray | None = labels
+        self.labels = labels
         self.classes = tuple(classes)
         self.batch_size = batch_size
         self.weights = weights
@@ -68,22 +68,12 @@ class FaceBatches(keras.utils.PyDataset):
     def __getitem__(self, index: int) -> Any:
         chosen = self._epoch_order()[index * self.batch_size : (index + 1) * self.batch_size]
         images = self.images[self.rows[chosen]]
-        if self.labels is None:
-            return images
         targets = self.labels[chosen]
         if self._class_mode == "categorical":
             targets = np.eye(len(self.classes), dtype=np.float32)[targets]
         batch = (images, targets) if self.weights is None else (images, targets, self.weights[chosen])
         batch = self._mix(batch, index) if self.mixup else batch
         return self._pad(*batch) if self.devices > 1 else batch
-
-    def set_targets(self, targets: np.ndarray) -> None:
-        """Replace the targets.
-
-        Args:
-            targets: float32 (n, classes).
-        """
-        self.labels, self._class_mode = targets.astype(np.float32), "raw"
 
     def on_epoch_end(self) -> None:
         """Go on to the order of the next epoch."""
@@ -145,7 +135,7 @@ def flow_from_dataframe(
     target_size: tuple[int, int] = (48, 48),
     color_mode: str = "grayscale",
     classes: Sequence[str] | None = None,
-    class_mode: str | None = "categorical",
+    class_mode: str = "categorical",
     batch_size: int = 32,
     shuffle: bool = True,
     seed: int | None = None,
@@ -161,17 +151,16 @@ def flow_from_dataframe(
         dataframe: The rows, such as `usable(table)`.
         directory: Folder of the paths.
         x_col: Column of the paths.
-        y_col: Column of the labels; with `raw` one column per class; ignored with `class_mode=None`.
+        y_col: Column of the labels; with `raw` one column per class.
         target_size: (height, width) in pixels that every image must have.
         color_mode: `grayscale` or `rgb`.
         classes: Class names, in class order; default: the emotions of the table.
-        class_mode: `categorical` (one-hot float32), `sparse` (class indices), `raw` (values of the columns, float32),
-            or None (images only).
+        class_mode: `categorical` (one-hot float32), or `raw` (values of the columns, float32).
         batch_size: Images per batch.
         shuffle: Use a new order in every epoch.
         seed: Random seed of the order and of mixup.
         weight_col: Column of the loss weights.
-        mixup: Alpha of mixup; not with `sparse`.
+        mixup: Alpha of mixup.
 
     Raises:
         InputError: An argument is not accepted, there are no rows, a file is missing, unreadable or of another size, or
@@ -180,13 +169,10 @@ def flow_from_dataframe(
     if color_mode not in CHANNELS:
         raise InputError(f"color_mode {color_mode!r} is not one of {', '.join(CHANNELS)}")
     if class_mode not in CLASS_MODES:
-        raise InputError(f"class_mode {class_mode!r} is not one of {', '.join(map(str, CLASS_MODES))}")
-    if mixup and class_mode not in ("categorical", "raw"):
-        raise InputError(f"class_mode {class_mode!r} does not support mixup; use categorical or raw")
-    labels = None
+        raise InputError(f"class_mode {class_mode!r} is not one of {', '.join(CLASS_MODES)}")
     if class_mode == "raw":
         labels = dataframe[list(y_col)].to_numpy(np.float32)
-    elif class_mode is not None:
+    else:
         emotions = dataframe[str(y_col)]
         classes = list(classes) if classes is not None else labels_of(dataframe)
         codes = pd.Categorical(emotions, categories=classes).codes
