@@ -146,16 +146,7 @@ class EvaluationConfig:
     level: float = 0.95  # confidence level of the intervals, 0-1
     target_accuracy: float = 0.8  # selective accuracy, 0-1, of the abstention threshold
     min_coverage: float = 0.5  # minimum share of images above the abstention threshold, 0-1
-    gallery: int = 4  # examples of each emotion and kind of error
     seed: int = 7
-
-
-@dataclass(frozen=True)
-class RobustnessConfig:
-    """Robustness to occlusion and corruption."""
-
-    images: int = 500  # maximum number of images of the split, subsampled with the seed
-    quick_images: int = 60  # the same with --quick
 
 
 @dataclass(frozen=True)
@@ -176,7 +167,6 @@ class TuningConfig:
     trials: int = 60  # of the whole study, over all processes and restarts
     epochs: int = 18  # of one trial, at most
     train_images: int = 0  # random subset of the training images, the same for all trials; 0: all
-    timeout: float = 0.0  # minutes after which this process starts no further trial; 0: no limit
     seed: int = 7
 
 
@@ -260,7 +250,6 @@ TUNING = TuningConfig()
 SAMPLE_TUNING = TuningConfig(trials=4, epochs=3)  # a quick demonstration
 SEQUENCES = SequenceConfig()
 EVALUATION = EvaluationConfig()
-ROBUSTNESS = RobustnessConfig()
 FAIRNESS = FairnessConfig()
 WEBCAM = WebcamConfig()
 WEB = WebConfig()

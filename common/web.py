@@ -140,17 +140,17 @@ def html_page(html: str, nonce: str) -> HTMLResponse:
     return HTMLResponse(html, headers={"Content-Security-Policy": _POLICY.format(f"'nonce-{nonce}'")})
 
 
-async def read_json(request: Request, max_size: int = 10_000) -> Any:
+async def read_json(request: Request) -> Any:
     """Return a request's JSON body; None where it is not JSON.
 
     Raises:
-        HTTPException: 413: The body has more than `max_size` bytes.
+        HTTPException: 413: The body has more than 10,000 bytes.
     """
 
     body = b""
     async for part in request.stream():
         body += part
-        if len(body) > max_size:
+        if len(body) > 10_000:
             raise HTTPException(413)
     try:
         return json.loads(body)

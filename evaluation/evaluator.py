@@ -11,7 +11,7 @@ from common.command_line import step_command
 from common.emotions import relate
 from common.errors import InputError
 from common.files import file_hash
-from configuration import EVALUATION, FACES, FAIRNESS, ROBUSTNESS
+from configuration import EVALUATION, FACES, FAIRNESS
 from evaluation.report.model_report import Part, made_by, print_summary, write_model_report
 from evaluation.request import Request, Task, report_inputs
 from evaluation.selection import choose_truth, model_names, report_name, rows_of_split
@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # they import Keras, matplotlib and fairlearn
     from evaluation.predictions import Predictions
     from evaluation.report.section import Section
 
-QUICK_RESAMPLES = 200  # with --quick
+QUICK_RESAMPLES, QUICK_IMAGES = 200, 60  # with --quick; images of the robustness section
 
 
 def evaluate(request: Request) -> None:
@@ -250,7 +250,7 @@ def report_parts(task: Task, predictions: "Predictions", report: Path) -> list[P
 def _robustness(task: Task, models: "list[Predictions]", report: Path) -> "Section":
     """Return the section on occlusion and corruption, for models with the same labels."""
     from evaluation.sections.comparison import check_aligned
-    from evaluation.sections.robustness import robustness_section
+    from evaluation.sections.robustness import IMAGES, robustness_section
 
     check_aligned(models)
     first, crops = models[0], crop_options(task.folder)
@@ -261,7 +261,7 @@ def _robustness(task: Task, models: "list[Predictions]", report: Path) -> "Secti
         first.labels,
         replace(FACES, **{name: crops[name] for name in ("size", "channels", "align")}),
         report,
-        ROBUSTNESS.quick_images if task.request.quick else ROBUSTNESS.images,
+        QUICK_IMAGES if task.request.quick else IMAGES,
         task.options,
         "\n".join(each.heading for each in models),  # it names models that were trained on these images
     )

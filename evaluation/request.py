@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from common.files import file_hash, fingerprint
-from configuration import FAIRNESS, ROBUSTNESS, EvaluationConfig
+from configuration import FAIRNESS, EvaluationConfig
 from inference.emotion_classifier import EmotionClassifier
 from inference.lineage import hashes_file
 from inference.model_card import read_card
@@ -111,7 +111,6 @@ def report_inputs(task: Task, *model_files: Path) -> dict[str, Any]:
         "options": asdict(task.options),
         "quick": request.quick,
         "show_faces": request.show_faces,
-        "robustness": asdict(ROBUSTNESS),
         "groups": [request.groups, asdict(FAIRNESS)],
         "flip": request.flip,
         "pictures": request.pictures and _picture_inputs(request.pictures),

@@ -110,7 +110,7 @@ def main(
     write_report(predictions, rows, labels_of(sequences.table), notes, heading, report, EVALUATION, exposure.held_out)
 
 
-def calibrate_card(dev: Part, folder: Path, model_file: Path, options: EvaluationConfig = EVALUATION) -> None:
+def calibrate_card(dev: Part, folder: Path, model_file: Path) -> None:
     """Fit temperature and abstention threshold of a sequence network on the last frames, and write them to its card.
 
     Raises:
@@ -129,7 +129,9 @@ def calibrate_card(dev: Part, folder: Path, model_file: Path, options: Evaluatio
             f"--calibrate: {len(truth)} dev sequences of {folder.name} do not determine the temperature of "
             f"{model_file.name} ({temperature:.2g}): too few, or all correct or all incorrect"
         )
-    chosen = choose_threshold(with_temperature(raw, temperature), truth, options.target_accuracy, options.min_coverage)
+    chosen = choose_threshold(
+        with_temperature(raw, temperature), truth, EVALUATION.target_accuracy, EVALUATION.min_coverage
+    )
     fitted: dict[str, Any] = {
         "temperature": temperature,
         "abstention_threshold": round(chosen.threshold, 4),

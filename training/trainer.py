@@ -304,13 +304,12 @@ def set_layer_rates(trainer: Any, network: keras.Model, first: float) -> None:
     optimizer.update_step = update_step
 
 
-def choose_precision(train: FaceBatches, config: TrainingConfig, steps: int = 4) -> str:
+def choose_precision(train: FaceBatches, config: TrainingConfig) -> str:
     """Return the precision of a run; for `auto` the faster one, by the median time of a few training steps.
 
     Args:
         train: The training batches.
         config: Settings of the run.
-        steps: Timed steps of each precision; fewer of one that is clearly slower.
     """
     if config.precision != "auto":
         return config.precision
@@ -320,7 +319,7 @@ def choose_precision(train: FaceBatches, config: TrainingConfig, steps: int = 4)
         _, trainer = build_trainer(train, replace(config, precision=precision))
         trainer.train_on_batch(*batch)
         times = []
-        for _ in range(steps):
+        for _ in range(4):
             start = time.perf_counter()
             trainer.train_on_batch(*batch)
             times.append(time.perf_counter() - start)

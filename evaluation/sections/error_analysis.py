@@ -15,6 +15,7 @@ from preprocessing.tables import write_table
 
 CONFIDENT, UNCERTAIN = "mistakes", "uncertain"
 _HEADINGS = {CONFIDENT: "most confident mistakes", UNCERTAIN: "least certain predictions"}
+EXAMPLES = 4  # of each emotion and kind of error
 _PAIRS = 6  # confused pairs in sentences; twice as many in the table
 
 
@@ -101,7 +102,7 @@ def choose_examples(predictions: Predictions, label: int, kind: str, count: int)
 def _gallery(predictions: Predictions, report: Path, options: EvaluationConfig) -> tuple[list[Figure], bool]:
     """Draw the examples of each emotion and kind, write their probabilities, and return whether there are Grad-CAMs."""
     chosen = {
-        (label, kind): choose_examples(predictions, label, kind, options.gallery)
+        (label, kind): choose_examples(predictions, label, kind, EXAMPLES)
         for label in range(len(predictions.labels))
         for kind in (CONFIDENT, UNCERTAIN)
     }

@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from common.command_line import progress_bar
-from configuration import EVALUATION, ROBUSTNESS, EvaluationConfig, FaceConfig
+from configuration import EVALUATION, EvaluationConfig, FaceConfig
 from evaluation.metrics.intervals import (
     Estimate,
     Statistic,
@@ -31,6 +31,7 @@ from preprocessing.tables import write_table
 
 Predict = Callable[[np.ndarray], np.ndarray]
 
+IMAGES = 500  # maximum number of images of the split, subsampled with the seed
 CLEAN = "none"  # name of the unperturbed images in tables
 NAMES = [CLEAN, *(perturbation.name for perturbation in PERTURBATIONS)]
 DROP = "difference of drops"
@@ -68,7 +69,7 @@ def robustness_section(
     labels: Sequence[str],
     crops: FaceConfig,
     report: Path,
-    limit: int = ROBUSTNESS.images,
+    limit: int = IMAGES,
     options: EvaluationConfig = EVALUATION,
     title: str = "",
 ) -> Section:

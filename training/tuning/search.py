@@ -2,7 +2,6 @@
 
 import gc
 import json
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -72,7 +71,7 @@ def tune(
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     silence_retracing()
-    check_ranges(tuning, {"trials": (1, 1e9), "train_images": (0, 1e9), "timeout": (0, 1e9)})
+    check_ranges(tuning, {"trials": (1, 1e9), "train_images": (0, 1e9)})
     trial_base = shortened(replace(base, epochs=tuning.epochs, seed=tuning.seed))
     check_settings(trial_base, models.NETWORKS)
     if base.teachers:
@@ -194,7 +193,6 @@ def search(
         run_trial: Trains a trial, reports each epoch, and returns the best dev accuracy.
         after_trial: Called after every trial of this process.
     """
-    end = time.monotonic() + 60 * tuning.timeout if tuning.timeout else float("inf")
 
     def objective(trial: optuna.Trial) -> float:
         # One seed for all trials would repeat its first draws in every process and after a restart.
@@ -207,7 +205,7 @@ def search(
     def report(_: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
         print(describe(study, trial), flush=True)
 
-    while time.monotonic() < end and _finished(study) < tuning.trials:
+    while _finished(study) < tuning.trials:
         try:
             study.optimize(objective, n_trials=1, callbacks=[report])
         except ValueError as error:
