@@ -171,6 +171,7 @@ def map_in_workers(
                 except (BrokenProcessPool, OSError) as error:
                     # "handle is closed": the first worker ended while the next one was being started
                     errors[part[0]] = BrokenProcessPool(str(error))
+                    workers.kill()  # so that the pool ends the chunks in work
             if not in_work:
                 break
             for future in wait(in_work, return_when=FIRST_COMPLETED).done:
