@@ -231,9 +231,9 @@ BEST = TrainingConfig(
 )
 # Multiples of 16: other numbers of filters take up to three times as long in bfloat16.
 TEACHERS = (  # networks that `training.teachers` trains
-    replace(BEST, filters=(32, 64, 160, 384), mixup=0.4, epochs=54, seed=7),
-    replace(BEST, filters=(32, 64, 128, 320), convolutions=3, epochs=40, seed=8),
-    replace(BEST, filters=(48, 96, 192, 384), mixup=0.4, epochs=40, seed=9),
+    replace(BEST, filters=(32, 64, 160, 384), mixup=0.4, seed=7),
+    replace(BEST, filters=(32, 64, 128, 320), convolutions=3, seed=8),
+    replace(BEST, filters=(48, 96, 192, 384), mixup=0.4, seed=9),
 )
 STUDENT = replace(  # settings with --teacher, without --pretrained
     BEST,

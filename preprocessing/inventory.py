@@ -181,14 +181,14 @@ def _with_own_columns(table: pd.DataFrame, earlier: Path) -> pd.DataFrame:
     """Return the table with the columns that the user added to the earlier one, such as `gender`, for equal images."""
     keys = ["path", "pixel_hash"]
     try:
-        before = pd.read_csv(earlier, dtype=str, keep_default_na=False).drop_duplicates(keys)
+        before = pd.read_csv(earlier, dtype=str, keep_default_na=False).drop_duplicates(keys).set_index(keys)
     except (OSError, ValueError, KeyError):  # there is none, or it is damaged
         return table
     names = [str(name) for name in before.columns if name not in table.columns]
     own = [name for name in names if not name.startswith(("votes_", "ferplus_"))]
     if own:
         print(f"kept columns of the earlier inventory.csv: {', '.join(own)}")
-    kept = before.set_index(keys).reindex(pd.MultiIndex.from_frame(table[keys]))[own].fillna("")
+    kept = before.reindex(pd.MultiIndex.from_frame(table[keys]))[own].fillna("")
     return table.assign(**{name: kept[name].to_numpy() for name in own})
 
 
