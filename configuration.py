@@ -154,7 +154,7 @@ class FairnessConfig:
     """Fairness: the comparison of groups."""
 
     min_images: int = 30  # smaller groups are named, but not scored
-    min_subjects: int = 5  # the same, where subjects are known
+    min_subjects: int = 5  # groups of fewer known subjects are named, but not scored
     min_emotion_images: int = 10  # with fewer images of an emotion in a group, its rates are not compared
     permutations: int = 4000  # for each p-value
     significance: float = 0.05  # adjusted p-value, 0-1, below which a difference is reported

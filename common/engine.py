@@ -116,15 +116,15 @@ def _map_locally(
     crashed: Callable[[Item], Result],
     alone: bool = False,
 ) -> Generator[tuple[int, Result], None, None]:
-    """Yield positions and results; `crashed` gives those of items that end their worker, also when they are alone.
+    """Yield positions and results. After a crash, the items in work are repeated, each alone in a worker.
 
     Args:
         function: A function that can be pickled.
         items: Its arguments, by position. Finished ones are removed.
         processes: Number of workers.
         chunk: Number of items that a worker takes at a time.
-        crashed: Returns the result of an item that ends its worker.
-        alone: Each item is alone in the only worker.
+        crashed: Returns the result of an item that ends its worker when it is alone.
+        alone: The items are repeated, with one worker and chunks of one.
     """
     while items:
         try:

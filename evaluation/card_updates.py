@@ -65,8 +65,8 @@ def calibrate(predictions: Predictions, options: EvaluationConfig) -> None:
     if predictions.trained_on:
         raise InputError(
             f"{model_file} was trained on {predictions.exposure.trained:,} of the {len(predictions.rows):,} images of "
-            f"{predictions.dataset}, {predictions.split} split; calibrated on them it would be overconfident: leave "
-            "out --calibrate, or split as for its training"
+            f"{predictions.dataset}, {predictions.split} split. A calibration on these makes it overconfident; leave "
+            "out --calibrate, or use the split of its training"
         )
     fitted = fit_calibration(predictions, options)
     found = fitted["calibration"]

@@ -14,7 +14,7 @@ from scipy.stats import norm, random_table
 from sklearn import metrics
 
 from configuration import FairnessConfig
-from evaluation.metrics.intervals import boundary_interval, percentile_interval, widened
+from evaluation.metrics.intervals import boundary_interval, f1_boundary_interval, percentile_interval, widened
 
 OVERALL = ("accuracy", "macro F1")
 HALVES = ("recall", "false positive rate")  # of equalised odds
@@ -243,12 +243,8 @@ def rate_limits(
             shown, named = inside & (truth == label), inside & (predicted == label)
             settle("recall", (group, label), named, shown)
             settle("false positive rate", (group, label), named, inside & ~shown)
-            # F1 is 2 J / (1 + J) of the Jaccard index J, which is a share.
-            found = boundary_interval(shown & named, shown | named, clusters, level) if shown.any() else None
-            if found:
-                share = (shown & named).sum() / (shown | named).sum()
-                own, *ends = (2 * value / (1 + value) for value in (share, *found))
-                extreme_f1.append((float(own), (ends[0], ends[1])))
+            if shown.any() and (found := f1_boundary_interval(shown, named, clusters, level)):
+                extreme_f1.append((2 * float((shown & named).sum() / (shown.sum() + named.sum())), found))
         low, high = limits["macro F1"]
         emotions = int((counts[group].sum(axis=1) > 0).sum())
         if extreme_f1:

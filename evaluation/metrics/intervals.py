@@ -201,6 +201,23 @@ def boundary_interval(
     return wilson_interval(round(float(share)) if is_extreme else float(share), size, level)
 
 
+def f1_boundary_interval(
+    shown: np.ndarray, named: np.ndarray, clusters: np.ndarray | None, level: float
+) -> tuple[float, float] | None:
+    """Return the `boundary_interval` of an F1 score; None where that of its Jaccard index is None.
+
+    F1 is 2 J / (1 + J), where J = TP / (TP + FP + FN) is the Jaccard index, which is a share.
+
+    Args:
+        shown: (n,) whether each row has the label.
+        named: (n,) whether it is predicted.
+        clusters: As in `resampled_counts`.
+        level: Level of the interval, 0-1.
+    """
+    jaccard = boundary_interval(shown & named, shown | named, clusters, level)
+    return jaccard and (2 * jaccard[0] / (1 + jaccard[0]), 2 * jaccard[1] / (1 + jaccard[1]))
+
+
 def widened(
     interval: tuple[float, float], value: float, parts: Sequence[tuple[float, tuple[float, float]]], count: int
 ) -> tuple[float, float]:

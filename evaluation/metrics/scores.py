@@ -17,6 +17,7 @@ from evaluation.metrics.intervals import (
     bootstrap,
     boundary_interval,
     effective_size,
+    f1_boundary_interval,
     percentile_intervals,
     widened,
 )
@@ -124,8 +125,11 @@ def score_statistic(probabilities: np.ndarray, truth: np.ndarray, labels: Sequen
 
 def score_values(probabilities: np.ndarray, truth: np.ndarray, labels: Sequence[str]) -> dict[str, float]:
     """Return the scores of `score_statistic`, which has the same arguments, with equal weights."""
-    values = score_statistic(probabilities, truth, labels)(np.ones((1, len(truth))))
-    return {name: float(value[0]) for name, value in values.items()}
+    return _values(score_statistic(probabilities, truth, labels), len(truth))
+
+
+def _values(statistic: Statistic, images: int) -> dict[str, float]:
+    return {name: float(value[0]) for name, value in statistic(np.ones((1, images))).items()}
 
 
 def estimate_scores(
@@ -140,8 +144,9 @@ def estimate_scores(
         clusters: int (n,): cluster of each image, numbered from 0.
         options: Resamples, seed and level.
     """
-    values = score_values(probabilities, truth, labels)
-    drawn = bootstrap(score_statistic(probabilities, truth, labels), clusters, options.resamples, options.seed)
+    statistic = score_statistic(probabilities, truth, labels)
+    values = _values(statistic, len(truth))
+    drawn = bootstrap(statistic, clusters, options.resamples, options.seed)
     return values, score_intervals(drawn, values, probabilities, truth, labels, clusters, options.level)
 
 
@@ -156,9 +161,9 @@ def score_intervals(
 ) -> dict[str, tuple[float, float]]:
     """Return the interval of each score: its bootstrap interval, or another where that has no width.
 
-    A share and an F1 score of 0 or 1, or of images of one cluster, have Wilson's interval: F1 is
-    2 J / (1 + J), where J = TP / (TP + FP + FN) is the Jaccard index; Wilson's interval is that of J. An area under the
-    ROC curve has Newcombe's (2006, method 5). A mean over the emotions is widened by those of its emotions.
+    A share and an F1 score of 0 or 1, or of images of one cluster, have the intervals of `boundary_interval` and
+    `f1_boundary_interval`. An area under the ROC curve of 0 or 1 has Newcombe's (2006, method 5). A mean over the
+    emotions is widened by those of its emotions.
 
     Args:
         drawn: Resampled scores by their names in `score_statistic`, all of them or some.
@@ -181,8 +186,7 @@ def score_intervals(
         found[f"recall/{label}"] = boundary_interval(shown & named, shown, clusters, level)
         if not shown.any():
             continue
-        jaccard = boundary_interval(shown & named, shown | named, clusters, level)
-        found[f"f1/{label}"] = jaccard and (2 * jaccard[0] / (1 + jaccard[0]), 2 * jaccard[1] / (1 + jaccard[1]))
+        found[f"f1/{label}"] = f1_boundary_interval(shown, named, clusters, level)
         means["balanced_accuracy"].append(f"recall/{label}")
         means["macro_f1"].append(f"f1/{label}")
         if not shown.all():

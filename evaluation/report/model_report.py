@@ -27,7 +27,6 @@ def write_model_report(
     inputs: dict[str, Any],
 ) -> dict[str, Any]:
     """Write the report of one model, print a summary, and return the content of `metrics.json`."""
-    from evaluation.metrics.scores import score_values
     from evaluation.report.writer import report_folder, write_report
     from evaluation.sections.provenance import banner, protocol
 
@@ -36,7 +35,6 @@ def write_model_report(
         with progress_bar() as bar:
             made = [part() for part in bar.track(parts(folder), description=f"evaluating {predictions.name}")]
         sections = [section for section in made if section]
-        measured = score_values(predictions.probabilities, predictions.truth, predictions.labels)
         performance = sections[0].values
         metrics = {
             "dataset": task.folder.name,
@@ -50,11 +48,11 @@ def write_model_report(
             "banner": banner(predictions),
             "notes": [warning for section in sections for warning in section.warnings],
             "n": len(predictions.rows),
-            **{score: measured[score] for score in ("accuracy", "balanced_accuracy", "macro_f1")},
+            **{score: performance["scores"][score] for score in ("accuracy", "balanced_accuracy", "macro_f1")},
             "accuracy_interval": performance["intervals"]["accuracy"],
             "per_emotion": {
-                label: {score: measured[f"{score}/{label}"] for score in ("precision", "recall", "f1")}
-                for label in predictions.labels
+                label: {score: entry[score]["value"] for score in ("precision", "recall", "f1")}
+                for label, entry in performance["per_emotion"].items()
             },
             "inputs": inputs,
         }

@@ -104,7 +104,8 @@ def fit_sequences(
     """
     check_options(options)
     check_output(model_file)
-    classifier, crops = _read_features_network(features_file, model_file, folder), crop_options(folder)
+    crops = crop_options(folder)
+    classifier = _read_features_network(features_file, model_file, crops, folder.name)
     sequences = read_sequences(table, folder)
     print(sequences.note, flush=True)
     train, dev = _split(sequences, folder)
@@ -191,19 +192,23 @@ def fit_sequence_folds(
         fit_sequences(split, folder, fold_file(model_file, fold), options, source, command, force, callbacks)
 
 
-def _read_features_network(features_file: Path, model_file: Path, folder: Path) -> EmotionClassifier:
+def _read_features_network(
+    features_file: Path, model_file: Path, crops: dict[str, Any], dataset: str
+) -> EmotionClassifier:
     """Return the network that computes the features.
 
     Raises:
         InputError: It takes other crops than those of the data, or would be replaced.
     """
     if features_file.resolve() == model_file.resolve():
-        raise InputError(f"the new network would replace {features_file}, which it needs; give another --output")
-    classifier, crops = EmotionClassifier.load(features_file, features=True), crop_options(folder)
-    check_crops(features_file, classifier.card, crops, folder.name)
+        raise InputError(
+            f"the new network would replace {features_file}, which gives it features; give another --output"
+        )
+    classifier = EmotionClassifier.load(features_file, features=True)
+    check_crops(features_file, classifier.card, crops, dataset)
     if crops["align"] != (align := classifier.card.align):
         raise InputError(
-            f"the crops of {folder.name} have --align {crops['align']}, {features_file} takes {align}; make them "
+            f"the crops of {dataset} have --align {crops['align']}, {features_file} takes {align}; make them "
             f"again: preprocessing.step2_face_crops with --align {align}"
         )
     return classifier
