@@ -84,12 +84,12 @@ class TrainingConfig:
     balance: str = ""  # balance the loss by `emotion`, a column such as `gender`, or `gender+emotion`
     epochs: int = 36
     batch_size: int = 128  # images
-    optimizer: str = "adamw"  # `adamw`, `adam` or `sgd`
+    optimizer: str = "adamw"  # `adamw`, `muon`, `adam` or `sgd`
     learning_rate: float = 2e-3  # after the warm-up
     first_layer_rate: float = 1.0  # learning rate of the first layer, as a share of that of the last; 1: all the same
     schedule: str = "cosine"  # `cosine` (to zero at the last epoch) or `constant`
     warmup_epochs: int = 0  # epochs in which the learning rate grows linearly from zero
-    weight_decay: float = 1e-2  # adamw only
+    weight_decay: float = 1e-2  # adamw and muon only
     label_smoothing: float = 0.1  # 0-1; not used for votes
     logit_adjustment: float = 0.0  # share of the log class prior in the loss (Menon et al. 2021); 0: off, 1: balanced
     mixup: float = 0.0  # alpha of mixup's beta distribution; 0: off

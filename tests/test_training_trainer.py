@@ -21,7 +21,7 @@ from training.data import read_crops
 from training.data.splits import read_batches
 from training.runs import epoch_choice
 from training.settings import check_output
-from training.trainer import build_trainer, data_parallel, set_layer_rates
+from training.trainer import Muon, build_trainer, data_parallel, set_layer_rates
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +99,28 @@ def test_finished_run_is_repeated_only_with_other_settings_crops_or_code(make_da
         assert runs_after_start() == number
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_muon_moves_convolutions_by_orthogonal_matrices_and_others_as_adamw(precision):
+    rng = np.random.default_rng(2)
+    kernels = [rng.normal(size=shape).astype(np.float32) for shape in ((3, 3, 4, 8), (1, 1, 4, 16), (3, 3, 1, 8))]
+    gradients = [rng.normal(size=kernel.shape).astype(np.float32) for kernel in kernels]
+    keras.config.set_dtype_policy(precision)
+    try:
+        optimizer = Muon(0.01, weight_decay=None, adam_weight_decay=None)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    variables = [keras.Variable(kernel) for kernel in kernels]
+    optimizer.apply([keras.ops.convert_to_tensor(gradient) for gradient in gradients], variables)
+    moves = [(old - new.numpy()) / 0.01 for old, new in zip(kernels, variables, strict=True)]
+    np.testing.assert_allclose(moves[2], np.sign(gradients[2]), rtol=0.01)  # the first step of AdamW
+    for move, gradient in zip(moves[:2], gradients[:2], strict=True):
+        left, _, right = np.linalg.svd(gradient.reshape(-1, gradient.shape[-1]), full_matrices=False)
+        nearest = (left @ right).ravel()  # the nearest orthogonal matrix
+        assert np.corrcoef(move.ravel(), nearest)[0, 1] > 0.97
+        assert 0.2 * 0.6 < np.sqrt((move**2).mean()) < 0.2 * 1.2
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
 def test_layers_learn_at_rates_that_grow_by_equal_ratios(make_dataset, optimizer):
     folder, decay = make_dataset(), 0.5
     config = replace(
@@ -113,7 +134,7 @@ def test_layers_learn_at_rates_that_grow_by_equal_ratios(make_dataset, optimizer
         network, trainer = build_trainer(train, replace(config, first_layer_rate=first))
         before = [variable.numpy() for variable in network.trainable_variables]
         trainer.train_on_batch(*train[0])
-        kept = 1 - 0.1 * decay if optimizer == "adamw" else 1  # weight decay is the same for all layers
+        kept = 1 - 0.1 * decay if optimizer != "sgd" else 1  # weight decay is the same for all layers
         steps.append([new.numpy() - kept * old for new, old in zip(network.trainable_variables, before, strict=True)])
     rates = [0.25] * 3 + [0.5] * 3 + [1.0] * 2  # kernel, gamma and beta of two convolutions; kernel and bias
     for plain, scaled, rate in zip(*steps, rates, strict=True):

@@ -21,7 +21,7 @@ from preprocessing.tables import split_hash
 Settings = TypeVar("Settings", TrainingConfig, AugmentationConfig)
 CHOICES = {
     "targets": ("labels", "votes"),
-    "optimizer": ("adamw", "adam", "sgd"),
+    "optimizer": ("adamw", "adam", "sgd", "muon"),
     "schedule": ("cosine", "constant"),
     "precision": ("auto", "float32", "mixed_bfloat16"),
 }

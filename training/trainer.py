@@ -29,6 +29,7 @@ from training.pretrained import PretrainedNetwork, build_from, shaping_settings
 from training.runs import saving, train_or_resume
 from training.settings import check_output, check_settings
 
+ops: Any = keras.ops  # Keras does not type the results of its operations
 VERSION = 1  # raise this to retrain finished runs when targets, loss or optimizer change
 
 
@@ -259,6 +260,43 @@ def build_network(shape: tuple[int, int, int], classes: Sequence[str], config: T
     return models.build(config.network, shape, len(classes), **shaped)
 
 
+class Muon(keras.optimizers.Muon):
+    """Muon for convolutional networks (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
+
+    The update of a matrix is the nearest orthogonal matrix to its momentum, here computed in the precision of training.
+    Keras's class leaves convolutions to AdamW. Here a kernel of shape (height, width, inputs, filters) is a matrix of
+    shape (height * width * inputs, filters). AdamW trains all other variables and kernels with one input channel.
+    Updates have the root mean square of AdamW's, so both share a learning rate (Liu et al. 2025,
+    https://arxiv.org/abs/2502.16982).
+
+    Args:
+        learning_rate: Learning rate or schedule.
+        options: Other arguments of Keras's class.
+    """
+
+    def __init__(self, learning_rate: Any, **options: Any):
+        super().__init__(learning_rate, **options)
+        self.precision = keras.config.dtype_policy().compute_dtype
+
+    def _should_use_adamw(self, variable: Any) -> bool:
+        return len(variable.shape) != 4 or variable.shape[2] == 1
+
+    def _muon_update_step(self, gradient: Any, variable: Any, lr: Any, m: Any) -> None:
+        self.assign(m, self.momentum * m + gradient)
+        rows, filters = math.prod(variable.shape[:3]), variable.shape[3]
+        matrix = ops.reshape(gradient + self.momentum * m, (rows, filters))
+        matrix = ops.cast(matrix / (ops.norm(matrix) + 1e-7), self.precision)
+        if rows > filters:
+            matrix = ops.transpose(matrix)
+        for _ in range(self.ns_steps):  # a Newton-Schulz iteration moves all singular values towards 1
+            squared = matrix @ ops.transpose(matrix)
+            matrix = self.muon_a * matrix + (self.muon_b * squared + self.muon_c * squared @ squared) @ matrix
+        if rows > filters:
+            matrix = ops.transpose(matrix)
+        scale = lr * self.rms_rate * max(rows, filters) ** 0.5
+        self.assign_sub(variable, scale * ops.reshape(ops.cast(matrix, variable.dtype), variable.shape))
+
+
 def build_optimizer(config: TrainingConfig, steps_per_epoch: int) -> keras.optimizers.Optimizer:
     """Return the optimizer with its learning-rate schedule."""
     rate: Any = config.learning_rate
@@ -271,6 +309,8 @@ def build_optimizer(config: TrainingConfig, steps_per_epoch: int) -> keras.optim
             warmup_target=rate if warmup_steps else None,
             warmup_steps=warmup_steps,
         )
+    if config.optimizer == "muon":
+        return Muon(rate, weight_decay=config.weight_decay, adam_weight_decay=config.weight_decay)
     if config.optimizer == "adamw":
         return keras.optimizers.AdamW(rate, weight_decay=config.weight_decay)
     return keras.optimizers.Adam(rate) if config.optimizer == "adam" else keras.optimizers.SGD(rate)
