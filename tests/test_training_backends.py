@@ -23,7 +23,7 @@ small = TrainingConfig(filters=(8, 16), convolutions=1, epochs=2, batch_size=8, 
                 mixup=0.2, augmentation=AugmentationConfig(cutout_max_size=8, noise=10.0, crop=5 / 6))
 table = read_table(folder, "split.csv")
 teacher = model_file.with_stem(f"{model_file.stem}_teacher")
-train_network(table, folder, teacher, small, "python")
+train_network(table, folder, teacher, replace(small, optimizer="muon"), "python")
 train_network(table, folder, model_file, replace(small, teachers=(str(teacher),)), "python")
 """
 PREDICT = """

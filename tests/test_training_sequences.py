@@ -199,14 +199,14 @@ def test_refuses_tables_without_complete_sequences(make_sequences):
 @pytest.mark.parametrize(
     "change",
     [{"logit_adjustment": 0.5}, {"first_layer_rate": 0.9}, {"mixup": 0.2}, {"balance": "gender"}, {"targets": "votes"},
-     {"teachers": ("a.keras",)}, {"pretrained": "a.keras"}, {"precision": "auto"}, {"filters": (12, 24)},
-     {"augmentation": TrainingConfig().augmentation}],
+     {"teachers": ("a.keras",)}, {"pretrained": "a.keras"}, {"precision": "auto"}, {"optimizer": "muon"},
+     {"filters": (12, 24)}, {"augmentation": TrainingConfig().augmentation}],
     ids=str,
 )  # fmt: skip
 def test_refuses_settings_that_sequences_do_not_have(make_sequences, frames_network, tmp_path, change):
     settings = options()
     settings = replace(settings, config=replace(settings.config, **change))
-    with pytest.raises(InputError, match=f"^{next(iter(change))} .*(remove it from SEQUENCES|give one)"):
+    with pytest.raises(InputError, match=f"^{next(iter(change))} .*(remove it from SEQUENCES|give one|give adamw)"):
         fit(make_sequences(), tmp_path / "sequence.keras", frames_network, settings)
 
 

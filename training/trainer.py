@@ -260,40 +260,42 @@ def build_network(shape: tuple[int, int, int], classes: Sequence[str], config: T
     return models.build(config.network, shape, len(classes), **shaped)
 
 
-class Muon(keras.optimizers.Muon):
+class Muon(keras.optimizers.AdamW):
     """Muon for convolutional networks (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
 
     The update of a matrix is the nearest orthogonal matrix to its momentum, here computed in the precision of training.
-    Keras's class leaves convolutions to AdamW. Here a kernel of shape (height, width, inputs, filters) is a matrix of
-    shape (height * width * inputs, filters). AdamW trains all other variables and kernels with one input channel.
-    Updates have the root mean square of AdamW's, so both share a learning rate (Liu et al. 2025,
-    https://arxiv.org/abs/2502.16982).
+    A kernel of shape (height, width, inputs, filters) is a matrix of shape (height * width * inputs, filters). Updates
+    have the root mean square of AdamW's, so both share a learning rate (Liu et al. 2025,
+    https://arxiv.org/abs/2502.16982). AdamW trains all other variables, and kernels with one input channel or with one
+    filter per channel. Unlike `keras.optimizers.Muon`, it trains convolutions.
 
     Args:
         learning_rate: Learning rate or schedule.
-        options: Other arguments of Keras's class.
+        weight_decay: Weight decay of all variables.
     """
 
-    def __init__(self, learning_rate: Any, **options: Any):
-        super().__init__(learning_rate, **options)
+    def __init__(self, learning_rate: Any = 1e-3, weight_decay: float = 4e-3):
+        super().__init__(learning_rate, weight_decay)
         self.precision = keras.config.dtype_policy().compute_dtype
 
-    def _should_use_adamw(self, variable: Any) -> bool:
-        return len(variable.shape) != 4 or variable.shape[2] == 1
-
-    def _muon_update_step(self, gradient: Any, variable: Any, lr: Any, m: Any) -> None:
-        self.assign(m, self.momentum * m + gradient)
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Update one variable with its gradient."""
+        if len(variable.shape) != 4 or 1 in variable.shape[2:]:
+            super().update_step(gradient, variable, learning_rate)
+            return
+        momentum: Any = self._momentums[self._get_variable_index(variable)]
+        self.assign(momentum, 0.95 * momentum + gradient)
         rows, filters = math.prod(variable.shape[:3]), variable.shape[3]
-        matrix = ops.reshape(gradient + self.momentum * m, (rows, filters))
+        matrix = ops.reshape(gradient + 0.95 * momentum, (rows, filters))  # Nesterov momentum
         matrix = ops.cast(matrix / (ops.norm(matrix) + 1e-7), self.precision)
         if rows > filters:
             matrix = ops.transpose(matrix)
-        for _ in range(self.ns_steps):  # a Newton-Schulz iteration moves all singular values towards 1
+        for _ in range(5):  # each Newton-Schulz iteration moves all singular values towards 1
             squared = matrix @ ops.transpose(matrix)
-            matrix = self.muon_a * matrix + (self.muon_b * squared + self.muon_c * squared @ squared) @ matrix
+            matrix = 3.4445 * matrix + (-4.775 * squared + 2.0315 * squared @ squared) @ matrix
         if rows > filters:
             matrix = ops.transpose(matrix)
-        scale = lr * self.rms_rate * max(rows, filters) ** 0.5
+        scale = 0.2 * max(rows, filters) ** 0.5 * learning_rate
         self.assign_sub(variable, scale * ops.reshape(ops.cast(matrix, variable.dtype), variable.shape))
 
 
@@ -310,7 +312,7 @@ def build_optimizer(config: TrainingConfig, steps_per_epoch: int) -> keras.optim
             warmup_steps=warmup_steps,
         )
     if config.optimizer == "muon":
-        return Muon(rate, weight_decay=config.weight_decay, adam_weight_decay=config.weight_decay)
+        return Muon(rate, weight_decay=config.weight_decay)
     if config.optimizer == "adamw":
         return keras.optimizers.AdamW(rate, weight_decay=config.weight_decay)
     return keras.optimizers.Adam(rate) if config.optimizer == "adam" else keras.optimizers.SGD(rate)

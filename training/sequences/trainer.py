@@ -225,6 +225,8 @@ def check_options(options: SequenceConfig) -> None:
     for name in UNSUPPORTED:
         if getattr(options.config, name) != getattr(default, name):
             raise InputError(f"{name} is not supported for sequences; remove it from SEQUENCES in configuration.py")
+    if options.config.optimizer == "muon":  # it trains image convolutions only
+        raise InputError("optimizer muon is not supported for sequences; give adamw in SEQUENCES in configuration.py")
     if len(options.config.filters) != 1:
         raise InputError(f"filters {options.config.filters} of a sequence network are not one number; give one")
     check_ranges(options, {"window": (1, 1024), "rate": (1, 1000)})
