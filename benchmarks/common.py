@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from common.files import atomic_file
+from common.files import write_file
 from preprocessing.datasets.sample import PORTRAIT
 from realtime.sources import open_source
 
@@ -101,8 +101,7 @@ def finish(rows: Sequence[Row], output: Path | None, title: str | None = None) -
         table.add_row(*(_text(row.get(column, "")) for column in columns), ", ".join(more))
     Console(width=160).print(table)
     if output:
-        with atomic_file(output) as temporary:
-            temporary.write_text(json.dumps(rows, indent=2, default=float) + "\n", encoding="utf-8")
+        write_file(output, (json.dumps(rows, indent=2, default=float) + "\n").encode())
         print(f"wrote {output}")
 
 

@@ -77,17 +77,6 @@ def write_checked(file: Path, content: bytes) -> None:
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(file))
 
 
-def read_at_most(file: Path, size: int) -> bytes:
-    """Return the content of a file.
-
-    Raises:
-        ValueError: The file has more bytes than `size`.
-    """
-    if file.stat().st_size > size:
-        raise ValueError(f"larger than {size / 1e6:.0f} MB")
-    return file.read_bytes()
-
-
 def fingerprint(files: Mapping[str, Path]) -> str:
     """Return a hash of the names, sizes and modification times of files (16 hex digits)."""
     stats = [(name, file.stat().st_size, file.stat().st_mtime_ns) for name, file in files.items()]

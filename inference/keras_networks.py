@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import warnings
 import zipfile
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from common.files import atomic_file, write_checked
 from common.logging import quiet_start
 from configuration import ROOT
 from inference.lineage import ImageHashes, hashes_content, hashes_file
-from inference.model_card import Card, ModelCard, card_content, card_path, check_unchanged, sealed
+from inference.model_card import ModelCard, SequenceCard, card_content, card_path, check_unchanged, sealed
 
 if TYPE_CHECKING:
     import keras
@@ -30,66 +29,10 @@ RELEASED = tuple(
 )  # training steps never replace these
 
 
-def check_output(model_file: Path) -> None:
-    """Refuse an output path that a training step must not write; commands call this before they train.
-
-    Args:
-        model_file: The output.
-
-    Raises:
-        InputError: The suffix is not `.keras`, or the path leads to a released network.
-    """
-    if model_file.suffix != ".keras" or model_file.is_dir():
-        raise InputError(f"--output {model_file} is not the name of a .keras file; the card goes beside it as .json")
-    target = Path(os.path.realpath(model_file))  # unlike `resolve`, it accepts a link to itself
-    for released in RELEASED:
-        # Some disks are not case-sensitive, and several paths may lead to a folder.
-        same_name = target.name.casefold() == released.name.casefold()
-        if target == released.resolve() or (same_name and _is_same_folder(target.parent, released.parent)):
-            raise InputError(
-                f"--output {model_file} would replace the released network {released.name}; give another name, such "
-                "as models/mine.keras"
-            )
-
-
-def _is_same_folder(folder: Path, other: Path) -> bool:
-    return folder.exists() and other.exists() and folder.samefile(other)
-
-
-def save(network: keras.Model, card: ModelCard, model_file: Path, hashes: ImageHashes | None = None) -> None:
-    """Save a network as an uncompiled float32 copy, without optimiser state and mixed precision, and its card.
-
-    Args:
-        network: The network.
-        card: Its card.
-        model_file: Path of the `.keras` file.
-        hashes: The images of its lineage; None: unknown.
-    """
-    copy: Any = float32_copy(network)
-    check_fit(copy.input_shape, copy.output_shape, card, model_file)
-    write_model(copy, card, model_file, hashes)
-
-
-def float32_copy(network: keras.Model) -> keras.Model:
-    """Return an uncompiled copy of a network whose layers compute in float32."""
-    import keras
-
-    copy = keras.models.clone_model(network, clone_function=_float32_layer)
-    copy = keras.Model(copy.inputs, copy.outputs, name=network.name)  # the clone of a compiled network is compiled
-    copy.set_weights(network.get_weights())
-    return copy
-
-
-def _float32_layer(layer: Any) -> Any:
-    """Return a new layer with the configuration of another one, in float32."""
-    config = layer.get_config()
-    if "dtype" in config:
-        config["dtype"] = "float32"
-    return layer.__class__.from_config(config)
-
-
-def write_model(network: keras.Model, card: Card, model_file: Path, hashes: ImageHashes | None = None) -> None:
-    """Write a network, its list of images and its card.
+def save(
+    network: keras.Model, card: ModelCard | SequenceCard, model_file: Path, hashes: ImageHashes | None = None
+) -> None:
+    """Save a network as an uncompiled float32 copy, with its card and its list of images.
 
     All files are written under temporary names first, so a full disk leaves earlier files unchanged. The earlier card
     and list are removed before the network is renamed, so a kill never leaves them beside the new network.
@@ -101,10 +44,17 @@ def write_model(network: keras.Model, card: Card, model_file: Path, hashes: Imag
         hashes: The images of its lineage; None: unknown.
 
     Raises:
+        InputError: The card does not describe the network.
         OSError: The disk is full, or a file does not read back as written.
     """
+    import keras
+
+    copy: Any = keras.models.clone_model(network, clone_function=_float32_layer)
+    copy = keras.Model(copy.inputs, copy.outputs, name=network.name)  # the clone of a compiled network is compiled
+    copy.set_weights(network.get_weights())
+    check_fit(copy.input_shape, copy.output_shape, card, model_file)
     content = io.BytesIO()  # in memory, as HDF5 crashes on a full disk
-    network.save(content, zipped=False)  # `zipped` only relaxes the check of the file name
+    copy.save(content, zipped=False)  # `zipped` only relaxes the check of the file name
     network_hash = hashlib.sha256(content.getvalue()).hexdigest()[:16]  # equals `file_hash`
     card = sealed(card, network_hash)
     with ExitStack() as files:  # renamed in reverse order: the network first, the card last
@@ -117,10 +67,23 @@ def write_model(network: keras.Model, card: Card, model_file: Path, hashes: Imag
         hashes_file(model_file).unlink(missing_ok=True)
 
 
-def check_fit(input_shape: Sequence[Any], output_shape: Sequence[Any], card: ModelCard, model_file: Path) -> None:
+def _float32_layer(layer: Any) -> Any:
+    """Return a new layer with the configuration of another one, in float32."""
+    config = layer.get_config()
+    if "dtype" in config:
+        config["dtype"] = "float32"
+    return layer.__class__.from_config(config)
+
+
+def check_fit(
+    input_shape: Sequence[Any], output_shape: Sequence[Any], card: ModelCard | SequenceCard, model_file: Path
+) -> None:
     """Refuse a card whose input or output shape differs from the network's."""
-    side = card.input_size
-    expected = ((None, side, side, card.channels), (None, len(card.labels)))
+    classes = len(card.labels)
+    if isinstance(card, ModelCard):
+        expected = ((None, card.input_size, card.input_size, card.channels), (None, classes))
+    else:
+        expected = ((None, 1 + card.window, card.feature_size), (None, card.window, classes))
     found = (tuple(input_shape), tuple(output_shape))
     if found != expected:
         raise InputError(

@@ -18,7 +18,7 @@ from typing import Any, Self
 import numpy as np
 
 from common.errors import InputError
-from common.files import atomic_file, file_hash, write_checked
+from common.files import file_hash, write_file
 from configuration import PATHS, ROOT
 
 _HEX_16 = re.compile("[0-9a-f]{16}")
@@ -54,7 +54,6 @@ class SourceNetwork(TrainingHistory):
         trained_on: Data of its whole lineage, such as `fer2013 (labels)`.
         splits: Data set name and split hash of each training in its lineage; `(None, None)` is unnamed data.
         command: The command that trained it.
-        network: The parts of its architecture that were taken.
     """
 
     file: str
@@ -65,7 +64,6 @@ class SourceNetwork(TrainingHistory):
     trained_on: tuple[str, ...] = ()
     splits: tuple[tuple[str | None, str | None], ...] = ()
     command: str = ""
-    network: str = ""
 
     @property
     def training_splits(self) -> tuple[tuple[str | None, str | None], ...]:
@@ -177,8 +175,8 @@ def write_hashes(model_file: Path, hashes: ImageHashes) -> None:
         model_file: The network; for `tuned.json`, `tuned.keras`, which does not exist.
         hashes: Its images.
     """
-    with atomic_file(hashes_file(model_file)) as temporary:
-        write_checked(temporary, hashes_content(hashes, file_hash(model_file) if model_file.is_file() else ""))
+    network_hash = file_hash(model_file) if model_file.is_file() else ""
+    write_file(hashes_file(model_file), hashes_content(hashes, network_hash))
 
 
 def hashes_content(hashes: ImageHashes, network_hash: str) -> bytes:

@@ -17,22 +17,15 @@ import numpy as np
 
 from common.emotions import EMOTIONS, in_class_order
 from common.errors import InputError
-from common.files import atomic_file, file_hash, read_at_most
+from common.files import file_hash, write_file
 from inference.lineage import SourceNetwork, TrainingHistory, as_tuple
 
 MAX_CARD = 10_000_000  # bytes; a card has about ten thousand
 CARD_VERSION = 3  # raised when entries are renamed; cards of other versions are refused
 TEMPERATURES = (0.01, 100.0)  # accepted values; beyond them, probabilities become 0 and 1, or equal
 _ALWAYS_WRITTEN = ("card_version", "abstention_threshold", "scores")
-_KINDS = {
-    "str": str,
-    "int": int,
-    "float": (int, float),
-    "tuple": list,
-    "list": list,
-    "dict": dict,
-    "SourceNetwork": dict,
-}
+_KINDS = {"str": str, "int": int, "float": (int, float), "tuple": list, "list": list, "dict": dict}
+_KINDS["SourceNetwork"] = dict
 # Accepted numbers. The crop sizes are those of `inference.faces.check_options`.
 _RANGES = {
     "input_size": (8, 1024),
@@ -252,7 +245,9 @@ def _read(model_file: Path, kind: type[AnyCard], train: str) -> AnyCard:
     if not file.is_file():
         raise InputError(f"{model_file} has no card; {file} must lie beside it (training steps write both)")
     try:
-        entries = json.loads(read_at_most(file, MAX_CARD))  # Windows writes UTF-16, too
+        if file.stat().st_size > MAX_CARD:
+            raise ValueError(f"larger than {MAX_CARD / 1e6:.0f} MB")
+        entries = json.loads(file.read_bytes())  # Windows writes UTF-16, too
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is not readable JSON ({error}); train again, or restore it") from error
     if not isinstance(entries, dict):
@@ -275,8 +270,7 @@ def check_version(entries: dict[str, Any], file: Path, train: str) -> None:
 
 def write_card(card: Card, model_file: Path) -> None:
     """Write the card of a network atomically."""
-    with atomic_file(card_path(model_file)) as temporary:
-        temporary.write_bytes(card_content(card))
+    write_file(card_path(model_file), card_content(card))
 
 
 def card_content(card: Card) -> bytes:

@@ -2,51 +2,26 @@
 
 Its input are the features and probabilities of the single-face network in each frame (`EmotionClassifier.features`). It
 is causal: its prediction for a frame depends on that frame and earlier ones. A window has one row for the reference (a
-neutral frame of the same face), then the frames in time order, then unused rows. Keras is imported only to save, to
-load with `load`, and to convert.
+neutral frame of the same face), then the frames in time order, then unused rows. Keras is imported only to load
+with `load`, and to convert.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from common.errors import InputError
 from common.files import file_hash
 from configuration import PATHS
-from inference.keras_networks import check_probabilities, float32_copy, load_network, write_model
-from inference.lineage import ImageHashes
+from inference.keras_networks import check_fit, check_probabilities, load_network
 from inference.litert import Network, converted
-from inference.model_card import SequenceCard, card_path, check_unchanged, read_sequence_card
-
-if TYPE_CHECKING:
-    import keras
-
+from inference.model_card import SequenceCard, check_unchanged, read_sequence_card
 
 _BATCH = 64  # windows in a batch of Keras
-
-
-def save_sequence_network(
-    network: keras.Model, card: SequenceCard, model_file: Path, hashes: ImageHashes | None = None
-) -> None:
-    """Save a sequence network as an uncompiled float32 copy, with its card and the images of its lineage."""
-    copy: Any = float32_copy(network)
-    _check_fit(copy.input_shape, copy.output_shape, card, model_file)
-    write_model(copy, card, model_file, hashes)
-
-
-def _check_fit(given: Sequence[Any], returned: Sequence[Any], card: SequenceCard, model_file: Path) -> None:
-    window = card.window
-    expected = ((None, 1 + window, card.feature_size), (None, window, len(card.labels)))
-    found = (tuple(given), tuple(returned))
-    if found != expected:
-        raise InputError(
-            f"{card_path(model_file)} does not describe {model_file.name}: the card says input and output "
-            f"{expected}, the network has {found}"
-        )
 
 
 def window_of(frames: np.ndarray, reference: np.ndarray, window: int) -> tuple[np.ndarray, int]:
@@ -109,7 +84,7 @@ class SequenceClassifier:
         card = read_sequence_card(model_file)
         network: Any = load_network(model_file)
         check_unchanged(card, model_file)
-        _check_fit(network.input_shape, network.output_shape, card, model_file)
+        check_fit(network.input_shape, network.output_shape, card, model_file)
 
         def run(windows: np.ndarray) -> np.ndarray:
             predictions = np.asarray(network([windows], training=False))
@@ -134,7 +109,7 @@ class SequenceClassifier:
         file = converted(model_file.stem, [model_file], lambda: load_network(model_file), folder)
         network = Network(file)
         check_unchanged(card, model_file)
-        _check_fit(*network.shapes(), card, model_file)
+        check_fit(*network.shapes(), card, model_file)
         check_probabilities(network(_test_windows(card))[0], model_file.name)
         return cls(lambda windows: network(windows)[0], card, model_file.name, batch_size=1)
 

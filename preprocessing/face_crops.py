@@ -16,7 +16,7 @@ import pandas as pd
 from common.command_line import progress_bar
 from common.engine import Engine
 from common.errors import InputError
-from common.files import atomic_file, named_errors
+from common.files import named_errors, write_file
 from common.processes import available_cores, exclusive_lock
 from configuration import FACES, FaceConfig
 from inference import crops, face_detector, faces
@@ -219,8 +219,8 @@ def _open_journal(folder: Path, provenance: str) -> Iterator[tuple[list[Row], Ca
         file.unlink(missing_ok=True)  # before the crops that it lists
         shutil.rmtree(folder / "faces", ignore_errors=True)
         rows = []
-    with atomic_file(file) as temporary:  # without the line that a kill may have cut
-        temporary.write_text("".join(f"{line}\n" for line in [provenance, *map(json.dumps, rows)]), encoding="utf-8")
+    kept = [provenance, *map(json.dumps, rows)]  # without the line that a kill may have cut
+    write_file(file, "".join(f"{line}\n" for line in kept).encode())
     with named_errors(file), file.open("a", encoding="utf-8") as lines:
 
         def append(row: Row) -> None:

@@ -17,7 +17,7 @@ from common.command_line import step_command
 from common.csv_text import check_columns, escape, quoting, unescape
 from common.emotions import EMOTIONS, in_class_order
 from common.errors import InputError
-from common.files import atomic_file
+from common.files import atomic_file, write_file
 from configuration import FACES, SAMPLE_NAME
 
 INVENTORY_COLUMNS = [
@@ -113,8 +113,7 @@ def is_up_to_date(folder: Path, file_name: str, provenance: str) -> bool:
 
 def write_provenance(folder: Path, file_name: str, provenance: str) -> None:
     """Record what a table was made from, as one line of JSON; call this after the table is written."""
-    with atomic_file(_record(folder, file_name)) as temporary:
-        temporary.write_text(provenance + "\n", encoding="utf-8")
+    write_file(_record(folder, file_name), f"{provenance}\n".encode())
 
 
 def read_provenance(folder: Path, file_name: str) -> dict[str, Any]:

@@ -11,15 +11,12 @@ from report_helpers import change_split, with_swapped_votes
 
 from common.emotions import LabelRule
 from common.errors import InputError
-from configuration import EVALUATION, FACES, EvaluationConfig
+from configuration import EVALUATION, EvaluationConfig
 from evaluation import evaluator, sequences
 from evaluation.predictions import Predictions
 from evaluation.sections.comparison import check_aligned, comparison_section
 from evaluation.sections.cross_validation import gap
-from evaluation.sections.mitigation import compare_fairness
-from evaluation.sections.robustness import robustness_section
 from evaluation.sequence_predictions import SHARES, SequencePredictions
-from preprocessing.tables import FACE_COLUMNS, INVENTORY_COLUMNS
 from training.lineage import Exposure
 
 LABELS = ("anger", "happiness")
@@ -53,17 +50,6 @@ def test_paired_comparisons_refuse_rows_that_do_not_align(tmp_path, change):
             gap(first, second, QUICK)
     check_aligned([first, predictions_of("c", 3, rows)])
     assert not list(tmp_path.iterdir())
-
-
-def test_paired_robustness_and_groups_refuse_predictions_of_other_images(tmp_path):
-    rows = pd.DataFrame([dict.fromkeys([*INVENTORY_COLUMNS, *FACE_COLUMNS], "")] * 6).assign(emotion="anger")
-    models = {"a": lambda images: np.full((len(images), 2), 0.5), "b": lambda _: np.eye(2)}
-    images = np.zeros((6, 48, 48, 1), np.uint8)
-    with pytest.raises(ValueError, match="b gives 2 predictions for 6 images"):
-        robustness_section(models, rows, images, LABELS, FACES, tmp_path, options=QUICK)
-    columns = pd.Series(["x", "y"] * 40), ["anger"] * 80, ["anger"] * 80
-    with pytest.raises(ValueError, match="same images"):
-        compare_fairness(*columns, ["anger"] * 79, LABELS, None)
 
 
 def test_sequences_have_a_p_value_of_accuracy_alone_and_refuse_another_order(tmp_path):

@@ -1,4 +1,3 @@
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -205,7 +204,6 @@ def test_biases_of_a_group_and_of_one_emotion_of_an_intersection_are_found_and_n
     hurt = (rows["gender"] == "male") & (rows["race"] == "y") & (rows["emotion"] == "happiness")
     rows.loc[hurt, "prediction"] = random.choice(["anger", "happiness"], int(hurt.sum()), p=[0.7, 0.3])
     section = section_of(rows, ["gender", "race"], tmp_path)
-    assert json.loads(json.dumps(section.values, allow_nan=False)) == section.values
     assert set(section.values) == {"gender", "race", "gender x race"} and section.values["gender"]["alarm"]
     text = " ".join(section.sentences)
     assert "Worst accuracy: male" in text and "best: female" in text and "differ significantly" in text

@@ -1,4 +1,3 @@
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -62,7 +61,6 @@ def test_bias_is_found_and_balancing_reduces_it(biased_and_balanced, tmp_path):
     assert "the recall of happiness is lowest for m" in " ".join(biased.sentences)
 
     section = mitigation_section(rows, plain, balanced, ("plain", "balanced"), LABELS, ["gender"], *QUICK)
-    assert json.loads(json.dumps(section.values, allow_nan=False)) == section.values
     odds = {row["score"]: row for row in section.values["gender"]}["equalised odds, worst emotion"]
     assert odds["before"] > 0.3 and odds["after"] < odds["before"] / 2 and odds["p"] < 0.01
     assert "balanced has smaller gaps between the groups" in section.sentences[0]

@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from functools import partial
 from typing import Any
 
@@ -8,9 +6,8 @@ import keras
 import numpy as np
 import pytest
 from cards import model_card
-from conftest import ROOT
 
-from configuration import PATHS, SERVING
+from configuration import PATHS
 from inference.crops import read_image_rgb
 from inference.emotion_classifier import EmotionClassifier
 from inference.keras_networks import save
@@ -86,22 +83,6 @@ def test_litert_gives_what_keras_gives_for_the_released_network(load_litert):
     np.testing.assert_allclose(exact, EmotionClassifier.load(PATHS.pretrained).predict(images), atol=1e-4)
     np.testing.assert_allclose(quantised, exact, atol=0.05)
     assert (quantised != exact).any() and exact.std(axis=0).max() > 0.01
-
-
-def test_converted_network_is_served_without_tensorflow(tiny_model, load_litert, tmp_path):
-    file = tiny_model()
-    load_litert(file, int8=SERVING.int8)
-    code = f"""
-import sys
-from pathlib import Path
-import numpy as np
-from inference import EmotionClassifier
-classifier = EmotionClassifier.load_litert(Path({str(file)!r}), folder=Path({str(tmp_path / "converted")!r}))
-print(classifier.predict(np.zeros((1, 24, 24, 1), np.uint8)).shape)
-print(*{{"tensorflow", "keras", "pandas", "matplotlib"}} & set(sys.modules))
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["(1, 3)", ""] and done.stderr == ""
 
 
 def test_input_options_are_those_of_the_card(tiny_model):

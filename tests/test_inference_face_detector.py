@@ -1,6 +1,3 @@
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +7,6 @@ import cv2
 import joblib
 import numpy as np
 import pytest
-from conftest import ROOT
 
 from common.errors import InputError
 from configuration import FACES
@@ -142,21 +138,6 @@ def test_weights_in_the_current_folder_are_not_opened(portrait_rgb, tmp_path, mo
     with pytest.raises(TypeError):
         StagePNet()
     assert (tmp_path / "sprung").exists()
-
-
-def test_faces_are_found_without_tensorflow(tmp_path, detector):
-    program = f"""
-import sys
-from pathlib import Path
-from inference import FaceDetector, read_image_rgb
-heavy = {{"tensorflow", "keras", "mtcnn"}}
-assert not heavy & set(sys.modules) and "ai_edge_litert" not in sys.modules, "importing is not cheap"
-print(len(FaceDetector().detect(read_image_rgb(Path({str(PORTRAIT)!r})))), "face")
-assert not heavy & set(sys.modules), "a heavy import"
-"""
-    environment = os.environ | {"KERAS_BACKEND": "torch", "PYTHONPATH": str(ROOT)}  # torch is not installed
-    run = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert run.stdout == "1 face\n" and run.returncode == 0, run.stderr
 
 
 # ---------------------------------------------------------------- threads and tiles

@@ -52,7 +52,7 @@ def test_imports_run_one_way(stage):
     ("module", "heavy"),
     [
         ("configuration", "numpy cv2 pandas keras tensorflow typer"),
-        ("inference", "numpy cv2 pandas keras tensorflow typer"),
+        ("inference", "numpy cv2 pandas keras tensorflow typer ai_edge_litert"),
         ("inference.face_detector", "pandas keras tensorflow mtcnn matplotlib"),
         ("inference.emotion_classifier", "pandas keras tensorflow matplotlib"),
         ("realtime.webcam", "keras tensorflow mtcnn matplotlib pandas scipy sklearn"),

@@ -1,21 +1,17 @@
 import json
 import shutil
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, files_of_at_most, spoil_longest_member
+from conftest import files_of_at_most, spoil_longest_member
 from tiny_training import TINY, build_tiny, fit, history_of
 
 from common.errors import InputError
 from common.processes import exclusive_lock
 from configuration import NO_AUGMENTATION, TrainingConfig
-from inference.emotion_classifier import EmotionClassifier
 from inference.lineage import hashes_file
 from inference.model_card import card_path
 from training import models
@@ -162,32 +158,3 @@ def test_runs_with_one_output_do_not_save_at_the_same_time(tmp_path):
 
     with saving(tmp_path / "best.keras"), pytest.raises(Timeout):
         FileLock(tmp_path / "runs" / "best.lock").acquire(timeout=0.1)
-
-
-KILLED = """
-import os, sys
-from dataclasses import replace
-from pathlib import Path
-sys.path[:0] = {paths!r}
-from tiny_training import TINY, build_tiny, fit
-from training import models
-models.NETWORKS["tiny"] = build_tiny
-replace_file = Path.replace
-def die_after_rename(file, target):
-    replace_file(file, target)
-    if target.name.startswith("state-0002"):
-        os.kill(os.getpid(), 9)
-Path.replace = die_after_rename
-fit(Path(sys.argv[1]), Path(sys.argv[2]), replace(TINY, epochs=3))
-"""
-
-
-def test_killed_training_resumes(make_dataset, tmp_path, capsys):
-    folder, model_file = make_dataset(), tmp_path / "models" / "best.keras"
-    code = KILLED.format(paths=[str(ROOT), str(ROOT / "tests")])
-    done = subprocess.run([sys.executable, "-c", code, folder, model_file], cwd=ROOT, capture_output=True, timeout=300)
-    assert done.returncode == -signal.SIGKILL and not model_file.exists(), done.stderr
-    assert fit(folder, model_file, replace(TINY, epochs=3))
-    assert "resuming after epoch 2 of 3" in capsys.readouterr().out
-    assert [row["epoch"] for row in history_of(tmp_path / "models")] == ["1", "2", "3"]
-    EmotionClassifier.load(model_file)

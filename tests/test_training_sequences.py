@@ -17,9 +17,10 @@ from tiny_training import history_of
 from common.errors import InputError
 from configuration import SEQUENCES, SequenceConfig, TrainingConfig
 from inference.emotion_classifier import EmotionClassifier
+from inference.keras_networks import save
 from inference.lineage import ImageHashes, hashes_file, write_hashes
 from inference.model_card import read_card, read_sequence_card
-from inference.sequence_classifier import SequenceClassifier, described, save_sequence_network, window_of
+from inference.sequence_classifier import SequenceClassifier, described, window_of
 from preprocessing.tables import FACE_COLUMNS, INVENTORY_COLUMNS, read_table, write_table
 from training.lineage import exposure_of
 from training.sequences import data as sequences_data
@@ -109,7 +110,7 @@ def untrained(tmp_path) -> Path:
     spread = random.normal(0, 1, 10), random.uniform(0.5, 2, 10), random.uniform(0.5, 2, 10)
     network = build_sequence_network(options().config, 12, spread, len(LABELS))
     card = sequence_card(labels=list(LABELS), window=12, temperature=2.0)
-    save_sequence_network(network, card, tmp_path / "n.keras")
+    save(network, card, tmp_path / "n.keras")
     return tmp_path / "n.keras"
 
 

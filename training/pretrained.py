@@ -52,12 +52,8 @@ class PretrainedNetwork:
         earlier = [data for source in self.card.sources for data in source.trained_on]
         return list(dict.fromkeys([*earlier, f"{self.card.dataset or 'unknown data'} ({targets})"]))
 
-    def source(self, network: str = "") -> SourceNetwork:
-        """Return its entry in the card of the new network.
-
-        Args:
-            network: What of its architecture is used.
-        """
+    def source(self) -> SourceNetwork:
+        """Return its entry in the card of the new network."""
         inside = self.file.resolve().is_relative_to(ROOT)
         return SourceNetwork(
             file=(self.file.resolve().relative_to(ROOT) if inside else self.file).as_posix(),
@@ -68,7 +64,6 @@ class PretrainedNetwork:
             trained_on=tuple(self.trained_on),
             splits=self.card.training_splits,
             command=self.card.command,
-            network=network,
         )
 
     def caveats(self, own: Sequence[str]) -> list[str]:

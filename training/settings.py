@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, fields, replace
 from importlib.util import find_spec
@@ -101,15 +102,29 @@ def check_ranges(options: Any, ranges: Mapping[str, tuple[float, float]], prefix
 
 
 def check_output(model_file: Path) -> None:
-    """Refuse a file name that a new network must not have.
+    """Refuse a file name that a new network must not have; commands call this before they train.
 
     Raises:
         InputError: It is no `.keras` file, belongs to a released network, or the card would replace a settings file.
     """
-    keras_networks.check_output(model_file)
+    if model_file.suffix != ".keras" or model_file.is_dir():
+        raise InputError(f"--output {model_file} is not the name of a .keras file; the card goes beside it as .json")
+    target = Path(os.path.realpath(model_file))  # unlike `resolve`, it accepts a link to itself
+    for released in keras_networks.RELEASED:
+        # Some disks are not case-sensitive, and several paths may lead to a folder.
+        same_name = target.name.casefold() == released.name.casefold()
+        if target == released.resolve() or (same_name and _is_same_folder(target.parent, released.parent)):
+            raise InputError(
+                f"--output {model_file} would replace the released network {released.name}; give another name, such "
+                "as models/mine.keras"
+            )
     card = card_path(model_file)
     if card.stem in ("tuned", "tuned-votes") or _is_settings_file(card):
         raise InputError(f"--output {model_file}: its card would replace {card}, a file of settings; give another name")
+
+
+def _is_same_folder(folder: Path, other: Path) -> bool:
+    return folder.exists() and other.exists() and folder.samefile(other)
 
 
 def _is_settings_file(file: Path) -> bool:

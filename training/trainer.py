@@ -130,7 +130,7 @@ def train_network(
     }
     card = replace(
         ModelCard.from_json(entries, card_path(model_file)),
-        pretrained=pretrained and pretrained.source("architecture and weights; architecture settings were ignored"),
+        pretrained=pretrained and pretrained.source(),
         teachers=tuple(teacher.source() for teacher in teachers),
     )
     with saving(model_file):

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from markupsafe import Markup
 
 from common.errors import InputError
-from common.files import atomic_file
+from common.files import write_file
 from evaluation.report.section import Figure, Section, Table, percent
 
 METRICS_FILE = "metrics.json"
@@ -92,8 +92,7 @@ def write_report(
         left_out=left_out,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
-    with atomic_file(folder / "report.html") as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_file(folder / "report.html", text.encode())
     whole = {**metrics, **{section.name: section.values for section in sections}}
     whole["files"] = sorted(
         file.name for file in folder.iterdir() if file.name != METRICS_FILE and not file.name.startswith(".")
@@ -112,8 +111,7 @@ def write_json(file: Path, values: Any, digits: int | None = None) -> Any:
         digits: Decimals of floats; None: all.
     """
     plain = _plain(values, digits)
-    with atomic_file(file) as temporary:
-        temporary.write_text(json.dumps(plain, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_file(file, (json.dumps(plain, indent=2, allow_nan=False) + "\n").encode())
     return plain
 
 

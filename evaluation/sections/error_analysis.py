@@ -78,14 +78,13 @@ def confused_pairs(predictions: Predictions) -> pd.DataFrame:
     return pairs.sort_values("share", ascending=False, kind="stable", ignore_index=True)
 
 
-def choose_examples(predictions: Predictions, label: int, kind: str, count: int) -> np.ndarray:
-    """Return the images of an emotion to show, int (up to `count`,), without duplicates.
+def choose_examples(predictions: Predictions, label: int, kind: str) -> np.ndarray:
+    """Return the images of an emotion to show, int (up to `EXAMPLES`,), without duplicates.
 
     Args:
         predictions: The predictions.
         label: Index of the true emotion.
         kind: `CONFIDENT`: incorrect predictions with the highest probability; `UNCERTAIN`: highest entropy.
-        count: Maximum number.
     """
     own = np.flatnonzero(predictions.truth == label)
     if kind == CONFIDENT:
@@ -96,13 +95,13 @@ def choose_examples(predictions: Predictions, label: int, kind: str, count: int)
         weight = -(probabilities * np.log(np.clip(probabilities, 1e-12, None))).sum(axis=1)
     ordered = own[np.argsort(-weight, kind="stable")]
     hashes = predictions.rows["pixel_hash"].iloc[ordered]
-    return ordered[(~hashes.duplicated() | (hashes == "")).to_numpy()][:count]
+    return ordered[(~hashes.duplicated() | (hashes == "")).to_numpy()][:EXAMPLES]
 
 
 def _gallery(predictions: Predictions, report: Path, options: EvaluationConfig) -> tuple[list[Figure], bool]:
     """Draw the examples of each emotion and kind, write their probabilities, and return whether there are Grad-CAMs."""
     chosen = {
-        (label, kind): choose_examples(predictions, label, kind, EXAMPLES)
+        (label, kind): choose_examples(predictions, label, kind)
         for label in range(len(predictions.labels))
         for kind in (CONFIDENT, UNCERTAIN)
     }

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import matplotlib.figure
 import numpy as np
@@ -159,17 +159,12 @@ def fairness_section(
         section.values[name] = {
             "images": comparison.images,
             "alarm": bool((gap_rows["p adjusted"] < fairness.significance).any()),
-            "scores": records(comparison.scores),
-            "gaps": records(gap_rows),
+            "scores": comparison.scores.to_dict("records"),
+            "gaps": gap_rows.to_dict("records"),
             "not_scored": comparison.too_small.to_dict("index"),
             "unknown": comparison.unknown,
         }
     return section
-
-
-def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the rows of a table for JSON, with None instead of NaN."""
-    return cast(list[dict[str, Any]], frame.astype(object).where(frame.notna(), None).to_dict("records"))
 
 
 def _adjusted(found: dict[str, GroupComparison]) -> pd.DataFrame:

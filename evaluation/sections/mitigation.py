@@ -11,7 +11,7 @@ from configuration import EVALUATION, FAIRNESS, EvaluationConfig, FairnessConfig
 from evaluation.metrics.fairness import ODDS, codes, enough_images, gaps, group_sizes, large_groups, rates
 from evaluation.metrics.intervals import Estimate, percentile_interval, resampled_counts, subject_clusters
 from evaluation.report.section import Section, Table, interval_text
-from evaluation.sections.fairness import check_columns, intersection, records
+from evaluation.sections.fairness import check_columns, intersection
 
 
 def mitigation_section(
@@ -56,7 +56,7 @@ def mitigation_section(
             "models' predictions with a change as large"
         )
         section.tables.append(Table(found, caption, tuple(str(name) for name in found.columns if name != "p")))
-        section.values[column] = records(found.reset_index())
+        section.values[column] = found.reset_index().to_dict("records")
         section.sentences.append(_sentence(column, found, names[1], fairness))
     return section
 
@@ -76,12 +76,7 @@ def compare_fairness(
     The change of accuracy has a paired bootstrap interval. The other figures are extremes over groups, for which a
     bootstrap interval is not valid. Their changes have a two-sided p-value: the predictions of the two models are
     exchanged at random, by subject or by image. None where fewer than two groups are large enough.
-
-    Raises:
-        ValueError: The models have predictions for different numbers of images.
     """
-    if not len(group) == len(truth) == len(before) == len(after):
-        raise ValueError(f"paired models need the same images. Received: {len(before)} and {len(after)} predictions")
     scored = large_groups(group_sizes(group, clusters), fairness)
     if len(scored) < 2:
         return None

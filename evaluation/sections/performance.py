@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from common.files import atomic_file
+from common.files import write_file
 from configuration import EvaluationConfig
 from evaluation.metrics.intervals import MIN_SUBJECTS
 from evaluation.metrics.scores import classification_report, confusion, estimate_scores
@@ -97,9 +97,8 @@ def performance_section(predictions: Predictions, report: Path, options: Evaluat
     emotions, interval = found.per_emotion, interval_text(options.level)
     write_table(emotions.reset_index(), report / "emotions.csv")
     write_table(found.confusion.reset_index(), report / "confusion_matrix.csv")
-    with atomic_file(report / "classification_report.txt") as temporary:
-        heading = f"{predictions.title}\n\n" if predictions.trained_on else ""
-        temporary.write_text(heading + found.report, encoding="utf-8")
+    heading = f"{predictions.title}\n\n" if predictions.trained_on else ""
+    write_file(report / "classification_report.txt", (heading + found.report).encode())
     headline = pd.DataFrame(
         {
             "value": [format_score(name, found.scores[name]) for name in HEADLINE],

@@ -17,7 +17,6 @@ from evaluation.sections.performance import format_estimate
 from inference.lineage import SourceNetwork, hashes_file
 from inference.model_card import ModelCard
 from preprocessing.datasets.votes import MAJORITY
-from preprocessing.splitting import choose_strategy
 from preprocessing.tables import (
     OFFICIAL_SPLITS,
     crop_options,
@@ -131,7 +130,7 @@ def measure_provenance(
     own = "the model's own" if predictions.card.dataset == predictions.dataset else "new to the model"
     facts = {
         "data set": f"{predictions.dataset}, {own}",
-        "split": _split_text(predictions, folder, table),
+        "split": _split_text(predictions, folder),
         "role in training": _role_text(predictions),
         "training data": _training_text(predictions, table),
         "subjects shared with training": _subjects_text(predictions, table),
@@ -287,7 +286,7 @@ def _warnings(predictions: Predictions, folder: Path, table: pd.DataFrame, found
     return warnings
 
 
-def _split_text(predictions: Predictions, folder: Path, table: pd.DataFrame) -> str:
+def _split_text(predictions: Predictions, folder: Path) -> str:
     if predictions.fold_column:
         kind = "by subject" if predictions.has_subjects else "by duplicates and sequences, as some subjects are unknown"
         return f"{predictions.split} {kind}; each image is predicted by the network that was trained without its fold"
@@ -297,7 +296,6 @@ def _split_text(predictions: Predictions, folder: Path, table: pd.DataFrame) -> 
         strategy = None
     if not isinstance(strategy, str):
         return f"{predictions.split}, {len(predictions.rows):,} images; step 3 left no record"
-    strategy = str(choose_strategy(table)) if strategy == "auto" else strategy
     own = sorted(set(predictions.rows["usage"]) - {""})
     named = f" ({', '.join(own)} of the data set)" if strategy == "official" and own else ""
     return f"{predictions.split}, {_STRATEGIES.get(strategy, strategy)}{named}"

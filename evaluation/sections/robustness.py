@@ -115,10 +115,7 @@ def _correct(
         for column, perturbation in enumerate(bar.track([None, *PERTURBATIONS], description="robustness")):
             shown = perturb(perturbation, images, points, seed) if perturbation else images
             for name, predict in models.items():
-                probabilities = predict(shown)
-                if len(probabilities) != len(truth):
-                    raise ValueError(f"{name} gives {len(probabilities)} predictions for {len(truth)} images")
-                correct[name][:, column] = probabilities.argmax(axis=1) == truth
+                correct[name][:, column] = predict(shown).argmax(axis=1) == truth
     return correct
 
 
@@ -161,12 +158,7 @@ def compare_drops(
         second: The same of the second model, on the same images.
         clusters: Subject of each image, int (n,); None: images are resampled.
         options: Resamples, level and seed.
-
-    Raises:
-        ValueError: The models have predictions for different images.
     """
-    if first.shape != second.shape:
-        raise ValueError(f"paired models need the same images. Received: {first.shape}, {second.shape}")
     found = paired_difference(_drops(second), _drops(first), _cluster_numbers(clusters, first), options)
     return pd.DataFrame([(name, *difference) for name, difference in found.items()],
                         columns=["perturbation", DROP, "low", "high"])  # fmt: skip

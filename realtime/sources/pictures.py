@@ -24,13 +24,12 @@ class Pictures:
     Args:
         files: The files, in order.
         name: Name of the source, for messages.
-        fps: Frames per second of the images; replaced by that of the first video, where there is one.
         mirror: Flip frames horizontally.
         root: Folder that frame names are relative to; None: frame names are file names.
 
     Attributes:
         name: Name of the source, for messages.
-        fps: Frames per second of a recording.
+        fps: Frames per second of a recording: that of the first video, where there is one.
         count: Maximum number of frames; None where there are videos.
         size: Width and height of the first frame, pixels.
         live: False: frames wait for the reader.
@@ -44,12 +43,10 @@ class Pictures:
 
     live = False
 
-    def __init__(
-        self, files: list[Path], name: str, fps: float = FALLBACK_FPS, mirror: bool = False, root: Path | None = None
-    ):
+    def __init__(self, files: list[Path], name: str, mirror: bool = False, root: Path | None = None):
         self._files, self._mirror, self._root = files, mirror, root
         self._video: Video | None = None
-        self.name, self.fps, self.warning = name, fps, ""
+        self.name, self.fps, self.warning = name, FALLBACK_FPS, ""
         self.still = all(map(is_picture, files))
         self.has_pictures = any(map(is_picture, files))
         self.count = len(files) if self.still else None

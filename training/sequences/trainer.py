@@ -18,9 +18,10 @@ from common.command_line import counted
 from common.errors import InputError
 from configuration import SequenceConfig, TrainingConfig
 from inference.emotion_classifier import EmotionClassifier
+from inference.keras_networks import save
 from inference.lineage import ImageHashes, lineage_hashes
 from inference.model_card import SequenceCard, card_path, check_crops
-from inference.sequence_classifier import described, save_sequence_network
+from inference.sequence_classifier import described
 from preprocessing.tables import content_hash, crop_options, fold_numbers, split_by_fold, split_hash
 from training import trainer
 from training.cross_validation import features_without, fold_file
@@ -169,7 +170,7 @@ def fit_sequences(
     }
     card = SequenceCard.from_json(entries, card_path(model_file))
     with saving(model_file):
-        save_sequence_network(network, card, model_file, hashes)
+        save(network, card, model_file, hashes)
     print(f"network: {model_file}")
     return True
 

@@ -11,7 +11,7 @@ import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
 from common.command_line import counted
-from common.files import atomic_file
+from common.files import atomic_file, write_file
 from configuration import TrainingConfig
 from inference.lineage import ImageHashes, write_hashes
 from training.settings import settings_to_json
@@ -109,9 +109,8 @@ def write_results(
     }
     with FileLock(folder / "results.lock"):
         write_hashes(file.with_suffix(".keras"), images)
-        with atomic_file(file) as temporary:
-            text = json.dumps({"config": settings_to_json(settings), "found": about}, indent=2)
-            temporary.write_text(text + "\n", encoding="utf-8")
+        text = json.dumps({"config": settings_to_json(settings), "found": about}, indent=2)
+        write_file(file, f"{text}\n".encode())
         plots = draw_plots(study, folder)
     compared = f"; the configured settings (trial 0): {configured:.4f}" if configured is not None else ""
     print(
