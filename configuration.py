@@ -231,9 +231,14 @@ BEST = TrainingConfig(
 )
 # Multiples of 16: other numbers of filters take up to three times as long in bfloat16.
 TEACHERS = (  # networks that `training.teachers` trains
-    replace(BEST, filters=(32, 64, 160, 384), mixup=0.4, seed=7),
-    replace(BEST, filters=(32, 64, 128, 320), convolutions=3, seed=8),
-    replace(BEST, filters=(48, 96, 192, 384), mixup=0.4, seed=9),
+    replace(
+        BEST,
+        filters=(32, 64, 160, 384),
+        epochs=32,
+        optimizer="muon",
+        augmentation=replace(BEST.augmentation, cutout_max_size=16),
+    ),
+    replace(BEST, epochs=44, optimizer="muon", seed=8),
 )
 STUDENT = replace(  # settings with --teacher, without --pretrained
     BEST,
@@ -242,7 +247,9 @@ STUDENT = replace(  # settings with --teacher, without --pretrained
     distillation_weight=0.8,
     augmentation=replace(BEST.augmentation, cutout_max_size=16),
 )
-PRETRAINED_STUDENT = replace(STUDENT, epochs=60, learning_rate=1e-3)  # settings with --teacher and --pretrained
+PRETRAINED_STUDENT = replace(  # settings with --teacher and --pretrained
+    STUDENT, epochs=60, optimizer="muon", learning_rate=1e-3
+)
 FINE_TUNING = TrainingConfig(  # settings with --pretrained, without --teacher
     epochs=20, batch_size=32, learning_rate=3e-4, first_layer_rate=0.017, warmup_epochs=1, logit_adjustment=0.5
 )
