@@ -230,23 +230,12 @@ BEST = TrainingConfig(
     epochs=110, warmup_epochs=2, mixup=0.2, weight_decay=0.05, augmentation=AugmentationConfig(crop=5 / 6)
 )
 # Multiples of 16: other numbers of filters take up to three times as long in bfloat16.
+_WIDE = replace(BEST, filters=(32, 64, 160, 384), augmentation=replace(BEST.augmentation, cutout_max_size=16))
 TEACHERS = (  # networks that `training.teachers` trains
-    replace(
-        BEST,
-        filters=(32, 64, 160, 384),
-        epochs=32,
-        optimizer="muon",
-        augmentation=replace(BEST.augmentation, cutout_max_size=16),
-    ),
+    replace(_WIDE, epochs=32, optimizer="muon"),
     replace(BEST, epochs=44, optimizer="muon", seed=8),
 )
-STUDENT = replace(  # settings with --teacher, without --pretrained
-    BEST,
-    filters=(32, 64, 160, 384),
-    mixup=0.4,
-    distillation_weight=0.8,
-    augmentation=replace(BEST.augmentation, cutout_max_size=16),
-)
+STUDENT = replace(_WIDE, mixup=0.4, distillation_weight=0.8)  # settings with --teacher, without --pretrained
 PRETRAINED_STUDENT = replace(  # settings with --teacher and --pretrained
     STUDENT, epochs=60, optimizer="muon", learning_rate=1e-3
 )

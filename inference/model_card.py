@@ -24,8 +24,8 @@ MAX_CARD = 10_000_000  # bytes; a card has about ten thousand
 CARD_VERSION = 3  # raised when entries are renamed; cards of other versions are refused
 TEMPERATURES = (0.01, 100.0)  # accepted values; beyond them, probabilities become 0 and 1, or equal
 _ALWAYS_WRITTEN = ("card_version", "abstention_threshold", "scores")
-_KINDS = {"str": str, "int": int, "float": (int, float), "tuple": list, "list": list, "dict": dict}
-_KINDS["SourceNetwork"] = dict
+_KINDS = {"str": str, "int": int, "float": (int, float), "tuple": list, "list": list, "dict": dict,
+          "SourceNetwork": dict}  # fmt: skip
 # Accepted numbers. The crop sizes are those of `inference.faces.check_options`.
 _RANGES = {
     "input_size": (8, 1024),

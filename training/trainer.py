@@ -263,11 +263,11 @@ def build_network(shape: tuple[int, int, int], classes: Sequence[str], config: T
 class Muon(keras.optimizers.AdamW):
     """Muon for convolutional networks (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
 
-    The update of a matrix is the nearest orthogonal matrix to its momentum, here computed in the precision of training.
-    A kernel of shape (height, width, inputs, filters) is a matrix of shape (height * width * inputs, filters). Updates
-    have the root mean square of AdamW's, so both share a learning rate (Liu et al. 2025,
-    https://arxiv.org/abs/2502.16982). AdamW trains all other variables, and kernels with one input channel or with one
-    filter per channel. Unlike `keras.optimizers.Muon`, it trains convolutions.
+    Each update is approximately the orthogonal matrix that is nearest to the momentum of the gradients. It is computed
+    in the precision of training. A kernel of shape (height, width, inputs, filters) is a matrix of shape (height *
+    width * inputs, filters). Updates have the root mean square of AdamW's, so both share a learning rate (Liu et al.
+    2025, https://arxiv.org/abs/2502.16982). AdamW trains all other variables, and kernels with one input channel or
+    with one filter per channel. Unlike `keras.optimizers.Muon`, it trains convolutions.
 
     Args:
         learning_rate: Learning rate or schedule.
