@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from common import end_at_once
 from common.errors import InputError, missing_package
+from common.files import printable
 from common.urls import redacted
 from configuration import PATHS
 
@@ -126,7 +127,7 @@ def typed_command() -> str:
         program = ["python", "-m", main_spec.name]
     else:
         program = ["python", sys.argv[0]] if sys.argv[0].endswith(".py") else [Path(sys.argv[0]).name]
-    return shlex.join([*program, *sys.argv[1:]])
+    return printable(shlex.join([*program, *sys.argv[1:]]))
 
 
 def step_command(step: str, folder: Path, *options: object) -> str:

@@ -89,3 +89,8 @@ def file_hash(*files: Path) -> str:
     for file in files:
         content.update(file.read_bytes())
     return content.hexdigest()[:16]
+
+
+def printable(name: str) -> str:
+    """Return a text for a UTF-8 file: bytes of a file name that are not UTF-8 become escapes such as `\\udce9`."""
+    return name.encode("utf-8", "backslashreplace").decode()

@@ -13,10 +13,11 @@ IMAGE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff"),
     *(".pgm", ".ppm", ".gif", ".jp2", ".avif"),
 )
+LARGEST_SIDE = 32766  # pixels: OpenCV's limit for the sides of a warped image
 LARGEST_FILE = 1 << 28  # bytes, 268 MB: an uncompressed image of 90 megapixels; larger files are refused
 ACCEPTED_IMAGES = (
-    f"accepted are 8-bit and 16-bit images of at most {LARGEST_IMAGE / 1e6:.0f} megapixels in files of at most "
-    f"{LARGEST_FILE / 1e6:.0f} MB"
+    f"accepted are 8-bit and 16-bit images of at most {LARGEST_IMAGE / 1e6:.0f} megapixels, with sides of at most "
+    f"{LARGEST_SIDE:,} pixels, in files of at most {LARGEST_FILE / 1e6:.0f} MB"
 )
 
 
@@ -33,7 +34,7 @@ def read_image(file: Path, flags: int = cv2.IMREAD_COLOR) -> np.ndarray | None:
 
     Returns:
         uint8 (height, width, 3) BGR or RGB, or (height, width) gray; None if the file is not readable, or larger than
-        `LARGEST_FILE` or `LARGEST_IMAGE`.
+        `LARGEST_FILE`, `LARGEST_IMAGE` or `LARGEST_SIDE`.
 
     Raises:
         OSError: The file cannot be opened.
@@ -43,9 +44,10 @@ def read_image(file: Path, flags: int = cv2.IMREAD_COLOR) -> np.ndarray | None:
             return None
         data = np.frombuffer(stream.read(), dtype=np.uint8)
     try:
-        return cv2.imdecode(data, flags) if data.size else None
+        image = cv2.imdecode(data, flags) if data.size else None
     except (cv2.error, MemoryError):  # the header declares more than `LARGEST_IMAGE` pixels, or than fit in memory
         return None
+    return None if image is None or max(image.shape[:2]) > LARGEST_SIDE else image
 
 
 def read_gray_or_bgr(file: Path) -> np.ndarray | None:

@@ -7,12 +7,12 @@ import cv2
 import numpy as np
 
 from common.errors import InputError
+from common.images import LARGEST_SIDE
 from configuration import FaceConfig
 
 DETECTORS = ("mtcnn", "haar")
 ALIGNMENTS = ("landmarks", "box")
 CELL = 12  # pixels: side of P-Net's cell, the smallest face that it finds
-LARGEST = 32766  # pixels: OpenCV's limit for the sides of a warped image
 SIMILAR_AREA = 0.8  # faces with at least this share of the largest area count as equally large
 
 
@@ -80,12 +80,12 @@ def as_rgb(image_rgb: np.ndarray) -> np.ndarray:
         not isinstance(image_rgb, np.ndarray)
         or dtype != np.uint8
         or len(shape := image_rgb.shape) not in (2, 3)
-        or not 1 <= min(shape[:2]) <= max(shape[:2]) <= LARGEST
+        or not 1 <= min(shape[:2]) <= max(shape[:2]) <= LARGEST_SIDE
         or (len(shape) == 3 and shape[2] not in (1, 3))
     ):
         raise ValueError(
             "an image must be uint8 (h, w, 3) RGB or (h, w) gray, 0-255, without transparency, its sides 1 to "
-            f"{LARGEST} pixels. Received: {type(image_rgb).__name__} {dtype} {shape}"
+            f"{LARGEST_SIDE} pixels. Received: {type(image_rgb).__name__} {dtype} {shape}"
         )
     if len(shape) == 2 or shape[2] == 1:
         return cv2.cvtColor(image_rgb, cv2.COLOR_GRAY2RGB)

@@ -61,6 +61,7 @@ def write_face_crops(folder: Path, options: FaceConfig = FACES, engine: Engine =
         provenance = json.dumps(
             {
                 "inventory": content_hash(inventory),
+                "images": content_hash(inventory[["path", "pixel_hash"]]),
                 **face_detector.crop_versions(options),
                 "options": asdict(options),
             }
@@ -68,23 +69,43 @@ def write_face_crops(folder: Path, options: FaceConfig = FACES, engine: Engine =
         if _is_done(folder, provenance):
             print(f"unchanged: {folder / 'faces.csv'} was made from the same images and options; nothing to do")
             return read_table(folder, "faces.csv")
-        rows = _crop_all(folder, inventory, options, provenance, engine)
-        columns = {
-            column: [row.get(column, np.nan if column in NUMERIC_COLUMNS else "") for row in rows]
-            for column in FACE_COLUMNS
-        }
+        columns = _columns_of_crops(folder, provenance)
+        if columns is None:
+            rows = _crop_all(folder, inventory, options, provenance, engine)
+            columns = {
+                column: [row.get(column, np.nan if column in NUMERIC_COLUMNS else "") for row in rows]
+                for column in FACE_COLUMNS
+            }
+        else:
+            print("the images are the same: their crops are kept")
+            for name in ("split.json", "split.csv"):  # they have the earlier labels
+                (folder / name).unlink(missing_ok=True)
         table = inventory.drop(columns=FACE_COLUMNS, errors="ignore").assign(**columns)
         write_table(table, folder / "faces.csv")
         write_provenance(folder, "faces.csv", provenance)
-        _journal(folder).unlink()
+        _journal(folder).unlink(missing_ok=True)
     return table
+
+
+def _columns_of_crops(folder: Path, provenance: str) -> dict[str, pd.Series] | None:
+    """Return the face columns of earlier crops, where only other columns of the inventory changed; else None."""
+    try:
+        before, table = read_provenance(folder, "faces.csv"), read_table(folder, "faces.csv")
+    except InputError:
+        return None
+    if before | {"inventory": ""} != json.loads(provenance) | {"inventory": ""} or not _has_crops(folder, table):
+        return None
+    return {column: table[column] for column in FACE_COLUMNS}
 
 
 def _is_done(folder: Path, provenance: str) -> bool:
     if not is_up_to_date(folder, "faces.csv", provenance):
         return False
-    paths = read_table(folder, "faces.csv")["face_path"]
-    return all((folder / path).is_file() for path in paths if path)
+    return _has_crops(folder, read_table(folder, "faces.csv"))
+
+
+def _has_crops(folder: Path, table: pd.DataFrame) -> bool:
+    return all((folder / path).is_file() for path in table["face_path"] if path)
 
 
 def _crop_all(folder: Path, inventory: pd.DataFrame, options: FaceConfig, provenance: str, engine: Engine) -> list[Row]:

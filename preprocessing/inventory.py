@@ -23,6 +23,7 @@ from preprocessing.tables import (
     check_relative,
     is_up_to_date,
     read_table,
+    unescaped,
     write_provenance,
     write_table,
 )
@@ -162,7 +163,7 @@ def _publish(table: pd.DataFrame, provenance: str, part: Path, folder: Path) -> 
     renamed before its images, so that no step reads a table beside the images of another one.
     """
     inventory, before = folder / "inventory.csv", folder / _BEFORE
-    table = _with_own_columns(table, inventory if inventory.exists() else before)
+    table, lost = _with_own_columns(table, inventory if inventory.exists() else before)
     others = [column for column in table.columns if column not in INVENTORY_COLUMNS]
     write_table(table[[*INVENTORY_COLUMNS, *others]], part / "inventory.csv")
     folder.mkdir(parents=True, exist_ok=True)
@@ -173,23 +174,34 @@ def _publish(table: pd.DataFrame, provenance: str, part: Path, folder: Path) -> 
         (folder / "images").rename(part / "replaced")
     (part / "images").rename(folder / "images")
     (part / "inventory.csv").replace(inventory)
+    if lost:
+        before.replace(folder / "inventory.before.csv")
+        print(f"{lost}; the earlier table is kept as {folder / 'inventory.before.csv'}")
     before.unlink(missing_ok=True)
     write_provenance(folder, "inventory.csv", provenance)
 
 
-def _with_own_columns(table: pd.DataFrame, earlier: Path) -> pd.DataFrame:
-    """Return the table with the columns that the user added to the earlier one, such as `gender`, for equal images."""
+def _with_own_columns(table: pd.DataFrame, earlier: Path) -> tuple[pd.DataFrame, str]:
+    """Return the table with the columns that the user added to the earlier one, such as `gender`, for equal images.
+
+    The second value says what could not be kept; it is empty if nothing is lost.
+    """
     keys = ["path", "pixel_hash"]
+    if not earlier.is_file():
+        return table, ""
     try:
-        before = pd.read_csv(earlier, dtype=str, keep_default_na=False).drop_duplicates(keys).set_index(keys)
-    except (OSError, ValueError, KeyError):  # there is none, or it is damaged
-        return table
-    names = [str(name) for name in before.columns if name not in table.columns]
-    own = [name for name in names if not name.startswith(("votes_", "ferplus_"))]
+        before = unescaped(pd.read_csv(earlier, dtype=str, keep_default_na=False))
+        before = before.drop_duplicates(keys).set_index(keys)
+    except (OSError, ValueError, KeyError):
+        return table, "own columns of the earlier inventory.csv cannot be read"
+    from_votes = ("votes_", "ferplus_") if "ferplus_name" in before.columns else ()  # step 1 wrote these
+    own = [name for name in map(str, before.columns) if name not in table.columns and not name.startswith(from_votes)]
     if own:
         print(f"kept columns of the earlier inventory.csv: {', '.join(own)}")
     kept = before.reindex(pd.MultiIndex.from_frame(table[keys]))[own].fillna("")
-    return table.assign(**{name: kept[name].to_numpy() for name in own})
+    lost = int((before[own] != "").any(axis=1).sum() - (kept != "").any(axis=1).sum())
+    table = table.assign(**{name: kept[name].to_numpy() for name in own})
+    return table, f"own columns of {lost:,} images could not be kept: path or pixels differ" if lost > 0 else ""
 
 
 def _write_sample(raw: Path) -> Path:

@@ -47,16 +47,16 @@ class Duplicates(StrEnum):
     DROP = "drop"
 
 
-def write_split(folder: Path, strategy: Strategy, **options: Any) -> pd.DataFrame | None:
+def write_split(folder: Path, strategy: Strategy, **options: Any) -> tuple[pd.DataFrame, Strategy] | None:
     """Write `split.csv` from `faces.csv`, unless it is up to date. The data set is locked meanwhile.
 
     Args:
         folder: The data set's folder, `data/NAME`.
-        strategy: As for `split_table`.
+        strategy: As for `split_table`, or `AUTO`; see `choose_strategy`.
         **options: As for `split_table`.
 
     Returns:
-        The table; None where it is up to date.
+        The table and its strategy; None where it is up to date.
 
     Raises:
         InputError: As `split_table`, or the inventory has changed since step 2, or another process writes the data set.
@@ -64,7 +64,7 @@ def write_split(folder: Path, strategy: Strategy, **options: Any) -> pd.DataFram
     """
     with exclusive_lock(folder):
         faces = read_table(folder, "faces.csv")
-        _check_current(folder)
+        check_current(folder)
         strategy = choose_strategy(faces) if strategy is Strategy.AUTO else strategy
         provenance = json.dumps({"faces": content_hash(faces), "strategy": strategy, **options})
         if is_up_to_date(folder, "split.csv", provenance):
@@ -73,11 +73,15 @@ def write_split(folder: Path, strategy: Strategy, **options: Any) -> pd.DataFram
         (folder / "split.json").unlink(missing_ok=True)
         write_table(table, folder / "split.csv")
         write_provenance(folder, "split.csv", provenance)
-        return table
+        return table, strategy
 
 
-def _check_current(folder: Path) -> None:
-    """Refuse crops that were made from another inventory."""
+def check_current(folder: Path) -> None:
+    """Refuse crops that were made from another inventory.
+
+    Raises:
+        InputError: `inventory.csv` has changed since step 2.
+    """
     provenance = read_provenance(folder, "faces.csv")
     if not provenance or not (folder / "inventory.csv").is_file():
         return
@@ -103,7 +107,7 @@ def split_table(
 
     Args:
         table: `faces.csv`.
-        strategy: See `Strategy`; for `AUTO` see `choose_strategy`.
+        strategy: See `Strategy`; not `AUTO`.
         folds: Number of folds, at least 3, for `FOLDS`.
         train: Share of the images, 0-1, for `SUBJECT` and `RANDOM`.
         dev: Share of the images, 0-1; the rest is the test split. For `OFFICIAL`, see `hold_out_dev`.
@@ -118,12 +122,12 @@ def split_table(
     Raises:
         InputError: The data does not allow the strategy, or an emotion would have no training image.
     """
+    assert strategy is not Strategy.AUTO
     table = table.drop(columns=["split", "fold", "subject_dependent_fold", "cross_split_duplicate"], errors="ignore")
     rows = table[is_usable(table) & ~table["emotion"].isin(without)]
     if rows.empty:
         left_out = f" other than {', '.join(without)}" if without else ""
         raise InputError(f"nothing to split: no readable image has a face and a label{left_out}")
-    strategy = choose_strategy(table) if strategy is Strategy.AUTO else strategy
     columns = pd.DataFrame(index=rows.index)
     if strategy is Strategy.OFFICIAL:
         columns["split"] = hold_out_dev(rows, official_splits(rows), dev, seed)
@@ -168,17 +172,19 @@ def choose_strategy(table: pd.DataFrame) -> Strategy:
     because such splits leak identity.
 
     Raises:
-        InputError: Subjects are in several of the data set's splits, and some images have no subject.
+        InputError: Some images have a subject and others have none, and the data set's own splits cannot be used.
     """
     rows = table[is_usable(table)]
     crossing, _ = subjects_across_splits(table)
     if _has_official_splits(rows) and not crossing:
         return Strategy.OFFICIAL
     nameless = int((rows["subject"] == "").sum())
-    if crossing and 0 < nameless < len(rows):
+    if 0 < nameless < len(rows):
+        reason = f"{crossing:,} subjects are in several of the data set's own splits, and " if crossing else ""
+        others = "official or random" if crossing else "random"
         raise InputError(
-            f"{crossing:,} subjects are in several of the data set's own splits, and {nameless:,} usable images have "
-            "no subject; choose --strategy official or random, or complete the subjects"
+            f"{reason}{nameless:,} of {len(rows):,} usable images have no subject, so they cannot be split by subject; "
+            f"choose --strategy {others}, or complete the column subject of inventory.csv"
         )
     return Strategy.RANDOM if nameless else Strategy.SUBJECT
 

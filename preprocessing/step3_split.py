@@ -8,7 +8,7 @@ Writes:  data/NAME/split.csv: adds `split`, and with `--strategy folds` also `fo
 Strategies: `official` uses the data set's own splits. `subject` keeps each subject in one split. `random` ignores
 subjects. `folds` makes K folds, by subject where the data has subjects; the column `split` then makes fold 0 the test
 split and fold 1 the dev split. `auto` selects official, unless a subject is in two of the data set's splits; then
-subject, where all images have one; else random. All but `official` keep duplicates and sequences together and preserve
+subject; without subjects random. All but `official` keep duplicates and sequences together and preserve
 the shares of the emotions. Unusable rows (no label or face, constant, unreadable) have an empty `split`.
 
 `subject_dependent_fold` numbers folds that ignore subjects, as most published scores on CK+ do. Train and evaluate on
@@ -30,27 +30,26 @@ from preprocessing.audit import count_images, format_counts
 from preprocessing.splitting import (
     Duplicates,
     Strategy,
-    choose_strategy,
     subjects_across_splits,
     write_split,
 )
 from preprocessing.tables import OFFICIAL_SPLITS, is_usable
 
 
-def describe(table: pd.DataFrame, strategy: Strategy, without: Sequence[str] = ()) -> str:
+def describe(table: pd.DataFrame, chosen: Strategy, is_automatic: bool, without: Sequence[str] = ()) -> str:
     """Return the images per emotion and split, the strategy and what was left out, as text.
 
     Args:
         table: `split.csv`.
-        strategy: As given by the user.
+        chosen: The strategy that was used.
+        is_automatic: Whether `auto` chose it.
         without: The emotions that were left out.
     """
     rows = table[table["split"] != ""]
-    chosen = choose_strategy(table) if strategy is Strategy.AUTO else strategy
     crossing, people = subjects_across_splits(table)
     leak = f"{crossing:,} of {people:,} subjects are in several of the data set's own splits"
     lines = [format_counts(count_images(rows, "split")), f"strategy: {chosen}", _describe_unused(table, without)]
-    if crossing and strategy is Strategy.AUTO:
+    if crossing and is_automatic:
         lines[1] += f", because {leak} (--strategy official uses them)"
     if crossing and chosen is Strategy.OFFICIAL:
         lines.append(f"warning: {leak}, so dev and test scores are too high for unknown people (--strategy subject)")
@@ -110,7 +109,7 @@ def main(
     if folds is not None and strategy is not Strategy.FOLDS:
         raise InputError(f"--folds {folds} needs --strategy folds")
     left_out = in_class_order({canonical(name) for name in without or []})
-    table = write_split(
+    written = write_split(
         folder,
         strategy,
         folds=SPLIT.folds if folds is None else folds,
@@ -121,10 +120,10 @@ def main(
         without=left_out,
     )
     file = folder / "split.csv"
-    if table is None:
+    if written is None:
         print(f"unchanged: {file} was made from the same faces with the same options; nothing to do")
         return
-    print(describe(table, strategy, left_out))
+    print(describe(*written, strategy is Strategy.AUTO, left_out))
     print(f"wrote {file}")
 
 

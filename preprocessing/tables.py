@@ -84,6 +84,8 @@ def _check_values(table: pd.DataFrame, file: Path) -> None:
         unknown = set(table[column]) - set(allowed) if column in table.columns else set()
         if unknown:
             raise InputError(f"{file}: {column} {min(unknown)!r} is not one of {', '.join(filter(None, allowed))}")
+    if (repeated := table["path"].duplicated()).any():
+        raise InputError(f"{file}: path {table.loc[repeated, 'path'].iloc[0]!r} is listed twice; keep one row of it")
     for column in {"path", "face_path"}.intersection(table.columns):
         for path in table[column]:
             check_relative(path, file)

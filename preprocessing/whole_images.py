@@ -12,6 +12,7 @@ from common.processes import exclusive_lock
 from configuration import FACES
 from inference.faces import Detector
 from preprocessing.face_crops import crop_face, face_paths
+from preprocessing.splitting import check_current
 from preprocessing.tables import (
     BOX_COLUMNS,
     LANDMARK_COLUMNS,
@@ -46,6 +47,7 @@ def write_whole_images(folder: Path) -> Path:
     Raises:
         InputError: There is no usable split, or an image is missing.
     """
+    check_current(folder)
     table = read_table(folder, "split.csv")
     crops = crop_options(folder)
     options = replace(FACES, size=crops["size"], channels=crops["channels"], detect=False)

@@ -193,7 +193,7 @@ DAMAGED = "a crop or the table is missing or damaged"
 CHANGES = {
     "crop": ("changed: crop_version", lambda folder, patch: patch.setattr(face_detector, "CROP_VERSION", 2)),
     "library": ("changed: opencv", lambda folder, patch: patch.setattr(cv2, "__version__", "4.99")),
-    "inventory": ("changed: inventory", lambda folder, patch: write_inventory(folder, PATHS[:4])),
+    "inventory": ("changed: inventory, images", lambda folder, patch: write_inventory(folder, PATHS[:4])),
     "missing": (DAMAGED, lambda folder, patch: (folder / "faces" / "Training" / "2.png").unlink()),
     "table": (DAMAGED, lambda folder, patch: (folder / "faces.csv").write_text("path,emotion\n1.png,grumpy\n")),
     "record": ("their provenance record is damaged", lambda folder, patch: (folder / "faces.json").write_text("[1]")),
@@ -215,6 +215,20 @@ def test_crops_are_made_again_with_the_reason(crops_folder, monkeypatch, capsys,
     assert len(crops) == len(table) == (4 if change == "inventory" else 5)
     assert {read_gray(file).shape for file in crops} == {(options.size, options.size)}
     assert not (crops_folder / "split.csv").exists()
+
+
+def test_crops_are_kept_where_only_labels_or_own_columns_change(crops_folder, capsys):
+    crops = write_face_crops(crops_folder)
+    (crops_folder / "split.csv").write_text("with the earlier labels")
+    before = times_below(crops_folder / "faces")
+    inventory = read_table(crops_folder, "inventory.csv").assign(emotion="fear", mood="f")
+    write_table(inventory, crops_folder / "inventory.csv")
+    table = write_face_crops(crops_folder)
+    assert times_below(crops_folder / "faces") == before and "their crops are kept" in capsys.readouterr().out
+    pd.testing.assert_frame_equal(table.drop(columns="mood"), crops.assign(emotion="fear"))
+    assert set(table["mood"]) == {"f"} and not (crops_folder / "split.csv").exists()
+    pd.testing.assert_frame_equal(write_face_crops(crops_folder), table)
+    assert "nothing to do" in capsys.readouterr().out
 
 
 def test_interrupted_run_is_resumed(crops_folder, cropped_here, monkeypatch, capsys):

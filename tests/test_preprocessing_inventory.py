@@ -1,8 +1,10 @@
 """Step 1: downloads of every kind become an inventory; refusals, resuming, the audit."""
 
+import errno
 import io
 import os
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -586,7 +588,36 @@ def test_columns_that_the_user_added_are_kept(tmp_path, capsys):
     assert not (folder / ".inventory.before.csv").exists()
     for file in root.rglob("*.png"):  # other images of the same names
         cv2.imwrite(str(file), 255 - np.asarray(read_image(file)))
-    assert set(inventory(folder, root)["gender"]) == {""}
+    capsys.readouterr()
+    assert set(inventory(folder, root)["gender"]) == {""} and not (folder / ".inventory.before.csv").exists()
+    kept = folder / "inventory.before.csv"
+    assert f"own columns of {len(expected)} images could not be kept" in capsys.readouterr().out
+    assert pd.read_csv(kept)["gender"].tolist() == list(expected.values())
+
+
+def test_an_edited_inventory_that_cannot_be_read_is_kept(tmp_path, capsys):
+    folder, root = tmp_path / "x", write_ckplus(tmp_path / "ck")
+    edited = inventory(folder, root).assign(gender="f").to_csv(index=False, sep=";").encode("cp1252")
+    (folder / "inventory.csv").write_bytes(edited)
+    assert "gender" not in inventory(folder, root)
+    assert (folder / "inventory.before.csv").read_bytes() == edited and "cannot be read" in capsys.readouterr().out
+
+
+def test_own_text_and_own_votes_stay_the_same_over_several_runs(tmp_path):
+    folder, root = tmp_path / "x", write_ckplus(tmp_path / "ck")
+    write_table(inventory(folder, root).assign(gender="-", votes_anger=2), folder / "inventory.csv")
+    for frames in ("last:2", "peak"):
+        table = inventory(folder, root, frames=frames)
+        assert set(table["gender"]) <= {"-", ""} and set(table["votes_anger"].dropna()) == {2}
+
+
+def test_disk_without_hard_links_is_copied_to(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EOPNOTSUPP, "no hard links")
+
+    monkeypatch.setattr(os, "link", refuse)
+    archive = shutil.make_archive(str(tmp_path / "ck"), "zip", write_ckplus(tmp_path / "ck"))
+    assert (inventory(tmp_path / "x", Path(archive))["status"] == "ok").all()
 
 
 KILLED = """

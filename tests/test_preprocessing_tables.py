@@ -53,6 +53,7 @@ def test_table_is_read_as_it_was_written(tmp_path):
         ({"path": "/etc/passwd"}, "leaves the data folder"),
         ({"path": "C:/1.png"}, "leaves the data folder"),
         ({"path": "images\\1.png"}, "leaves the data folder"),
+        ({"path": crops()["path"][0]}, "is listed twice; keep one row"),
         ({"face_path": "../faces/1.png"}, "leaves the data folder"),
         ({"box_left": "wide"}, "column box_left contains a value that is not a number"),
     ],

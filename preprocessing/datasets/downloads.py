@@ -101,9 +101,11 @@ def copy_images(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
         file, path = row
         if file.stat().st_size > LARGEST_FILE:
             return "", "unreadable"
-        if file.is_relative_to(folder):
+        try:
+            if not file.is_relative_to(folder):
+                raise OSError
             os.link(file.resolve(), folder / path)
-        else:
+        except OSError:  # the file lies elsewhere, or the disk has no hard links
             _copy(file, folder / path)
         image = read_gray_or_bgr(folder / path)
         return ("", "unreadable") if image is None else (pixel_hash(image), image_status(image))
