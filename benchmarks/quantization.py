@@ -24,7 +24,7 @@ from configuration import PATHS, SAMPLE_NAME
 from inference.emotion_classifier import EmotionClassifier
 from inference.litert import Network
 from inference.model_card import read_card
-from preprocessing.datasets.votes import with_majority_labels
+from preprocessing.datasets.votes import has_votes, with_majority_labels
 from preprocessing.tables import labels_of, read_table, usable
 
 ROUNDS = 300  # of the timing
@@ -43,7 +43,7 @@ def main(
     """Compare number formats of a network by accuracy, size and time for one face."""
     folder = dataset_folder(data, dataset)
     table, card = read_table(folder, "split.csv"), read_card(model)
-    rows = usable(with_majority_labels(table) if card.targets == "votes" else table)
+    rows = usable(with_majority_labels(table) if card.targets == "votes" and has_votes(table) else table)
     rule = relate(card.labels, labels_of(rows))
     dev = rows.loc[(rows["split"] == "dev") & rows["emotion"].isin(rule.labels)]
     train = rows.loc[rows["split"] == "train"]

@@ -23,6 +23,7 @@ import typer
 from benchmarks.common import SEED, JsonFile, Row, finish
 from common.command_line import progress_bar, run
 from common.emotions import EMOTIONS
+from common.errors import InputError
 from configuration import ROOT
 from preprocessing.datasets.sample import PORTRAIT
 
@@ -40,7 +41,7 @@ class Cost:
 
 def main(
     pictures: Annotated[
-        list[int] | None, typer.Option(help="Pictures, fewest first; repeatable. [default: 1000, 10000]")
+        list[int] | None, typer.Option(min=1, help="Pictures, fewest first; repeatable. [default: 1000, 10000]")
     ] = None,
     faces: Annotated[int, typer.Option(min=1, help="Faces in each picture.")] = 1,
     output: JsonFile = None,
@@ -111,14 +112,14 @@ def cost_of(*arguments: str) -> Cost:
     """Run Python with some arguments, and return what it took.
 
     Raises:
-        RuntimeError: The command failed.
+        InputError: The command failed; its own message was printed.
     """
     start = time.perf_counter()
     with subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL) as process:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise RuntimeError(f"{' '.join(arguments)} ended with status {process.returncode}")
+        raise InputError(f"{' '.join(arguments)} ended with status {process.returncode}")
     return Cost(time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 

@@ -209,6 +209,18 @@ def test_refuses_teacher_trained_on_dev_or_test_images_under_another_name(copied
         read_teachers([str(teacher)], read_card(teacher).labels, about, read_table(folder, "split.csv"))
 
 
+def test_refuses_pretrained_network_trained_on_dev_or_test_images(copied, tiny_model, tmp_path):
+    folder, renamed, _ = copied
+    start = tiny_model(trained_on=renamed)
+    with pytest.raises(
+        InputError, match=r"--pretrained .* was trained on 12 images of the dev or test split of stripes"
+    ):
+        train_network(
+            read_table(folder, "split.csv"), folder, tmp_path / "a.keras", replace(TINY, pretrained=str(start)), "step"
+        )
+    assert not list(tmp_path.glob("runs/*"))
+
+
 def test_refuses_settings_pretrained_network_and_features_that_know_images_of_the_folds(copied, tiny_model, tmp_path):
     folder, renamed, _ = copied
     table = split_table(read_table(folder, "split.csv"), Strategy.FOLDS, folds=3)

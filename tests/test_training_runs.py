@@ -53,6 +53,12 @@ def test_refuses_a_run_folder_that_is_damaged_or_in_use(make_dataset, tmp_path):
         damage(run)
         with pytest.raises(InputError, match=r"the run in .*best-.* is damaged .*; remove that folder"):
             fit(folder, model_file)
+    shutil.rmtree(run)
+    shutil.copytree(tmp_path / "whole", run)
+    settings = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(settings | {"backend": "torch"}))
+    with pytest.raises(InputError, match=r"started with Keras on torch, .* set KERAS_BACKEND=torch"):
+        fit(folder, model_file)
 
 
 @pytest.mark.figures

@@ -351,6 +351,12 @@ def test_calibration_minimises_log_loss_and_sets_the_threshold(make_sequences, f
     assert read_sequence_card(model_file).temperature == pytest.approx(card.temperature, rel=1e-3)
     done = run_step(*command, "--folds")
     assert done.returncode == 2 and "--calibrate" in done.stderr
+    other = folder.parent / "other"
+    shutil.copytree(folder, other)
+    table.loc[table["sequence"].isin(["S6/0"]) & (table["emotion"] != ""), "emotion"] = "contempt"
+    write_table(table, other / "split.csv")  # the network does not know contempt
+    done = run_step(*command, "--dataset", "other")
+    assert done.returncode == 0 and f"on the last frames of {len(truth) - 1} dev sequences" in done.stdout, done.stderr
 
 
 def test_refuses_unusable_options_in_one_line(make_sequences, frames_network, tiny_model, tmp_path, run_step):

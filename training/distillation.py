@@ -22,7 +22,7 @@ from common.errors import InputError
 from inference.emotion_classifier import EmotionClassifier
 from inference.model_card import check_crops, read_card
 from training.data import FaceBatches
-from training.lineage import exposure_of
+from training.lineage import check_held_out
 from training.models import training_form
 from training.pretrained import PretrainedNetwork, build_from
 
@@ -47,7 +47,6 @@ def read_teachers(
             of the dev or test split, other than cross-split duplicates.
     """
     teachers = [PretrainedNetwork.read(Path(file)) for file in files]
-    held_out = table.loc[table["split"].isin(["dev", "test"])]
     for teacher in teachers:
         check_crops(teacher.file, teacher.card, about["crops"], about["dataset"])
         if other := [label for label in teacher.card.labels if label not in classes]:
@@ -55,16 +54,11 @@ def read_teachers(
                 f"teacher {teacher.file} has the classes {', '.join(other)}, which the data has not; its classes must "
                 f"be among {', '.join(classes)}"
             )
-        remedy = "which score the new network; train the teacher again on this split"
-        exposure = exposure_of(teacher.file, teacher.card, held_out, table, about["dataset"])
-        if exposure.trained:
-            raise InputError(
-                f"teacher {teacher.file} was trained on {exposure.trained:,} images of the dev or test split of "
-                f"{about['dataset']}, {remedy}"
-            )
+        check_held_out("teacher", teacher.file, teacher.card, table, about["dataset"])
         if teacher.card.was_trained_on_another_split(about["dataset"], about["split_hash"]):
             raise InputError(
-                f"teacher {teacher.file} was trained on another split of {about['dataset']}, perhaps on images {remedy}"
+                f"teacher {teacher.file} was trained on another split of {about['dataset']}, perhaps on images which "
+                "score the new network; train the teacher again on this split"
             )
     known = {label for teacher in teachers for label in teacher.card.labels}
     if teachers and (unknown := [label for label in classes if label not in known]):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from common.errors import InputError
 from inference.lineage import hash_codes, read_hashes
 from inference.model_card import Card
 from preprocessing.tables import split_hash
@@ -107,6 +108,27 @@ def exposure_of(model_file: Path, card: Card, rows: pd.DataFrame, table: pd.Data
         training = training | (in_train & (complete | (learned_here & (part == "train"))))
         selection = selection | (in_dev & (complete | ((learned_here | calibrated_here) & (part == "dev"))))
     return Exposure(training, selection, in_train & (part != "train"), in_dev & (part != "dev"), complete)
+
+
+def check_held_out(option: str, model_file: Path, card: Card, table: pd.DataFrame, dataset: str) -> None:
+    """Refuse a network whose lineage was trained on images that score a new network, other than cross-split duplicates.
+
+    Args:
+        option: What uses the network, for the message.
+        model_file: The network.
+        card: Its card.
+        table: All rows of the data set, with the split of the new network.
+        dataset: Name of the data set.
+
+    Raises:
+        InputError: It was trained on images of the dev or test split.
+    """
+    held_out = table.loc[table["split"].isin(["dev", "test"])]
+    if trained := exposure_of(model_file, card, held_out, table, dataset).trained:
+        raise InputError(
+            f"{option} {model_file} was trained on {trained:,} images of the dev or test split of {dataset}, which "
+            "score the new network; train it again on this split"
+        )
 
 
 def knows_images(model_file: Path, card: Card, rows: pd.DataFrame, dataset: str) -> bool:

@@ -142,12 +142,19 @@ def _open_run(folder: Path, settings: dict[str, Any], choose_precision: Callable
     """Return the content of `run.json`, which is written for a new run."""
     file = folder / "run.json"
     if not file.is_file():
-        run = {**settings, "precision": choose_precision(), "started": datetime.now(UTC).isoformat()}
+        facts = {"precision": choose_precision(), "started": datetime.now(UTC).isoformat()}
+        run = {**settings, **facts, "backend": keras.backend.backend()}
         write_file(file, json.dumps(run, indent=2).encode())
     with _reading(folder):
         run = json.loads(file.read_text(encoding="utf-8"))
         if run["precision"] not in ("float32", "mixed_bfloat16") or not isinstance(run["started"], str):
             raise ValueError(f"precision {run['precision']!r}, started {run['started']!r}")
+    now = keras.backend.backend()
+    if (before := run.get("backend", now)) != now:  # the types of some variables differ
+        raise InputError(
+            f"the run in {folder} was started with Keras on {before}, not on {now}; set KERAS_BACKEND={before}, or "
+            "give --force to train from the first epoch"
+        )
     return run
 
 

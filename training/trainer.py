@@ -24,6 +24,7 @@ from training.augmentation import build_augmentation
 from training.data import FaceBatches, batches
 from training.data.splits import own_hashes, read_batches
 from training.distillation import StudentModel, Teachers, assumed_prior, class_prior, read_teachers, teacher_priors
+from training.lineage import check_held_out
 from training.models import training_form
 from training.pretrained import PretrainedNetwork, build_from, shaping_settings
 from training.runs import saving, train_or_resume
@@ -179,6 +180,7 @@ def read_sources(
     pretrained = PretrainedNetwork.read(Path(config.pretrained)) if config.pretrained else None
     if pretrained:
         check_crops(pretrained.file, pretrained.card, about["crops"], about["dataset"])
+        check_held_out("--pretrained", pretrained.file, pretrained.card, table, about["dataset"])
     teachers = read_teachers(config.teachers, classes, about, table)
     for source in (pretrained, *teachers):
         if source and source.file.resolve() == model_file.resolve():

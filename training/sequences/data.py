@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 
 from common.command_line import progress_bar
 from common.emotions import in_class_order
@@ -174,7 +175,8 @@ def frame_features(classifier: EmotionClassifier, folder: Path, frames: pd.DataF
     features = np.concatenate(parts, axis=1)
     content = io.BytesIO()
     np.save(content, features)
-    write_file(file, content.getvalue())
+    with FileLock(file.with_suffix(".lock")):  # another training may write the same file
+        write_file(file, content.getvalue())
     for old in sorted(file.parent.glob("features-*.npy"), key=lambda f: f.stat().st_mtime)[:-_KEPT_FEATURES]:
         old.unlink(missing_ok=True)
     return features

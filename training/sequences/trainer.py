@@ -26,6 +26,7 @@ from preprocessing.tables import content_hash, crop_options, fold_numbers, split
 from training import trainer
 from training.cross_validation import features_without, fold_file
 from training.data.splits import USE_CAVEAT
+from training.lineage import check_held_out
 from training.runs import saving, train_or_resume
 from training.sequences import data
 from training.sequences.data import SequenceBatches, SequenceSet, frame_features, read_sequences
@@ -101,12 +102,13 @@ def fit_sequences(
 
     Raises:
         InputError: A setting or the name of the file is not accepted, a split has no sequences, an emotion has no
-            training sequence, or the features' network takes other crops.
+            training sequence, or the features' network takes other crops or was trained on dev or test images.
     """
     check_options(options)
     check_output(model_file)
     crops = crop_options(folder)
     classifier = _read_features_network(features_file, model_file, crops, folder.name)
+    check_held_out("--features", features_file, classifier.card, table, folder.name)
     sequences = read_sequences(table, folder)
     print(sequences.note, flush=True)
     train, dev = _split(sequences, folder)
