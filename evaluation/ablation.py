@@ -33,11 +33,10 @@ from configuration import (
     FINE_TUNING,
     PATHS,
     SAMPLE_NAME,
-    EvaluationConfig,
     TrainingConfig,
 )
 from evaluation.metrics.intervals import MIN_SUBJECTS
-from evaluation.metrics.paired import is_significant, mcnemar
+from evaluation.metrics.paired import holm, is_significant, mcnemar
 from evaluation.predictions import Predictions, predict
 from evaluation.report.plots import BLACK, BLUE, ORANGE, canvas, save
 from evaluation.report.section import interval_text, percent
@@ -120,7 +119,7 @@ def main(
     predictions.append(predict_with(predictions[-1], pretrained, table, PRETRAINED))
     titles = [*(variant.title for variant in variants), f"{pretrained.name} without fine-tuning"]
     report = reports / dataset / "ablation" / ("folds" if folds else predictions[0].split)
-    write_ablation(predictions, titles, table, notes, report, EVALUATION)
+    write_ablation(predictions, titles, table, notes, report)
 
 
 def plan(folder: Path, full: Path, settings: Path | None, pretrained: Path, epochs: int | None) -> list[Variant]:
@@ -175,7 +174,6 @@ def write_ablation(
     table: pd.DataFrame,
     notes: list[str],
     report: Path,
-    options: EvaluationConfig,
 ) -> None:
     """Compare the variants, and write table, figure and JSON.
 
@@ -185,7 +183,6 @@ def write_ablation(
         table: The whole `split.csv` of the data set.
         notes: Notes for the reader.
         report: Folder of the report, which is replaced.
-        options: Resamples, level and seed.
     """
     predictions = on_common_labels(predictions)
     first, by_name = predictions[0], dict(zip((one.name for one in predictions), titles, strict=True))
@@ -195,23 +192,23 @@ def write_ablation(
             "title": by_name[one.name],
             "dataset": one.dataset,
             "split": first.part,  # the pretrained network has no folds
-            **protocol_row(_protocol(one), one, table, options),
+            **protocol_row(_protocol(one), one, table, EVALUATION),
             "model": one.model_file.name,
         }
         for one in predictions
     ]
     pairs = [*pairwise(predictions[:-1]), (predictions[-1], predictions[-2])]
+    p_values = [mcnemar(_correct_of_both(one, other), _correct_of_both(other, one))["p_value"] for one, other in pairs]
     differences = []
-    for one, other in pairs:
-        n, scores = gap(one, other, options)
-        p_value = mcnemar(_correct_of_both(one, other), _correct_of_both(other, one))["p_value"]
-        significant = is_significant(scores["accuracy"], p_value, options.level)
-        pair = {"from": one.name, "to": other.name, "n": n, "mcnemar_p_value": p_value, "significant": significant}
-        differences.append(pair | with_intervals(scores))
+    for (one, other), p_value, adjusted in zip(pairs, p_values, holm(p_values).tolist(), strict=True):
+        n, scores = gap(one, other, EVALUATION)
+        significant = is_significant(scores["accuracy"], adjusted, EVALUATION.level)
+        pair = {"from": one.name, "to": other.name, "n": n, "mcnemar_p_value": p_value, "adjusted_p_value": adjusted}
+        differences.append(pair | {"significant": significant} | with_intervals(scores))
     sentences = [
         *notes,
         *dict.fromkeys(text for one in predictions if (text := banner(one))),
-        *(_sentence(difference, by_name, options) for difference in differences),
+        *(_sentence(difference, by_name) for difference in differences),
         "Each variant was trained once; the intervals do not include the variation between seeds. They are paired, and "
         "resampled by subject where subjects are known.",
     ]
@@ -225,7 +222,7 @@ def write_ablation(
              "majority": majority, "variants": rows, "differences": differences, "sentences": sentences}  # fmt: skip
     with report_folder(report) as folder:
         write_table(frame, folder / "ablation.csv")
-        draw_ablation(frame, majority, caption, folder / "ablation.png", interval_text(options.level))
+        draw_ablation(frame, majority, caption, folder / "ablation.png", interval_text(EVALUATION.level))
         write_json(folder / "ablation.json", facts)
     print(f"\n{caption}")
     for row in rows:
@@ -245,12 +242,12 @@ def _correct_of_both(own: Predictions, other: Predictions) -> np.ndarray:
     return own.correct[own.rows["path"].isin(other.rows["path"]).to_numpy()]
 
 
-def _sentence(difference: dict[str, Any], titles: dict[str, str], options: EvaluationConfig) -> str:
+def _sentence(difference: dict[str, Any], titles: dict[str, str]) -> str:
     value, (low, high) = difference["accuracy"]["value"], difference["accuracy"]["interval"]
     verdict = "" if difference["significant"] else ": not significant"
     return (
         f"{titles[difference['to']]}, against {titles[difference['from']]}: {100 * value:+.1f} points of accuracy "
-        f"({interval_text(options.level)} {100 * low:+.1f} to {100 * high:+.1f}){verdict}."
+        f"({interval_text(EVALUATION.level)} {100 * low:+.1f} to {100 * high:+.1f}){verdict}."
     )
 
 

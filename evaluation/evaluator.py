@@ -239,7 +239,7 @@ def report_parts(task: Task, predictions: "Predictions", report: Path) -> list[P
         lambda: provenance_section(predictions, task.folder, table, task.notes, options): True,
         lambda: calibration_section(predictions, report, options): True,
         lambda: tta_section(predictions, table, options): request.flip,
-        lambda: error_analysis_section(predictions, report, options, gallery): True,
+        lambda: error_analysis_section(predictions, report, gallery): True,
         lambda: _robustness(task, [predictions], report): is_single,
         fairness: bool(request.groups),
         end_to_end: request.pictures is not None,

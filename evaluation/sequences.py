@@ -120,9 +120,11 @@ def calibrate_card(dev: Part, folder: Path, model_file: Path) -> None:
         raise InputError(f"{folder / 'split.csv'} has no labelled dev sequence to calibrate with; split again")
     check_split(model_file, dev, folder)
     labels, probabilities = predict_sequences(model_file, dev, folder)
-    card = read_sequence_card(model_file)
-    raw = with_temperature(probabilities[-1], 1 / card.temperature)
-    truth = np.array([labels.index(emotion) for emotion in dev.sequences.table["emotion"]])
+    card, emotions = read_sequence_card(model_file), dev.sequences.table["emotion"]
+    rule = relate(labels, labels_of(dev.sequences.table))
+    keep = emotions.isin(rule.labels).to_numpy()
+    raw = apply_rule(with_temperature(probabilities[-1], 1 / card.temperature)[keep], rule)
+    truth = pd.Categorical(emotions[keep], categories=rule.labels).codes.astype(np.int64)
     temperature = round(fit_temperature(raw, truth), 4)
     if not is_settled(temperature):
         raise InputError(
@@ -188,8 +190,10 @@ def write_report(
     truth = pd.Categorical(rows["emotion"], categories=labels).codes.astype(np.int64)
     subjects = subject_clusters(rows)
     clusters = np.arange(len(rows)) if subjects is None else subjects
-    if subjects is None or subjects.max() + 1 < MIN_SUBJECTS:
-        notes = [*notes, f"only {clusters.max() + 1} subjects or sequences: the intervals are too narrow"]
+    if subjects is None:
+        notes = [*notes, "the data has no subjects, so each sequence counts as one: the intervals are too narrow"]
+    elif subjects.max() + 1 < MIN_SUBJECTS:
+        notes = [*notes, f"only {subjects.max() + 1} subjects: the intervals are too narrow"]
     chances = {
         each.name: np.stack([apply_rule(part[keep], relate(each.labels, labels)) for part in each.probabilities])
         for each in predictions

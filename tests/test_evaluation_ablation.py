@@ -10,6 +10,7 @@ from report_helpers import change_split, images_of, metrics_of
 
 from configuration import NO_AUGMENTATION, TrainingConfig
 from evaluation import ablation
+from evaluation.metrics.paired import holm
 from inference.emotion_classifier import EmotionClassifier
 from preprocessing.tables import read_table
 from training.data import read_image
@@ -67,6 +68,8 @@ def test_variants_are_compared_on_the_same_images(ablate):
     for step in found["differences"]:
         expected = variants.loc[step["to"], "accuracy"] - variants.loc[step["from"], "accuracy"]
         assert step["accuracy"]["value"] == pytest.approx(expected)
+    p_values = [step["mcnemar_p_value"] for step in found["differences"]]
+    assert [step["adjusted_p_value"] for step in found["differences"]] == pytest.approx(holm(p_values))
     assert (found["differences"][-1]["from"], found["differences"][-1]["to"]) == ("pretrained", "fine-tuned")
     assert "extra data: initialised from tiny.keras (trained on elsewhere" in variants["protocol"]["fine-tuned"]
     assert "trained on elsewhere only" in variants["protocol"]["pretrained"]

@@ -33,8 +33,8 @@ def test_calibration_error_by_hand():
         if inside:
             confidence, accuracy = np.mean([c for c, _ in inside]), np.mean([r for _, r in inside])
             total += len(inside) / len(truth) * abs(accuracy - confidence)
-    assert reliability(probabilities, truth, 15).expected_error == pytest.approx(total)
-    certain = reliability(np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([0, 1]), 15)
+    assert reliability(probabilities, truth).expected_error == pytest.approx(total)
+    certain = reliability(np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([0, 1]))
     assert certain.count[-1] == certain.count.sum() == 2 and certain.expected_error == certain.accuracy[-1] == 0.5
 
 
@@ -82,15 +82,15 @@ def test_cross_fitting_does_not_use_the_own_label():
     calibrated, truth = predictions(3000, seed=8)
     distorted = with_temperature(calibrated, 1 / 2.5)
     groups = np.repeat(np.arange(1000), 3)
-    crossed = cross_fit(distorted, truth, groups, 5, target_accuracy=0.8, min_coverage=0.1, seed=0)
+    crossed = cross_fit(distorted, truth, groups, target_accuracy=0.8, min_coverage=0.1, seed=0)
     assert len(crossed.temperatures) == 5 and crossed.temperatures == pytest.approx([2.5] * 5, rel=0.12)
-    before, after = (reliability(p, truth, 15).expected_error for p in (distorted, crossed.probabilities))
+    before, after = (reliability(p, truth).expected_error for p in (distorted, crossed.probabilities))
     assert after < before / 3
     right = crossed.probabilities.argmax(axis=1) == truth
     assert right[crossed.covered].mean() == pytest.approx(0.8, abs=0.03)
     # The temperature of an image's fold does not depend on that image's own label.
     changed = truth.copy()
     changed[:3] = (changed[:3] + 1) % 4
-    again = cross_fit(distorted, changed, groups, 5, target_accuracy=0.8, min_coverage=0.1, seed=0)
+    again = cross_fit(distorted, changed, groups, target_accuracy=0.8, min_coverage=0.1, seed=0)
     np.testing.assert_allclose(again.probabilities[:3], crossed.probabilities[:3], atol=1e-12)
     assert not np.allclose(again.temperatures, crossed.temperatures)

@@ -215,6 +215,15 @@ def test_biases_of_a_group_and_of_one_emotion_of_an_intersection_are_found_and_n
     assert set(pd.read_csv(section.figures[0].file.with_suffix(".csv"))["group"]) == {"female", "male"}
 
 
+def test_columns_with_similar_names_have_figures_of_their_own(tmp_path):
+    rows = people(300, 10, {"a": 0.7, "b": 0.7}).rename(columns={"gender": "skin tone"})
+    rows["skin_tone"] = rows["skin tone"].map({"a": "c", "b": "d"})
+    for figure, groups in zip(
+        section_of(rows, ["skin tone", "skin_tone"], tmp_path).figures[:2], ("ab", "cd"), strict=True
+    ):
+        assert set(pd.read_csv(figure.file.with_suffix(".csv"))["group"]) == set(groups)
+
+
 def test_group_of_few_subjects_is_not_scored(tmp_path):
     rows = people(300, 10, {"a": 0.7, "b": 0.7})
     rows["subject"] = [f"S{number // 10}" for number in range(300)]
@@ -252,6 +261,8 @@ def test_columns_that_do_not_define_groups_are_refused(values, words):
     rows = rows.assign(gender=np.resize(values, 120)) if values else rows.rename(columns={"gender": "race"})
     with pytest.raises(InputError, match=words):
         check_columns(rows, ["gender"])
+    with pytest.raises(InputError, match="a column is given twice"):
+        check_columns(rows, ["race", "race"])
 
 
 @pytest.mark.parametrize(

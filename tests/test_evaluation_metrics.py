@@ -9,7 +9,7 @@ from evaluation.metrics.calibration import squared_errors
 from evaluation.metrics.scores import (
     NOTHING_FOUND,
     apply_rule,
-    in_top,
+    in_top_two,
     predicted_labels,
     score_statistic,
     score_values,
@@ -46,8 +46,8 @@ def test_top_2_does_not_reward_a_model_that_cannot_decide():
     probabilities, truth = random_probabilities()
     distinct = np.array([len(set(row)) == 3 for row in probabilities])
     by_hand = (probabilities.argsort(axis=1)[:, 1:] == truth[:, None]).any(axis=1)
-    np.testing.assert_array_equal(in_top(probabilities, truth, 2)[distinct], by_hand[distinct])
-    assert distinct.sum() > 50 and not in_top(np.full((1, 3), 1 / 3), np.array([0]), 2).any()
+    np.testing.assert_array_equal(in_top_two(probabilities, truth)[distinct], by_hand[distinct])
+    assert distinct.sum() > 50 and not in_top_two(np.full((1, 3), 1 / 3), np.array([0])).any()
 
 
 def test_weighted_scores_equal_scores_of_repeated_rows():
@@ -63,7 +63,7 @@ def test_weighted_scores_equal_scores_of_repeated_rows():
         assert values["accuracy"][number] == pytest.approx((t == p.argmax(axis=1)).mean())
         assert values["balanced_accuracy"][number] == pytest.approx(recall[support > 0].mean())
         assert values["macro_f1"][number] == pytest.approx(f1[support > 0].mean())
-        assert values["top2_accuracy"][number] == pytest.approx(in_top(p, t, 2).mean())
+        assert values["top2_accuracy"][number] == pytest.approx(in_top_two(p, t).mean())
         assert values["brier"][number] == pytest.approx(squared_errors(p, t).mean())
         areas = []
         for index, label in enumerate(LABELS):

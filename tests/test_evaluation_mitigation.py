@@ -64,6 +64,11 @@ def test_bias_is_found_and_balancing_reduces_it(biased_and_balanced, tmp_path):
     odds = {row["score"]: row for row in section.values["gender"]}["equalised odds, worst emotion"]
     assert odds["before"] > 0.3 and odds["after"] < odds["before"] / 2 and odds["p"] < 0.01
     assert "balanced has smaller gaps between the groups" in section.sentences[0]
+    # Of many columns, only a smaller p-value counts.
+    columns = [f"gender_{number}" for number in range(1 + int(0.05 / odds["p"]))]
+    many = rows.assign(**dict.fromkeys(columns, rows["gender"]))
+    section = mitigation_section(many, plain, balanced, ("plain", "balanced"), LABELS, columns, *QUICK)
+    assert all("no significant change of the gaps" in sentence for sentence in section.sentences)
 
 
 def test_changes_are_recomputed_and_paired(biased_and_balanced):

@@ -7,6 +7,8 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from sklearn.model_selection import GroupKFold
 
+BINS = 15  # of the reliability diagram and the calibration error, of equal width
+FOLDS = 5  # of the cross-fitted temperature and threshold
 TEMPERATURES = (0.05, 20.0)  # searched in this range
 _LEAST = 1e-12  # lower bound of probabilities, so that one certain mistake has no infinite loss
 
@@ -61,18 +63,18 @@ class Reliability:
         return float((gaps * self.count[filled]).sum() / self.count.sum())
 
 
-def reliability(probabilities: np.ndarray, truth: np.ndarray, bins: int) -> Reliability:
-    """Return the reliability diagram with `bins` bins of equal width over 0-1."""
+def reliability(probabilities: np.ndarray, truth: np.ndarray) -> Reliability:
+    """Return the reliability diagram with `BINS` bins of equal width over 0-1."""
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == truth
-    index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    count = np.bincount(index, minlength=bins)
+    index = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    count = np.bincount(index, minlength=BINS)
     with np.errstate(invalid="ignore"):
         return Reliability(
-            edges=np.linspace(0, 1, bins + 1),
+            edges=np.linspace(0, 1, BINS + 1),
             count=count,
-            confidence=np.bincount(index, weights=confidence, minlength=bins) / count,
-            accuracy=np.bincount(index, weights=correct, minlength=bins) / count,
+            confidence=np.bincount(index, weights=confidence, minlength=BINS) / count,
+            accuracy=np.bincount(index, weights=correct, minlength=BINS) / count,
         )
 
 
@@ -163,18 +165,16 @@ def cross_fit(
     probabilities: np.ndarray,
     truth: np.ndarray,
     groups: np.ndarray,
-    folds: int,
     target_accuracy: float,
     min_coverage: float,
     seed: int,
 ) -> CrossFit:
-    """Fit temperature and threshold to all folds but one, and apply them to that one, for each fold.
+    """Fit temperature and threshold to all but one of `FOLDS` folds, and apply them to that one, for each fold.
 
     Args:
         probabilities: At temperature 1, (n, classes).
         truth: True classes, int (n,).
         groups: Group of each image, int (n,); a group stays in one fold.
-        folds: Number of folds, at most the number of groups.
         target_accuracy: For `choose_threshold`.
         min_coverage: For `choose_threshold`.
         seed: Random seed of the folds.
@@ -183,7 +183,7 @@ def cross_fit(
         ValueError: There are fewer than two groups.
     """
     temperatures, scaled, covered = [], np.empty(probabilities.shape), np.empty(len(truth), bool)
-    splitter = GroupKFold(min(folds, len(np.unique(groups))), shuffle=True, random_state=seed)
+    splitter = GroupKFold(min(FOLDS, len(np.unique(groups))), shuffle=True, random_state=seed)
     for fitted, held_out in splitter.split(probabilities, truth, groups):
         temperature = fit_temperature(probabilities[fitted], truth[fitted])
         inside = with_temperature(probabilities[fitted], temperature)

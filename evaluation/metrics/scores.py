@@ -12,6 +12,7 @@ from sklearn import metrics
 
 from common.emotions import LabelRule
 from configuration import EvaluationConfig
+from evaluation.metrics.calibration import squared_errors
 from evaluation.metrics.intervals import (
     Statistic,
     bootstrap,
@@ -63,18 +64,17 @@ def classification_report(truth: Sequence[str], prediction: Sequence[str], label
     )
 
 
-def in_top(probabilities: np.ndarray, truth: np.ndarray, k: int) -> np.ndarray:
-    """Return whether the true class is among the k most probable ones, bool (n,).
+def in_top_two(probabilities: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Return whether the true class is among the two most probable ones, bool (n,).
 
     Ties count against the true class, so that uniform probabilities are not rewarded.
 
     Args:
         probabilities: (n, classes).
         truth: True classes, int (n,).
-        k: 1 or more.
     """
     own = probabilities[np.arange(len(truth)), truth]
-    return (probabilities >= own[:, None]).sum(axis=1) <= k
+    return (probabilities >= own[:, None]).sum(axis=1) <= 2
 
 
 def score_statistic(probabilities: np.ndarray, truth: np.ndarray, labels: Sequence[str]) -> Statistic:
@@ -92,8 +92,7 @@ def score_statistic(probabilities: np.ndarray, truth: np.ndarray, labels: Sequen
     k, n = len(labels), len(truth)
     predicted = probabilities.argmax(axis=1)
     cell = csr_array((np.ones(n), (np.arange(n), truth * k + predicted)), shape=(n, k * k))
-    own = probabilities[np.arange(n), truth]
-    means = np.stack([in_top(probabilities, truth, 2), (probabilities**2).sum(axis=1) - 2 * own + 1], axis=1)
+    means = np.stack([in_top_two(probabilities, truth), squared_errors(probabilities, truth)], axis=1)
     areas = {label: _auc_statistic(probabilities[:, index], truth == index) for index, label in enumerate(labels)}
 
     def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -177,7 +176,7 @@ def score_intervals(
     predicted, every = probabilities.argmax(axis=1), np.ones(len(truth))
     found = {
         "accuracy": boundary_interval(predicted == truth, every, clusters, level),
-        "top2_accuracy": boundary_interval(in_top(probabilities, truth, 2), every, clusters, level),
+        "top2_accuracy": boundary_interval(in_top_two(probabilities, truth), every, clusters, level),
     }
     means: dict[str, list[str]] = {"balanced_accuracy": [], "macro_f1": [], "roc_auc": []}
     for index, label in enumerate(labels):

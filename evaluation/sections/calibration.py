@@ -11,6 +11,7 @@ from scipy.sparse import csr_array
 from common.errors import InputError
 from configuration import EvaluationConfig
 from evaluation.metrics.calibration import (
+    BINS,
     CrossFit,
     Reliability,
     Threshold,
@@ -31,8 +32,6 @@ from evaluation.report.section import Figure, Section, Table, interval_text, per
 from evaluation.sections.performance import format_estimate
 from preprocessing.tables import write_table
 
-BINS = 15  # of the reliability diagram and the calibration error, of equal width
-FOLDS = 5  # of the cross-fitted temperature and threshold
 _CURVE_POINTS = 100
 _TARGETS = (0.7, 0.8, 0.9, 0.95)
 _UNCALIBRATED = "uncalibrated"
@@ -70,9 +69,9 @@ def measure_calibration(predictions: Predictions, options: EvaluationConfig) -> 
         states[f"temperature of the card ({predictions.card.temperature:.2f})"] = predictions.probabilities
     if crossed:
         states[f"cross-fitted temperature (mean {np.mean(crossed.temperatures):.2f})"] = crossed.probabilities
-    diagrams = {"before": reliability(predictions.uncalibrated, predictions.truth, BINS)}
+    diagrams = {"before": reliability(predictions.uncalibrated, predictions.truth)}
     if len(states) > 1:
-        diagrams["after"] = reliability(list(states.values())[-1], predictions.truth, BINS)
+        diagrams["after"] = reliability(list(states.values())[-1], predictions.truth)
     return Calibration(
         {name: _scores(predictions, probabilities, options) for name, probabilities in states.items()},
         diagrams,
@@ -216,7 +215,6 @@ def _cross_fit(predictions: Predictions, options: EvaluationConfig) -> CrossFit 
         predictions.uncalibrated,
         predictions.truth,
         groups,
-        FOLDS,
         options.target_accuracy,
         options.min_coverage,
         options.seed,
@@ -232,7 +230,7 @@ def _scores(predictions: Predictions, probabilities: np.ndarray, options: Evalua
         options.seed,
     )
     return {
-        "ece": reliability(probabilities, predictions.truth, BINS).expected_error,
+        "ece": reliability(probabilities, predictions.truth).expected_error,
         "brier": float(errors.mean()),
         "brier_interval": percentile_intervals(resampled, options.level)["brier"],
         "log_loss": log_loss(probabilities, predictions.truth),

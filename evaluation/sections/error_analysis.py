@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from configuration import EvaluationConfig
 from evaluation.metrics.scores import probability_columns
 from evaluation.predictions import Predictions
 from evaluation.report.plots import draw_examples
@@ -19,7 +18,7 @@ EXAMPLES = 4  # of each emotion and kind of error
 _PAIRS = 6  # confused pairs in sentences; twice as many in the table
 
 
-def error_analysis_section(predictions: Predictions, report: Path, options: EvaluationConfig, gallery: bool) -> Section:
+def error_analysis_section(predictions: Predictions, report: Path, gallery: bool) -> Section:
     """Return the section on errors, and write `confused_pairs.csv` and the gallery.
 
     Args:
@@ -43,7 +42,7 @@ def error_analysis_section(predictions: Predictions, report: Path, options: Eval
             Table(shown, f"Most confused pairs, {predictions.title}; share of the true emotion", percent=("share",))
         )
     if gallery:
-        figures, has_maps = _gallery(predictions, report, options)
+        figures, has_maps = _gallery(predictions, report)
         maps = "the Grad-CAM of the prediction" if has_maps else "no Grad-CAM (no convolution, or not TensorFlow)"
         sentences.append(
             f"Each example shows the image, {maps} and the most probable emotions; the true one is hatched. Labels can "
@@ -98,7 +97,7 @@ def choose_examples(predictions: Predictions, label: int, kind: str) -> np.ndarr
     return ordered[(~hashes.duplicated() | (hashes == "")).to_numpy()][:EXAMPLES]
 
 
-def _gallery(predictions: Predictions, report: Path, options: EvaluationConfig) -> tuple[list[Figure], bool]:
+def _gallery(predictions: Predictions, report: Path) -> tuple[list[Figure], bool]:
     """Draw the examples of each emotion and kind, write their probabilities, and return whether there are Grad-CAMs."""
     chosen = {
         (label, kind): choose_examples(predictions, label, kind)

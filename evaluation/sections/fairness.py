@@ -66,8 +66,10 @@ def check_columns(rows: pd.DataFrame, columns: Sequence[str]) -> None:
     """Refuse columns that do not define groups.
 
     Raises:
-        InputError: A column is unknown, describes the image or the emotion, or has one value or too many.
+        InputError: A column is repeated or unknown, describes the image or the emotion, or has one value or too many.
     """
+    if len(set(columns)) < len(columns):
+        raise InputError(f"--groups {', '.join(columns)}: a column is given twice; give each one once")
     usable = [column for column in rows.columns if column not in _NOT_GROUPS and not column.startswith("votes_")]
     for column in columns:
         if column not in usable:
@@ -293,7 +295,9 @@ def _draw(name: str, found: GroupComparison, title: str, report: Path, interval:
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize="x-small", frameon=False)
         axes.grid(alpha=0.3)
     panels[0].set_yticks(range(len(groups)), groups)
-    file = report / f"groups_{''.join(letter if letter.isalnum() else '_' for letter in name)}.png"
+    stem = f"groups_{''.join(letter if letter.isalnum() else '_' for letter in name)}"
+    while (file := report / f"{stem}.png").exists():  # `skin tone` and `skin_tone`
+        stem += "_"
     write_table(scores, file.with_suffix(".csv"))
     return Figure(
         save(figure, file),

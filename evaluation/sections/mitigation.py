@@ -10,8 +10,11 @@ from scipy.sparse import csr_array
 from configuration import EVALUATION, FAIRNESS, EvaluationConfig, FairnessConfig
 from evaluation.metrics.fairness import ODDS, codes, enough_images, gaps, group_sizes, large_groups, rates
 from evaluation.metrics.intervals import Estimate, percentile_interval, resampled_counts, subject_clusters
+from evaluation.metrics.paired import holm
 from evaluation.report.section import Section, Table, interval_text
 from evaluation.sections.fairness import check_columns, intersection
+
+_WORST_ODDS = "equalised odds, worst emotion"
 
 
 def mitigation_section(
@@ -41,6 +44,7 @@ def mitigation_section(
     """
     check_columns(rows, columns)
     section = Section("mitigation", "Fairness before and after balancing")
+    compared: dict[str, pd.DataFrame] = {}
     for column in columns:
         group, clusters = intersection(rows, [column]), subject_clusters(rows)
         found = compare_fairness(group, rows["emotion"], before, after, labels, clusters, fairness, options)
@@ -57,7 +61,10 @@ def mitigation_section(
         )
         section.tables.append(Table(found, caption, tuple(str(name) for name in found.columns if name != "p")))
         section.values[column] = found.reset_index().to_dict("records")
-        section.sentences.append(_sentence(column, found, names[1], fairness))
+        compared[column] = found
+    adjusted = holm([found["p"].get(_WORST_ODDS, np.nan) for found in compared.values()])
+    for (column, found), p_value in zip(compared.items(), adjusted, strict=True):
+        section.sentences.append(_sentence(column, found, names[1], bool(p_value < fairness.significance)))
     return section
 
 
@@ -142,16 +149,16 @@ def _figures(counts: np.ndarray, compared: np.ndarray) -> dict[str, np.ndarray]:
         "accuracy of the worst group": np.nanmin(own["accuracy"], axis=1),
         "accuracy gap": spread["accuracy"],
         "macro F1 gap": spread["macro F1"],
-        "equalised odds, worst emotion": worst,
+        _WORST_ODDS: worst,
     }
 
 
-def _sentence(column: str, found: pd.DataFrame, after: str, fairness: FairnessConfig) -> str:
+def _sentence(column: str, found: pd.DataFrame, after: str, is_significant: bool) -> str:
     rows: dict[Any, Any] = found.to_dict("index")
-    accuracy, odds = rows.pop("accuracy"), rows.get("equalised odds, worst emotion")
+    accuracy, odds = rows.pop("accuracy"), rows.get(_WORST_ODDS)
     if odds is None:
         verdict = "too few images of each emotion to compare equalised odds"
-    elif odds["p"] < fairness.significance:
+    elif is_significant:
         verdict = f"{after} has {'smaller' if odds['change'] < 0 else 'larger'} gaps between the groups"
     else:
         verdict = "no significant change of the gaps between the groups"
