@@ -13,6 +13,7 @@ import signal
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -119,7 +120,13 @@ def _is_own_name(named: str, host: str) -> bool:
         return False
     if host not in _ALL_INTERFACES:
         return name in _LOOPBACK_NAMES | {host.lower()}
-    return name in _LOOPBACK_NAMES | {socket.gethostname().lower(), socket.getfqdn().lower()} or _is_ip_address(name)
+    return name in _LOOPBACK_NAMES or _is_ip_address(name) or name in _machine_names()
+
+
+@cache
+def _machine_names() -> set[str]:
+    """Return the names of this machine; the first call may wait for a name server."""
+    return {socket.gethostname().lower(), socket.getfqdn().lower()}
 
 
 def _is_ip_address(name: str) -> bool:
@@ -167,6 +174,8 @@ def listen(port: int = 0, host: str = LOOPBACK) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
+    except UnicodeError as error:  # such as an empty part between two dots
+        raise InputError(f"--host {host!r} is no address of this machine; try 0.0.0.0") from error
     except OSError as error:
         if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
             raise InputError(f"--host {host} is no address of this machine ({error.strerror}); try 0.0.0.0") from error

@@ -169,6 +169,18 @@ def test_folder_of_images_and_videos(tmp_path, capsys):
     assert source.warning == "3 of 8 files could not be read: 0.mp4, 6.jpg, 7.mkv"
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere the system refuses such names")
+def test_name_that_is_not_utf8_is_escaped_or_refused(tmp_path):
+    folder = os.fsencode(tmp_path)
+    picture, video = (Path(os.fsdecode(folder + b"/caf\xe9" + suffix)) for suffix in (b".png", b".mp4"))
+    picture.write_bytes(cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes())
+    write_video(tmp_path / "clip.mp4").rename(video)
+    assert next(iter(open_source(str(picture)))).name == "caf\\udce9.png"
+    with pytest.raises(InputError, match=r"caf\\udce9.mp4 is no UTF-8 name; rename the file"):
+        open_source(str(video))
+    assert [frame.name for frame in open_source(str(tmp_path))] == ["caf\\udce9.png"]
+
+
 def test_unreadable_file_is_refused(tmp_path):
     for name, content, message in (
         ("missing.mp4", None, "does not exist"),

@@ -22,6 +22,7 @@ from realtime.serving import app as serving_app
 from realtime.serving import messages, visitor
 from realtime.serving.app import build_app
 from realtime.serving.visitor import Recognizer
+from realtime.sources.video import timestamp
 
 JPEG = cv2.imencode(".jpg", scene(3))[1].tobytes()
 
@@ -141,6 +142,8 @@ def test_other_websites_reach_nothing(client, origin):
     with opened(client) as page:
         with pytest.raises(WebSocketDisconnect), connected(client, origin=origin):
             pass
+        with pytest.raises(WebSocketDisconnect), connected(client, "/other"):
+            pass
         for method, path in (("GET", "/"), ("POST", f"/video/{page.visitor}"), ("GET", "/main.js")):
             response = client.request(method, path, headers={"origin": origin})
             assert (response.status_code, response.content) == (404, b"")
@@ -251,6 +254,27 @@ def test_video_gives_the_results_of_watch_and_exact_frames(client, tmp_path):
         assert client.get("/frame/nobody/0").status_code == 404
 
 
+def test_frames_are_exact_where_time_stamps_repeat(tmp_path, monkeypatch):
+    file = write_video(tmp_path / "clip.mp4", frames=200)
+    images = read_video(file)[0]
+
+    def repeated(capture: cv2.VideoCapture) -> float:
+        stamp = timestamp(capture)
+        return stamp if stamp < 5 else stamp - 0.3  # three frames have the time stamps of earlier ones
+
+    for module in ("sources.video", "serving.frames"):
+        monkeypatch.setattr(f"realtime.{module}.timestamp", repeated)
+    guest = visitor.Visitor(Recognizer(FakeClassifier(), FakeDetector()), tmp_path)
+    guest.open(file, "clip.mp4")
+    while guest.advance(False)[0]["type"] != "end":
+        pass
+    for place in (150, 10, 199, 120):
+        content = guest.read_frame(place)
+        assert content
+        errors = [np.abs(pixels(content).astype(int) - image).mean() for image in images]
+        assert int(np.argmin(errors)) == place
+
+
 def test_video_is_deleted_with_its_page(client, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
@@ -357,6 +381,7 @@ def test_log_ends_at_its_largest_size(client, monkeypatch, tmp_path):
         (["--certificate", "a.pem"], "--certificate and --key belong together"),
         (["--certificate", "a.pem", "--key", "b.pem"], "--certificate a.pem with --key b.pem cannot be used"),
         (["--host", "no.such.host.invalid"], "--host no.such.host.invalid is no address of this machine"),
+        (["--host", "192.168..1"], "--host '192.168..1' is no address of this machine"),
         (["--host", "192.0.2.1"], "--host 192.0.2.1 is no address of this machine"),
         (["--model", "none.keras", "--port", "0"], "none.keras"),
     ],

@@ -49,9 +49,14 @@ def build_app(shared: Recognizer, token: str = "", host: str = LOOPBACK) -> Star
         Route("/video/{visitor}", server.upload, methods=["POST"]),
         Route("/frame/{visitor}/{place:int}", server.send_frame),
         Route("/table/{visitor}/{name}", server.send_table),
+        WebSocketRoute("/{path:path}", _refuse),  # StaticFiles raises an error for a WebSocket
         Mount("/", StaticFiles(directory=_PAGE, html=True)),
     ]
     return private_app(routes, token, host)
+
+
+async def _refuse(socket: WebSocket) -> None:
+    await socket.close()
 
 
 class _Guest:

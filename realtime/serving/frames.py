@@ -1,5 +1,6 @@
 """Open an uploaded video, and read any of its frames again."""
 
+import sys
 from bisect import bisect_left
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from realtime.sources.video import open_video, timestamp
 
 _STEPS_BACK = (0, 15, 150)  # frames: how much earlier a search begins, where a seek ended too late
 _NEAR = 60  # frames: a frame so near is reached by reading on
+_UNKNOWN = sys.maxsize  # index of the next frame after a failed seek
 _MAX_SHIFT = 0.002  # seconds: two time stamps of one frame differ by less
 # The first bytes of video files. FFmpeg also opens play lists, which name other files and addresses.
 _SIGNATURES = {
@@ -66,7 +68,8 @@ class FrameReader:
 
         Args:
             place: Index of the frame in the video.
-            times: Seconds from the first frame to each frame.
+            times: Seconds from the first frame to each frame, by the time stamps of the file; empty where these are
+                wrong: then every frame before is read.
         """
         for back in _STEPS_BACK:
             if self._next <= place < self._next + _NEAR or self._seek(place - 1 - back, place, times):
@@ -83,16 +86,19 @@ class FrameReader:
         """Seek to about `target`, and return whether the place reached is known and not behind `place`."""
         if self._first is None:
             self._read_to(0)
-        if target <= 0:
+        if target <= 0 or not times:
             self._rewind()
             return True
+        self._next = _UNKNOWN
         self._capture.set(cv2.CAP_PROP_POS_FRAMES, target)
         if not self._capture.grab():
             return False
         now = timestamp(self._capture) - (self._first or 0.0)
         reached = bisect_left(times, now - _MAX_SHIFT)
+        if reached >= min(place, len(times)) or abs(times[reached] - now) >= _MAX_SHIFT:
+            return False
         self._next = reached + 1
-        return reached < min(place, len(times)) and abs(times[reached] - now) < _MAX_SHIFT
+        return True
 
     def _read_to(self, place: int) -> np.ndarray | None:
         image_bgr = None

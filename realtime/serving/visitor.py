@@ -254,7 +254,7 @@ class _VideoRun:
         since = self._done[-1].frame.time - result.frame.time
         if self._anonymous and not self._is_finished and since < WEBCAM.hidden_before:
             return None  # the next frames may show faces that must be covered here
-        image_bgr = self._reader.read(result.frame.index, self._times)
+        image_bgr = self._reader.read(result.frame.index, [] if self._source.is_corrected else self._times)
         if image_bgr is None:
             return None
         result = with_image(result, image_bgr)
@@ -272,6 +272,8 @@ class _Tables:
     def __init__(self, folder: Path, shared: Recognizer, source: str):
         labels, (log, segments, summary) = shared.classifier.labels, (folder / name for name in TABLES)
         self.is_finished = False
+        for old in (log, segments, summary):  # a download of the old file goes on
+            old.unlink(missing_ok=True)
         self._log = log
         self._sinks = FaceLog(log, labels), SegmentTable(segments), SummaryPage(summary, labels, source, shared.model)
 

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from common.errors import InputError
+from common.files import printable
 from inference.crops import read_image_rgb
 from realtime.sources.folders import is_picture
 from realtime.sources.frames import FALLBACK_FPS, Frame, oriented
@@ -46,7 +47,7 @@ class Pictures:
     def __init__(self, files: list[Path], name: str, mirror: bool = False, root: Path | None = None):
         self._files, self._mirror, self._root = files, mirror, root
         self._video: Video | None = None
-        self.name, self.fps, self.warning = name, FALLBACK_FPS, ""
+        self.name, self.fps, self.warning = printable(name), FALLBACK_FPS, ""
         self.still = all(map(is_picture, files))
         self.has_pictures = any(map(is_picture, files))
         self.count = len(files) if self.still else None
@@ -74,7 +75,7 @@ class Pictures:
     def __iter__(self) -> Iterator[Frame]:
         elapsed, end, skipped = 0.0, 0.0, list[str]()
         for index, file in enumerate(self._files):
-            name = file.relative_to(self._root).as_posix() if self._root else file.name
+            name = printable(file.relative_to(self._root).as_posix() if self._root else file.name)
             position = (index + 1, len(self._files))
             try:
                 for frame in self._read(file, index, name):

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from common.errors import InputError
+from common.files import printable
 from realtime.sources.frames import POLL, Frame, frame_rate, next_frame, open_capture, oriented
 
 _MAX_STEP = 60.0  # seconds between two frames; a larger step is an error in the time stamps
@@ -23,6 +24,7 @@ class Video:
     (raw streams, joined files), frames follow each other at the frame rate.
 
     Attributes:
+        is_corrected: Whether the time of a frame was corrected in this way.
         on_wait: See `Live`; a video on a server may be slow.
     """
 
@@ -37,6 +39,7 @@ class Video:
         self.size = (first_bgr.shape[1], first_bgr.shape[0])
         self._capture, self._first_bgr, self._mirror = capture, first_bgr, mirror
         self._timestamp, self._time = timestamp(capture), 0.0  # of the last frame: in the file, since the first frame
+        self.is_corrected = False
         self._reader = ThreadPoolExecutor(1)
 
     def __iter__(self) -> Iterator[Frame]:
@@ -78,9 +81,11 @@ class Video:
         more, image_bgr = next_frame(self._capture)
         stamp = timestamp(self._capture)
         step = stamp - self._timestamp
-        self._timestamp, self._time = stamp, self._time + (step if 0 < step <= _MAX_STEP else 1 / self.fps)
         if not more:
             return None
+        is_plausible = 0 < step <= _MAX_STEP
+        self.is_corrected |= not is_plausible
+        self._timestamp, self._time = stamp, self._time + (step if is_plausible else 1 / self.fps)
         return None if image_bgr is None else oriented(image_bgr, self._mirror), self._time, monotonic()
 
     def close(self) -> None:
@@ -95,6 +100,8 @@ def open_video(file: Path, mirror: bool, name: str = "") -> Video:
     Raises:
         InputError: it has no readable frame.
     """
+    if printable(str(file)) != str(file):  # OpenCV would crash
+        raise InputError(f"{printable(str(file))} is no UTF-8 name; rename the file")
     opened = open_capture(lambda: cv2.VideoCapture(str(file.absolute())))  # FFmpeg reads "a:b.mp4" as a protocol
     # FFmpeg reads text files as videos.
     if opened is None or int(opened[0].get(cv2.CAP_PROP_FOURCC)) == cv2.VideoWriter.fourcc(*"ansi"):

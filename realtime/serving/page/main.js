@@ -112,12 +112,13 @@ async function sendFrame(captured) {
   const reply = await connection.picture(blob, captured / 1000);
   sent = blob;
   if (mode !== "camera") return;
+  const logEnded = !reply.log && isLogging();  // before the wait below, in which a log may start
   if (server.anonymous) {
     if (reply.blob) show(reply, await createImageBitmap(reply.blob));
   } else {
     show(reply, null);
   }
-  if (!reply.log && isLogging()) endLog("The log has reached its largest size.");
+  if (logEnded) endLog("The log has reached its largest size.");
   timeline.add(reply);
   const now = performance.now();
   trips.push({at: now, trip: now - captured, server: 1000 * reply.server});
