@@ -121,10 +121,9 @@ def calibrate_card(dev: Part, folder: Path, model_file: Path) -> None:
     check_split(model_file, dev, folder)
     labels, probabilities = predict_sequences(model_file, dev, folder)
     card, emotions = read_sequence_card(model_file), dev.sequences.table["emotion"]
-    rule = relate(labels, labels_of(dev.sequences.table))
-    keep = emotions.isin(rule.labels).to_numpy()
-    raw = apply_rule(with_temperature(probabilities[-1], 1 / card.temperature)[keep], rule)
-    truth = pd.Categorical(emotions[keep], categories=rule.labels).codes.astype(np.int64)
+    keep = emotions.isin(labels).to_numpy()
+    raw = with_temperature(probabilities[-1], 1 / card.temperature)[keep]  # of all its classes, as the camera sees them
+    truth = np.array([labels.index(emotion) for emotion in emotions[keep]])
     temperature = round(fit_temperature(raw, truth), 4)
     if not is_settled(temperature):
         raise InputError(

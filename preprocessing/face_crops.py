@@ -69,7 +69,7 @@ def write_face_crops(folder: Path, options: FaceConfig = FACES, engine: Engine =
         if _is_done(folder, provenance):
             print(f"unchanged: {folder / 'faces.csv'} was made from the same images and options; nothing to do")
             return read_table(folder, "faces.csv")
-        columns = _columns_of_crops(folder, provenance)
+        columns = _columns_of_crops(folder, inventory, provenance)
         if columns is None:
             rows = _crop_all(folder, inventory, options, provenance, engine)
             columns = {
@@ -78,8 +78,10 @@ def write_face_crops(folder: Path, options: FaceConfig = FACES, engine: Engine =
             }
         else:
             print("the images are the same: their crops are kept")
-            for name in ("split.json", "split.csv"):  # they have the earlier labels
-                (folder / name).unlink(missing_ok=True)
+            if read_provenance(folder, "faces.csv")["inventory"] != content_hash(inventory):
+                for name in ("split.json", "split.csv"):  # they have the earlier labels
+                    (folder / name).unlink(missing_ok=True)
+            write_provenance(folder, "faces.csv", json.dumps(json.loads(provenance) | {"inventory": ""}))
         table = inventory.drop(columns=FACE_COLUMNS, errors="ignore").assign(**columns)
         write_table(table, folder / "faces.csv")
         write_provenance(folder, "faces.csv", provenance)
@@ -87,15 +89,17 @@ def write_face_crops(folder: Path, options: FaceConfig = FACES, engine: Engine =
     return table
 
 
-def _columns_of_crops(folder: Path, provenance: str) -> dict[str, pd.Series] | None:
+def _columns_of_crops(folder: Path, inventory: pd.DataFrame, provenance: str) -> dict[str, pd.Series] | None:
     """Return the face columns of earlier crops, where only other columns of the inventory changed; else None."""
     try:
         before, table = read_provenance(folder, "faces.csv"), read_table(folder, "faces.csv")
     except InputError:
         return None
-    if before | {"inventory": ""} != json.loads(provenance) | {"inventory": ""} or not _has_crops(folder, table):
-        return None
-    return {column: table[column] for column in FACE_COLUMNS}
+    now, images = json.loads(provenance), ["path", "pixel_hash"]
+    if before.get("inventory") == now["inventory"]:
+        before.setdefault("images", now["images"])  # a record of an earlier version has no such entry
+    is_same = before | {"inventory": ""} == now | {"inventory": ""} and table[images].equals(inventory[images])
+    return {column: table[column] for column in FACE_COLUMNS} if is_same and _has_crops(folder, table) else None
 
 
 def _is_done(folder: Path, provenance: str) -> bool:

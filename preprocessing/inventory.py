@@ -163,28 +163,31 @@ def _publish(table: pd.DataFrame, provenance: str, part: Path, folder: Path) -> 
     renamed before its images, so that no step reads a table beside the images of another one.
     """
     inventory, before = folder / "inventory.csv", folder / _BEFORE
-    table, lost = _with_own_columns(table, inventory if inventory.exists() else before)
+    table, lost = _with_own_columns(table, before if before.exists() else inventory)  # before: of a killed run
     others = [column for column in table.columns if column not in INVENTORY_COLUMNS]
     write_table(table[[*INVENTORY_COLUMNS, *others]], part / "inventory.csv")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "inventory.json").unlink(missing_ok=True)
-    if inventory.exists():
+    if inventory.exists() and not before.exists():
         inventory.replace(before)
     if (folder / "images").exists():
         (folder / "images").rename(part / "replaced")
     (part / "images").rename(folder / "images")
     (part / "inventory.csv").replace(inventory)
     if lost:
-        before.replace(folder / "inventory.before.csv")
-        print(f"{lost}; the earlier table is kept as {folder / 'inventory.before.csv'}")
+        number = 1
+        while (kept := folder / f"inventory.before-{number}.csv").exists():
+            number += 1
+        before.replace(kept)
+        print(f"{lost}; the earlier table is kept as {kept}")
     before.unlink(missing_ok=True)
     write_provenance(folder, "inventory.csv", provenance)
 
 
 def _with_own_columns(table: pd.DataFrame, earlier: Path) -> tuple[pd.DataFrame, str]:
-    """Return the table with the columns that the user added to the earlier one, such as `gender`, for equal images.
+    """Return the table with what the user added to the earlier one: columns such as `gender`, and subjects.
 
-    The second value says what could not be kept; it is empty if nothing is lost.
+    Only equal images keep them. The second value says what could not be kept; it is empty if nothing is lost.
     """
     keys = ["path", "pixel_hash"]
     if not earlier.is_file():
@@ -198,9 +201,12 @@ def _with_own_columns(table: pd.DataFrame, earlier: Path) -> tuple[pd.DataFrame,
     own = [name for name in map(str, before.columns) if name not in table.columns and not name.startswith(from_votes)]
     if own:
         print(f"kept columns of the earlier inventory.csv: {', '.join(own)}")
-    kept = before.reindex(pd.MultiIndex.from_frame(table[keys]))[own].fillna("")
+    before["subject"] = before.get("subject", "")
+    earlier_rows = before.reindex(pd.MultiIndex.from_frame(table[keys])).fillna("")
+    completed = table["subject"].where(table["subject"] != "", earlier_rows["subject"].to_numpy())
+    kept = earlier_rows[own]
     lost = int((before[own] != "").any(axis=1).sum() - (kept != "").any(axis=1).sum())
-    table = table.assign(**{name: kept[name].to_numpy() for name in own})
+    table = table.assign(subject=completed, **{name: kept[name].to_numpy() for name in own})
     return table, f"own columns of {lost:,} images could not be kept: path or pixels differ" if lost > 0 else ""
 
 

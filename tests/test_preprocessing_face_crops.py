@@ -229,6 +229,10 @@ def test_crops_are_kept_where_only_labels_or_own_columns_change(crops_folder, ca
     assert set(table["mood"]) == {"f"} and not (crops_folder / "split.csv").exists()
     pd.testing.assert_frame_equal(write_face_crops(crops_folder), table)
     assert "nothing to do" in capsys.readouterr().out
+    crops = read_table(crops_folder, "faces.csv")
+    write_table(crops.iloc[::-1], crops_folder / "faces.csv")  # sorted in a spreadsheet
+    write_table(inventory.assign(mood="m"), crops_folder / "inventory.csv")
+    pd.testing.assert_frame_equal(write_face_crops(crops_folder), crops.assign(mood="m"))
 
 
 def test_interrupted_run_is_resumed(crops_folder, cropped_here, monkeypatch, capsys):

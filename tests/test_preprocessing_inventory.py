@@ -590,7 +590,7 @@ def test_columns_that_the_user_added_are_kept(tmp_path, capsys):
         cv2.imwrite(str(file), 255 - np.asarray(read_image(file)))
     capsys.readouterr()
     assert set(inventory(folder, root)["gender"]) == {""} and not (folder / ".inventory.before.csv").exists()
-    kept = folder / "inventory.before.csv"
+    kept = folder / "inventory.before-1.csv"
     assert f"own columns of {len(expected)} images could not be kept" in capsys.readouterr().out
     assert pd.read_csv(kept)["gender"].tolist() == list(expected.values())
 
@@ -600,7 +600,20 @@ def test_an_edited_inventory_that_cannot_be_read_is_kept(tmp_path, capsys):
     edited = inventory(folder, root).assign(gender="f").to_csv(index=False, sep=";").encode("cp1252")
     (folder / "inventory.csv").write_bytes(edited)
     assert "gender" not in inventory(folder, root)
-    assert (folder / "inventory.before.csv").read_bytes() == edited and "cannot be read" in capsys.readouterr().out
+    assert (folder / "inventory.before-1.csv").read_bytes() == edited and "cannot be read" in capsys.readouterr().out
+
+
+def test_completed_subjects_are_kept_and_each_loss_has_a_copy(tmp_path):
+    folder, root = tmp_path / "x", write_kaggle_folders(tmp_path / "raw")
+    table = inventory(folder, root)
+    write_table(table.assign(subject=[f"p{row}" for row in range(len(table))], gender="f"), folder / "inventory.csv")
+    for number in (1, 2):
+        file = sorted(root.rglob("*.png"))[number - 1]
+        cv2.imwrite(str(file), 255 - np.asarray(read_image(file)))
+        table = inventory(folder, root)
+        assert (table["subject"] == "").sum() == (table["gender"] == "").sum() == number
+        assert (folder / f"inventory.before-{number}.csv").exists()
+    assert set(pd.read_csv(folder / "inventory.before-1.csv")["gender"]) == {"f"}
 
 
 def test_own_text_and_own_votes_stay_the_same_over_several_runs(tmp_path):

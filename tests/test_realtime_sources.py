@@ -176,7 +176,7 @@ def test_name_that_is_not_utf8_is_escaped_or_refused(tmp_path):
     picture.write_bytes(cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes())
     write_video(tmp_path / "clip.mp4").rename(video)
     assert next(iter(open_source(str(picture)))).name == "caf\\udce9.png"
-    with pytest.raises(InputError, match=r"caf\\udce9.mp4 is no UTF-8 name; rename the file"):
+    with pytest.raises(InputError, match=r"caf\\udce9.mp4 is no UTF-8 name; rename it"):
         open_source(str(video))
     assert [frame.name for frame in open_source(str(tmp_path))] == ["caf\\udce9.png"]
 

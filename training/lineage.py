@@ -124,7 +124,8 @@ def check_held_out(option: str, model_file: Path, card: Card, table: pd.DataFram
         InputError: It was trained on images of the dev or test split.
     """
     held_out = table.loc[table["split"].isin(["dev", "test"])]
-    if trained := exposure_of(model_file, card, held_out, table, dataset).trained:
+    exposure = exposure_of(model_file, card, held_out, table, dataset)
+    if trained := int((exposure.training & ~exposure.duplicate_of_training).sum()):
         raise InputError(
             f"{option} {model_file} was trained on {trained:,} images of the dev or test split of {dataset}, which "
             "score the new network; train it again on this split"

@@ -1,7 +1,7 @@
 """Open an uploaded video, and read any of its frames again."""
 
 import sys
-from bisect import bisect_left
+from bisect import bisect_right
 from pathlib import Path
 
 import cv2
@@ -72,7 +72,8 @@ class FrameReader:
                 wrong: then every frame before is read.
         """
         for back in _STEPS_BACK:
-            if self._next <= place < self._next + _NEAR or self._seek(place - 1 - back, place, times):
+            is_near = self._next <= place and (not times or place < self._next + _NEAR)
+            if is_near or self._seek(place - 1 - back, place, times):
                 return self._read_to(place)
         self._rewind()
         return self._read_to(place)
@@ -94,8 +95,8 @@ class FrameReader:
         if not self._capture.grab():
             return False
         now = timestamp(self._capture) - (self._first or 0.0)
-        reached = bisect_left(times, now - _MAX_SHIFT)
-        if reached >= min(place, len(times)) or abs(times[reached] - now) >= _MAX_SHIFT:
+        reached = bisect_right(times, now + _MAX_SHIFT) - 1  # damaged frames have the time of the next good one
+        if not 0 <= reached < place or abs(times[reached] - now) >= _MAX_SHIFT:
             return False
         self._next = reached + 1
         return True

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from common.errors import InputError
-from common.files import atomic_file
+from common.files import atomic_file, printable
 from realtime.sinks.files import write_errors, write_picture
 from realtime.sinks.options import ANIMATION_SUFFIXES, PICTURE_SUFFIXES
 
@@ -158,9 +158,15 @@ def _import_av() -> Any:
 
 
 class AnimationRecording:
-    """Write a small animation, `.webp` or `.gif`, of the first `ANIMATION_SECONDS`. The file is written on `close`."""
+    """Write a small animation, `.webp` or `.gif`, of the first `ANIMATION_SECONDS`. The file is written on `close`.
+
+    Raises:
+        InputError: The file's name is not UTF-8.
+    """
 
     def __init__(self, file: Path):
+        if printable(str(file)) != str(file):  # OpenCV would crash
+            raise InputError(f"--record {printable(str(file))} is no UTF-8 name; give another one")
         self._file = file
         self._frames_bgr: list[np.ndarray] = []
         self._times: list[float] = []

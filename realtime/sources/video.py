@@ -100,8 +100,8 @@ def open_video(file: Path, mirror: bool, name: str = "") -> Video:
     Raises:
         InputError: it has no readable frame.
     """
-    if printable(str(file)) != str(file):  # OpenCV would crash
-        raise InputError(f"{printable(str(file))} is no UTF-8 name; rename the file")
+    if printable(str(file.absolute())) != str(file.absolute()):  # OpenCV would crash
+        raise InputError(f"{printable(str(file.absolute()))} is no UTF-8 name; rename it")
     opened = open_capture(lambda: cv2.VideoCapture(str(file.absolute())))  # FFmpeg reads "a:b.mp4" as a protocol
     # FFmpeg reads text files as videos.
     if opened is None or int(opened[0].get(cv2.CAP_PROP_FOURCC)) == cv2.VideoWriter.fourcc(*"ansi"):
