@@ -244,8 +244,8 @@ class ToPixels(keras.layers.Layer):
 def build_augmentation(options: AugmentationConfig, input_shape: tuple[int, int, int], seed: int) -> keras.Model:
     """Return a model from uint8 images to two views of each, uint8 (n, height, width, channels).
 
-    The first view has all augmentations and is the student's input. The second has no blur and no noise and is the
-    teachers' input: networks that were not trained on noise are unreliable on noisy images.
+    The first view has all augmentations and is the student's input. The second has no black boxes, no blur and no noise
+    and is the teachers' input: their predictions are better if they see the whole face.
 
     Augmentations of strength zero add no layer. With `crop`, views are smaller in training.
     """
@@ -255,11 +255,11 @@ def build_augmentation(options: AugmentationConfig, input_shape: tuple[int, int,
         images = RandomAffine(options.flip, options.rotation, options.zoom, options.shift, seed)(images)
     if options.contrast or options.brightness:
         images = RandomLight(options.contrast, options.brightness, seed + 1)(images)
+    clean = images
     if options.small_erasing_count:
         images = RandomErasing(options.small_erasing_count, *options.small_erasing_size, seed + 2)(images)
     if options.cutout_max_size:
         images = RandomErasing(1, options.cutout_max_size, options.cutout_max_size, seed + 3)(images)
-    clean = images
     if options.blur:
         images = RandomBlur(options.blur, seed + 5)(images)
     if options.noise:

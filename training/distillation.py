@@ -1,8 +1,8 @@
 """Knowledge distillation and logit adjustment.
 
 Teachers predict the same augmented images that the student sees (consistent teaching, Beyer et al. 2022,
-https://arxiv.org/abs/2106.05237), but before blur and noise are added. Their temperature is 1. Each teacher adds about
-a third to the time of a training step.
+https://arxiv.org/abs/2106.05237), but before black boxes, blur and noise are added. Their temperature is 1. Each
+teacher adds about a third to the time of a training step.
 
 Logit adjustment (Menon et al. 2021, https://arxiv.org/abs/2007.07314) adds `tau log(prior)` to the logits in the loss.
 The network itself then predicts p(class | image) / prior^tau, up to a factor: with tau 1 as if all classes were
@@ -28,7 +28,7 @@ from training.pretrained import PretrainedNetwork, build_from
 
 ops: Any = keras.ops  # Keras does not type the results of its operations
 PRIOR_IMAGES = 4000
-VERSION = 4  # raise this to retrain finished runs when the targets change
+VERSION = 5  # raise this to retrain finished runs when the targets change
 
 
 def read_teachers(
