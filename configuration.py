@@ -78,7 +78,6 @@ class TrainingConfig:
     convolutions: int = 2  # per stage (vgg only)
     dropout: float = 0.4  # rate before the last layer, 0-1 (vgg only)
     pretrained: str = ""  # network whose architecture and weights are taken; empty: train from scratch
-    widen: bool = False  # give a pretrained `vgg` as many filters as `filters` says; the new ones are random
     teachers: tuple[str, ...] = ()  # networks with the same emotions, for knowledge distillation
     distillation_weight: float = 0.5  # share of the teachers in the loss, 0-1
     targets: str = "labels"  # `labels`, or `votes`: the distribution of the annotators' votes
@@ -238,7 +237,7 @@ TEACHERS = (  # networks that `training.teachers` trains
 )
 STUDENT = replace(_WIDE, mixup=0.4, distillation_weight=0.8)  # settings with --teacher, without --pretrained
 PRETRAINED_STUDENT = replace(  # settings with --teacher and --pretrained
-    STUDENT, epochs=84, optimizer="muon", learning_rate=1.5e-3, widen=True
+    STUDENT, epochs=84, optimizer="muon", learning_rate=1.5e-3
 )
 FINE_TUNING = TrainingConfig(  # settings with --pretrained, without --teacher
     epochs=20, batch_size=32, learning_rate=3e-4, first_layer_rate=0.017, warmup_epochs=1, logit_adjustment=0.5

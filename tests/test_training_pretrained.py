@@ -1,7 +1,6 @@
 import json
 import shutil
 from dataclasses import replace
-from typing import Any
 
 import keras
 import numpy as np
@@ -13,7 +12,7 @@ from inference.emotion_classifier import EmotionClassifier
 from inference.keras_networks import save
 from inference.model_card import labels_hash, read_card
 from preprocessing.tables import read_table
-from training.pretrained import build_from, widened
+from training.pretrained import build_from
 from training.trainer import train_network
 
 QUICK = TrainingConfig(epochs=1, batch_size=8, learning_rate=0.01, precision="float32", augmentation=NO_AUGMENTATION)
@@ -84,29 +83,6 @@ def test_run_is_identified_by_content_of_pretrained_network(make_dataset, tiny_m
     assert not fit(moved)
     assert not fit(start, filters=(8, 8), network="cifar10")  # ignored: the file has the architecture
     assert fit(tiny_model(labels=SEVEN, name="other.keras"))
-
-
-def test_widened_network_predicts_the_same_and_is_trained(make_dataset, tiny_model, tmp_path):
-    folder, images = make_dataset(), np.random.default_rng(1).integers(0, 256, (9, 24, 24, 1), dtype=np.uint8)
-    table, first, second = read_table(folder, "split.csv"), tmp_path / "1.keras", tmp_path / "2.keras"
-    config = replace(QUICK, network="vgg", filters=(4, 8), convolutions=2)
-    train_network(table, folder, first, config, "a step")
-    network: Any = keras.models.load_model(first)
-    wide = widened(network, (4, 12))
-    np.testing.assert_allclose(network.predict_on_batch(images), wide.predict_on_batch(images), atol=1e-6)
-    assert wide.layers[-2].weights[0].shape[0] == 12 and wide.count_params() > network.count_params()
-    assert widened(network, (2, 8)) is network is widened(network, (4, 8, 16))
-
-    config = replace(config, pretrained=str(first), widen=True, filters=(4, 12))
-    assert train_network(table, folder, second, config, "a step")
-    trained: Any = keras.models.load_model(second)
-    assert trained.count_params() == wide.count_params()
-    assert train_network(table, folder, second, replace(config, filters=(4, 16)), "a step")
-    assert train_network(table, folder, second, replace(config, widen=False), "a step")
-    trained = keras.models.load_model(second)
-    assert trained.count_params() == network.count_params()
-    other: Any = keras.models.load_model(tiny_model())  # no vgg
-    assert widened(other, (64,)) is other
 
 
 def test_frozen_layers_inside_another_model_are_trained(tiny_model):

@@ -91,11 +91,9 @@ def shaping_settings(
     """Return the settings that determine the result of a run, for its key and its card.
 
     Other networks are identified by their content hash, so they may be moved. Architecture settings are left out with a
-    pretrained network, but for the filters to which it is widened, and distillation settings without teachers.
+    pretrained network, and distillation settings without teachers.
     """
-    unused = {"pretrained", "widen", *(ARCHITECTURE if pretrained else ()), *(() if teachers else DISTILLATION)}
-    if pretrained and config.widen:
-        unused -= {"filters", "widen"}
+    unused = {"pretrained", *(ARCHITECTURE if pretrained else ()), *(() if teachers else DISTILLATION)}
     settings = {name: value for name, value in asdict(config).items() if name not in unused}
     if teachers:
         settings["teachers"] = [teacher.hash for teacher in teachers]
@@ -146,55 +144,6 @@ def build_from(file: Path, classes: Sequence[str]) -> keras.Model:
     for layer in copy._flatten_layers():  # also those of models inside it, which keep their own setting
         layer.trainable = True
     return copy
-
-
-def widened(network: keras.Model, filters: Sequence[int]) -> keras.Model:
-    """Return a network with more filters that predicts the same.
-
-    The old filters keep their weights. The new ones are random, with the mean norm of the old ones of their layer, and
-    their outgoing weights are zero, so that they change nothing at first.
-
-    Args:
-        network: A network. Only a `vgg` is widened; see `models.build_vgg`.
-        filters: Filters of each stage. A stage with more filters keeps them.
-
-    Returns:
-        The wider network; the same one if there is nothing to widen.
-    """
-    stages: list[list[Any]] = [[]]  # the convolutions of each stage
-    for layer in network.layers:
-        if isinstance(layer, keras.layers.MaxPooling2D):
-            stages.append([])
-        if isinstance(layer, keras.layers.Conv2D):
-            stages[-1].append(layer)
-    if network.name != "vgg" or len(stages) != len(filters):
-        return network
-    layers = [(layer, count) for stage, count in zip(stages, filters, strict=True) for layer in stage]
-    counts = {layer.name: count for layer, count in layers if count > layer.filters}
-    if not counts:
-        return network
-
-    def wider(layer: keras.layers.Layer) -> keras.layers.Layer:
-        config = layer.get_config()
-        return layer.__class__.from_config(config | {"filters": counts[layer.name]} if layer.name in counts else config)
-
-    wide: Any = keras.models.clone_model(network, clone_function=wider)
-    for old, new in zip(network.layers, wide.layers, strict=True):
-        new.set_weights([_embedded(*pair) for pair in zip(old.get_weights(), new.get_weights(), strict=True)])
-    return wide
-
-
-def _embedded(old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """Return new weights in which the old ones are the first along each axis."""
-    if new.ndim == 1:  # of batch normalisation and biases: one value per filter
-        new = np.full_like(new, old.mean())
-    else:  # inputs and filters are the last axes
-        norms = (np.linalg.norm(weights.reshape(-1, weights.shape[-1]), axis=0) for weights in (old, new))
-        of_old, of_new = norms
-        new = new * (of_old.mean() / of_new)
-        new[..., old.shape[-2] :, : old.shape[-1]] = 0  # old filters do not use new inputs
-    new[tuple(map(slice, old.shape))] = old
-    return new
 
 
 def _mapped(old: np.ndarray, new: np.ndarray, labels: Sequence[str], classes: Sequence[str]) -> np.ndarray:

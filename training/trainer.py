@@ -26,7 +26,7 @@ from training.data.splits import own_hashes, read_batches
 from training.distillation import StudentModel, Teachers, assumed_prior, class_prior, read_teachers, teacher_priors
 from training.lineage import check_held_out
 from training.models import training_form
-from training.pretrained import PretrainedNetwork, build_from, shaping_settings, widened
+from training.pretrained import PretrainedNetwork, build_from, shaping_settings
 from training.runs import saving, train_or_resume
 from training.settings import check_output, check_settings
 
@@ -257,11 +257,7 @@ def build_trainer(train: FaceBatches, config: TrainingConfig) -> tuple[keras.Mod
 def build_network(shape: tuple[int, int, int], classes: Sequence[str], config: TrainingConfig) -> keras.Model:
     """Return the network to train: a new one, or a copy of the pretrained one."""
     if config.pretrained:
-        network = build_from(Path(config.pretrained), classes)
-        wide = widened(network, config.filters) if config.widen else network
-        if wide is not network:
-            print(f"widened to {'-'.join(map(str, config.filters))} filters", flush=True)
-        return wide
+        return build_from(Path(config.pretrained), classes)
     shaped = {name: getattr(config, name) for name in ("filters", "convolutions", "dropout")}
     return models.build(config.network, shape, len(classes), **shaped)
 

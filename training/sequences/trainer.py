@@ -35,7 +35,7 @@ from training.settings import check_output, check_ranges, check_settings
 VERSION = 1  # raise this to retrain finished runs when the network or its training changes
 UNSUPPORTED = (  # settings that only networks of single faces have
     "pretrained", "teachers", "distillation_weight", "targets", "balance", "first_layer_rate", "logit_adjustment",
-    "mixup", "precision", "augmentation", "widen",
+    "mixup", "precision", "augmentation",
 )  # fmt: skip
 _MIN_DEVIATION = 1e-3  # keeps the scale of almost constant features
 
@@ -123,10 +123,8 @@ def fit_sequences(
     dev_batches = SequenceBatches(dev, features, sequences.classes, options, augment=False)
     config, origin = options.config, described(features_file)
     settings_of_run = asdict(options)
-    config_of_run = settings_of_run.pop("config")
-    del config_of_run["widen"]  # not used here
     settings = {
-        "config": config_of_run,
+        "config": settings_of_run.pop("config"),
         "temporal": settings_of_run,
         "labels": list(sequences.classes),
         "split_hash": split_hash(table),
