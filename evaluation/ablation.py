@@ -209,6 +209,8 @@ def write_ablation(
         *notes,
         *dict.fromkeys(text for one in predictions if (text := banner(one))),
         *(_sentence(difference, by_name) for difference in differences),
+        "A difference is significant if its interval excludes zero and McNemar's p-value, adjusted for the number of "
+        f"comparisons (Holm), is at most {1 - EVALUATION.level:.2g}.",
         "Each variant was trained once; the intervals do not include the variation between seeds. They are paired, and "
         "resampled by subject where subjects are known.",
     ]

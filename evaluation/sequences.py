@@ -122,6 +122,8 @@ def calibrate_card(dev: Part, folder: Path, model_file: Path) -> None:
     labels, probabilities = predict_sequences(model_file, dev, folder)
     card, emotions = read_sequence_card(model_file), dev.sequences.table["emotion"]
     keep = emotions.isin(labels).to_numpy()
+    if not keep.any():
+        raise InputError(f"--calibrate: {model_file.name} knows no emotion of the dev sequences of {folder.name}")
     raw = with_temperature(probabilities[-1], 1 / card.temperature)[keep]  # of all its classes, as the camera sees them
     truth = np.array([labels.index(emotion) for emotion in emotions[keep]])
     temperature = round(fit_temperature(raw, truth), 4)

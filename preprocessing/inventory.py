@@ -103,6 +103,7 @@ def write_inventory(
     return kind
 
 
+_KEYS = ["path", "pixel_hash"]  # of equal images
 _BEFORE = ".inventory.before.csv"  # the earlier table, while it is replaced
 
 
@@ -163,51 +164,75 @@ def _publish(table: pd.DataFrame, provenance: str, part: Path, folder: Path) -> 
     renamed before its images, so that no step reads a table beside the images of another one.
     """
     inventory, before = folder / "inventory.csv", folder / _BEFORE
-    table, lost = _with_own_columns(table, before if before.exists() else inventory)  # before: of a killed run
+    if inventory.exists() and before.exists():  # a killed run had already written the new table
+        _discard(before, _losses(_read_earlier(before), _read_earlier(inventory)))
+    lost = ""
+    if (file := inventory if inventory.exists() else before).exists():
+        earlier, given = _read_earlier(file), set(table.columns)
+        table = table if earlier is None else _with_own_columns(table, earlier)
+        lost = _losses(earlier, table.drop_duplicates(_KEYS).set_index(_KEYS))
+        if own := [name for name in table.columns if name not in given]:
+            print(f"kept columns of the earlier inventory.csv: {', '.join(own)}")
     others = [column for column in table.columns if column not in INVENTORY_COLUMNS]
     write_table(table[[*INVENTORY_COLUMNS, *others]], part / "inventory.csv")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "inventory.json").unlink(missing_ok=True)
-    if inventory.exists() and not before.exists():
+    if inventory.exists():
         inventory.replace(before)
     if (folder / "images").exists():
         (folder / "images").rename(part / "replaced")
     (part / "images").rename(folder / "images")
     (part / "inventory.csv").replace(inventory)
-    if lost:
-        number = 1
-        while (kept := folder / f"inventory.before-{number}.csv").exists():
-            number += 1
-        before.replace(kept)
-        print(f"{lost}; the earlier table is kept as {kept}")
-    before.unlink(missing_ok=True)
+    _discard(before, lost)
     write_provenance(folder, "inventory.csv", provenance)
 
 
-def _with_own_columns(table: pd.DataFrame, earlier: Path) -> tuple[pd.DataFrame, str]:
-    """Return the table with what the user added to the earlier one: columns such as `gender`, and subjects.
+def _discard(before: Path, lost: str) -> None:
+    """Delete an earlier table, or keep it under a visible name if the new one lacks something of it."""
+    if not lost:
+        before.unlink(missing_ok=True)
+        return
+    number = 1
+    while (kept := before.with_name(f"inventory.before-{number}.csv")).exists():
+        number += 1
+    before.replace(kept)
+    print(f"{lost}; the earlier table is kept as {kept}")
 
-    Only equal images keep them. The second value says what could not be kept; it is empty if nothing is lost.
-    """
-    keys = ["path", "pixel_hash"]
-    if not earlier.is_file():
-        return table, ""
+
+def _read_earlier(file: Path) -> pd.DataFrame | None:
+    """Return an earlier table as text, indexed by path and pixel hash; None if it cannot be read."""
     try:
-        before = unescaped(pd.read_csv(earlier, dtype=str, keep_default_na=False))
-        before = before.drop_duplicates(keys).set_index(keys)
+        table = unescaped(pd.read_csv(file, dtype=str, keep_default_na=False))
+        table = table.drop_duplicates(_KEYS).set_index(_KEYS)
     except (OSError, ValueError, KeyError):
-        return table, "own columns of the earlier inventory.csv cannot be read"
-    from_votes = ("votes_", "ferplus_") if "ferplus_name" in before.columns else ()  # step 1 wrote these
-    own = [name for name in map(str, before.columns) if name not in table.columns and not name.startswith(from_votes)]
-    if own:
-        print(f"kept columns of the earlier inventory.csv: {', '.join(own)}")
-    before["subject"] = before.get("subject", "")
-    earlier_rows = before.reindex(pd.MultiIndex.from_frame(table[keys])).fillna("")
-    completed = table["subject"].where(table["subject"] != "", earlier_rows["subject"].to_numpy())
-    kept = earlier_rows[own]
-    lost = int((before[own] != "").any(axis=1).sum() - (kept != "").any(axis=1).sum())
-    table = table.assign(subject=completed, **{name: kept[name].to_numpy() for name in own})
-    return table, f"own columns of {lost:,} images could not be kept: path or pixels differ" if lost > 0 else ""
+        return None
+    return table if {"subject", "emotion"} <= {*table.columns} else None
+
+
+def _own_columns(earlier: pd.DataFrame) -> list[str]:
+    """Return the columns that the user added to an earlier table, such as `gender`."""
+    from_votes = ("votes_", "ferplus_") if "ferplus_name" in earlier.columns else ()  # step 1 wrote these
+    names = map(str, earlier.columns)
+    return [name for name in names if name not in INVENTORY_COLUMNS and not name.startswith(from_votes)]
+
+
+def _with_own_columns(table: pd.DataFrame, earlier: pd.DataFrame) -> pd.DataFrame:
+    """Return the table with the user's own columns and, where it has none, the earlier subjects of equal images."""
+    same = earlier.reindex(pd.MultiIndex.from_frame(table[_KEYS])).fillna("")
+    own = {name: same[name].to_numpy() for name in _own_columns(earlier) if name not in table.columns}
+    return table.assign(subject=table["subject"].where(table["subject"] != "", same["subject"].to_numpy()), **own)
+
+
+def _losses(earlier: pd.DataFrame | None, new: pd.DataFrame | None) -> str:
+    """Return what a new table lacks of an earlier one, both as `_read_earlier` returns them; empty: nothing."""
+    if earlier is None or new is None:
+        return "own columns of the earlier inventory.csv cannot be read"
+    names = _own_columns(earlier) + ["subject"] * bool((new["subject"] == "").any())  # else step 1 knows all subjects
+    same = new.reindex(index=earlier.index, columns=names).fillna("")
+    lost = ((earlier[names] != "") & (earlier[names] != same)).any(axis=1)
+    emotion = new["emotion"].reindex(earlier.index)
+    lost |= (earlier["emotion"] != "") & emotion.notna() & (earlier["emotion"] != emotion)
+    return f"own columns, subjects or labels of {lost.sum():,} images could not be kept" if lost.any() else ""
 
 
 def _write_sample(raw: Path) -> Path:

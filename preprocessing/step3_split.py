@@ -7,9 +7,10 @@ Writes:  data/NAME/split.csv: adds `split`, and with `--strategy folds` also `fo
 
 Strategies: `official` uses the data set's own splits. `subject` keeps each subject in one split. `random` ignores
 subjects. `folds` makes K folds, by subject where the data has subjects; the column `split` then makes fold 0 the test
-split and fold 1 the dev split. `auto` selects official, unless a subject is in two of the data set's splits; then
-subject; without subjects random. All but `official` keep duplicates and sequences together and preserve
-the shares of the emotions. Unusable rows (no label or face, constant, unreadable) have an empty `split`.
+split and fold 1 the dev split. `auto` selects `official` if the data set has splits that no subject crosses, else
+`subject` if all images have a subject, and `random` if none has one. If only some have one, it stops. All but
+`official` keep duplicates and sequences together and preserve the shares of the emotions. Unusable rows (no label or
+face, constant, unreadable) have an empty `split`.
 
 `subject_dependent_fold` numbers folds that ignore subjects, as most published scores on CK+ do. Train and evaluate on
 both to compare.

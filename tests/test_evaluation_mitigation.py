@@ -68,7 +68,9 @@ def test_bias_is_found_and_balancing_reduces_it(biased_and_balanced, tmp_path):
     columns = [f"gender_{number}" for number in range(1 + int(0.05 / odds["p"]))]
     many = rows.assign(**dict.fromkeys(columns, rows["gender"]))
     section = mitigation_section(many, plain, balanced, ("plain", "balanced"), LABELS, columns, *QUICK)
-    assert all("no significant change of the gaps" in sentence for sentence in section.sentences)
+    *sentences, note = section.sentences
+    assert all("no significant change of the gaps" in sentence for sentence in sentences) and "(Holm)" in note
+    assert f"(p = {odds['p']:.2g}, adjusted {len(columns) * odds['p']:.2g})" in sentences[0]
 
 
 def test_changes_are_recomputed_and_paired(biased_and_balanced):

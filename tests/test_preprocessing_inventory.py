@@ -591,7 +591,7 @@ def test_columns_that_the_user_added_are_kept(tmp_path, capsys):
     capsys.readouterr()
     assert set(inventory(folder, root)["gender"]) == {""} and not (folder / ".inventory.before.csv").exists()
     kept = folder / "inventory.before-1.csv"
-    assert f"own columns of {len(expected)} images could not be kept" in capsys.readouterr().out
+    assert f"labels of {len(expected)} images could not be kept" in capsys.readouterr().out
     assert pd.read_csv(kept)["gender"].tolist() == list(expected.values())
 
 
@@ -614,6 +614,20 @@ def test_completed_subjects_are_kept_and_each_loss_has_a_copy(tmp_path):
         assert (table["subject"] == "").sum() == (table["gender"] == "").sum() == number
         assert (folder / f"inventory.before-{number}.csv").exists()
     assert set(pd.read_csv(folder / "inventory.before-1.csv")["gender"]) == {"f"}
+    write_table(table.assign(emotion="fear"), folder / "inventory.csv")  # corrected by hand
+    cv2.imwrite(str(file), np.asarray(read_image(file)) // 2)
+    assert inventory(folder, root)["emotion"].tolist() == table["emotion"].tolist()
+    assert set(pd.read_csv(folder / "inventory.before-3.csv")["emotion"]) == {"fear"}
+
+
+def test_columns_added_after_a_kill_between_two_renames_are_kept(tmp_path):
+    folder, root = tmp_path / "x", write_ckplus(tmp_path / "ck")
+    table = inventory(folder, root)
+    write_table(table.assign(gender="f"), folder / ".inventory.before.csv")  # the new table has lost it
+    write_table(table.assign(age=30), folder / "inventory.csv")
+    assert set(inventory(folder, root, frames="all")["age"]) == {"30", ""}
+    assert set(pd.read_csv(folder / "inventory.before-1.csv")["gender"]) == {"f"}
+    assert not (folder / ".inventory.before.csv").exists()
 
 
 def test_own_text_and_own_votes_stay_the_same_over_several_runs(tmp_path):

@@ -64,7 +64,12 @@ def mitigation_section(
         compared[column] = found
     adjusted = holm([found["p"].get(_WORST_ODDS, np.nan) for found in compared.values()])
     for (column, found), p_value in zip(compared.items(), adjusted, strict=True):
-        section.sentences.append(_sentence(column, found, names[1], bool(p_value < fairness.significance)))
+        section.sentences.append(_sentence(column, found, names[1], float(p_value), fairness))
+    if len(compared) > 1:
+        section.sentences.append(
+            "A change of the gaps is significant if the p-value of equalised odds, adjusted for the number of columns "
+            f"(Holm), is below {fairness.significance:g}."
+        )
     return section
 
 
@@ -153,15 +158,18 @@ def _figures(counts: np.ndarray, compared: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def _sentence(column: str, found: pd.DataFrame, after: str, is_significant: bool) -> str:
+def _sentence(column: str, found: pd.DataFrame, after: str, adjusted: float, fairness: FairnessConfig) -> str:
     rows: dict[Any, Any] = found.to_dict("index")
     accuracy, odds = rows.pop("accuracy"), rows.get(_WORST_ODDS)
     if odds is None:
         verdict = "too few images of each emotion to compare equalised odds"
-    elif is_significant:
+    elif adjusted < fairness.significance:
         verdict = f"{after} has {'smaller' if odds['change'] < 0 else 'larger'} gaps between the groups"
     else:
         verdict = "no significant change of the gaps between the groups"
-    changes = [f"{name} {100 * row['change']:+.1f} points (p = {row['p']:.2g})" for name, row in rows.items()]
+    p_values = {name: f"p = {row['p']:.2g}" for name, row in rows.items()}
+    if odds:
+        p_values[_WORST_ODDS] += f", adjusted {adjusted:.2g}"
+    changes = [f"{name} {100 * row['change']:+.1f} points ({p_values[name]})" for name, row in rows.items()]
     changes.append(f"accuracy {Estimate(accuracy['change'], accuracy['low'], accuracy['high'])} points")
     return f"{column}: {verdict}. Changes: {'; '.join(changes)}."

@@ -1,7 +1,7 @@
 """Open an uploaded video, and read any of its frames again."""
 
 import sys
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from pathlib import Path
 
 import cv2
@@ -63,58 +63,50 @@ class FrameReader:
         self._file = file
         self._rewind()
 
-    def read(self, place: int, times: list[float]) -> np.ndarray | None:
+    def read(self, place: int, stamps: list[float]) -> np.ndarray | None:
         """Return a frame, uint8 BGR; None if it can no longer be read.
 
         Args:
             place: Index of the frame in the video.
-            times: Seconds from the first frame to each frame, by the time stamps of the file; empty where these are
-                wrong: then every frame before is read.
+            stamps: Time stamp of each frame, seconds; empty if they are not in order: then every frame before is read.
         """
         for back in _STEPS_BACK:
-            is_near = self._next <= place and (not times or place < self._next + _NEAR)
-            if is_near or self._seek(place - 1 - back, place, times):
+            is_near = self._next <= place and (not stamps or place < self._next + _NEAR)
+            if is_near or self._seek(place - 1 - back, place, stamps):
                 return self._read_to(place)
         self._rewind()
         return self._read_to(place)
 
     def _rewind(self) -> None:
         self._capture = cv2.VideoCapture(str(self._file))
-        self._first: float | None = None  # seconds: time stamp of the first frame
         self._next = 0  # index of the frame that comes next
 
-    def _seek(self, target: int, place: int, times: list[float]) -> bool:
+    def _seek(self, target: int, place: int, stamps: list[float]) -> bool:
         """Seek to about `target`, and return whether the place reached is known and not behind `place`."""
-        if self._first is None:
-            self._read_to(0)
-        if target <= 0 or not times:
+        if target <= 0 or not stamps:
             self._rewind()
             return True
         self._next = _UNKNOWN
         self._capture.set(cv2.CAP_PROP_POS_FRAMES, target)
         if not self._capture.grab():
             return False
-        now = timestamp(self._capture) - (self._first or 0.0)
-        reached = bisect_right(times, now + _MAX_SHIFT) - 1  # damaged frames have the time of the next good one
-        if not 0 <= reached < place or abs(times[reached] - now) >= _MAX_SHIFT:
+        now = timestamp(self._capture)
+        after = bisect_left(stamps, now)
+        nearest = min(stamps[max(after - 1, 0) : after + 1], key=lambda stamp: abs(stamp - now))
+        reached = bisect_left(stamps, nearest)
+        is_unique = bisect_right(stamps, nearest) == reached + 1
+        if not is_unique or reached >= place or abs(nearest - now) >= _MAX_SHIFT:
             return False
         self._next = reached + 1
         return True
 
     def _read_to(self, place: int) -> np.ndarray | None:
-        image_bgr = None
         while self._next < place and self._capture.grab():
             self._next += 1
-            self._remember_first()
-        if self._next == place:
-            image_bgr = next_frame(self._capture)[1]
-            self._next += 1
-            self._remember_first()
-        return image_bgr
-
-    def _remember_first(self) -> None:
-        if self._first is None:
-            self._first = timestamp(self._capture)
+        if self._next != place:
+            return None
+        self._next += 1
+        return next_frame(self._capture)[1]
 
     def close(self) -> None:
         """Close the file."""

@@ -226,7 +226,6 @@ class _VideoRun:
         self._source, self._file, self._anonymous = source, file, shared.anonymous
         self._results: Generator[Result, None, None] = watch(source, shared.classifier, shared.detector)
         self._done: list[Result] = []  # without pixels and, unless they are covered, without faces
-        self._times: list[float] = []
         self._reader = FrameReader(file)
         self._is_finished = False
 
@@ -243,7 +242,6 @@ class _VideoRun:
             faces = [replace(each, probabilities={each.label: 1.0}) for each in result.recognitions]
             frame = replace(result.frame, image_bgr=NO_PIXELS)
             self._done.append(Result(frame, faces if self._anonymous else []))
-            self._times += [result.frame.time] * (result.frame.index + 1 - len(self._times))  # also of damaged frames
         return result
 
     def read(self, place: int) -> bytes | None:
@@ -254,7 +252,7 @@ class _VideoRun:
         since = self._done[-1].frame.time - result.frame.time
         if self._anonymous and not self._is_finished and since < WEBCAM.hidden_before:
             return None  # the next frames may show faces that must be covered here
-        image_bgr = self._reader.read(result.frame.index, [] if self._source.is_corrected else self._times)
+        image_bgr = self._reader.read(result.frame.index, self._source.stamps if self._source.is_ordered else [])
         if image_bgr is None:
             return None
         result = with_image(result, image_bgr)

@@ -24,7 +24,8 @@ class Video:
     (raw streams, joined files), frames follow each other at the frame rate.
 
     Attributes:
-        is_corrected: Whether the time of a frame was corrected in this way.
+        stamps: Time stamp of each frame read so far, seconds, as in the file.
+        is_ordered: Whether no time stamp is smaller than the one before.
         on_wait: See `Live`; a video on a server may be slow.
     """
 
@@ -39,7 +40,7 @@ class Video:
         self.size = (first_bgr.shape[1], first_bgr.shape[0])
         self._capture, self._first_bgr, self._mirror = capture, first_bgr, mirror
         self._timestamp, self._time = timestamp(capture), 0.0  # of the last frame: in the file, since the first frame
-        self.is_corrected = False
+        self.stamps, self.is_ordered = [self._timestamp], True
         self._reader = ThreadPoolExecutor(1)
 
     def __iter__(self) -> Iterator[Frame]:
@@ -83,9 +84,9 @@ class Video:
         step = stamp - self._timestamp
         if not more:
             return None
-        is_plausible = 0 < step <= _MAX_STEP
-        self.is_corrected |= not is_plausible
-        self._timestamp, self._time = stamp, self._time + (step if is_plausible else 1 / self.fps)
+        self.stamps.append(stamp)
+        self.is_ordered &= step >= 0
+        self._timestamp, self._time = stamp, self._time + (step if 0 < step <= _MAX_STEP else 1 / self.fps)
         return None if image_bgr is None else oriented(image_bgr, self._mirror), self._time, monotonic()
 
     def close(self) -> None:
