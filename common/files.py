@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from common.errors import InputError
+
 
 @contextmanager
 def named_errors(file: Path) -> Iterator[None]:
@@ -92,5 +94,15 @@ def file_hash(*files: Path) -> str:
 
 
 def printable(name: str) -> str:
-    """Return a text for a UTF-8 file: bytes of a file name that are not UTF-8 become escapes such as `\\udce9`."""
+    """Return a name that a UTF-8 file can contain: bytes that are not UTF-8 become escapes such as `\\udce9`."""
     return name.encode("utf-8", "backslashreplace").decode()
+
+
+def check_utf8(name: str, remedy: str) -> None:
+    """Refuse the name of a file that OpenCV opens: it crashes on bytes that are not UTF-8.
+
+    Raises:
+        InputError: The name is not UTF-8; the message ends with the remedy.
+    """
+    if (shown := printable(name)) != name:
+        raise InputError(f"{shown} is no UTF-8 name; {remedy}")

@@ -69,19 +69,13 @@ def write_face_crops(folder: Path, options: FaceConfig = FACES, engine: Engine =
         if _is_done(folder, provenance):
             print(f"unchanged: {folder / 'faces.csv'} was made from the same images and options; nothing to do")
             return read_table(folder, "faces.csv")
-        columns = _columns_of_crops(folder, inventory, provenance)
+        columns = _keep_crops(folder, inventory, provenance)
         if columns is None:
             rows = _crop_all(folder, inventory, options, provenance, engine)
             columns = {
                 column: [row.get(column, np.nan if column in NUMERIC_COLUMNS else "") for row in rows]
                 for column in FACE_COLUMNS
             }
-        else:
-            print("the images are the same: their crops are kept")
-            if read_provenance(folder, "faces.csv")["inventory"] != content_hash(inventory):
-                for name in ("split.json", "split.csv"):  # they have the earlier labels
-                    (folder / name).unlink(missing_ok=True)
-            write_provenance(folder, "faces.csv", json.dumps(json.loads(provenance) | {"inventory": ""}))
         table = inventory.drop(columns=FACE_COLUMNS, errors="ignore").assign(**columns)
         write_table(table, folder / "faces.csv")
         write_provenance(folder, "faces.csv", provenance)
@@ -89,17 +83,29 @@ def write_face_crops(folder: Path, options: FaceConfig = FACES, engine: Engine =
     return table
 
 
-def _columns_of_crops(folder: Path, inventory: pd.DataFrame, provenance: str) -> dict[str, pd.Series] | None:
-    """Return the face columns of earlier crops, where only other columns of the inventory changed; else None."""
+def _keep_crops(folder: Path, inventory: pd.DataFrame, provenance: str) -> dict[str, pd.Series] | None:
+    """Return the face columns of earlier crops if only other columns of the inventory changed; else None.
+
+    Before the table is written, the record names no inventory: after a kill, the crops can still be kept, but no step
+    accepts the table.
+    """
     try:
         before, table = read_provenance(folder, "faces.csv"), read_table(folder, "faces.csv")
     except InputError:
         return None
-    now, images = json.loads(provenance), ["path", "pixel_hash"]
-    if before.get("inventory") == now["inventory"]:
+    now, images, unknown = json.loads(provenance), ["path", "pixel_hash"], {"inventory": ""}
+    has_same_inventory = before.get("inventory") == now["inventory"]
+    if has_same_inventory:
         before.setdefault("images", now["images"])  # a record of an earlier version has no such entry
-    is_same = before | {"inventory": ""} == now | {"inventory": ""} and table[images].equals(inventory[images])
-    return {column: table[column] for column in FACE_COLUMNS} if is_same and _has_crops(folder, table) else None
+    is_same = before | unknown == now | unknown and table[images].equals(inventory[images])
+    if not (is_same and _has_crops(folder, table)):
+        return None
+    print("the images are the same: their crops are kept")
+    if not has_same_inventory:
+        for name in ("split.json", "split.csv"):  # they have the earlier labels
+            (folder / name).unlink(missing_ok=True)
+    write_provenance(folder, "faces.csv", json.dumps(now | unknown))
+    return {column: table[column] for column in FACE_COLUMNS}
 
 
 def _is_done(folder: Path, provenance: str) -> bool:

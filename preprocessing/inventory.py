@@ -166,13 +166,7 @@ def _publish(table: pd.DataFrame, provenance: str, part: Path, folder: Path) -> 
     inventory, before = folder / "inventory.csv", folder / _BEFORE
     if inventory.exists() and before.exists():  # a killed run had already written the new table
         _discard(before, _losses(_read_earlier(before), _read_earlier(inventory)))
-    lost = ""
-    if (file := inventory if inventory.exists() else before).exists():
-        earlier, given = _read_earlier(file), set(table.columns)
-        table = table if earlier is None else _with_own_columns(table, earlier)
-        lost = _losses(earlier, table.drop_duplicates(_KEYS).set_index(_KEYS))
-        if own := [name for name in table.columns if name not in given]:
-            print(f"kept columns of the earlier inventory.csv: {', '.join(own)}")
+    table, lost = _with_entries(table, inventory if inventory.exists() else before)
     others = [column for column in table.columns if column not in INVENTORY_COLUMNS]
     write_table(table[[*INVENTORY_COLUMNS, *others]], part / "inventory.csv")
     folder.mkdir(parents=True, exist_ok=True)
@@ -216,15 +210,28 @@ def _own_columns(earlier: pd.DataFrame) -> list[str]:
     return [name for name in names if name not in INVENTORY_COLUMNS and not name.startswith(from_votes)]
 
 
-def _with_own_columns(table: pd.DataFrame, earlier: pd.DataFrame) -> pd.DataFrame:
-    """Return the table with the user's own columns and, where it has none, the earlier subjects of equal images."""
+def _with_entries(table: pd.DataFrame, file: Path) -> tuple[pd.DataFrame, str]:
+    """Return a new table with the user's entries in an earlier one for equal images: own columns, completed subjects.
+
+    The second value is that of `_losses`.
+    """
+    if not file.exists():
+        return table, ""
+    if (earlier := _read_earlier(file)) is None:
+        return table, _losses(earlier, None)
     same = earlier.reindex(pd.MultiIndex.from_frame(table[_KEYS])).fillna("")
     own = {name: same[name].to_numpy() for name in _own_columns(earlier) if name not in table.columns}
-    return table.assign(subject=table["subject"].where(table["subject"] != "", same["subject"].to_numpy()), **own)
+    if own:
+        print(f"kept columns of the earlier inventory.csv: {', '.join(own)}")
+    table = table.assign(subject=table["subject"].where(table["subject"] != "", same["subject"].to_numpy()), **own)
+    return table, _losses(earlier, table.drop_duplicates(_KEYS).set_index(_KEYS))
 
 
 def _losses(earlier: pd.DataFrame | None, new: pd.DataFrame | None) -> str:
-    """Return what a new table lacks of an earlier one, both as `_read_earlier` returns them; empty: nothing."""
+    """Return in words which of the user's entries in an earlier table a new one lacks; empty if it lacks none.
+
+    Both tables are as `_read_earlier` returns them.
+    """
     if earlier is None or new is None:
         return "own columns of the earlier inventory.csv cannot be read"
     names = _own_columns(earlier) + ["subject"] * bool((new["subject"] == "").any())  # else step 1 knows all subjects

@@ -357,9 +357,7 @@ def test_calibration_minimises_log_loss_and_sets_the_threshold(make_sequences, f
     write_table(table, other / "split.csv")  # the network does not know contempt
     done = run_step(*command, "--dataset", "other")
     assert done.returncode == 0 and f"on the last frames of {len(truth) - 1} dev sequences" in done.stdout, done.stderr
-    known = (
-        table.query("split == 'dev' and emotion != ''").groupby("sequence").last()["emotion"] != "contempt"
-    ).to_numpy()
+    known = (dev.table["sequence"] != "S6/0").to_numpy()
     raw, truth = raw[known], np.array(truth)[known].tolist()
     fitted = read_sequence_card(model_file).temperature
     assert all(loss(fitted) <= loss(fitted * by) for by in (0.7, 0.9, 1.1, 1.4))

@@ -111,7 +111,9 @@ def exposure_of(model_file: Path, card: Card, rows: pd.DataFrame, table: pd.Data
 
 
 def check_held_out(option: str, model_file: Path, card: Card, table: pd.DataFrame, dataset: str) -> None:
-    """Refuse a network whose lineage was trained on images that score a new network, other than cross-split duplicates.
+    """Refuse a network that was trained on dev or test images, which score the new network.
+
+    The networks of its lineage count, too. Cross-split duplicates are accepted.
 
     Args:
         option: What uses the network, for the message.

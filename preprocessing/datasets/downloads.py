@@ -101,13 +101,13 @@ def copy_images(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
         file, path = row
         if file.stat().st_size > LARGEST_FILE:
             return "", "unreadable"
-        try:
-            if not file.is_relative_to(folder):
-                raise OSError
-            os.link(file.resolve(), folder / path)
-        except OSError:  # the file lies elsewhere, or the disk has no hard links
-            _copy(file, folder / path)
-        image = read_gray_or_bgr(folder / path)
+        place = folder / path
+        if file.is_relative_to(folder):
+            with suppress(OSError):  # some disks have no hard links
+                os.link(file.resolve(), place)
+        if not place.exists():
+            _copy(file, place)
+        image = read_gray_or_bgr(place)
         return ("", "unreadable") if image is None else (pixel_hash(image), image_status(image))
 
     for parent in {(folder / path).parent for path in table["path"]}:

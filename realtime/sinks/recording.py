@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from common.errors import InputError
-from common.files import atomic_file, printable
+from common.files import atomic_file, check_utf8
 from realtime.sinks.files import write_errors, write_picture
 from realtime.sinks.options import ANIMATION_SUFFIXES, PICTURE_SUFFIXES
 
@@ -165,8 +165,7 @@ class AnimationRecording:
     """
 
     def __init__(self, file: Path):
-        if printable(str(file)) != str(file):  # OpenCV would crash
-            raise InputError(f"--record {printable(str(file))} is no UTF-8 name; give another one")
+        check_utf8(f"--record {file}", "give another one")
         self._file = file
         self._frames_bgr: list[np.ndarray] = []
         self._times: list[float] = []

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from common.errors import InputError
-from common.files import printable
+from common.files import check_utf8
 from realtime.sources.frames import POLL, Frame, frame_rate, next_frame, open_capture, oriented
 
 _MAX_STEP = 60.0  # seconds between two frames; a larger step is an error in the time stamps
@@ -39,8 +39,8 @@ class Video:
         self._duration = count / rate if rate > 0 else np.inf  # seconds
         self.size = (first_bgr.shape[1], first_bgr.shape[0])
         self._capture, self._first_bgr, self._mirror = capture, first_bgr, mirror
-        self._timestamp, self._time = timestamp(capture), 0.0  # of the last frame: in the file, since the first frame
-        self.stamps, self.is_ordered = [self._timestamp], True
+        self._time = 0.0  # of the last frame, since the first one
+        self.stamps, self.is_ordered = [timestamp(capture)], True
         self._reader = ThreadPoolExecutor(1)
 
     def __iter__(self) -> Iterator[Frame]:
@@ -80,13 +80,13 @@ class Video:
 
     def _read(self) -> _Read | None:
         more, image_bgr = next_frame(self._capture)
-        stamp = timestamp(self._capture)
-        step = stamp - self._timestamp
         if not more:
             return None
+        stamp = timestamp(self._capture)
+        step = stamp - self.stamps[-1]
         self.stamps.append(stamp)
         self.is_ordered &= step >= 0
-        self._timestamp, self._time = stamp, self._time + (step if 0 < step <= _MAX_STEP else 1 / self.fps)
+        self._time += step if 0 < step <= _MAX_STEP else 1 / self.fps
         return None if image_bgr is None else oriented(image_bgr, self._mirror), self._time, monotonic()
 
     def close(self) -> None:
@@ -101,9 +101,9 @@ def open_video(file: Path, mirror: bool, name: str = "") -> Video:
     Raises:
         InputError: it has no readable frame.
     """
-    if printable(str(file.absolute())) != str(file.absolute()):  # OpenCV would crash
-        raise InputError(f"{printable(str(file.absolute()))} is no UTF-8 name; rename it")
-    opened = open_capture(lambda: cv2.VideoCapture(str(file.absolute())))  # FFmpeg reads "a:b.mp4" as a protocol
+    place = str(file.absolute())
+    check_utf8(place, "rename it")
+    opened = open_capture(lambda: cv2.VideoCapture(place))  # FFmpeg reads "a:b.mp4" as a protocol
     # FFmpeg reads text files as videos.
     if opened is None or int(opened[0].get(cv2.CAP_PROP_FOURCC)) == cv2.VideoWriter.fourcc(*"ansi"):
         raise InputError(f"{file} is no video that OpenCV can read (empty, damaged or another kind of file)")
